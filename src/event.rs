@@ -1,0 +1,160 @@
+//! The event as it leaves a shard: validated, identified, one allocation, ready to be stored.
+//!
+//! Built only by `ingest` (from a request) and, later, by the journal (from a record), so an event that was
+//! not authenticated and validated cannot be queued: the type does not exist.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::limits;
+
+/// Identifies an organisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrgId(pub Uuid);
+
+impl fmt::Display for OrgId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Identifies an event: a `UUIDv7` where the client gave no `dedup_id`, else derived from (org, `dedup_id`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(pub Uuid);
+
+impl EventId {
+    /// The id of every copy of the event that `org` calls `dedup_id`: a version 8 UUID holding the first
+    /// 122 free bits of SHA-256(`"millrace event id v1" || org || dedup_id`).
+    pub fn derived(org: OrgId, dedup_id: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update(b"millrace event id v1")
+            .chain_update(org.0.as_bytes())
+            .chain_update(dedup_id.as_bytes())
+            .finalize();
+        let mut bytes = [0u8; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One event on its way to the store.
+///
+/// Text and payload live in one buffer, `type || dedup_id || payload`, all valid UTF-8; the payload is the
+/// client's own bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Fixed before the 202; storing is idempotent on it.
+    pub id: EventId,
+    /// The organisation whose key posted it.
+    pub org: OrgId,
+    /// When the request was accepted.
+    pub received_at: Timestamp,
+    body: Box<[u8]>,
+    dedup_len: Option<u16>,
+    type_len: u8,
+}
+
+const _: () = assert!(limits::EVENT_TYPE_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(limits::DEDUP_ID_BYTES_MAX <= u16::MAX as usize);
+
+impl Event {
+    /// Assembles an event from validated parts.
+    ///
+    /// # Panics
+    /// If `event_type` or `dedup_id` is longer than its limit: validation comes first.
+    pub fn new(
+        id: EventId,
+        org: OrgId,
+        received_at: Timestamp,
+        event_type: &str,
+        dedup_id: Option<&str>,
+        payload: &[u8],
+    ) -> Self {
+        let dedup = dedup_id.unwrap_or_default();
+        assert!(event_type.len() <= limits::EVENT_TYPE_BYTES_MAX && dedup.len() <= limits::DEDUP_ID_BYTES_MAX);
+        let mut body = Vec::with_capacity(event_type.len() + dedup.len() + payload.len());
+        body.extend_from_slice(event_type.as_bytes());
+        body.extend_from_slice(dedup.as_bytes());
+        body.extend_from_slice(payload);
+        Self {
+            id,
+            org,
+            received_at,
+            body: body.into_boxed_slice(),
+            dedup_len: dedup_id.map(|d| d.len() as u16),
+            type_len: event_type.len() as u8,
+        }
+    }
+
+    /// The event's type; UTF-8 (in fact ASCII).
+    pub fn event_type(&self) -> &[u8] {
+        &self.body[..usize::from(self.type_len)]
+    }
+
+    /// The client's deduplication id; UTF-8.
+    pub fn dedup_id(&self) -> Option<&[u8]> {
+        let start = usize::from(self.type_len);
+        self.dedup_len.map(|len| &self.body[start..start + usize::from(len)])
+    }
+
+    /// The payload as the client sent it, byte for byte: one JSON value in UTF-8.
+    pub fn payload(&self) -> &[u8] {
+        &self.body[usize::from(self.type_len) + usize::from(self.dedup_len.unwrap_or(0))..]
+    }
+
+    /// Whether the id was derived from a `dedup_id`, so that another request may carry the same one.
+    pub fn has_derived_id(&self) -> bool {
+        self.dedup_len.is_some()
+    }
+
+    /// What the event weighs in the queue, in bytes.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + self.body.len()
+    }
+}
+
+impl fmt::Debug for Event {
+    /// Ids and sizes only: payloads are the client's secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("id", &self.id.0)
+            .field("org", &self.org.0)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_come_back_as_they_went_in() {
+        let org = OrgId(Uuid::from_u128(7));
+        let at = Timestamp::from_micros(1);
+        for dedup in [None, Some(""), Some("d-1"), Some("ünï")] {
+            let event = Event::new(EventId(Uuid::nil()), org, at, "user.login", dedup, b"{\"a\": 1}");
+            assert_eq!(event.event_type(), b"user.login");
+            assert_eq!(event.dedup_id(), dedup.map(str::as_bytes));
+            assert_eq!(event.payload(), b"{\"a\": 1}");
+        }
+    }
+
+    #[test]
+    fn a_derived_id_depends_on_both_org_and_dedup_id() {
+        let (a, b) = (OrgId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));
+        assert_eq!(EventId::derived(a, "x"), EventId::derived(a, "x"));
+        assert_ne!(EventId::derived(a, "x"), EventId::derived(b, "x"));
+        assert_ne!(EventId::derived(a, "x"), EventId::derived(a, "y"));
+        assert_eq!(EventId::derived(a, "x").0.get_version_num(), 8);
+    }
+}

@@ -1,0 +1,8 @@
+//! Millrace: a thread-per-core event ingestion server. The modules stand in the order an event walks them.
+
+pub mod clock;
+pub mod event;
+pub mod key;
+pub mod limits;
+pub mod problem;
+pub mod store;

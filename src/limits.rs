@@ -1,0 +1,136 @@
+//! Every bound in Millrace, with what it costs and why it is where it is.
+//!
+//! Nothing elsewhere may grow without one of these names beside it. Relations between bounds are asserted at
+//! compile time at the end of the file.
+
+use std::time::Duration;
+
+// ---- one event ---------------------------------------------------------------------------------------------
+
+/// Longest event type, in bytes (its alphabet is ASCII).
+pub const EVENT_TYPE_BYTES_MAX: usize = 128;
+/// Longest `dedup_id`, in characters.
+pub const DEDUP_ID_CHARS_MAX: usize = 255;
+/// The same in bytes: a character is at most 4 bytes of UTF-8.
+pub const DEDUP_ID_BYTES_MAX: usize = DEDUP_ID_CHARS_MAX * 4;
+/// Largest payload, in bytes as sent.
+pub const PAYLOAD_BYTES_MAX: usize = 262_144;
+/// Deepest nesting of arrays and objects in a payload. Postgres `json` takes thousands; clients rarely take more.
+pub const PAYLOAD_DEPTH_MAX: usize = 128;
+
+// ---- one request -------------------------------------------------------------------------------------------
+
+/// Request line and header fields together, in bytes. Over it: 431.
+pub const REQUEST_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Header fields in one request. Over it: 431. The parser keeps them on the stack (32 bytes each).
+pub const REQUEST_HEADERS_MAX: usize = 64;
+/// Longest request target, in bytes. Over it: 414.
+pub const REQUEST_TARGET_BYTES_MAX: usize = 4 * 1024;
+/// Body of a single-event request: the payload plus room for a fully escaped envelope and white space.
+pub const EVENT_BODY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 16 * 1024;
+/// Body of a batch request, in bytes. A shard holds it whole while it answers.
+pub const BATCH_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Events in one batch request.
+pub const BATCH_EVENTS_MAX: usize = 1000;
+/// Body of a control request (key rotation and the like), in bytes.
+pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
+/// A chunk-size line with its extensions, in bytes.
+pub const CHUNK_LINE_BYTES_MAX: usize = 256;
+/// Trailer fields after a chunked body, in bytes together; they are ignored.
+pub const TRAILER_BYTES_MAX: usize = 4 * 1024;
+/// Framing a chunked body may add: many small chunks cost more framing than data; over it: 400.
+pub const CHUNK_FRAMING_BYTES_MAX: usize = 1024 * 1024;
+
+// ---- one connection ----------------------------------------------------------------------------------------
+
+/// First read buffer of a connection, in bytes: what an idle connection pins. Holds a typical small event whole.
+pub const CONNECTION_READ_BYTES: usize = 1024;
+/// Answers gathered for pipelined requests before they are written, in bytes.
+pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
+/// Open connections, all shards together. At about 4 KiB of our memory each: 64 MiB.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// From the first byte of a request to the end of its header. Over it: 408.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A whole body. Over it: 408.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Grace before a body must arrive at [`BODY_BYTES_PER_SECOND_MIN`].
+pub const BODY_GRACE: Duration = Duration::from_secs(5);
+/// Slowest acceptable body after [`BODY_GRACE`].
+pub const BODY_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
+/// Between requests on a kept-alive connection.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A write that makes no progress.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a refusal: how long unread request bytes are read and dropped so that the client can see the answer.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a shard looks for overdue connections; every timeout is late by at most this.
+pub const TIMEOUT_SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Connections the kernel queues before accept.
+pub const LISTEN_BACKLOG: u32 = 4096;
+
+// ---- authentication ----------------------------------------------------------------------------------------
+
+/// Cached keys per shard, valid and refused together. At about 250 bytes each: 16 MiB a shard.
+pub const AUTH_CACHE_ENTRIES_MAX: usize = 65_536;
+/// How long a verified key is served from the cache.
+pub const AUTH_CACHE_TTL: Duration = Duration::from_secs(300);
+/// How long a refused key is.
+pub const AUTH_CACHE_NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// How often expired entries are swept out.
+pub const AUTH_CACHE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// With the database away an expired entry goes on being served, at most this long after its verification.
+pub const AUTH_CACHE_STALE_MAX: Duration = Duration::from_secs(3600);
+/// Threads that look keys up and run Argon2id. Each holds one Argon2 memory block at a time.
+pub const AUTH_WORKERS: usize = 2;
+/// Verifications waiting per worker. Over it: 429 `auth_busy`.
+pub const AUTH_QUEUE_MAX: usize = 256;
+/// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
+pub const AUTH_WAITERS_MAX: usize = 4096;
+/// Credential changes waiting for one shard; past it the shard drops its whole cache instead.
+pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
+
+// ---- queue and writers -------------------------------------------------------------------------------------
+
+/// Events accepted and not yet stored, by default.
+pub const QUEUE_EVENTS_DEFAULT: usize = 10_000;
+/// The same in bytes: large payloads fill the queue before their count does.
+pub const QUEUE_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Events in one database transaction.
+pub const STORE_BATCH_EVENTS_MAX: usize = 1000;
+/// Bytes in one database transaction.
+pub const STORE_BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long a batch waits for company after its first event.
+pub const STORE_BATCH_AGE_MAX: Duration = Duration::from_millis(5);
+/// Every database call ends by then, answered or not: a hung server frees its caller.
+pub const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connecting to the database, start-up handshake included.
+pub const STORE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause after a failed attempt to store a batch; doubles up to [`STORE_BACKOFF_MAX`], with jitter.
+pub const STORE_BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between attempts: recovery is noticed within it.
+pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+// ---- control -----------------------------------------------------------------------------------------------
+
+/// Threads that answer the reading and managing routes.
+pub const CONTROL_WORKERS: usize = 2;
+/// Control requests waiting for a thread. Over it: 503 `store_unavailable`.
+pub const CONTROL_QUEUE_MAX: usize = 128;
+/// Events in one page of a list.
+pub const LIST_LIMIT_MAX: u32 = 1000;
+/// Events in one page where the request names no limit.
+pub const LIST_LIMIT_DEFAULT: u32 = 100;
+/// A page of a list ends early once it holds this many payload bytes.
+pub const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How often credential changes made by other processes are looked for on SQLite.
+pub const CREDENTIAL_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+const _: () = assert!(PAYLOAD_BYTES_MAX < EVENT_BODY_BYTES_MAX);
+const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
+// A fully escaped dedup_id (12 bytes a character) and type fit beside the largest payload.
+const _: () =
+    assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
+const _: () = assert!(STORE_BATCH_BYTES_MAX > EVENT_BODY_BYTES_MAX);
+const _: () = assert!(STORE_CONNECT_TIMEOUT.as_secs() + STORE_CALL_TIMEOUT.as_secs() <= 30);
+const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
+const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
