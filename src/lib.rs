@@ -4,5 +4,6 @@ pub mod clock;
 pub mod event;
 pub mod key;
 pub mod limits;
+pub mod metrics;
 pub mod problem;
 pub mod store;
