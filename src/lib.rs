@@ -2,8 +2,10 @@
 
 pub mod clock;
 pub mod event;
+pub mod health;
 pub mod key;
 pub mod limits;
 pub mod metrics;
+pub mod ops;
 pub mod problem;
 pub mod store;
