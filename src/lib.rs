@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod event;
+pub mod ingest;
 pub mod key;
 pub mod limits;
 pub mod problem;
