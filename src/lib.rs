@@ -1,11 +1,23 @@
 //! Millrace: a thread-per-core event ingestion server. The modules stand in the order an event walks them.
 
+pub mod limits;
+
 pub mod clock;
 pub mod event;
-pub mod health;
 pub mod key;
-pub mod limits;
+pub mod problem;
+pub mod routes;
+
+pub mod ingest;
+
+pub mod auth;
+
+pub mod handoff;
+
+pub mod store;
+
+pub mod control;
+
+pub mod health;
 pub mod metrics;
 pub mod ops;
-pub mod problem;
-pub mod store;

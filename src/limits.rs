@@ -122,6 +122,20 @@ pub const LIST_LIMIT_MAX: u32 = 1000;
 pub const LIST_LIMIT_DEFAULT: u32 = 100;
 /// A page of a list ends early once it holds this many payload bytes.
 pub const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long a control request waits for a thread. Past it: 503, unanswered questions not being worth a query.
+pub const CONTROL_QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bodies of answers to reading routes that are not yet on the wire, in bytes. Over it: 503. An organisation holds
+/// at most half of it, so slow readers of large pages cost 64 MiB and not the others' answers. Beyond these, each
+/// thread holds one page twice while it writes it, as rows and as a body.
+pub const CONTROL_REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Counters that organisations' shares of the control pool are kept in, by hash. At 16 bytes each: 16 KiB.
+pub const CONTROL_ORG_SLOTS: usize = 1024;
+/// Keys shown in one list, the newest. Rotating every hour fills it in six weeks.
+pub const LIST_KEYS_MAX: usize = 1000;
+/// Longest time a rotated key stays valid beside its successor.
+pub const KEY_ROTATION_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// One kind of trouble on the control threads is logged at most this often.
+pub const CONTROL_COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How often credential changes made by other processes are looked for on SQLite.
 pub const CREDENTIAL_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -147,3 +161,9 @@ const _: () = assert!(STORE_BATCH_BYTES_MAX > EVENT_BODY_BYTES_MAX);
 const _: () = assert!(STORE_CONNECT_TIMEOUT.as_secs() + STORE_CALL_TIMEOUT.as_secs() <= 30);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
+// The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a
+// dedup_id of 4-byte characters, the type, and the names of the fields.
+const _: () = assert!(
+    LIST_BYTES_MAX + PAYLOAD_BYTES_MAX + LIST_LIMIT_MAX as usize * 2048 <= CONTROL_REPLY_BYTES_MAX / 2
+        && DEDUP_ID_BYTES_MAX + EVENT_TYPE_BYTES_MAX + 512 < 2048
+);

@@ -19,7 +19,7 @@ pub struct FieldError {
 pub enum Problem {
     /// The bytes are not HTTP/1.1 as RFC 9112 has it.
     BadRequest(&'static str),
-    /// The query string of a list is wrong.
+    /// The query string of a list, or the body of a control request, is wrong.
     BadQuery(Cow<'static, str>),
     /// The body is not JSON; with the byte offset where the grammar is first violated.
     InvalidJson {

@@ -1,0 +1,68 @@
+//! Where a page of events ended, as an opaque string: the last event's (`received_at`, id), so that the next page
+//! starts right after it however many events arrived meanwhile.
+//!
+//! A version byte, eight bytes of microseconds and sixteen of id, in hexadecimal. It names a place in an order and
+//! carries no rights: the organisation always comes from the key, so a forged one finds nothing of another's.
+
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::event::EventId;
+
+const VERSION: u8 = 1;
+/// 9999-12-31T23:59:59.999999Z: past it no database here has a time, and no event was received.
+const MICROS_MAX: i64 = 253_402_300_799_999_999;
+const BYTES: usize = 1 + 8 + 16;
+
+/// The string of the place after `event`.
+pub(super) fn encode((received_at, id): (Timestamp, EventId)) -> String {
+    let text = format!("{VERSION:02x}{:016x}{}", received_at.as_micros(), id.0.simple());
+    debug_assert_eq!(text.len(), BYTES * 2);
+    text
+}
+
+/// The place that [`encode`] wrote; `None` for anything else.
+pub(super) fn decode(text: &str) -> Option<(Timestamp, EventId)> {
+    // Character by character first: `from_str_radix` takes a sign, and slicing must not cut a character.
+    if text.len() != BYTES * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let version = u8::from_str_radix(&text[..2], 16).ok()?;
+    let micros = i64::from_str_radix(&text[2..18], 16).ok()?;
+    let id = u128::from_str_radix(&text[18..], 16).ok()?;
+    let known = version == VERSION && (0..=MICROS_MAX).contains(&micros);
+    known.then(|| (Timestamp::from_micros(micros), EventId(Uuid::from_u128(id))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_comes_back_as_it_went_in() {
+        for micros in [0, 1, 1_780_000_000_000_000, MICROS_MAX] {
+            let place = (Timestamp::from_micros(micros), EventId(Uuid::from_u128(u128::MAX - 5)));
+            assert_eq!(decode(&encode(place)), Some(place));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let good = encode((Timestamp::from_micros(5), EventId(Uuid::nil())));
+        let with = |at: usize, text: &str| format!("{}{text}{}", &good[..at], &good[at + text.len()..]);
+        for bad in [
+            String::new(),
+            good[1..].to_owned(),
+            format!("{good}0"),
+            with(0, "02"),
+            with(2, "ffffffffffffffff"),
+            with(2, "7fffffffffffffff"),
+            with(2, "+"),
+            with(20, "-"),
+            with(20, "g"),
+            with(20, "é"),
+        ] {
+            assert_eq!(decode(&bad), None, "{bad}");
+        }
+    }
+}

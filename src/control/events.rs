@@ -1,0 +1,39 @@
+//! Reading stored events: one by id, or a page of the newest.
+
+use crate::event::{EventId, OrgId};
+use crate::problem::Problem;
+use crate::store::{Store, StoredEvent};
+
+use super::json::{EVENT_FRAME_BYTES, push_array, push_event, push_string};
+use super::{Answer, Refusal, cursor, query};
+
+/// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.
+pub(super) fn get(store: &dyn Store, org: OrgId, id: EventId) -> Result<Answer, Refusal> {
+    let event = store.event(org, id)?.ok_or(Problem::NotFound)?;
+    let mut body = Vec::with_capacity(document_bytes(&event));
+    push_event(&mut body, &event);
+    Ok((200, body))
+}
+
+/// `GET /api/events`: a page, newest first, and the cursor of the next where there is one.
+///
+/// The store cuts a page short at `LIST_BYTES_MAX`, so fewer events than `limit` do not mean the end; a null
+/// `next_cursor` does.
+pub(super) fn list(store: &dyn Store, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+    let (events, more) = store.events(org, &query::parse(query)?)?;
+    let mut body = Vec::with_capacity(events.iter().map(document_bytes).sum::<usize>() + 128);
+    body.extend_from_slice(b"{\"data\":");
+    push_array(&mut body, &events, push_event);
+    body.extend_from_slice(b",\"next_cursor\":");
+    match events.last().filter(|_| more) {
+        Some(last) => push_string(&mut body, &cursor::encode((last.received_at, last.id))),
+        None => body.extend_from_slice(b"null"),
+    }
+    body.push(b'}');
+    Ok((200, body))
+}
+
+/// Enough for the event's document in all but the most escaped cases.
+fn document_bytes(event: &StoredEvent) -> usize {
+    event.payload.len() + event.dedup_id.as_ref().map_or(0, String::len) + EVENT_FRAME_BYTES
+}

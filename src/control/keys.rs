@@ -1,0 +1,152 @@
+//! An organisation's own keys: list, rotate, revoke.
+//!
+//! A caller may revoke any key of its organisation: the one it used, and the last valid one too. It may have leaked,
+//! and then locked out is what the owner wants; the operator's `millrace key create` makes the next.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::clock::Timestamp;
+use crate::event::OrgId;
+use crate::ingest::json_syntax;
+use crate::key::{ApiKey, Argon2Cost, KeyId};
+use crate::limits::{KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
+use crate::problem::Problem;
+use crate::store::Store;
+
+use super::json::{push_array, push_key, push_string, push_time};
+use super::{Answer, Refusal};
+
+/// At most this much of what is wrong with a body is said back: it can quote the body.
+const DETAIL_SHOWN_CHARS: usize = 160;
+
+/// `GET /api/keys`: valid, expired and revoked ones, newest first.
+pub(super) fn list(store: &dyn Store, org: OrgId) -> Result<Answer, Refusal> {
+    let mut keys = store.keys(org)?;
+    keys.truncate(LIST_KEYS_MAX);
+    let mut body = Vec::with_capacity(keys.len() * 224 + 16);
+    body.extend_from_slice(b"{\"data\":");
+    push_array(&mut body, &keys, push_key);
+    body.push(b'}');
+    Ok((200, body))
+}
+
+/// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace asked for.
+pub(super) fn rotate(store: &dyn Store, cost: Argon2Cost, old: KeyId, body: &[u8]) -> Result<Answer, Refusal> {
+    let grace = parse_grace(body)?;
+    let key = ApiKey::generate()?;
+    let expires_at = store.rotate_key(old, (key.id(), &key.verifier(cost)), grace)?;
+    Ok((200, rotated(&key, expires_at)))
+}
+
+/// `DELETE /api/keys/{id}`. Another organisation's key is not there; revoking twice is no error.
+pub(super) fn delete(store: &dyn Store, org: OrgId, id: KeyId) -> Result<Answer, Refusal> {
+    if store.revoke_key(Some(org), id)? { Ok((204, Vec::new())) } else { Err(Problem::NotFound.into()) }
+}
+
+/// `{"key_id","api_key","previous_expires_at"}`, in one allocation: the clear key is left in no outgrown buffer.
+fn rotated(key: &ApiKey, previous_expires_at: Timestamp) -> Vec<u8> {
+    let mut body = Vec::with_capacity(256);
+    body.extend_from_slice(b"{\"key_id\":");
+    push_string(&mut body, key.id().as_str());
+    body.extend_from_slice(b",\"api_key\":");
+    push_string(&mut body, key.reveal());
+    body.extend_from_slice(b",\"previous_expires_at\":");
+    push_time(&mut body, Some(previous_expires_at));
+    body.push(b'}');
+    body
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateBody {
+    #[serde(default)]
+    grace_seconds: u64,
+}
+
+/// The grace in a rotation's body: `{"grace_seconds": n}`, none where the field or the whole body is left out.
+fn parse_grace(body: &[u8]) -> Result<Duration, Problem> {
+    let Some(first) = body.iter().find(|byte| !b" \t\r\n".contains(byte)) else { return Ok(Duration::ZERO) };
+    json_syntax::check(body).map_err(|error| Problem::InvalidJson {
+        offset: Some(error.offset),
+        detail: format!("expected {}", error.expected).into(),
+    })?;
+    // Asked here because serde would also take the fields as an array, without their names.
+    if *first != b'{' {
+        return Err(Problem::BadQuery("the body must be an object, or empty".into()));
+    }
+    let parsed: RotateBody = serde_json::from_slice(body).map_err(|error| {
+        let shown: String = error.to_string().chars().take(DETAIL_SHOWN_CHARS).collect();
+        Problem::BadQuery(format!("the body takes `grace_seconds`, a whole number, alone: {shown}").into())
+    })?;
+    if parsed.grace_seconds > KEY_ROTATION_GRACE_MAX.as_secs() {
+        let max = KEY_ROTATION_GRACE_MAX.as_secs();
+        return Err(Problem::BadQuery(format!("`grace_seconds` must be from 0 to {max}").into()));
+    }
+    Ok(Duration::from_secs(parsed.grace_seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_is_read_or_defaults_to_none() {
+        for (body, seconds) in [
+            ("", 0),
+            (" \r\n", 0),
+            ("{}", 0),
+            (" { } ", 0),
+            (r#"{"grace_seconds":0}"#, 0),
+            (r#"{ "grace_seconds" : 3600 }"#, 3600),
+            (r#"{"grace_\u0073econds":2592000}"#, 2_592_000),
+        ] {
+            assert_eq!(parse_grace(body.as_bytes()), Ok(Duration::from_secs(seconds)), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_json_and_wrong_is_refused_by_name() {
+        let many = format!(r#"{{"{}":1}}"#, "x".repeat(5000));
+        let deep = format!("{{\"grace_seconds\":{}1{}}}", "[".repeat(5000), "]".repeat(5000));
+        for (body, part) in [
+            (r#"{"grace":5}"#, "`grace`"),
+            (r#"{"grace_seconds":5,"x":1}"#, "`x`"),
+            (r#"{"grace_seconds":5,"grace_seconds":5}"#, "duplicate field `grace_seconds`"),
+            (r#"{"grace_seconds":2592001}"#, "from 0 to 2592000"),
+            (r#"{"grace_seconds":-1}"#, "`-1`"),
+            (r#"{"grace_seconds":1.0}"#, "`1.0`"),
+            (r#"{"grace_seconds":1e400}"#, "number out of range"),
+            (r#"{"grace_seconds":99999999999999999999}"#, "grace_seconds"),
+            (r#"{"grace_seconds":"5"}"#, "string"),
+            (r#"{"grace_seconds":null}"#, "null"),
+            (many.as_str(), "xxx"),
+            (deep.as_str(), "grace_seconds"),
+            ("[]", "object"),
+            ("[5]", "object"),
+            ("null", "object"),
+            ("5", "object"),
+        ] {
+            let problem = parse_grace(body.as_bytes()).expect_err(body);
+            assert_eq!(problem.row().code, "bad_request", "{body}");
+            assert!(problem.detail().contains(part), "{body}: {}", problem.detail());
+            assert!(problem.detail().len() < 300);
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_json_is_refused_with_its_offset() {
+        for (body, at) in [
+            (b"{" as &[u8], 1),
+            (b"{\"grace_seconds\":05}", 18),
+            (b"{} x", 3),
+            (b"\xef\xbb\xbf{}", 0),
+            (b"{\"\xff\":1}", 2),
+            (b"grace_seconds=5", 0),
+        ] {
+            let problem = parse_grace(body).unwrap_err();
+            assert!(matches!(problem, Problem::InvalidJson { offset: Some(o), .. } if o == at), "{problem:?}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The query string of an event list, parsed strictly: a parameter that is not known, given twice or ill-formed is
+//! refused by name, for a typo must not turn a filter into "everything".
+//!
+//! Names and values are percent-decoded as RFC 3986 has it. A `+` is a plus, not a space: the offset of a time can be
+//! written `+02:00` as well as `%2B02:00`, and no value here has a space in it. Empty parameters (`a=1&&`) are skipped.
+//! The string's length is bounded by the request target's.
+
+use std::borrow::Cow;
+
+use crate::clock::Timestamp;
+use crate::limits::{EVENT_TYPE_BYTES_MAX, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX};
+use crate::problem::Problem;
+use crate::store::EventQuery;
+
+use super::cursor;
+
+/// At most this much of an unknown parameter's name is said back.
+const NAME_SHOWN_CHARS: usize = 64;
+
+/// Reads `type`, `after`, `before`, `limit` and `cursor`.
+///
+/// # Errors
+/// [`Problem::BadQuery`], naming the parameter.
+pub(super) fn parse(query: &str) -> Result<EventQuery, Problem> {
+    let (mut event_type, mut after, mut before, mut limit, mut cursor) = (None, None, None, None, None);
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let name = percent_decoded(name).ok_or_else(|| bad("a parameter's name is not percent-encoded UTF-8"))?;
+        let value = percent_decoded(value);
+        let value = value.as_deref();
+        match name.as_ref() {
+            "type" => once(&mut event_type, "type", value.and_then(type_of), TYPE_RULE)?,
+            "after" => once(&mut after, "after", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
+            "before" => once(&mut before, "before", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
+            "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
+            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode), CURSOR_RULE)?,
+            unknown => {
+                let shown: String = unknown.chars().take(NAME_SHOWN_CHARS).collect();
+                return Err(bad(format!(
+                    "there is no parameter `{shown}` here; there are type, after, before, limit and cursor"
+                )));
+            }
+        }
+    }
+    Ok(EventQuery { event_type, after, before, cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
+}
+
+const TYPE_RULE: &str = "1 to 128 of A-Z a-z 0-9 _ . : / -";
+const TIME_RULE: &str = "an RFC 3339 time such as 2026-01-31T12:00:00Z";
+const LIMIT_RULE: &str = "a number from 1 to 1000";
+const CURSOR_RULE: &str = "a next_cursor as a page of this list gave it";
+// The rules are words; this keeps them true.
+const _: () = assert!(EVENT_TYPE_BYTES_MAX == 128 && LIST_LIMIT_MAX == 1000);
+
+/// Fills `place` with a parsed value, the first time.
+fn once<T>(place: &mut Option<T>, name: &str, value: Option<T>, rule: &str) -> Result<(), Problem> {
+    let value = value.ok_or_else(|| bad(format!("`{name}` must be {rule}")))?;
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(bad(format!("`{name}` is given twice"))),
+    }
+}
+
+fn bad(why: impl Into<Cow<'static, str>>) -> Problem {
+    Problem::BadQuery(why.into())
+}
+
+fn type_of(text: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte);
+    let fits = (1..=EVENT_TYPE_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed);
+    fits.then(|| text.to_owned())
+}
+
+fn limit_of(text: &str) -> Option<u32> {
+    // Digits only: `parse` alone would take `+5`.
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()?;
+    (1..=LIST_LIMIT_MAX).contains(&number).then_some(number)
+}
+
+/// Undoes percent-encoding; `None` where a `%` is not followed by two hexadecimal digits or the result is not UTF-8.
+fn percent_decoded(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte == b'%' {
+            let (digits, after) = after.split_first_chunk::<2>()?;
+            decoded.push(hex_digit(digits[0])? << 4 | hex_digit(digits[1])?);
+            rest = after;
+        } else {
+            decoded.push(byte);
+            rest = after;
+        }
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+fn hex_digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|digit| digit as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::EventId;
+
+    fn detail(query: &str) -> String {
+        let problem = parse(query).expect_err(query);
+        assert_eq!(problem.row().code, "bad_request");
+        problem.detail().into_owned()
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let place = (Timestamp::from_micros(77), EventId(Uuid::from_u128(9)));
+        let query = format!(
+            "type=user.login&after=2026-01-01T01:00:00%2B01:00&before=2026-01-02T00:00:00.5Z&limit=7&cursor={}",
+            cursor::encode(place)
+        );
+        let read = parse(&query).unwrap();
+        assert_eq!(read.event_type.as_deref(), Some("user.login"));
+        assert_eq!(read.after, Timestamp::parse_rfc3339("2026-01-01T00:00:00Z"));
+        assert_eq!(read.before, Timestamp::parse_rfc3339("2026-01-02T00:00:00.5Z"));
+        assert_eq!((read.limit, read.cursor), (7, Some(place)));
+    }
+
+    #[test]
+    fn nothing_given_means_the_newest_of_every_type() {
+        for query in ["", "&", "&&&"] {
+            let read = parse(query).unwrap();
+            assert_eq!((read.limit, read.cursor, read.after, read.before), (LIST_LIMIT_DEFAULT, None, None, None));
+            assert_eq!(read.event_type, None);
+        }
+    }
+
+    #[test]
+    fn a_plus_is_a_plus_and_percent_encoding_is_undone_in_names_too() {
+        let plain = parse("after=2026-01-01T01:00:00+01:00").unwrap();
+        assert_eq!(plain.after, Timestamp::parse_rfc3339("2026-01-01T00:00:00Z"));
+        assert_eq!(parse("%74ype=a%2Fb%3a1&limit=1%30").unwrap().event_type.as_deref(), Some("a/b:1"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (query, part) in [
+            ("typo=1", "`typo`"),
+            ("Type=a", "`Type`"),
+            ("=1", "``"),
+            ("%ff=1", "not percent-encoded UTF-8"),
+            ("%4=1", "not percent-encoded UTF-8"),
+            ("type", "`type` must be"),
+            ("type=", "`type` must be"),
+            ("type=a b", "`type` must be"),
+            ("type=a%00", "`type` must be"),
+            ("type=%zz", "`type` must be"),
+            ("type=%", "`type` must be"),
+            ("type=é", "`type` must be"),
+            ("after=yesterday", "`after` must be"),
+            ("before=2026-01-01", "`before` must be"),
+            ("limit=0", "`limit` must be"),
+            ("limit=1001", "`limit` must be"),
+            ("limit=+5", "`limit` must be"),
+            ("limit=-1", "`limit` must be"),
+            ("limit=99999999999999999999", "`limit` must be"),
+            ("limit=", "`limit` must be"),
+            ("cursor=abc", "`cursor` must be"),
+            ("limit=5&limit=5", "`limit` is given twice"),
+            ("type=a&%74ype=b", "`type` is given twice"),
+        ] {
+            assert!(detail(query).contains(part), "{query}: {}", detail(query));
+        }
+        assert!(parse(&format!("type={}", "a".repeat(128))).is_ok());
+        assert!(detail(&format!("type={}", "a".repeat(129))).contains("`type` must be"));
+        assert!(detail(&"é".repeat(2000)).chars().count() < 200, "an unknown name is said back only in part");
+    }
+}

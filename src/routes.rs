@@ -1,0 +1,273 @@
+//! The one table of routes: which method on which path means what.
+//!
+//! Runs on the shards for every request and on the ops listener, so it neither allocates nor locks, and asks for
+//! `POST /api/events` first. Paths are compared as bytes, exactly as sent and without the query: no
+//! percent-decoding, no trailing slash, no case folding. An id that is not one is a path that is not there: 404.
+//!
+//! [`TABLE`] is the same table for people; `tests/openapi.rs` holds it, [`route`] and the OpenAPI document together.
+
+use uuid::Uuid;
+
+use crate::event::EventId;
+use crate::key::KeyId;
+use crate::problem::Problem;
+
+/// The OpenAPI 3.1 document of every route here, served as `application/json` at `/openapi.json`.
+pub const OPENAPI_JSON: &str = include_str!("openapi.json");
+
+/// A request method this server can tell from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// `GET`
+    Get,
+    /// `HEAD`: answered as `GET`, without the body.
+    Head,
+    /// `POST`
+    Post,
+    /// `PUT`: known, taken nowhere.
+    Put,
+    /// `PATCH`
+    Patch,
+    /// `DELETE`
+    Delete,
+    /// `OPTIONS`: known, taken nowhere.
+    Options,
+    /// Any other token: 501.
+    Other,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// `POST /api/events`
+    PostEvent,
+    /// `POST /api/events/batch`
+    PostEventBatch,
+    /// `GET /api/events`
+    ListEvents,
+    /// `GET /api/events/{id}`
+    GetEvent(EventId),
+    /// `GET /api/keys`
+    ListKeys,
+    /// `POST /api/keys/rotate`
+    RotateKey,
+    /// `DELETE /api/keys/{id}`
+    DeleteKey(KeyId),
+    /// `GET /health`
+    Health,
+    /// `GET /ready`
+    Ready,
+    /// `GET /metrics`
+    Metrics,
+    /// `GET /openapi.json`
+    OpenApi,
+}
+
+/// Method and path template of every route; a `GET` is also taken as `HEAD`.
+pub const TABLE: &[(&str, &str)] = &[
+    ("POST", "/api/events"),
+    ("GET", "/api/events"),
+    ("POST", "/api/events/batch"),
+    ("GET", "/api/events/{id}"),
+    ("GET", "/api/keys"),
+    ("POST", "/api/keys/rotate"),
+    ("DELETE", "/api/keys/{id}"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+];
+
+impl Route {
+    /// The path with its variables unfilled: safe as a metric label, for nothing in it comes from the request.
+    pub const fn template(self) -> &'static str {
+        match self {
+            Self::PostEvent | Self::ListEvents => "/api/events",
+            Self::PostEventBatch => "/api/events/batch",
+            Self::GetEvent(_) => "/api/events/{id}",
+            Self::ListKeys => "/api/keys",
+            Self::RotateKey => "/api/keys/rotate",
+            Self::DeleteKey(_) => "/api/keys/{id}",
+            Self::Health => "/health",
+            Self::Ready => "/ready",
+            Self::Metrics => "/metrics",
+            Self::OpenApi => "/openapi.json",
+        }
+    }
+}
+
+/// Finds the route of a request; `path` is the target without its query.
+///
+/// # Errors
+/// [`Problem::UnknownMethod`] for a method outside [`Method`]'s names, [`Problem::NotFound`] where no route has this
+/// path, [`Problem::MethodNotAllowed`] with the `Allow` value where one has it under another method.
+#[inline]
+pub fn route(method: Method, path: &[u8]) -> Result<Route, Problem> {
+    if method == Method::Post && path == b"/api/events" {
+        return Ok(Route::PostEvent);
+    }
+    other_route(method, path)
+}
+
+fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
+    if method == Method::Other {
+        return Err(Problem::UnknownMethod);
+    }
+    match path {
+        b"/api/events" => match method {
+            Method::Post => Ok(Route::PostEvent),
+            Method::Get | Method::Head => Ok(Route::ListEvents),
+            _ => Err(Problem::MethodNotAllowed("GET, HEAD, POST")),
+        },
+        b"/api/events/batch" => post(method, Route::PostEventBatch),
+        b"/api/keys" => get(method, Route::ListKeys),
+        b"/api/keys/rotate" => post(method, Route::RotateKey),
+        b"/health" => get(method, Route::Health),
+        b"/ready" => get(method, Route::Ready),
+        b"/metrics" => get(method, Route::Metrics),
+        b"/openapi.json" => get(method, Route::OpenApi),
+        _ => {
+            if let Some(id) = path.strip_prefix(b"/api/events/") {
+                get(method, Route::GetEvent(event_id(id).ok_or(Problem::NotFound)?))
+            } else if let Some(id) = path.strip_prefix(b"/api/keys/") {
+                delete(method, Route::DeleteKey(key_id(id).ok_or(Problem::NotFound)?))
+            } else {
+                Err(Problem::NotFound)
+            }
+        }
+    }
+}
+
+fn get(method: Method, route: Route) -> Result<Route, Problem> {
+    match method {
+        Method::Get | Method::Head => Ok(route),
+        _ => Err(Problem::MethodNotAllowed("GET, HEAD")),
+    }
+}
+
+fn post(method: Method, route: Route) -> Result<Route, Problem> {
+    if method == Method::Post { Ok(route) } else { Err(Problem::MethodNotAllowed("POST")) }
+}
+
+fn delete(method: Method, route: Route) -> Result<Route, Problem> {
+    if method == Method::Delete { Ok(route) } else { Err(Problem::MethodNotAllowed("DELETE")) }
+}
+
+/// The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs and bare hex.
+fn event_id(text: &[u8]) -> Option<EventId> {
+    const HYPHENATED_LEN: usize = uuid::fmt::Hyphenated::LENGTH;
+    if text.len() != HYPHENATED_LEN {
+        return None;
+    }
+    Uuid::try_parse_ascii(text).ok().map(EventId)
+}
+
+fn key_id(text: &[u8]) -> Option<KeyId> {
+    std::str::from_utf8(text).ok().and_then(KeyId::parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = "/api/events/01890a5d-ac96-774b-bcce-b302099a8057";
+    const KEY: &str = "/api/keys/0aZ0aZ0aZ0aZ";
+    const METHODS: [(Method, &str); 7] = [
+        (Method::Get, "GET"),
+        (Method::Head, "HEAD"),
+        (Method::Post, "POST"),
+        (Method::Put, "PUT"),
+        (Method::Patch, "PATCH"),
+        (Method::Delete, "DELETE"),
+        (Method::Options, "OPTIONS"),
+    ];
+
+    fn filled(template: &str) -> String {
+        match template {
+            "/api/events/{id}" => EVENT.to_owned(),
+            "/api/keys/{id}" => KEY.to_owned(),
+            plain => plain.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_table_and_the_routes_agree_on_every_method_and_allow_value() {
+        for (_, template) in TABLE {
+            let mut allowed: Vec<&str> = TABLE.iter().filter(|row| row.1 == *template).map(|row| row.0).collect();
+            if allowed.contains(&"GET") {
+                allowed.push("HEAD");
+            }
+            allowed.sort_unstable();
+            for (method, name) in METHODS {
+                match route(method, filled(template).as_bytes()) {
+                    Ok(found) => {
+                        assert!(allowed.contains(&name), "{name} {template}");
+                        assert_eq!(found.template(), *template);
+                    }
+                    Err(refused) => {
+                        assert!(!allowed.contains(&name), "{name} {template}");
+                        let allow = allowed.join(", ");
+                        assert!(
+                            matches!(refused, Problem::MethodNotAllowed(a) if a == allow),
+                            "{template}: {refused:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ids_come_out_of_the_path() {
+        let event = EventId(Uuid::parse_str(&EVENT[12..]).unwrap());
+        assert_eq!(route(Method::Get, EVENT.as_bytes()), Ok(Route::GetEvent(event)));
+        let upper = format!("/api/events/{}", EVENT[12..].to_uppercase());
+        assert_eq!(route(Method::Head, upper.as_bytes()), Ok(Route::GetEvent(event)));
+        let key = KeyId::parse("0aZ0aZ0aZ0aZ").unwrap();
+        assert_eq!(route(Method::Delete, KEY.as_bytes()), Ok(Route::DeleteKey(key)));
+    }
+
+    #[test]
+    fn what_is_not_a_path_is_not_found_whatever_the_method() {
+        for path in [
+            "",
+            "/",
+            "*",
+            "/api",
+            "/api/",
+            "/api/events/",
+            "/api/events/batch/",
+            "/API/EVENTS",
+            "//api/events",
+            "/api/events/01890a5dac96774bbcceb302099a8057",
+            "/api/events/{01890a5d-ac96-774b-bcce-b302099a8057}",
+            "/api/events/urn:uuid:01890a5d-ac96-774b-bcce-b302099a8057",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a805g",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/deliveries",
+            "/api/keys/",
+            "/api/keys/0aZ0aZ0aZ0a",
+            "/api/keys/0aZ0aZ0aZ0aZ0",
+            "/api/keys/0aZ0aZ0aZ0a-",
+            "/health/",
+            "/metrics?x",
+            "/openapi",
+            "/api/events/b%61tch",
+        ] {
+            for (method, _) in METHODS {
+                assert_eq!(route(method, path.as_bytes()), Err(Problem::NotFound), "{path}");
+            }
+        }
+        assert_eq!(
+            route(Method::Delete, b"/api/keys/\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+            Err(Problem::NotFound)
+        );
+    }
+
+    #[test]
+    fn an_unknown_method_is_501_on_every_path() {
+        for path in ["/api/events", "/health", "/nowhere"] {
+            assert_eq!(route(Method::Other, path.as_bytes()), Err(Problem::UnknownMethod));
+        }
+    }
+}
