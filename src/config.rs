@@ -182,7 +182,7 @@ impl Config {
             shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
             migrate_on_start: values.switch("migrate"),
             allow_insecure_webhooks: values.switch("allow_insecure_webhooks"),
-            argon2: argon2.validate().map_err(refuse_argon2)?,
+            argon2: argon2.validate().map_err(|why| refuse_argon2(&why))?,
             log: log.to_owned(),
             log_format: if values.text("log_format") == "json" { LogFormat::Json } else { LogFormat::Text },
         };
@@ -275,7 +275,7 @@ fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
     }
 }
 
-fn refuse_argon2(why: String) -> ConfigError {
+fn refuse_argon2(why: &str) -> ConfigError {
     ConfigError::Unusable(format!("{why}\n  fix: set argon2_memory_kib and argon2_iterations, or leave them out"))
 }
 
