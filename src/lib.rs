@@ -1,6 +1,12 @@
 //! Millrace: a thread-per-core event ingestion server. The modules stand in the order an event walks them.
 
+pub mod cli;
+pub mod config;
 pub mod limits;
+pub mod logging;
+
+pub mod boot;
+pub mod shutdown;
 
 pub mod clock;
 pub mod event;

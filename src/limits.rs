@@ -65,6 +65,8 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a shard looks for overdue connections; every timeout is late by at most this.
 pub const TIMEOUT_SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Descriptors kept for everything but client connections: database, files, rings, the ops listener.
+pub const RESERVED_DESCRIPTORS: usize = 512;
 /// Connections the kernel queues before accept.
 pub const LISTEN_BACKLOG: u32 = 4096;
 
@@ -152,6 +154,29 @@ pub const OPS_STACK_BYTES: usize = 128 * 1024;
 /// Finished coroutines whose stacks are kept for the next connection.
 pub const OPS_STACKS_POOLED: usize = 16;
 
+// ---- configuration -----------------------------------------------------------------------------------------
+
+/// Size of a configuration file, in bytes.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Shard threads. Each costs a runtime, a listener and an auth cache: 16 MiB at most.
+pub const SHARDS_MAX: u64 = 1024;
+/// Writer threads, each with a database connection.
+pub const WRITERS_MAX: u64 = 1024;
+/// Largest queue that can be configured, in events; [`QUEUE_BYTES_MAX`] bounds its bytes in any case.
+pub const QUEUE_EVENTS_MAX: u64 = 10_000_000;
+/// Most connections that can be configured: 4 GiB of our memory, and a file descriptor each.
+pub const CONNECTIONS_CONFIGURED_MAX: u64 = 1_048_576;
+/// Requests per minute of an organisation without a limit of its own.
+pub const RATE_LIMIT_PER_MINUTE_DEFAULT: u64 = 1000;
+/// Highest limit that can be set, in requests per minute; fits a signed 32-bit column. 0 is unlimited.
+pub const RATE_LIMIT_PER_MINUTE_MAX: u64 = 1_000_000_000;
+/// How long a shutdown drains the queue, by default.
+pub const SHUTDOWN_GRACE_DEFAULT: Duration = Duration::from_secs(30);
+/// Longest shutdown grace that can be configured.
+pub const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(3600);
+/// Longest name of an organisation, in characters.
+pub const ORGANIZATION_NAME_CHARS_MAX: usize = 128;
+
 const _: () = assert!(PAYLOAD_BYTES_MAX < EVENT_BODY_BYTES_MAX);
 const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 // A fully escaped dedup_id (12 bytes a character) and type fit beside the largest payload.
@@ -167,3 +192,9 @@ const _: () = assert!(
     LIST_BYTES_MAX + PAYLOAD_BYTES_MAX + LIST_LIMIT_MAX as usize * 2048 <= CONTROL_REPLY_BYTES_MAX / 2
         && DEDUP_ID_BYTES_MAX + EVENT_TYPE_BYTES_MAX + 512 < 2048
 );
+
+const _: () = assert!(QUEUE_EVENTS_DEFAULT as u64 <= QUEUE_EVENTS_MAX);
+const _: () = assert!(CONNECTIONS_MAX as u64 <= CONNECTIONS_CONFIGURED_MAX);
+const _: () = assert!(RATE_LIMIT_PER_MINUTE_DEFAULT <= RATE_LIMIT_PER_MINUTE_MAX);
+const _: () = assert!(RATE_LIMIT_PER_MINUTE_MAX <= i32::MAX as u64);
+const _: () = assert!(SHUTDOWN_GRACE_DEFAULT.as_secs() <= SHUTDOWN_GRACE_MAX.as_secs());

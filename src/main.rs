@@ -1,1 +1,22 @@
-fn main() {}
+//! The program: allocator, cores, arguments. Everything else is the library's.
+
+use std::process::ExitCode;
+use std::thread;
+
+use core_affinity::CoreId;
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    millrace::cli::run(std::env::args_os(), cores())
+}
+
+/// The cores this process may run on: asked once, before any thread is pinned and the answer shrinks to one.
+fn cores() -> Vec<CoreId> {
+    core_affinity::get_core_ids().filter(|cores| !cores.is_empty()).unwrap_or_else(|| {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        (0..count).map(|id| CoreId { id }).collect()
+    })
+}

@@ -1,0 +1,64 @@
+//! A command's hold on the store: opened, migrated, and able to say what to do where it refuses.
+
+use std::sync::Arc;
+
+use super::Invocation;
+use super::failure::Failure;
+use crate::config::{Config, Flags};
+use crate::key::ApiKey;
+use crate::store::open::open;
+use crate::store::{Store, StoreError};
+
+/// One to work on, and one for a migration's lock.
+const CONNECTIONS: u32 = 2;
+
+/// An open store, migrated.
+pub struct Session {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    config: Config,
+    /// How many migrations the opening applied.
+    pub migrated: u32,
+}
+
+impl Session {
+    /// Opens the configured store and brings its schema up to date.
+    pub fn open(invocation: &Invocation, flags: Flags) -> Result<Self, Failure> {
+        let config = invocation.load(flags)?.config;
+        let store = open(&config.store(CONNECTIONS)).map_err(|error| explain(&config, &error))?;
+        let migrated = store.migrate().map_err(|error| explain(&config, &error))?;
+        Ok(Self { store, config, migrated })
+    }
+
+    /// Passes a store's answer on, or says why there is none and what mends it.
+    pub fn done<T>(&self, answer: Result<T, StoreError>) -> Result<T, Failure> {
+        answer.map_err(|error| explain(&self.config, &error))
+    }
+
+    /// A new key with what the store keeps of it.
+    pub fn generate_key(&self) -> Result<(ApiKey, crate::key::KeyVerifier), Failure> {
+        let key = ApiKey::generate()
+            .map_err(|error| Failure::Refused(format!("the operating system gives no random bytes: {error}")))?;
+        let verifier = key.verifier(self.config.argon2);
+        Ok((key, verifier))
+    }
+}
+
+fn explain(config: &Config, error: &StoreError) -> Failure {
+    let remedy = match (error, &config.database_url) {
+        (StoreError::Conflict(_) | StoreError::RowRefused(_), _) => return Failure::Refused(error.to_string()),
+        (StoreError::Unavailable(_), Some(url)) => {
+            format!("check that {url} is up and can be reached: psql \"$DATABASE_URL\" -c 'select 1'")
+        }
+        (StoreError::Misconfigured(_), Some(url)) => {
+            format!("check user, password, database and permissions of {url}: psql \"$DATABASE_URL\" -c 'select 1'")
+        }
+        (StoreError::Unavailable(_) | StoreError::Misconfigured(_), None) => {
+            format!(
+                "check that {} is a directory this user can write, or name another with --data-dir",
+                config.data_dir.display()
+            )
+        }
+    };
+    Failure::Refused(format!("{error}\n  fix: {remedy}"))
+}

@@ -1,0 +1,302 @@
+//! CONFIG: turns the file, the environment and the flags into one typed [`Config`], once, before anything starts.
+//!
+//! The only reader of the environment. Precedence: defaults < TOML file (`--config` or `MILLRACE_CONFIG`) <
+//! environment < flags. Whoever holds a `Config` holds one that was checked: ranges, addresses, the log filter
+//! and what this version can do. Nothing is corrected in silence; whatever does not fit is a [`ConfigError`]
+//! that names the place and what would be right there.
+//!
+//! Runs on the main thread only. Never shows a secret: not in an error, not in [`Loaded::to_toml`].
+
+mod error;
+mod flags;
+mod layer;
+mod secret_url;
+pub mod setting;
+
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::ConfigError;
+pub use flags::{COMMON_FLAGS_HEADING, Flags, KeyFlags, ServerFlags, StoreFlags};
+pub use layer::Origin;
+pub use secret_url::SecretUrl;
+
+use crate::key::Argon2Cost;
+use crate::limits;
+use crate::logging;
+use crate::store::open::StoreConfig;
+use layer::{Value, Values};
+use setting::Kind;
+
+/// The environment variable that names the configuration file where `--config` does not.
+pub const CONFIG_FILE_ENV: &str = "MILLRACE_CONFIG";
+
+/// Everything that can be configured, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where events are accepted. Port 0: a free one.
+    pub listen: SocketAddr,
+    /// Where the operations routes answer. Port 0: a free one.
+    pub ops_listen: SocketAddr,
+    /// Where the embedded store lives.
+    pub data_dir: PathBuf,
+    /// The Postgres to store in; `None` is the embedded store.
+    pub database_url: Option<SecretUrl>,
+    /// Shard threads, at least 1.
+    pub shards: usize,
+    /// Whether each shard is pinned to a core.
+    pub pin: bool,
+    /// How shards do their I/O.
+    pub io_driver: IoDriver,
+    /// Open client connections, all shards together, at least 1.
+    pub connections_max: usize,
+    /// Threads that store events, at least 1.
+    pub writers: usize,
+    /// Events accepted and not yet stored, at least 1.
+    pub queue_capacity: usize,
+    /// What a 202 promises.
+    pub durability: Durability,
+    /// Requests per minute for organisations without a limit of their own; 0 is unlimited.
+    pub rate_limit_per_minute: u32,
+    /// How long a shutdown drains the queue.
+    pub shutdown_grace: Duration,
+    /// Whether `serve` applies migrations.
+    pub migrate_on_start: bool,
+    /// Whether endpoints may be plain http and on private addresses.
+    pub allow_insecure_webhooks: bool,
+    /// Cost of hashing a new key.
+    pub argon2: Argon2Cost,
+    /// A filter that [`logging::parse_filter`] takes.
+    pub log: String,
+    /// Form of the log.
+    pub log_format: LogFormat,
+}
+
+/// What a 202 promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk, synchronised.
+    Fsync,
+    /// Written to the operating system.
+    Os,
+    /// In the queue.
+    Memory,
+}
+
+impl Durability {
+    /// What this version can keep. The first two levels need a journal, which it does not have.
+    const AVAILABLE: &[Self] = &[Self::Memory];
+}
+
+/// How shards do their I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoDriver {
+    /// `io_uring` where the kernel allows it, else epoll.
+    Auto,
+    /// `io_uring`, or no start.
+    Uring,
+    /// Epoll.
+    Epoll,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line an event, for people.
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+/// A checked configuration, with where each of its values came from.
+pub struct Loaded {
+    /// What it says.
+    pub config: Config,
+    values: Values,
+}
+
+/// Loads the configuration of this process. `file` is what `--config` says; `cores` is what "per core" counts.
+pub fn load(file: Option<&Path>, flags: &Flags, cores: usize) -> Result<Loaded, ConfigError> {
+    load_from(file, |name| std::env::var_os(name), flags, cores)
+}
+
+fn load_from(
+    file: Option<&Path>,
+    environment: impl Fn(&str) -> Option<OsString>,
+    flags: &Flags,
+    cores: usize,
+) -> Result<Loaded, ConfigError> {
+    let mut values = Values::defaults(cores);
+    let named = environment(CONFIG_FILE_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = file.map(Path::to_owned).or(named) {
+        values.lay_file(&path, &read_file(&path)?)?;
+    }
+    values.lay_environment(environment)?;
+    for (setting, text) in flags.iter() {
+        values.lay_flag(setting, text)?;
+    }
+    Ok(Loaded { config: Config::from_values(&values)?, values })
+}
+
+fn read_file(path: &Path) -> Result<String, ConfigError> {
+    let refuse = |why: String| ConfigError::File { path: path.to_owned(), why };
+    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let mut text = String::new();
+    let read = file.take(limits::CONFIG_FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    match read.map_err(|error| refuse(error.to_string()))? as u64 {
+        0..=limits::CONFIG_FILE_BYTES_MAX => Ok(text),
+        _ => Err(refuse(format!("it is larger than {} bytes", limits::CONFIG_FILE_BYTES_MAX))),
+    }
+}
+
+impl Config {
+    fn from_values(values: &Values) -> Result<Self, ConfigError> {
+        let argon2 = Argon2Cost {
+            memory_kib: values.count("argon2_memory_kib") as u32,
+            iterations: values.count("argon2_iterations") as u32,
+        };
+        let log = values.text("log");
+        logging::parse_filter(log).map_err(|why| values.refuse_text("log", why))?;
+        let config = Self {
+            listen: address(values, "listen")?,
+            ops_listen: address(values, "ops_listen")?,
+            data_dir: data_dir(values)?,
+            database_url: database_url(values)?,
+            shards: values.count("shards") as usize,
+            pin: values.switch("pin"),
+            io_driver: match values.text("io_driver") {
+                "uring" => IoDriver::Uring,
+                "epoll" => IoDriver::Epoll,
+                _ => IoDriver::Auto,
+            },
+            connections_max: values.count("connections_max") as usize,
+            writers: values.count("writers") as usize,
+            queue_capacity: values.count("queue_capacity") as usize,
+            durability: durability(values)?,
+            rate_limit_per_minute: values.count("rate_limit_per_minute") as u32,
+            shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
+            migrate_on_start: values.switch("migrate"),
+            allow_insecure_webhooks: values.switch("allow_insecure_webhooks"),
+            argon2: argon2.validate().map_err(|why| refuse_argon2(&why))?,
+            log: log.to_owned(),
+            log_format: if values.text("log_format") == "json" { LogFormat::Json } else { LogFormat::Text },
+        };
+        if overlap(config.listen, config.ops_listen) {
+            return Err(ConfigError::Unusable(format!(
+                "listen ({}) and ops_listen ({}) are the same address\n  fix: give one of them another port, with \
+                 --listen or --ops-listen",
+                config.listen, config.ops_listen
+            )));
+        }
+        Ok(config)
+    }
+
+    /// What the store needs to know, with at most this many connections to the database.
+    pub fn store(&self, connections_max: u32) -> StoreConfig {
+        StoreConfig {
+            database_url: self.database_url.as_ref().map(|url| url.reveal().to_owned()),
+            data_dir: self.data_dir.clone(),
+            connections_max,
+        }
+    }
+}
+
+impl Loaded {
+    /// The effective configuration as TOML, secrets masked, each line with where its value came from.
+    pub fn to_toml(&self) -> String {
+        let mut lines = Vec::new();
+        for slot in self.values.slots() {
+            let key = slot.setting.key;
+            let line = match (&slot.value, slot.setting.kind, &self.config.database_url) {
+                (Some(Value::Text(_)), Kind::Secret(_), Some(url)) => format!("{key} = {}", quoted(&url.to_string())),
+                (None, ..) | (_, Kind::Secret(_), _) => format!("# {key} is not set"),
+                (Some(Value::Text(text)), ..) => format!("{key} = {}", quoted(text)),
+                (Some(Value::Count(count)), ..) => format!("{key} = {count}"),
+                (Some(Value::Switch(on)), ..) => format!("{key} = {on}"),
+            };
+            let origin = match &slot.origin {
+                Origin::Default => "default".to_owned(),
+                origin => origin.place(slot.setting),
+            };
+            lines.push((line, origin));
+        }
+        let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0);
+        lines.iter().fold(String::new(), |mut text, (line, origin)| {
+            writeln!(text, "{line:width$}  # {origin}").expect("writing to a String cannot fail");
+            text
+        })
+    }
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+fn address(values: &Values, key: &str) -> Result<SocketAddr, ConfigError> {
+    let text = values.text(key);
+    let localhost = || text.strip_prefix("localhost:")?.parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into());
+    text.parse().ok().or_else(localhost).ok_or_else(|| {
+        values.refuse_text(
+            key,
+            "an IP address and a port, such as 127.0.0.1:3000, 0.0.0.0:3000, [::1]:3000 or localhost:3000",
+        )
+    })
+}
+
+/// Whether the kernel would give both to one listener, or refuse the second.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (any || a.ip() == b.ip())
+}
+
+fn data_dir(values: &Values) -> Result<PathBuf, ConfigError> {
+    match values.text("data_dir") {
+        "" => Err(values.refuse_text("data_dir", "the path of a directory")),
+        path => Ok(path.into()),
+    }
+}
+
+fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
+    match values.text("database_url") {
+        "" => Ok(None),
+        text => SecretUrl::parse(text).map(Some).ok_or_else(|| {
+            values.refuse_text(
+                "database_url",
+                "postgres://USER:PASSWORD@HOST:PORT/DATABASE, or empty for the embedded store",
+            )
+        }),
+    }
+}
+
+fn refuse_argon2(why: &str) -> ConfigError {
+    ConfigError::Unusable(format!("{why}\n  fix: set argon2_memory_kib and argon2_iterations, or leave them out"))
+}
+
+fn durability(values: &Values) -> Result<Durability, ConfigError> {
+    let durability = match values.text("durability") {
+        "fsync" => Durability::Fsync,
+        "os" => Durability::Os,
+        _ => Durability::Memory,
+    };
+    if Durability::AVAILABLE.contains(&durability) {
+        return Ok(durability);
+    }
+    let expected =
+        "\"memory\": this version has no journal yet, so a 202 can only promise that the event is in the queue";
+    Err(values.refuse_text("durability", expected))
+}
+
+/// A TOML basic string. JSON's escapes are a subset of TOML's, which also wants DEL escaped.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\x7f', "\\u007F")
+}
+
+#[cfg(test)]
+mod tests;

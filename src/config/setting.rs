@@ -1,0 +1,279 @@
+//! Every setting of the program, one row each: its name in the TOML file, the environment and the flags, the
+//! values it takes, its default and its help text.
+//!
+//! This table is the only place a setting is named. The flags, the help texts, the list of valid keys, the
+//! reading of the environment and `config check` are all made from it, so they cannot disagree. It is plain
+//! data: nothing here reads anything.
+
+use std::fmt;
+
+use crate::limits;
+
+/// What values a setting takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Any text; the word stands for the value in help texts.
+    Text(&'static str),
+    /// Text that is never shown.
+    Secret(&'static str),
+    /// One of these words, written `a|b|c`.
+    Choice(&'static str),
+    /// A whole number in this inclusive range; the word stands for the value in help texts.
+    Count(&'static str, u64, u64),
+    /// True or false. A flag takes no value: the row says what giving it means.
+    Switch {
+        /// What the flag sets.
+        flag_means: bool,
+    },
+}
+
+impl fmt::Display for Kind {
+    /// Completes the sentence "it must be …".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) | Self::Secret(_) => f.write_str("text"),
+            Self::Choice(words) => write!(f, "one of {}", words.replace('|', ", ")),
+            Self::Count(_, min, max) => write!(f, "a whole number from {min} to {max}"),
+            Self::Switch { .. } => f.write_str("true or false"),
+        }
+    }
+}
+
+/// What holds where nothing is configured.
+#[derive(Clone, Copy, Debug)]
+pub enum Preset {
+    /// Nothing.
+    Unset,
+    /// This text or choice.
+    Text(&'static str),
+    /// This number.
+    Count(u64),
+    /// This many for each core.
+    PerCore(u64),
+    /// This switch.
+    Switch(bool),
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unset => f.write_str("none"),
+            Self::Text(text) => f.write_str(text),
+            Self::Count(count) => count.fmt(f),
+            Self::PerCore(1) => f.write_str("one per core"),
+            Self::PerCore(each) => write!(f, "{each} per core"),
+            Self::Switch(on) => on.fmt(f),
+        }
+    }
+}
+
+/// Which commands take the flag. The file and the environment are read by all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every command: where the data is.
+    Store,
+    /// The commands that make keys, and the server.
+    Keys,
+    /// The server.
+    Server,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its key in the TOML file, which identifies it everywhere.
+    pub key: &'static str,
+    /// Its environment variable.
+    pub env: &'static str,
+    /// Its flag, without the dashes.
+    pub flag: &'static str,
+    /// The values it takes.
+    pub kind: Kind,
+    /// What holds where it is not configured.
+    pub preset: Preset,
+    /// The commands that take the flag.
+    pub scope: Scope,
+    /// What it does, for `--help`; a line of it is at most 100 characters.
+    pub help: &'static str,
+}
+
+/// The setting with this TOML key.
+pub fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// All of them, in the order `config check` prints them.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        key: "data_dir",
+        env: "MILLRACE_DATA_DIR",
+        flag: "data-dir",
+        kind: Kind::Text("DIR"),
+        preset: Preset::Text("./millrace-data"),
+        scope: Scope::Store,
+        help: "Directory of the embedded store; created where it is missing",
+    },
+    Setting {
+        key: "database_url",
+        env: "DATABASE_URL",
+        flag: "database-url",
+        kind: Kind::Secret("URL"),
+        preset: Preset::Unset,
+        scope: Scope::Store,
+        help: "Postgres, as postgres://USER:PASSWORD@HOST:PORT/DATABASE; empty: the embedded store\n\
+               (other users can see flags in the process list: prefer the variable)",
+    },
+    Setting {
+        key: "listen",
+        env: "MILLRACE_LISTEN",
+        flag: "listen",
+        kind: Kind::Text("IP:PORT"),
+        preset: Preset::Text("127.0.0.1:3000"),
+        scope: Scope::Server,
+        help: "Where events are accepted; port 0 takes a free one",
+    },
+    Setting {
+        key: "ops_listen",
+        env: "MILLRACE_OPS_LISTEN",
+        flag: "ops-listen",
+        kind: Kind::Text("IP:PORT"),
+        preset: Preset::Text("127.0.0.1:9464"),
+        scope: Scope::Server,
+        help: "Where /health, /ready and /metrics answer even under full load; keep it on loopback",
+    },
+    Setting {
+        key: "shards",
+        env: "MILLRACE_SHARDS",
+        flag: "shards",
+        kind: Kind::Count("N", 1, limits::SHARDS_MAX),
+        preset: Preset::PerCore(1),
+        scope: Scope::Server,
+        help: "Threads that serve connections",
+    },
+    Setting {
+        key: "pin",
+        env: "MILLRACE_PIN",
+        flag: "no-pin",
+        kind: Kind::Switch { flag_means: false },
+        preset: Preset::Switch(true),
+        scope: Scope::Server,
+        help: "Do not pin shards to cores: for containers with a CPU quota and for shared machines",
+    },
+    Setting {
+        key: "io_driver",
+        env: "MILLRACE_IO_DRIVER",
+        flag: "io-driver",
+        kind: Kind::Choice("auto|uring|epoll"),
+        preset: Preset::Text("auto"),
+        scope: Scope::Server,
+        help: "How shards do their I/O; auto takes io_uring where the kernel allows it",
+    },
+    Setting {
+        key: "connections_max",
+        env: "MILLRACE_CONNECTIONS_MAX",
+        flag: "connections-max",
+        kind: Kind::Count("N", 1, limits::CONNECTIONS_CONFIGURED_MAX),
+        preset: Preset::Count(limits::CONNECTIONS_MAX as u64),
+        scope: Scope::Server,
+        help: "Open client connections, all shards together",
+    },
+    Setting {
+        key: "writers",
+        env: "MILLRACE_WRITERS",
+        flag: "writers",
+        kind: Kind::Count("N", 1, limits::WRITERS_MAX),
+        preset: Preset::PerCore(4),
+        scope: Scope::Server,
+        help: "Threads that store events, each with a database connection",
+    },
+    Setting {
+        key: "queue_capacity",
+        env: "MILLRACE_QUEUE_CAPACITY",
+        flag: "queue-capacity",
+        kind: Kind::Count("N", 1, limits::QUEUE_EVENTS_MAX),
+        preset: Preset::Count(limits::QUEUE_EVENTS_DEFAULT as u64),
+        scope: Scope::Server,
+        help: "Events accepted and not yet stored; over it: 429 queue_full",
+    },
+    Setting {
+        key: "durability",
+        env: "MILLRACE_DURABILITY",
+        flag: "durability",
+        kind: Kind::Choice("fsync|os|memory"),
+        preset: Preset::Text("memory"),
+        scope: Scope::Server,
+        help: "What a 202 promises; this version has no journal yet, so only memory: it is in the queue",
+    },
+    Setting {
+        key: "rate_limit_per_minute",
+        env: "MILLRACE_RATE_LIMIT_PER_MINUTE",
+        flag: "rate-limit",
+        kind: Kind::Count("N", 0, limits::RATE_LIMIT_PER_MINUTE_MAX),
+        preset: Preset::Count(limits::RATE_LIMIT_PER_MINUTE_DEFAULT),
+        scope: Scope::Server,
+        help: "Requests per minute for organisations without a limit of their own; 0 is unlimited",
+    },
+    Setting {
+        key: "shutdown_grace",
+        env: "MILLRACE_SHUTDOWN_GRACE",
+        flag: "shutdown-grace",
+        kind: Kind::Count("SECONDS", 0, limits::SHUTDOWN_GRACE_MAX.as_secs()),
+        preset: Preset::Count(limits::SHUTDOWN_GRACE_DEFAULT.as_secs()),
+        scope: Scope::Server,
+        help: "Seconds that SIGTERM leaves for draining the queue",
+    },
+    Setting {
+        key: "migrate",
+        env: "MILLRACE_MIGRATE",
+        flag: "no-migrate",
+        kind: Kind::Switch { flag_means: false },
+        preset: Preset::Switch(true),
+        scope: Scope::Server,
+        help: "Do not apply migrations at the start; run `millrace migrate` yourself",
+    },
+    Setting {
+        key: "allow_insecure_webhooks",
+        env: "MILLRACE_ALLOW_INSECURE_WEBHOOKS",
+        flag: "allow-insecure-webhooks",
+        kind: Kind::Switch { flag_means: true },
+        preset: Preset::Switch(false),
+        scope: Scope::Server,
+        help: "Let endpoints be plain http and on private addresses: for development only",
+    },
+    Setting {
+        key: "argon2_memory_kib",
+        env: "MILLRACE_ARGON2_MEMORY_KIB",
+        flag: "argon2-memory-kib",
+        kind: Kind::Count("KIB", 0, u32::MAX as u64),
+        preset: Preset::Count(4096),
+        scope: Scope::Keys,
+        help: "Memory for hashing a new API key",
+    },
+    Setting {
+        key: "argon2_iterations",
+        env: "MILLRACE_ARGON2_ITERATIONS",
+        flag: "argon2-iterations",
+        kind: Kind::Count("N", 0, u32::MAX as u64),
+        preset: Preset::Count(1),
+        scope: Scope::Keys,
+        help: "Passes over that memory",
+    },
+    Setting {
+        key: "log",
+        env: "MILLRACE_LOG",
+        flag: "log",
+        kind: Kind::Text("FILTER"),
+        preset: Preset::Text("info"),
+        scope: Scope::Server,
+        help: "error, warn, info, debug, trace, off, or a filter such as info,millrace::store=debug",
+    },
+    Setting {
+        key: "log_format",
+        env: "MILLRACE_LOG_FORMAT",
+        flag: "log-format",
+        kind: Kind::Choice("text|json"),
+        preset: Preset::Text("text"),
+        scope: Scope::Server,
+        help: "Form of the log on standard error",
+    },
+];

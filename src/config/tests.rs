@@ -1,0 +1,244 @@
+//! Loading, with the file on disk and the environment and flags handed in.
+
+use clap::{Command, FromArgMatches as _};
+
+use super::setting::{Preset, SETTINGS};
+use super::*;
+
+/// Loads from the text of a file, variables and flags, on a machine of 3 cores.
+fn load_layers(file: Option<&str>, environment: &[(&str, &str)], flags: &[&str]) -> Result<Loaded, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("millrace.toml");
+    if let Some(text) = file {
+        std::fs::write(&path, text).unwrap();
+    }
+    let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
+    load_from(file.map(|_| path.as_path()), lookup, &parse_flags(flags), 3)
+}
+
+fn parse_flags(flags: &[&str]) -> Flags {
+    let command = <ServerFlags as clap::Args>::augment_args(Command::new("test").no_binary_name(true));
+    let command = <StoreFlags as clap::Args>::augment_args(command);
+    let matches = command.get_matches_from(flags);
+    let server = ServerFlags::from_arg_matches(&matches).unwrap().0;
+    StoreFlags::from_arg_matches(&matches).unwrap().0.and(server)
+}
+
+fn refusal(file: Option<&str>, environment: &[(&str, &str)], flags: &[&str]) -> String {
+    load_layers(file, environment, flags).unwrap_err().to_string()
+}
+
+/// Two values for each setting, other than each other and than the default where its kind allows it.
+fn samples(setting: &setting::Setting) -> [&'static str; 2] {
+    match setting.key {
+        "data_dir" => ["/one", "/two"],
+        "database_url" => ["postgres://one/x", "postgres://two/x"],
+        "listen" | "ops_listen" => ["127.0.0.1:11", "127.0.0.1:12"],
+        "io_driver" => ["uring", "epoll"],
+        "durability" => ["memory", "memory"],
+        "log" => ["warn", "millrace=debug"],
+        "log_format" => ["json", "text"],
+        _ => match setting.kind {
+            Kind::Switch { .. } => ["true", "false"],
+            _ => ["9", "10"],
+        },
+    }
+}
+
+fn in_toml(setting: &setting::Setting, value: &str) -> String {
+    match setting.kind {
+        Kind::Count(..) | Kind::Switch { .. } => format!("{} = {value}\n", setting.key),
+        Kind::Text(_) | Kind::Secret(_) | Kind::Choice(_) => format!("{} = {value:?}\n", setting.key),
+    }
+}
+
+/// What `to_toml` says of a setting: its value and its origin.
+fn effective(loaded: &Loaded, key: &str) -> (String, String) {
+    let text = loaded.to_toml();
+    let line = text.lines().find(|line| line.trim_start_matches("# ").starts_with(&format!("{key} "))).unwrap();
+    let (value, origin) = line.rsplit_once("  # ").unwrap();
+    (value.trim_end().to_owned(), origin.to_owned())
+}
+
+#[test]
+fn the_contract_s_defaults_hold() {
+    let config = load_layers(None, &[], &[]).unwrap().config;
+    assert_eq!(config.listen, "127.0.0.1:3000".parse().unwrap());
+    assert_eq!(config.ops_listen, "127.0.0.1:9464".parse().unwrap());
+    assert_eq!(config.data_dir, Path::new("./millrace-data"));
+    assert_eq!(config.database_url, None);
+    assert_eq!((config.shards, config.writers, config.queue_capacity), (3, 12, 10_000));
+    assert_eq!(config.connections_max, limits::CONNECTIONS_MAX);
+    assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Memory));
+    assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
+    assert_eq!((config.migrate_on_start, config.allow_insecure_webhooks), (true, false));
+    assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
+    assert_eq!(config.argon2, Argon2Cost::default());
+}
+
+#[test]
+fn every_setting_is_laid_file_then_environment_then_flag() {
+    for setting in SETTINGS {
+        let [one, two] = samples(setting);
+        let (file_one, file_two) = (in_toml(setting, one), in_toml(setting, two));
+
+        let defaults = load_layers(None, &[], &[]).unwrap();
+        assert_eq!(effective(&defaults, setting.key).1, "default", "{}", setting.key);
+
+        let file = load_layers(Some(&file_one), &[], &[]).unwrap();
+        let (value, origin) = effective(&file, setting.key);
+        assert_eq!(value, file_one.trim_end(), "{}", setting.key);
+        assert!(origin.ends_with("millrace.toml"), "{origin}");
+
+        let over_file = load_layers(Some(&file_one), &[(setting.env, two)], &[]).unwrap();
+        assert_eq!(effective(&over_file, setting.key), (file_two.trim_end().to_owned(), setting.env.to_owned()));
+        let empty = load_layers(Some(&file_one), &[(setting.env, "")], &[]).unwrap();
+        assert_eq!(effective(&empty, setting.key).0, file_one.trim_end(), "an empty variable is not set");
+
+        let flag = format!("--{}", setting.flag);
+        let (flags, under) = match setting.kind {
+            Kind::Switch { flag_means: true } => (vec![flag.as_str()], two),
+            Kind::Switch { flag_means: false } => (vec![flag.as_str()], one),
+            _ => (vec![flag.as_str(), one], two),
+        };
+        let over = if under == one { &file_two } else { &file_one };
+        let over_all = load_layers(Some(&in_toml(setting, under)), &[(setting.env, under)], &flags).unwrap();
+        assert_eq!(effective(&over_all, setting.key), (over.trim_end().to_owned(), flag.clone()));
+    }
+}
+
+#[test]
+fn what_config_check_prints_can_be_loaded_again() {
+    let file = "data_dir = 'a \"b\" \\ ü'\nlog = 'millrace=debug'\nshards = 7\npin = false\nshutdown_grace = 0\n";
+    let first = load_layers(Some(file), &[("DATABASE_URL", "postgres://h/db?sslmode=require")], &[]).unwrap();
+    let again = load_layers(Some(&first.to_toml()), &[], &[]).unwrap();
+    assert_eq!(format!("{:?}", first.config), format!("{:?}", again.config));
+    assert_eq!(again.config.data_dir, Path::new("a \"b\" \\ ü"));
+}
+
+#[test]
+fn a_refusal_names_the_place_and_what_would_be_right() {
+    for (file, environment, flags, words) in [
+        (None, [("MILLRACE_SHARDS", "0")].as_slice(), [].as_slice(), ["MILLRACE_SHARDS is 0", "from 1 to 1024"]),
+        (None, &[("MILLRACE_SHARDS", "two")], &[], ["MILLRACE_SHARDS is \"two\"", "a whole number"]),
+        (None, &[], &["--writers", "1025"], ["--writers is 1025", "from 1 to 1024"]),
+        (None, &[], &["--writers=-1"], ["--writers is -1", "from 1 to 1024"]),
+        (None, &[], &["--queue-capacity", "10000001"], ["--queue-capacity", "from 1 to 10000000"]),
+        (
+            None,
+            &[("MILLRACE_RATE_LIMIT_PER_MINUTE", "1000000001")],
+            &[],
+            ["MILLRACE_RATE_LIMIT_PER_MINUTE", "1000000000"],
+        ),
+        (None, &[("MILLRACE_MIGRATE", "maybe")], &[], ["MILLRACE_MIGRATE is \"maybe\"", "true or false"]),
+        (None, &[], &["--io-driver", "iocp"], ["--io-driver is \"iocp\"", "auto, uring, epoll"]),
+        (None, &[], &["--listen", "3000"], ["--listen is \"3000\"", "127.0.0.1:3000"]),
+        (None, &[], &["--listen", "example.org:80"], ["--listen", "an IP address"]),
+        (None, &[("MILLRACE_DATA_DIR", " ")], &["--data-dir", ""], ["--data-dir is \"\"", "directory"]),
+        (None, &[], &["--argon2-memory-kib", "7"], ["7 KiB", "8 to 65536"]),
+        (None, &[], &["--log", "loud"], ["--log is \"loud\"", "error, warn, info"]),
+        (None, &[], &["--durability", "fsync"], ["--durability is \"fsync\"", "no journal yet"]),
+        (None, &[("MILLRACE_DURABILITY", "os")], &[], ["MILLRACE_DURABILITY is \"os\"", "\"memory\""]),
+        (Some("shards = '4'"), &[], &[], ["`shards` in ", "is a string; it must be a whole number"]),
+        (Some("shards = 0"), &[], &[], ["`shards` in ", "is 0"]),
+        (Some("listen = 3000"), &[], &[], ["`listen` in ", "is an integer; it must be text"]),
+        (Some("pin = 'no'"), &[], &[], ["`pin` in ", "true or false"]),
+        (Some("\nshard = 4"), &[], &[], ["sets `shard`", "data_dir, database_url, listen"]),
+        (Some("[server]\nshards = 4"), &[], &[], ["sets `server`", "shards"]),
+        (Some("shards = 4\nshards = 5"), &[], &[], ["line 2, column 1", "duplicate key"]),
+        (Some("shards 4"), &[], &[], ["line 1", "is not TOML"]),
+        (None, &[], &["--listen", "0.0.0.0:9464"], ["listen (0.0.0.0:9464)", "--ops-listen"]),
+    ] {
+        let message = refusal(file, environment, flags);
+        for word in words {
+            assert!(message.contains(word), "{message:?} lacks {word:?}");
+        }
+    }
+}
+
+#[test]
+fn no_refusal_shows_a_database_password() {
+    for (file, environment, flags) in [
+        (None, [("DATABASE_URL", "mysql://u:hunter2@h/db")].as_slice(), [].as_slice()),
+        (None, &[], ["--database-url", "u:hunter2@h/db"].as_slice()),
+        (Some("database_url = 'host=h password=hunter2'"), &[], &[]),
+        (Some("database_url = 'postgres://u:hunter2@h/db"), &[], &[]),
+        (Some("database_url = postgres://u:hunter2@h/db"), &[], &[]),
+        (Some("database_url = ['postgres://u:hunter2@h/db']"), &[], &[]),
+    ] {
+        let message = refusal(file, environment, flags);
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+    let loaded = load_layers(None, &[("DATABASE_URL", "postgres://u:hunter2@h/db")], &[]).unwrap();
+    assert!(!format!("{loaded:?} {}", loaded.to_toml()).contains("hunter2"));
+    assert_eq!(loaded.config.store(1).database_url.as_deref(), Some("postgres://u:hunter2@h/db"));
+}
+
+#[test]
+fn an_empty_url_flag_returns_to_the_embedded_store() {
+    let environment = [("DATABASE_URL", "postgres://h/db")];
+    assert_eq!(load_layers(None, &environment, &["--database-url", ""]).unwrap().config.database_url, None);
+}
+
+#[test]
+fn addresses_are_apart() {
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    for (a, b, same) in [
+        ("127.0.0.1:1", "127.0.0.1:1", true),
+        ("127.0.0.1:1", "127.0.0.1:2", false),
+        ("127.0.0.1:1", "127.0.0.2:1", false),
+        ("0.0.0.0:1", "127.0.0.1:1", true),
+        ("[::]:1", "127.0.0.1:1", true),
+        ("127.0.0.1:0", "127.0.0.1:0", false),
+    ] {
+        assert_eq!(overlap(at(a), at(b)), same, "{a} {b}");
+    }
+    let localhost = load_layers(None, &[], &["--listen", "localhost:80"]).unwrap();
+    assert_eq!(localhost.config.listen, at("127.0.0.1:80"));
+}
+
+#[test]
+fn the_file_is_named_by_flag_or_variable_and_must_be_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("1.toml"), dir.path().join("2.toml"));
+    std::fs::write(&first, "shards = 1").unwrap();
+    std::fs::write(&second, "shards = 2").unwrap();
+    let shards = |flag: Option<&Path>, variable: Option<&Path>| {
+        let lookup = |name: &str| variable.filter(|_| name == CONFIG_FILE_ENV).map(|path| path.as_os_str().to_owned());
+        load_from(flag, lookup, &Flags::default(), 3).map(|loaded| loaded.config.shards)
+    };
+    assert_eq!(shards(None, None).unwrap(), 3);
+    assert_eq!(shards(None, Some(&first)).unwrap(), 1);
+    assert_eq!(shards(Some(&second), Some(&first)).unwrap(), 2);
+    let message = shards(Some(&dir.path().join("absent.toml")), None).unwrap_err().to_string();
+    assert!(message.contains("absent.toml cannot be read") && message.contains("--config"), "{message}");
+
+    std::fs::write(&first, "#".repeat(limits::CONFIG_FILE_BYTES_MAX as usize + 1)).unwrap();
+    assert!(shards(Some(&first), None).unwrap_err().to_string().contains("larger than"));
+}
+
+#[test]
+fn more_cores_than_shards_are_allowed_is_no_error() {
+    let loaded = load_from(None, |_| None, &Flags::default(), 2000).unwrap();
+    assert_eq!((loaded.config.shards, loaded.config.writers), (1024, 1024));
+}
+
+#[test]
+fn the_table_is_consistent() {
+    for (at, setting) in SETTINGS.iter().enumerate() {
+        let others = &SETTINGS[at + 1..];
+        assert!(others.iter().all(|o| o.key != setting.key && o.env != setting.env && o.flag != setting.flag));
+        if setting.key != "database_url" {
+            assert_eq!(setting.env, format!("MILLRACE_{}", setting.key.to_uppercase()));
+        }
+        let fits = matches!(
+            (setting.kind, setting.preset),
+            (Kind::Text(_) | Kind::Choice(_), Preset::Text(_))
+                | (Kind::Secret(_), Preset::Unset)
+                | (Kind::Count(..), Preset::Count(_) | Preset::PerCore(_))
+                | (Kind::Switch { .. }, Preset::Switch(_))
+        );
+        assert!(setting.help.lines().all(|line| line.len() <= 100), "the help of {} is too long", setting.key);
+        assert!(fits, "the default of {} is of another kind", setting.key);
+    }
+}
