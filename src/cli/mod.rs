@@ -28,7 +28,7 @@ use core_affinity::CoreId;
 
 use crate::config::{self, COMMON_FLAGS_HEADING, Flags, Loaded, ServerFlags, StoreFlags};
 use failure::Failure;
-pub use first_run::first_run_banner;
+
 
 /// Exit code for wrong arguments and wrong configuration.
 const EX_USAGE: u8 = 64;

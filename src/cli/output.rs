@@ -61,7 +61,8 @@ pub fn table<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; C
     text
 }
 
-fn write(text: &str) -> io::Result<()> {
+/// Writes `text` to standard output at once.
+pub(super) fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()

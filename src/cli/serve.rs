@@ -2,8 +2,9 @@
 
 use tracing::warn;
 
-use super::Invocation;
 use super::failure::Failure;
+use super::first_run::first_run_banner;
+use super::{Invocation, output};
 use crate::boot;
 use crate::config::Flags;
 use crate::logging;
@@ -29,5 +30,6 @@ pub fn run(invocation: &Invocation, flags: Flags) -> Result<(), Failure> {
              own machines reach it; the main listener answers /metrics too"
         );
     }
-    boot::serve(config, invocation.cores.clone()).map_err(|error| Failure::Refused(error.to_string()))
+    let welcome = |listen, key: &str| output::write(&first_run_banner(listen, key));
+    boot::serve(config, &invocation.cores, welcome).map_err(|error| Failure::Refused(error.to_string()))
 }

@@ -8,6 +8,10 @@
 //! [`limits::STORE_CALL_TIMEOUT`](crate::limits::STORE_CALL_TIMEOUT), even where the server hangs with its TCP
 //! connections alive.
 
+pub mod batch;
+pub mod open;
+pub mod writer;
+
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;

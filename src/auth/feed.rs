@@ -1,0 +1,119 @@
+//! Carries credential changes from the database to every shard's cache, within a second.
+//!
+//! One thread watches the store (`LISTEN` on Postgres, a version poll on SQLite) and puts each change into a
+//! bounded inbox per shard. A shard compares one counter per request with the last it has seen: unchanged means
+//! nothing to do. A full inbox turns into "drop everything", so a change is never lost, only made coarser.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::limits;
+use crate::store::{CredentialChange, Store};
+
+/// The side that publishes, shared with the verifier.
+#[derive(Debug)]
+pub struct Feed {
+    /// Written by the watching thread, read by every shard and verifier.
+    epoch: AtomicU64,
+    /// Whether changes can reach us: written by the watching thread, read by shards when an entry expires.
+    is_connected: AtomicBool,
+    inboxes: Vec<Inbox>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    sender: Sender<CredentialChange>,
+    receiver: Receiver<CredentialChange>,
+    overflowed: AtomicBool,
+}
+
+impl Feed {
+    /// A feed for `shards` shards.
+    pub fn new(shards: usize) -> Arc<Self> {
+        let inboxes = (0..shards)
+            .map(|_| {
+                let (sender, receiver) = bounded(limits::CREDENTIAL_CHANGES_MAX);
+                Inbox { sender, receiver, overflowed: AtomicBool::new(false) }
+            })
+            .collect();
+        Arc::new(Self { epoch: AtomicU64::new(0), is_connected: AtomicBool::new(false), inboxes })
+    }
+
+    /// Counts the changes so far: two equal readings mean nothing changed between them.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether changes are being received at all.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
+    /// Hands shard `shard` its waiting changes.
+    pub fn drain(&self, shard: usize, mut apply: impl FnMut(CredentialChange)) {
+        let inbox = &self.inboxes[shard];
+        if inbox.overflowed.swap(false, Ordering::AcqRel) {
+            apply(CredentialChange::All);
+        }
+        while let Ok(change) = inbox.receiver.try_recv() {
+            apply(change);
+        }
+    }
+
+    /// As the watching thread does, for tests of the shards' side.
+    #[cfg(test)]
+    pub fn publish_for_test(&self, change: CredentialChange) {
+        self.publish(change);
+    }
+
+    fn publish(&self, change: CredentialChange) {
+        for inbox in &self.inboxes {
+            if let Err(TrySendError::Full(_)) = inbox.sender.try_send(change) {
+                inbox.overflowed.store(true, Ordering::Release);
+            }
+        }
+        // After the inboxes: a shard that sees the new epoch finds the change.
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Watches `store` until `stop`, reconnecting with backoff. Runs on a thread of its own.
+    pub fn watch(&self, store: &dyn Store, stop: &AtomicBool) {
+        let mut pause = limits::STORE_BACKOFF_MIN;
+        let mut is_failing = false;
+        while !stop.load(Ordering::Relaxed) {
+            let watched = store.watch_credentials(stop, &mut |change| {
+                self.is_connected.store(true, Ordering::Relaxed);
+                if std::mem::take(&mut is_failing) {
+                    tracing::info!("credential changes are being received again");
+                }
+                pause = limits::STORE_BACKOFF_MIN;
+                self.publish(change);
+            });
+            self.is_connected.store(false, Ordering::Relaxed);
+            if let Err(error) = watched
+                && !stop.load(Ordering::Relaxed)
+            {
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!(%error, "credential changes cannot be received; cached keys stay valid until their TTL");
+                }
+                sleep_unless(stop, pause);
+                pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
+            }
+        }
+    }
+}
+
+/// Sleeps for `pause`, waking early when `stop` is set.
+pub fn sleep_unless(stop: &AtomicBool, pause: Duration) {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut left = pause;
+    while !left.is_zero() && !stop.load(Ordering::Relaxed) {
+        let step = left.min(STEP);
+        thread::sleep(step);
+        left -= step;
+    }
+}

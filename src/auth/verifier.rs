@@ -1,0 +1,179 @@
+//! Verifies presented keys off the shards: one lookup, a digest, one Argon2id.
+//!
+//! Jobs go to the worker their key id hashes to, through a bounded queue: concurrent first uses of one key meet
+//! at one worker, which remembers the verdicts of the last second, so Argon2 runs once for all shards; and an
+//! organisation that floods the pool with first uses delays one worker's queue, not all.
+//!
+//! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
+//! instead of waiting in line for its own timeout.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use futures_channel::oneshot;
+use zeroize::Zeroizing;
+
+use crate::auth::feed::Feed;
+use crate::auth::{Grant, Verdict};
+use crate::clock::Timestamp;
+use crate::event::OrgId;
+use crate::ingest::rate_limit::Window;
+use crate::key::{self, API_KEY_LEN, KeyId};
+use crate::limits;
+use crate::metrics::{DbOperation, Metrics};
+use crate::problem::Problem;
+use crate::store::{KeyRecord, Store};
+
+/// A key as a client presented it; wiped when dropped.
+pub type Presented = Zeroizing<[u8; API_KEY_LEN]>;
+
+struct Job {
+    key: KeyId,
+    presented: Presented,
+    reply: oneshot::Sender<Verdict>,
+}
+
+/// The pool's entrance, shared by all shards.
+#[derive(Clone)]
+pub struct Verifier {
+    queues: Arc<[Sender<Job>]>,
+    hasher: Arc<RandomState>,
+}
+
+impl Verifier {
+    /// Starts [`limits::AUTH_WORKERS`] threads. They end when the last `Verifier` is dropped.
+    ///
+    /// # Errors
+    /// Where the operating system refuses a thread.
+    pub fn start(store: &Arc<dyn Store>, feed: &Arc<Feed>, default_limit: u32, metrics: &Arc<Metrics>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            store: Arc::clone(store),
+            feed: Arc::clone(feed),
+            metrics: Arc::clone(metrics),
+            default_limit,
+            started: Instant::now(),
+            windows: Mutex::new(HashMap::new()),
+            store_down_until_ms: AtomicU64::new(0),
+        });
+        let mut queues = Vec::with_capacity(limits::AUTH_WORKERS);
+        for worker in 0..limits::AUTH_WORKERS {
+            let (sender, receiver) = bounded(limits::AUTH_QUEUE_MAX);
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("auth-{worker}")).spawn(move || shared.work(&receiver))?;
+            queues.push(sender);
+        }
+        Ok(Self { queues: queues.into(), hasher: Arc::default() })
+    }
+
+    /// Asks about a key. `AuthBusy` where the worker's queue is full.
+    pub fn submit(&self, key: KeyId, presented: Presented) -> Result<oneshot::Receiver<Verdict>, Problem> {
+        let worker = self.hasher.hash_one(key) as usize % self.queues.len();
+        let (reply, verdict) = oneshot::channel();
+        self.queues[worker].try_send(Job { key, presented, reply }).map_err(|_| Problem::AuthBusy)?;
+        Ok(verdict)
+    }
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    feed: Arc<Feed>,
+    metrics: Arc<Metrics>,
+    default_limit: u32,
+    started: Instant,
+    /// One window per organisation with a key in use, found again when another key or shard asks.
+    windows: Mutex<HashMap<OrgId, (Arc<Window>, Instant)>>,
+    store_down_until_ms: AtomicU64,
+}
+
+/// How long a worker remembers a verdict for the other shards that ask about the same key.
+const RECENT_TTL: Duration = Duration::from_secs(1);
+const RECENT_MAX: usize = 256;
+/// A window without a cached key for this long has seen nothing for its whole minute.
+const WINDOW_IDLE_MAX: Duration = Duration::from_secs(120);
+const STORE_DOWN_PAUSE: Duration = Duration::from_secs(1);
+
+struct Recent {
+    verdict: Verdict,
+    at: Instant,
+    epoch: u64,
+}
+
+impl Shared {
+    fn work(&self, jobs: &Receiver<Job>) {
+        let mut recent: HashMap<[u8; 32], Recent> = HashMap::new();
+        while let Ok(job) = jobs.recv() {
+            let digest = key::digest(&*job.presented);
+            let now = Instant::now();
+            recent.retain(|_, known| now.duration_since(known.at) < RECENT_TTL);
+            if let Some(known) = recent.get(&digest).filter(|known| known.epoch == self.feed.epoch()) {
+                let _ = job.reply.send(known.verdict.clone());
+                continue;
+            }
+            let epoch = self.feed.epoch();
+            let verdict = self.verify(&job);
+            if recent.len() < RECENT_MAX && !matches!(verdict, Verdict::Unavailable) {
+                recent.insert(digest, Recent { verdict: verdict.clone(), at: now, epoch });
+            }
+            let is_valid = matches!(verdict, Verdict::Valid(_));
+            // The shard may have given up waiting; the verdict stays in `recent` for the next.
+            let _ = job.reply.send(verdict);
+            if is_valid && let Err(error) = self.store.touch_key(job.key) {
+                tracing::debug!(%error, "the last use of a key could not be noted");
+            }
+        }
+    }
+
+    fn verify(&self, job: &Job) -> Verdict {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        if now_ms < self.store_down_until_ms.load(Ordering::Relaxed) {
+            return Verdict::Unavailable;
+        }
+        let asked = Instant::now();
+        let found = self.store.find_key(job.key);
+        self.metrics.store.observe(DbOperation::FindKey, asked.elapsed());
+        match found {
+            Ok(Some(record)) => self.judge(&record, &job.presented),
+            Ok(None) => Verdict::Invalid,
+            Err(error) => {
+                tracing::debug!(%error, "a key could not be looked up");
+                let until = self.started.elapsed() + STORE_DOWN_PAUSE;
+                self.store_down_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
+                Verdict::Unavailable
+            }
+        }
+    }
+
+    fn judge(&self, record: &KeyRecord, presented: &Presented) -> Verdict {
+        let is_over = |at: Option<Timestamp>| at.is_some_and(|at| at <= Timestamp::now());
+        if record.info.revoked_at.is_some() || is_over(record.info.expires_at) {
+            return Verdict::Invalid;
+        }
+        if !key::verify(&**presented, &record.verifier) {
+            return Verdict::Invalid;
+        }
+        Verdict::Valid(Arc::new(Grant {
+            key: record.info.id,
+            org: record.info.org,
+            is_org_disabled: record.org_disabled,
+            rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
+            window: self.window(record.info.org),
+            expires_at: record.info.expires_at,
+        }))
+    }
+
+    fn window(&self, org: OrgId) -> Arc<Window> {
+        let now = Instant::now();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|_, (window, asked_at)| {
+            Arc::strong_count(window) > 1 || now.duration_since(*asked_at) < WINDOW_IDLE_MAX
+        });
+        let (window, asked_at) = windows.entry(org).or_insert_with(|| (Arc::default(), now));
+        *asked_at = now;
+        Arc::clone(window)
+    }
+}

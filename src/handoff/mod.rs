@@ -1,0 +1,7 @@
+//! THE ONLY CROSSING from shards to writers.
+//!
+//! The guarantee: an event that [`queue::Queue::offer`] took holds a slot until a writer reports it stored or
+//! quarantined. Slots are taken before anything is promised to the client, so a full queue is a clear no, and
+//! the memory of accepted events is bounded in count and in bytes whatever the database does.
+
+pub mod queue;

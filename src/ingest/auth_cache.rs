@@ -1,0 +1,376 @@
+//! The keys a shard knows: one hash and one lookup for a request whose key is cached.
+//!
+//! Entries are found by a keyed 128-bit hash of the presented key, with a random key per shard: nobody outside
+//! can aim at an entry, and no key is held. Valid keys live [`limits::AUTH_CACHE_TTL`], refused ones
+//! [`limits::AUTH_CACHE_NEGATIVE_TTL`] in a cache of their own, so a flood of junk never evicts a good key.
+//!
+//! Runs on its shard only. Credential changes arrive through [`Feed`]; one relaxed comparison a lookup tells
+//! that there are none. With the database away an expired entry is served on, for at most
+//! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_channel::oneshot;
+use quick_cache::UnitWeighter;
+use quick_cache::unsync::Cache;
+use siphasher::sip128::{Hasher128, SipHasher24};
+
+use crate::auth::feed::Feed;
+use crate::auth::{Grant, Verdict};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::limits;
+use crate::problem::Problem;
+use crate::store::CredentialChange;
+
+/// An authenticated organisation, as a request carries it from `identify` on.
+#[derive(Debug)]
+pub struct Tenant {
+    /// What the key allows.
+    pub grant: Arc<Grant>,
+    /// The organisation's `RateLimit-Policy` field, ready to send; empty where unlimited.
+    pub policy_field: Box<[u8]>,
+    expires_at: Option<Instant>,
+}
+
+impl Tenant {
+    fn new(grant: Arc<Grant>, now: Instant) -> Self {
+        let policy_field = match grant.rate_limit_per_minute {
+            0 => String::new(),
+            quota => format!("RateLimit-Policy: \"org-minute\";q={quota};w=60\r\n"),
+        };
+        let expires_at = grant.expires_at.map(|at| {
+            let left_micros = at.as_micros().saturating_sub(Timestamp::now().as_micros()).max(0);
+            now + Duration::from_micros(left_micros as u64)
+        });
+        Self { grant, policy_field: policy_field.into_bytes().into(), expires_at }
+    }
+
+    fn concerns(&self, change: CredentialChange) -> bool {
+        match change {
+            CredentialChange::Key(key) => self.grant.key == key,
+            CredentialChange::Org(org) => self.grant.org == org,
+            CredentialChange::All => true,
+        }
+    }
+}
+
+/// The keyed hash of a presented key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KeyHash(u128);
+
+/// What the cache knows of a key.
+#[derive(Debug)]
+pub enum Lookup {
+    /// Valid.
+    Hit(Rc<Tenant>),
+    /// Refused lately.
+    Refused,
+    /// Not known, or not known lately.
+    Miss,
+}
+
+struct Entry {
+    tenant: Rc<Tenant>,
+    verified_at: Instant,
+    fresh_until: Instant,
+}
+
+struct PendingKey {
+    key: KeyId,
+    /// A change arrived while the verdict was under way: use it for those who wait, do not keep it.
+    is_outdated: bool,
+    waiters: Vec<oneshot::Sender<Result<Rc<Tenant>, Problem>>>,
+}
+
+/// One shard's cache.
+pub struct AuthCache {
+    shard: usize,
+    feed: Arc<Feed>,
+    seen_epoch: u64,
+    hash_key: SipHasher24,
+    valid: Cache<KeyHash, Entry, UnitWeighter, Untouched>,
+    refused: Cache<KeyHash, Instant, UnitWeighter, Untouched>,
+    pending: HashMap<KeyHash, PendingKey>,
+    waiting: usize,
+}
+
+const REFUSED_ENTRIES_MAX: usize = limits::AUTH_CACHE_ENTRIES_MAX / 8;
+/// With the database away, how long an expired entry is served before it is asked about again.
+const STALE_EXTENSION: Duration = Duration::from_secs(5);
+
+impl AuthCache {
+    /// An empty cache for shard number `shard`.
+    ///
+    /// # Errors
+    /// Where the operating system has no randomness for the hash key.
+    pub fn new(shard: usize, feed: Arc<Feed>) -> Result<Self, getrandom::Error> {
+        let mut seed = [0u8; 16];
+        getrandom::fill(&mut seed)?;
+        Ok(Self {
+            shard,
+            seen_epoch: feed.epoch(),
+            feed,
+            hash_key: SipHasher24::new_with_key(&seed),
+            valid: Cache::with(1024, limits::AUTH_CACHE_ENTRIES_MAX as u64, UnitWeighter, Untouched, Default::default()),
+            refused: Cache::with(256, REFUSED_ENTRIES_MAX as u64, UnitWeighter, Untouched, Default::default()),
+            pending: HashMap::new(),
+            waiting: 0,
+        })
+    }
+
+    /// Hashes a presented key.
+    pub fn hash(&self, presented: &[u8]) -> KeyHash {
+        let mut hasher = self.hash_key;
+        hasher.write(presented);
+        KeyHash(hasher.finish128().as_u128())
+    }
+
+    /// Looks a key up as of `now`.
+    pub fn lookup(&mut self, hash: KeyHash, now: Instant) -> Lookup {
+        if self.feed.epoch() != self.seen_epoch {
+            self.apply_changes();
+        }
+        if let Some(entry) = self.valid.get(&hash) {
+            if entry.tenant.expires_at.is_some_and(|at| at <= now) {
+                return Lookup::Refused;
+            }
+            return if now < entry.fresh_until { Lookup::Hit(Rc::clone(&entry.tenant)) } else { Lookup::Miss };
+        }
+        match self.refused.get(&hash) {
+            Some(until) if now < *until => Lookup::Refused,
+            _ => Lookup::Miss,
+        }
+    }
+
+    /// Waits for the verdict on a key with others, if one is under way; else `None`: the caller must start one
+    /// with [`Self::begin`].
+    pub fn join(&mut self, hash: KeyHash) -> Option<Result<oneshot::Receiver<Result<Rc<Tenant>, Problem>>, Problem>> {
+        let pending = self.pending.get_mut(&hash)?;
+        if self.waiting >= limits::AUTH_WAITERS_MAX {
+            return Some(Err(Problem::AuthBusy));
+        }
+        let (sender, receiver) = oneshot::channel();
+        pending.waiters.push(sender);
+        self.waiting += 1;
+        Some(Ok(receiver))
+    }
+
+    /// Notes that a verdict on `hash` is under way.
+    pub fn begin(&mut self, hash: KeyHash, key: KeyId) {
+        self.pending.insert(hash, PendingKey { key, is_outdated: false, waiters: Vec::new() });
+    }
+
+    /// Takes in the verdict and answers all who wait.
+    pub fn complete(&mut self, hash: KeyHash, verdict: Verdict, now: Instant) {
+        if self.feed.epoch() != self.seen_epoch {
+            self.apply_changes();
+        }
+        let Some(pending) = self.pending.remove(&hash) else { return };
+        self.waiting -= pending.waiters.len();
+        let answer = match verdict {
+            Verdict::Valid(grant) => {
+                let tenant = Rc::new(Tenant::new(grant, now));
+                if !pending.is_outdated {
+                    let fresh_until = now + limits::AUTH_CACHE_TTL;
+                    self.valid.insert(hash, Entry { tenant: Rc::clone(&tenant), verified_at: now, fresh_until });
+                    self.refused.remove(&hash);
+                }
+                Ok(tenant)
+            }
+            Verdict::Invalid => {
+                self.valid.remove(&hash);
+                self.refused.insert(hash, now + limits::AUTH_CACHE_NEGATIVE_TTL);
+                Err(Problem::InvalidApiKey)
+            }
+            Verdict::Unavailable => self.serve_stale(hash, now).ok_or(Problem::StoreUnavailable),
+        };
+        for waiter in pending.waiters {
+            // A waiter whose connection is gone has dropped its end.
+            let _ = waiter.send(answer.clone());
+        }
+    }
+
+    fn serve_stale(&mut self, hash: KeyHash, now: Instant) -> Option<Rc<Tenant>> {
+        let mut entry = self.valid.get_mut(&hash)?;
+        if now.duration_since(entry.verified_at) >= limits::AUTH_CACHE_STALE_MAX {
+            return None;
+        }
+        entry.fresh_until = now + STALE_EXTENSION;
+        Some(Rc::clone(&entry.tenant))
+    }
+
+    /// Drops what expired; called every [`limits::AUTH_CACHE_SWEEP_INTERVAL`].
+    pub fn sweep(&mut self, now: Instant) {
+        let is_connected = self.feed.is_connected();
+        self.valid.retain(|_, entry| {
+            now < entry.fresh_until
+                || (!is_connected && now.duration_since(entry.verified_at) < limits::AUTH_CACHE_STALE_MAX)
+        });
+        self.refused.retain(|_, until| now < *until);
+    }
+
+    fn apply_changes(&mut self) {
+        self.seen_epoch = self.feed.epoch();
+        let Self { feed, valid, pending, shard, .. } = self;
+        feed.drain(*shard, |change| {
+            valid.retain(|_, entry| !entry.tenant.concerns(change));
+            for pending in pending.values_mut() {
+                // Which organisation a pending key belongs to is not known yet.
+                pending.is_outdated |= !matches!(change, CredentialChange::Key(key) if key != pending.key);
+            }
+        });
+    }
+}
+
+/// The cache keys are hashes already.
+#[derive(Clone, Copy, Default)]
+struct Untouched;
+
+impl BuildHasher for Untouched {
+    type Hasher = LowHalf;
+    fn build_hasher(&self) -> LowHalf {
+        LowHalf(0)
+    }
+}
+
+/// Takes the low half of a uniformly distributed `u128` for its hash.
+struct LowHalf(u64);
+
+impl Hasher for LowHalf {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = hash as u64;
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::OrgId;
+
+    fn grant(key: &str, org: u128, expires_at: Option<Timestamp>) -> Verdict {
+        Verdict::Valid(Arc::new(Grant {
+            key: KeyId::parse(key).unwrap(),
+            org: OrgId(Uuid::from_u128(org)),
+            is_org_disabled: false,
+            rate_limit_per_minute: 10,
+            window: Arc::default(),
+            expires_at,
+        }))
+    }
+
+    const KEY: &str = "abcdefghijkl";
+
+    fn verified(cache: &mut AuthCache, presented: &[u8], verdict: Verdict, now: Instant) -> Result<Rc<Tenant>, Problem> {
+        let hash = cache.hash(presented);
+        cache.begin(hash, KeyId::parse(KEY).unwrap());
+        let mut answer = cache.join(hash).expect("a verdict is under way").unwrap();
+        cache.complete(hash, verdict, now);
+        answer.try_recv().unwrap().expect("completed")
+    }
+
+    fn kind(lookup: &Lookup) -> &'static str {
+        match lookup {
+            Lookup::Hit(_) => "hit",
+            Lookup::Refused => "refused",
+            Lookup::Miss => "miss",
+        }
+    }
+
+    fn look(cache: &mut AuthCache, presented: &[u8], now: Instant) -> &'static str {
+        let hash = cache.hash(presented);
+        kind(&cache.lookup(hash, now))
+    }
+
+    #[test]
+    fn valid_and_refused_keys_live_their_own_time() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        assert_eq!(look(&mut cache, b"good", now), "miss");
+        assert!(verified(&mut cache, b"good", grant(KEY, 1, None), now).is_ok());
+        assert_eq!(verified(&mut cache, b"bad", Verdict::Invalid, now).unwrap_err(), Problem::InvalidApiKey);
+        assert_eq!((look(&mut cache, b"good", now), look(&mut cache, b"bad", now)), ("hit", "refused"));
+        let later = now + limits::AUTH_CACHE_NEGATIVE_TTL;
+        assert_eq!((look(&mut cache, b"good", later), look(&mut cache, b"bad", later)), ("hit", "miss"));
+        assert_eq!(look(&mut cache, b"good", now + limits::AUTH_CACHE_TTL), "miss");
+    }
+
+    #[test]
+    fn a_key_that_expires_is_refused_from_the_cache() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        let soon = Timestamp::now().plus(Duration::from_secs(10));
+        assert!(verified(&mut cache, b"k", grant(KEY, 1, Some(soon)), now).is_ok());
+        assert_eq!(look(&mut cache, b"k", now + Duration::from_secs(9)), "hit");
+        assert_eq!(look(&mut cache, b"k", now + Duration::from_secs(11)), "refused");
+    }
+
+    #[test]
+    fn changes_drop_exactly_what_they_concern() {
+        for (change, hits) in [
+            (CredentialChange::Key(KeyId::parse(KEY).unwrap()), ["miss", "hit"]),
+            (CredentialChange::Org(OrgId(Uuid::from_u128(2))), ["hit", "miss"]),
+            (CredentialChange::All, ["miss", "miss"]),
+        ] {
+            let feed = Feed::new(1);
+            let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
+            let now = Instant::now();
+            verified(&mut cache, b"a", grant(KEY, 1, None), now).unwrap();
+            verified(&mut cache, b"b", grant("bbbbbbbbbbbb", 2, None), now).unwrap();
+            feed.publish_for_test(change);
+            assert_eq!([look(&mut cache, b"a", now), look(&mut cache, b"b", now)], hits, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_overtaken_by_a_change_is_not_kept() {
+        let feed = Feed::new(1);
+        let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
+        let now = Instant::now();
+        let hash = cache.hash(b"k");
+        cache.begin(hash, KeyId::parse(KEY).unwrap());
+        feed.publish_for_test(CredentialChange::Key(KeyId::parse(KEY).unwrap()));
+        cache.complete(hash, grant(KEY, 1, None), now);
+        assert_eq!(look(&mut cache, b"k", now), "miss");
+    }
+
+    #[test]
+    fn with_the_database_away_an_expired_key_is_served_for_a_bounded_time() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
+        let expired = now + limits::AUTH_CACHE_TTL;
+        cache.sweep(expired);
+        assert!(verified(&mut cache, b"k", Verdict::Unavailable, expired).is_ok());
+        assert_eq!(look(&mut cache, b"k", expired), "hit");
+        let too_late = now + limits::AUTH_CACHE_STALE_MAX;
+        assert_eq!(verified(&mut cache, b"k", Verdict::Unavailable, too_late).unwrap_err(), Problem::StoreUnavailable);
+        assert_eq!(verified(&mut cache, b"new", Verdict::Unavailable, now).unwrap_err(), Problem::StoreUnavailable);
+    }
+
+    #[test]
+    fn a_flood_of_refused_keys_leaves_valid_ones_alone_and_is_bounded() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        verified(&mut cache, b"good", grant(KEY, 1, None), now).unwrap();
+        for n in 0..(REFUSED_ENTRIES_MAX as u32 * 3) {
+            let _ = verified(&mut cache, &n.to_le_bytes(), Verdict::Invalid, now);
+        }
+        assert!(cache.refused.len() <= REFUSED_ENTRIES_MAX);
+        assert_eq!(look(&mut cache, b"good", now), "hit");
+    }
+}

@@ -1,0 +1,501 @@
+//! One connection: bytes in, requests one after the other, answers out in their order.
+//!
+//! A task on its shard. The read buffer is small while the connection is idle (a completion-based read pins it
+//! for the whole wait) and grows with what actually arrives, never ahead of it. Answers to pipelined requests
+//! are gathered and written together. After anything that makes the framing doubtful the connection is closed
+//! and nothing behind it is interpreted.
+//!
+//! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
+//! read and write ends by itself and gives its buffer back.
+
+use std::mem::take;
+use std::ops::Range;
+use std::rc::Rc;
+
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
+use monoio::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+use super::connections::{Member, Phase};
+use super::http::{self, ChunkedDecoder, Framing, Head, HeadScanner};
+use super::reply::{self, Frame};
+use super::shard::Shard;
+use super::{Standing, batch, post_event};
+use crate::control::{Caller, Job, ReplyHold, Request};
+use crate::event::EventId;
+use crate::health;
+use crate::limits;
+use crate::metrics::Route as RouteLabel;
+use crate::problem::Problem;
+use crate::routes::{self, Route};
+
+/// Why a request gets no ordinary answer.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Say no.
+    Refuse(Problem),
+    /// The client is gone: say nothing.
+    Gone,
+}
+
+impl From<Problem> for Stop {
+    fn from(problem: Problem) -> Self {
+        Self::Refuse(problem)
+    }
+}
+
+/// Where a body is.
+pub(super) enum Body {
+    /// In the read buffer, behind the head.
+    InPlace(Range<usize>),
+    /// Decoded from chunks.
+    Decoded(Vec<u8>),
+}
+
+/// A good answer.
+enum Answer {
+    Accepted(EventId),
+    Json { status: u16, body: Vec<u8>, hold: Option<ReplyHold> },
+    Text { content_type: &'static str, body: Rc<[u8]> },
+}
+
+/// A body that belongs to a refused request is read and dropped up to this size, to keep the connection.
+const SKIPPED_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Read buffers above this are not kept between requests.
+const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
+
+/// One connection's state. Field order matters: `member` leaves the table before `stream` closes its descriptor.
+pub(super) struct Connection {
+    member: Member,
+    stream: TcpStream,
+    pub(super) shard: Rc<Shard>,
+    buffer: Vec<u8>,
+    /// Where the present request starts in `buffer`.
+    start: usize,
+    /// How many bytes of it are done with when it is answered.
+    request_len: usize,
+    is_body_read: bool,
+    scanner: HeadScanner,
+    out: Vec<u8>,
+    /// What a read buffer should hold, from the size of the last request.
+    read_hint: usize,
+}
+
+impl Connection {
+    pub(super) fn new(shard: Rc<Shard>, stream: TcpStream) -> Self {
+        let member = shard.connections.enter(stream.as_raw_fd());
+        Self {
+            member,
+            stream,
+            shard,
+            buffer: Vec::new(),
+            start: 0,
+            request_len: 0,
+            is_body_read: false,
+            scanner: HeadScanner::default(),
+            out: Vec::new(),
+            read_hint: limits::CONNECTION_READ_BYTES,
+        }
+    }
+
+    /// Serves until the client or a rule ends the connection.
+    pub(super) async fn serve(mut self) {
+        let ended_cleanly = loop {
+            match self.next_head().await {
+                Ok(Some(head)) => match self.exchange(&head).await {
+                    Ok(true) => {}
+                    Ok(false) => break self.is_body_read && self.buffer.is_empty(),
+                    Err(Stop::Gone) => return,
+                    Err(Stop::Refuse(problem)) => {
+                        self.refuse_unparsed(&problem);
+                        break false;
+                    }
+                },
+                Ok(None) => return,
+                Err(Stop::Gone) => return,
+                Err(Stop::Refuse(problem)) => {
+                    self.refuse_unparsed(&problem);
+                    break false;
+                }
+            }
+        };
+        if self.flush().await.is_ok() && !ended_cleanly {
+            Box::pin(self.linger()).await;
+        }
+    }
+
+    /// The head of the next request; `None` when the connection ends between requests.
+    async fn next_head(&mut self) -> Result<Option<Head>, Stop> {
+        let mut is_header_begun = false;
+        let mut may_skip_line = true;
+        loop {
+            let filled = &self.buffer[self.start..];
+            // One empty line before a request line is forgiven (RFC 9112, 2.2).
+            if may_skip_line && filled.starts_with(b"\r\n") {
+                self.start += 2;
+                may_skip_line = false;
+                continue;
+            }
+            if !(filled.is_empty() || may_skip_line && filled == b"\r") {
+                if let Some(len) = self.scanner.find_end(filled)? {
+                    let head = http::parse_head(&filled[..len])?;
+                    self.scanner = HeadScanner::default();
+                    self.request_len = head.len;
+                    self.is_body_read = head.framing == Framing::None;
+                    return Ok(Some(head));
+                }
+                if !is_header_begun {
+                    is_header_begun = true;
+                    self.flush().await?;
+                    self.member.begin(Phase::Header, limits::HEADER_TIMEOUT);
+                }
+            } else {
+                self.flush().await?;
+                if self.shard.is_draining() {
+                    return Ok(None);
+                }
+                self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
+            }
+            if self.fill().await? == 0 {
+                let is_late = is_header_begun && self.member.slot().is_overdue();
+                return if is_late { Err(Problem::RequestTimeout.into()) } else { Ok(None) };
+            }
+        }
+    }
+
+    /// Answers one request. Returns whether the connection goes on.
+    async fn exchange(&mut self, head: &Head) -> Result<bool, Stop> {
+        let mut standing = Standing::default();
+        let route = if self.shard.is_draining() {
+            Err(Problem::ShuttingDown)
+        } else {
+            routes::route(head.method, head.path.slice(self.request()))
+        };
+        let label = route.as_ref().map_or(RouteLabel::Other, |route| label(*route));
+        let answer = match route {
+            Ok(Route::PostEvent) => post_event(self, head, &mut standing).await.map(Answer::Accepted),
+            Ok(route) => Box::pin(self.other(route, head, &mut standing)).await,
+            Err(problem) => Err(problem.into()),
+        };
+        if let Err(Stop::Gone) = answer {
+            return Err(Stop::Gone);
+        }
+        let may_go_on = self.is_body_read || Box::pin(self.skip_body(head)).await;
+        let keep_alive = head.keep_alive && may_go_on && !self.shard.is_draining();
+        self.write_answer(head, &standing, label, keep_alive, answer);
+        self.finish_request();
+        if self.out.len() >= limits::PIPELINED_ANSWERS_BYTES_MAX {
+            self.flush().await?;
+        }
+        Ok(keep_alive)
+    }
+
+    /// Every route but the hot one.
+    async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
+        let json = |status, body: &str| Answer::Json { status, body: body.as_bytes().to_vec(), hold: None };
+        let request = match route {
+            Route::PostEvent => return post_event(self, head, standing).await.map(Answer::Accepted),
+            Route::PostEventBatch => {
+                let body = batch::post_events(self, head, standing).await?;
+                return Ok(Answer::Json { status: 202, body, hold: None });
+            }
+            Route::Health => return Ok(json(200, health::HEALTH_BODY)),
+            Route::Ready => {
+                let readiness = self.shard.readiness();
+                return Ok(json(readiness.status(), &readiness.body()));
+            }
+            Route::OpenApi => return Ok(json(200, routes::OPENAPI_JSON)),
+            Route::Metrics => {
+                let body = self.shard.rendered_metrics();
+                return Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body });
+            }
+            Route::GetEvent(id) => Request::GetEvent(id),
+            Route::ListEvents => {
+                let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
+                Request::ListEvents(String::from_utf8_lossy(query).into_owned())
+            }
+            Route::ListKeys => Request::ListKeys,
+            Route::RotateKey => Request::RotateKey(Vec::new()),
+            Route::DeleteKey(id) => Request::DeleteKey(id),
+        };
+        self.control(request, head).await
+    }
+
+    /// Hands a reading or managing request to the control pool and waits.
+    async fn control(&mut self, mut request: Request, head: &Head) -> Result<Answer, Stop> {
+        // A standing of its own: control answers carry no rate limit fields.
+        let tenant =
+            super::identify(self, head, std::time::Instant::now(), &mut Standing::default()).await?;
+        if let Request::RotateKey(body) = &mut request
+            && head.framing != Framing::None
+        {
+            let read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
+            body.extend_from_slice(self.body(&read));
+        }
+        let caller = Caller { org: tenant.grant.org, key: tenant.grant.key };
+        let reply = self.shard.control.submit(Job { caller, request })?;
+        self.wait_for_server();
+        let reply = reply.await.unwrap_or(Err(Problem::Internal))?;
+        Ok(Answer::Json { status: reply.status, body: reply.body, hold: Some(reply.hold) })
+    }
+
+    /// The bytes of the present request, from its head on.
+    pub(super) fn request(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// The `Idempotency-Key` field's value.
+    pub(super) fn idempotency_key(&self, head: &Head) -> Option<&[u8]> {
+        head.idempotency_key.map(|key| key.slice(self.request()))
+    }
+
+    /// A body's bytes.
+    pub(super) fn body<'a>(&'a self, body: &'a Body) -> &'a [u8] {
+        match body {
+            Body::InPlace(range) => &self.request()[range.clone()],
+            Body::Decoded(bytes) => bytes,
+        }
+    }
+
+    /// No deadline of the client's runs while the server is at work.
+    pub(super) fn wait_for_server(&self) {
+        self.member.work();
+    }
+
+    /// Reads the whole body, of at most `max` bytes, saying `100 Continue` first where the client waits for it.
+    pub(super) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
+        match head.framing {
+            Framing::None => Ok(Body::InPlace(head.len..head.len)),
+            Framing::Length(length) if length > max as u64 => Err(Problem::PayloadTooLarge(max).into()),
+            Framing::Length(length) => {
+                let end = head.len + length as usize;
+                if self.request().len() < end {
+                    Box::pin(self.receive(head, end)).await?;
+                }
+                self.request_len = end;
+                self.is_body_read = true;
+                Ok(Body::InPlace(head.len..end))
+            }
+            Framing::Chunked => Box::pin(self.read_chunks(head, max)).await.map(Body::Decoded),
+        }
+    }
+
+    /// Reads until the request has `end` bytes.
+    async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Stop> {
+        self.continue_if_expected(head).await?;
+        let mut pace = BodyPace::begin(&self.member);
+        while self.request().len() < end {
+            let read = self.fill().await?;
+            pace.advance(&self.member, read)?;
+        }
+        Ok(())
+    }
+
+    async fn read_chunks(&mut self, head: &Head, max: usize) -> Result<Vec<u8>, Stop> {
+        let mut decoder = ChunkedDecoder::default();
+        let mut body = Vec::new();
+        let mut pace: Option<BodyPace> = None;
+        loop {
+            let input = &self.buffer[self.start + head.len..];
+            let (taken, is_complete) = decoder.decode(input, &mut body, max)?;
+            // Keep the head, drop what was decoded.
+            self.buffer.drain(self.start + head.len..self.start + head.len + taken);
+            if is_complete {
+                self.is_body_read = true;
+                return Ok(body);
+            }
+            if pace.is_none() {
+                if self.request().len() == head.len && body.is_empty() {
+                    self.continue_if_expected(head).await?;
+                }
+                pace = Some(BodyPace::begin(&self.member));
+            }
+            let read = self.fill().await?;
+            if let Some(pace) = &mut pace {
+                pace.advance(&self.member, read)?;
+            }
+        }
+    }
+
+    async fn continue_if_expected(&mut self, head: &Head) -> Result<(), Stop> {
+        if head.expects_continue && self.request().len() == head.len {
+            self.prepare_out();
+            self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        self.flush().await
+    }
+
+    /// Gets past the body of a refused request. `false` where the connection must close instead.
+    async fn skip_body(&mut self, head: &Head) -> bool {
+        match head.framing {
+            Framing::None => true,
+            Framing::Length(length) => {
+                let end = length.saturating_add(head.len as u64);
+                let is_here = self.request().len() as u64 >= end;
+                (is_here || (length <= SKIPPED_BODY_BYTES_MAX as u64 && !head.expects_continue))
+                    && self.read_body(head, usize::MAX).await.is_ok()
+            }
+            Framing::Chunked => false,
+        }
+    }
+
+    /// Reads more bytes behind those in the buffer. Returns how many; 0 at the end of the stream.
+    async fn fill(&mut self) -> Result<usize, Stop> {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        let mut buffer = take(&mut self.buffer);
+        if buffer.is_empty() && buffer.capacity() != self.read_hint {
+            buffer = Vec::with_capacity(self.read_hint);
+        } else if buffer.len() == buffer.capacity() {
+            buffer.reserve(limits::CONNECTION_READ_BYTES);
+        }
+        let (begin, end) = (buffer.len(), buffer.capacity());
+        let (read, buffer) = self.stream.read(buffer.slice_mut(begin..end)).await;
+        self.buffer = buffer.into_inner();
+        read.map_err(|_| Stop::Gone)
+    }
+
+    /// Done with the present request: the next starts behind it.
+    fn finish_request(&mut self) {
+        let wanted = self.request_len.next_power_of_two();
+        self.read_hint = wanted.clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
+        self.start += self.request_len;
+        if self.start == self.buffer.len() {
+            self.start = 0;
+            self.buffer.clear();
+        }
+    }
+
+    fn prepare_out(&mut self) {
+        if self.out.capacity() == 0 {
+            self.out = self.shard.take_buffer();
+        }
+    }
+
+    /// Writes what is gathered in `out`.
+    async fn flush(&mut self) -> Result<(), Stop> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        let mut out = take(&mut self.out);
+        let mut written = 0;
+        while written < out.len() {
+            let (result, rest) = self.stream.write(out.slice(written..)).await;
+            out = rest.into_inner();
+            match result {
+                Ok(0) | Err(_) => return Err(Stop::Gone),
+                Ok(n) => written += n,
+            }
+            self.member.extend(limits::WRITE_TIMEOUT);
+        }
+        self.shard.give_buffer(out);
+        Ok(())
+    }
+
+    /// Lets the client read the refusal before the socket closes: unread input would turn the close into a
+    /// reset, which may take the answer with it.
+    async fn linger(&mut self) {
+        self.member.slot().finish_sending();
+        self.member.begin(Phase::Linger, limits::LINGER_TIMEOUT);
+        loop {
+            self.buffer.clear();
+            self.start = 0;
+            match self.fill().await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn write_answer(
+        &mut self,
+        head: &Head,
+        standing: &Standing,
+        label: RouteLabel,
+        keep_alive: bool,
+        answer: Result<Answer, Stop>,
+    ) {
+        self.prepare_out();
+        let date = self.shard.date();
+        let rate = standing.tenant.as_deref().zip(standing.decision);
+        let is_head = head.method == routes::Method::Head;
+        let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
+        let out = &mut self.out;
+        let status = match answer {
+            Ok(Answer::Accepted(id)) => {
+                reply::accepted(out, &frame, id);
+                202
+            }
+            Ok(Answer::Json { status, body, hold }) => {
+                reply::json(out, &frame, status, &body, hold.is_some());
+                status
+            }
+            Ok(Answer::Text { content_type, body }) => {
+                reply::success(out, &frame, 200, content_type, &body);
+                200
+            }
+            Err(Stop::Refuse(problem)) => {
+                reply::problem(out, &frame, &problem);
+                self.shard.metrics.rejected_total.inc(&problem);
+                problem.row().status
+            }
+            Err(Stop::Gone) => return,
+        };
+        self.shard.metrics.http_requests_total.inc(label, status);
+    }
+
+    /// Refuses bytes that are no request: there is no head to answer, and the connection will close.
+    fn refuse_unparsed(&mut self, problem: &Problem) {
+        self.prepare_out();
+        let date = self.shard.date();
+        let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head: false, rate: None };
+        reply::problem(&mut self.out, &frame, problem);
+        self.shard.metrics.rejected_total.inc(problem);
+        self.shard.metrics.http_requests_total.inc(RouteLabel::Other, problem.row().status);
+    }
+}
+
+/// The slowest a body may arrive: a deadline that moves with the bytes received.
+struct BodyPace {
+    began_at: std::time::Instant,
+    received: u64,
+}
+
+impl BodyPace {
+    fn begin(member: &Member) -> Self {
+        member.begin(Phase::Body, limits::BODY_GRACE);
+        Self { began_at: std::time::Instant::now(), received: 0 }
+    }
+
+    fn advance(&mut self, member: &Member, read: usize) -> Result<(), Stop> {
+        if read == 0 {
+            let is_late = member.slot().is_overdue();
+            return Err(if is_late { Problem::RequestTimeout.into() } else { Stop::Gone });
+        }
+        self.received += read as u64;
+        let earned = std::time::Duration::from_millis(self.received * 1000 / limits::BODY_BYTES_PER_SECOND_MIN);
+        let allowed = (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT);
+        member.extend(allowed.saturating_sub(self.began_at.elapsed()));
+        Ok(())
+    }
+}
+
+fn label(route: Route) -> RouteLabel {
+    match route {
+        Route::PostEvent => RouteLabel::EventsPost,
+        Route::PostEventBatch => RouteLabel::EventsBatch,
+        Route::ListEvents => RouteLabel::EventsList,
+        Route::GetEvent(_) => RouteLabel::EventGet,
+        Route::ListKeys => RouteLabel::Keys,
+        Route::RotateKey => RouteLabel::KeysRotate,
+        Route::DeleteKey(_) => RouteLabel::KeyDelete,
+        Route::Health => RouteLabel::Health,
+        Route::Ready => RouteLabel::Ready,
+        Route::Metrics => RouteLabel::Metrics,
+        Route::OpenApi => RouteLabel::Openapi,
+    }
+}

@@ -1,0 +1,179 @@
+//! The open connections of one shard and their deadlines.
+//!
+//! A deadline is data, not a timer: a connection writes the sweep number it must be done by into its slot, which
+//! costs one store, and the shard's sweep looks at all slots four times a second. An overdue connection is not
+//! cancelled (a cancelled completion-based read may lose bytes): its socket is shut down, so the operation in
+//! flight completes and the connection's own task says what is to be said and ends.
+
+#![allow(unsafe_code, reason = "shutdown(2) on a raw descriptor: monoio's TcpStream offers no AsFd; see `shut`")]
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::net::{Shutdown, shutdown};
+
+use crate::limits;
+
+/// What a connection is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The next request.
+    Idle,
+    /// The rest of a request head.
+    Header,
+    /// The rest of a body.
+    Body,
+    /// The client to read its answer.
+    Write,
+    /// The client to close after a refusal.
+    Linger,
+    /// Nothing from the client: the server is at work.
+    Work,
+}
+
+/// One connection, seen from the sweep.
+#[derive(Debug)]
+pub struct Slot {
+    fd: RawFd,
+    phase: Cell<Phase>,
+    /// The sweep by which the phase must be over.
+    due: Cell<u64>,
+    is_overdue: Cell<bool>,
+}
+
+impl Slot {
+    /// Whether the sweep found the connection overdue.
+    pub fn is_overdue(&self) -> bool {
+        self.is_overdue.get()
+    }
+
+    /// Closes our sending side: the client sees the end of the answer, and may still be read from.
+    pub fn finish_sending(&self) {
+        shut(self.fd, Shutdown::Write);
+    }
+}
+
+/// The table. Used by its shard's thread only.
+#[derive(Debug, Default)]
+pub struct Connections {
+    slots: RefCell<Vec<Option<Rc<Slot>>>>,
+    free: RefCell<Vec<usize>>,
+    open: Cell<usize>,
+    sweep: Cell<u64>,
+}
+
+/// Membership in the table; leaves it when dropped. Must be dropped before the socket is closed.
+pub struct Member {
+    table: Rc<Connections>,
+    index: usize,
+    slot: Rc<Slot>,
+}
+
+impl Connections {
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Enters the connection on `fd`.
+    pub fn enter(self: &Rc<Self>, fd: RawFd) -> Member {
+        let slot = Rc::new(Slot {
+            fd,
+            phase: Cell::new(Phase::Work),
+            due: Cell::new(u64::MAX),
+            is_overdue: Cell::new(false),
+        });
+        let mut slots = self.slots.borrow_mut();
+        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            slots.push(None);
+            slots.len() - 1
+        });
+        slots[index] = Some(Rc::clone(&slot));
+        self.open.set(self.open.get() + 1);
+        Member { table: Rc::clone(self), index, slot }
+    }
+
+    /// Shuts down what is overdue; returns each overdue connection's phase through `count`. Called every
+    /// [`limits::TIMEOUT_SWEEP_INTERVAL`].
+    pub fn sweep(&self, mut count: impl FnMut(Phase)) {
+        let now = self.sweep.get() + 1;
+        self.sweep.set(now);
+        for slot in self.slots.borrow().iter().flatten() {
+            if slot.due.get() > now || slot.is_overdue.replace(true) {
+                continue;
+            }
+            let phase = slot.phase.get();
+            count(phase);
+            match phase {
+                // The task wakes from its read with end-of-file and answers 408.
+                Phase::Header | Phase::Body => shut(slot.fd, Shutdown::Read),
+                Phase::Idle | Phase::Write | Phase::Linger | Phase::Work => shut(slot.fd, Shutdown::Both),
+            }
+        }
+    }
+
+    /// Ends the connections that wait for a request; those in the middle of one go on.
+    pub fn close_idle(&self) {
+        for slot in self.slots.borrow().iter().flatten() {
+            if slot.phase.get() == Phase::Idle {
+                shut(slot.fd, Shutdown::Read);
+            }
+        }
+    }
+
+    /// Ends every connection, whatever it is doing.
+    pub fn close_all(&self) {
+        for slot in self.slots.borrow().iter().flatten() {
+            shut(slot.fd, Shutdown::Both);
+        }
+    }
+}
+
+impl Member {
+    /// Starts a phase that must be over within `limit`, late by at most one sweep.
+    pub fn begin(&self, phase: Phase, limit: Duration) {
+        self.slot.phase.set(phase);
+        self.slot.is_overdue.set(false);
+        self.extend(limit);
+    }
+
+    /// Moves the deadline of the present phase to `limit` from now.
+    pub fn extend(&self, limit: Duration) {
+        let sweeps = limit.as_millis() as u64 / limits::TIMEOUT_SWEEP_INTERVAL.as_millis() as u64 + 1;
+        self.slot.due.set(self.table.sweep.get() + sweeps);
+    }
+
+    /// The server is at work: no deadline of the client's runs.
+    pub fn work(&self) {
+        self.slot.phase.set(Phase::Work);
+        self.slot.due.set(u64::MAX);
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.table.slots.borrow_mut()[self.index] = None;
+        self.table.free.borrow_mut().push(self.index);
+        self.table.open.set(self.table.open.get() - 1);
+    }
+}
+
+/// Shuts a socket down; one that is already gone is what we wanted.
+fn shut(fd: RawFd, how: Shutdown) {
+    // SAFETY: a descriptor is in the table from `enter` until its `Member` is dropped, and the connection's task
+    // drops its `Member` before the `TcpStream` that owns the descriptor, on this same thread. So it is open here.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let _ = shutdown(socket, how);
+}
+
+/// Ends the accept in flight on a listening socket; the port takes no more connections.
+pub(super) fn stop_listening(listener: RawFd) {
+    shut(listener, Shutdown::Read);
+}

@@ -1,0 +1,172 @@
+//! SHARDS: one pinned thread per core, each with its own runtime, listener, auth cache and scratch space.
+//!
+//! Nothing in here takes a lock, blocks, or touches a database. What must wait for another thread (a key seen
+//! for the first time, a control request) is awaited through a oneshot; what must not be lost crosses
+//! `handoff`. Shard state is `Rc`, `Cell` and `RefCell`; no borrow is held across an await.
+//!
+//! The way of an event is [`post_event`], top to bottom.
+
+pub mod auth_cache;
+mod batch;
+mod connection;
+mod connections;
+pub mod envelope;
+pub mod http;
+pub mod json_syntax;
+pub mod rate_limit;
+mod reply;
+pub mod shard;
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use auth_cache::{Lookup, Tenant};
+use connection::{Connection, Stop};
+use http::{ContentType, Framing, Head};
+use rate_limit::Decision;
+use shard::Shard;
+
+use crate::auth::Verdict;
+use crate::event::{Event, EventId};
+use crate::key::{self, API_KEY_LEN};
+use crate::limits;
+use crate::metrics::{CacheLookup, ValidationErrorKind};
+use crate::problem::Problem;
+
+/// Whom a request is from and what is left of their minute, for the answer's fields.
+#[derive(Default)]
+struct Standing {
+    tenant: Option<Rc<Tenant>>,
+    decision: Option<Decision>,
+}
+
+/// One event: identify → admit → parse → accept. The body is read only for a known organisation within its limit.
+async fn post_event(connection: &mut Connection, head: &Head, standing: &mut Standing) -> Result<EventId, Stop> {
+    let started = Instant::now();
+    let tenant = identify(connection, head, started, standing).await?;
+    admit(&connection.shard, &tenant, standing)?;
+    expect_json(head, ContentType::Json)?;
+    let body = connection.read_body(head, limits::EVENT_BODY_BYTES_MAX).await?;
+    let event = parse(&connection.shard, &tenant, connection.idempotency_key(head), connection.body(&body))?;
+    let id = accept(&connection.shard, event)?;
+    connection.shard.metrics.event_ingestion_latency_seconds.observe_nanos(started.elapsed().as_nanos() as u64);
+    Ok(id)
+}
+
+/// Finds out whose key the request carries. Waits only for a key this shard has not seen lately.
+async fn identify(
+    connection: &Connection,
+    head: &Head,
+    now: Instant,
+    standing: &mut Standing,
+) -> Result<Rc<Tenant>, Problem> {
+    let shard = &connection.shard;
+    let presented = head.api_key.ok_or(Problem::MissingApiKey)?.slice(connection.request());
+    let presented: &[u8; API_KEY_LEN] = presented.try_into().map_err(|_| Problem::InvalidApiKey)?;
+    let (hash, lookup) = {
+        let mut cache = shard.auth.borrow_mut();
+        let hash = cache.hash(presented);
+        (hash, cache.lookup(hash, now))
+    };
+    let is_miss = matches!(lookup, Lookup::Miss);
+    shard.metrics.cache_lookups_total.inc(if is_miss { CacheLookup::Miss } else { CacheLookup::Hit });
+    let tenant = match lookup {
+        Lookup::Hit(tenant) => tenant,
+        Lookup::Refused => return Err(Problem::InvalidApiKey),
+        // Boxed: the way of a cached key should not carry the state of the other.
+        Lookup::Miss => {
+            connection.wait_for_server();
+            Box::pin(verify(shard, hash, presented)).await?
+        }
+    };
+    shard.metrics.auth_latency_seconds.observe_nanos(now.elapsed().as_nanos() as u64);
+    if tenant.grant.is_org_disabled {
+        return Err(Problem::OrgDisabled);
+    }
+    standing.tenant = Some(Rc::clone(&tenant));
+    Ok(tenant)
+}
+
+/// Asks the verifier, together with all requests of this shard that carry the same key.
+async fn verify(
+    shard: &Rc<Shard>,
+    hash: auth_cache::KeyHash,
+    presented: &[u8; API_KEY_LEN],
+) -> Result<Rc<Tenant>, Problem> {
+    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
+    let under_way = shard.auth.borrow_mut().join(hash);
+    let answer = match under_way {
+        Some(joined) => joined?,
+        None => {
+            let verdict = shard.verifier.submit(id, (*presented).into())?;
+            let mut cache = shard.auth.borrow_mut();
+            cache.begin(hash, id);
+            let answer = cache.join(hash).expect("just begun")?;
+            // A task of its own: the verdict must reach the others even if this connection ends first.
+            let shard = Rc::clone(shard);
+            monoio::spawn(async move {
+                let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
+                shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
+            });
+            answer
+        }
+    };
+    answer.await.unwrap_or(Err(Problem::ShuttingDown))
+}
+
+/// Counts the request against its organisation's minute.
+fn admit(shard: &Shard, tenant: &Tenant, standing: &mut Standing) -> Result<(), Problem> {
+    let limit = tenant.grant.rate_limit_per_minute;
+    if limit == 0 {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let decision = tenant.grant.window.admit(shard.second(started), limit);
+    standing.decision = Some(decision);
+    shard.metrics.rate_limit_check_latency_seconds.observe_nanos(started.elapsed().as_nanos() as u64);
+    if decision.is_admitted { Ok(()) } else { Err(Problem::RateLimited { retry_after: decision.reset_seconds }) }
+}
+
+/// Refuses a body that cannot be an event before it is read.
+fn expect_json(head: &Head, wanted: ContentType) -> Result<(), Problem> {
+    if head.framing == Framing::None {
+        return Err(Problem::LengthRequired);
+    }
+    if head.is_encoded {
+        return Err(Problem::UnsupportedMediaType("send the body without a content coding"));
+    }
+    match head.content_type {
+        ContentType::Json | ContentType::Missing => Ok(()),
+        declared if declared == wanted => Ok(()),
+        _ => Err(Problem::UnsupportedMediaType("send the event as `Content-Type: application/json`")),
+    }
+}
+
+/// Makes an event of a body, or says what is wrong with it.
+fn parse(shard: &Shard, tenant: &Tenant, idempotency_key: Option<&[u8]>, body: &[u8]) -> Result<Event, Problem> {
+    shard.metrics.request_body_bytes_total.add(body.len() as u64);
+    let mut scratch = shard.scratch.borrow_mut();
+    let envelope = envelope::parse(&mut scratch, body, idempotency_key).map_err(|invalid| {
+        shard.metrics.validation_errors_total.inc(invalid.kind);
+        invalid.problem
+    })?;
+    let org = tenant.grant.org;
+    let (received_at, id) = match &envelope.dedup_id {
+        None => shard.ids.next(),
+        Some(dedup_id) => (crate::clock::Timestamp::now(), EventId::derived(org, dedup_id)),
+    };
+    Ok(Event::new(id, org, received_at, &envelope.event_type, envelope.dedup_id.as_deref(), envelope.payload))
+}
+
+/// Takes a slot for the event and hands it over; from here on the server answers for it.
+fn accept(shard: &Shard, event: Event) -> Result<EventId, Problem> {
+    let id = event.id;
+    shard.queue.offer(event).map_err(|_| Problem::QueueFull)?;
+    shard.metrics.events_ingested_total.inc();
+    Ok(id)
+}
+
+/// What a refused batch item counts as.
+fn count_invalid(shard: &Shard, kind: ValidationErrorKind) {
+    shard.metrics.validation_errors_total.inc(kind);
+}

@@ -1,0 +1,365 @@
+//! One shard: a pinned thread with its own runtime, listener and state.
+//!
+//! io_uring where the kernel allows it, epoll where it does not (containers often forbid it); which one runs,
+//! and why, is reported to `boot`. A panic in one connection's task ends that connection; a panic in the
+//! shard's own loop ends the process (see `boot`): a shard is never silently gone.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::os::fd::AsRawFd;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use futures_util::FutureExt;
+use monoio::io::AsyncWriteRentExt;
+use monoio::net::{TcpListener, TcpStream};
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use time::OffsetDateTime;
+use uuid::{ContextV7, Uuid};
+
+use super::auth_cache::AuthCache;
+use super::connection::Connection;
+use super::connections::{Connections, Phase};
+use super::envelope::Scratch;
+use super::reply::{self, Frame, http_date};
+use crate::auth::feed::Feed;
+use crate::auth::verifier::Verifier;
+use crate::clock::Timestamp;
+use crate::config::IoDriver;
+use crate::control::ControlPool;
+use crate::event::EventId;
+use crate::handoff::queue::Queue;
+use crate::health::Readiness;
+use crate::limits;
+use crate::metrics::{Metrics, ShardHandle, TimeoutPhase};
+use crate::problem::Problem;
+
+/// What all shards share, by reference counts only.
+#[derive(Clone)]
+pub struct Neighbours {
+    /// The crossing to the writers.
+    pub queue: Queue,
+    /// The pool that verifies keys.
+    pub verifier: Verifier,
+    /// Credential changes.
+    pub feed: Arc<Feed>,
+    /// The pool that answers reading and managing requests.
+    pub control: Arc<ControlPool>,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/ready`.
+    pub ready: Arc<dyn Fn() -> Readiness + Send + Sync>,
+    /// Set once by the main thread: stop accepting, finish, leave.
+    pub draining: Arc<AtomicBool>,
+    /// Set once by the main thread when the grace is over: leave now.
+    pub leaving: Arc<AtomicBool>,
+    /// Open connections of all shards; written at accept and close only.
+    pub connections_open: Arc<AtomicUsize>,
+    /// The most there may be.
+    pub connections_max: usize,
+    /// The zero of the rate limiter's clock.
+    pub started: Instant,
+}
+
+/// Which driver a shard runs on, and why not a better one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// `"io_uring"` or `"epoll"`.
+    pub name: &'static str,
+    /// Why, in words for the log.
+    pub reason: String,
+}
+
+/// One shard's state; see the module.
+pub struct Shard {
+    pub(super) auth: RefCell<AuthCache>,
+    pub(super) verifier: Verifier,
+    pub(super) queue: Queue,
+    pub(super) control: Arc<ControlPool>,
+    pub(super) metrics: ShardHandle,
+    pub(super) scratch: RefCell<Scratch>,
+    pub(super) ids: Ids,
+    pub(super) connections: Rc<Connections>,
+    neighbours: Neighbours,
+    date: Cell<[u8; 29]>,
+    spare_buffers: RefCell<Vec<Vec<u8>>>,
+    /// The last rendering of `/metrics` and when it was made.
+    rendered: RefCell<Option<(Instant, Rc<[u8]>)>>,
+}
+
+/// Time-ordered ids of one shard.
+#[derive(Default)]
+pub(super) struct Ids(ContextV7);
+
+impl Ids {
+    /// The present time and an id that sorts by it.
+    pub(super) fn next(&self) -> (Timestamp, EventId) {
+        let now = Timestamp::now();
+        let micros = now.as_micros().max(0) as u64;
+        let at = uuid::Timestamp::from_unix(&self.0, micros / 1_000_000, (micros % 1_000_000 * 1000) as u32);
+        (now, EventId(Uuid::new_v7(at)))
+    }
+}
+
+const SPARE_BUFFERS_MAX: usize = 64;
+const SPARE_BUFFER_BYTES_MAX: usize = 16 * 1024;
+const OUT_BUFFER_BYTES: usize = 1024;
+/// A rendering of the metrics is served this long: scraping the public port must not become work without bound.
+const METRICS_MAX_AGE: Duration = Duration::from_millis(200);
+
+impl Shard {
+    /// Seconds on the rate limiter's clock.
+    pub(super) fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.neighbours.started).as_secs()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.neighbours.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn readiness(&self) -> Readiness {
+        (self.neighbours.ready)()
+    }
+
+    pub(super) fn rendered_metrics(&self) -> Rc<[u8]> {
+        let now = Instant::now();
+        let mut rendered = self.rendered.borrow_mut();
+        match &*rendered {
+            Some((at, text)) if now.duration_since(*at) < METRICS_MAX_AGE => Rc::clone(text),
+            _ => {
+                let text: Rc<[u8]> = self.neighbours.metrics.render().into();
+                *rendered = Some((now, Rc::clone(&text)));
+                text
+            }
+        }
+    }
+
+    /// The `Date` field's value, as of the last sweep.
+    pub(super) fn date(&self) -> [u8; 29] {
+        self.date.get()
+    }
+
+    /// An empty output buffer.
+    pub(super) fn take_buffer(&self) -> Vec<u8> {
+        self.spare_buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(OUT_BUFFER_BYTES))
+    }
+
+    /// Takes an output buffer back.
+    pub(super) fn give_buffer(&self, mut buffer: Vec<u8>) {
+        let mut spare = self.spare_buffers.borrow_mut();
+        if spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX {
+            buffer.clear();
+            spare.push(buffer);
+        }
+    }
+}
+
+/// Runs shard `index` on the calling thread until [`Neighbours::draining`] is set and its connections are done.
+/// Reports the driver, or why the shard could not start, through `started`.
+pub fn run(
+    index: usize,
+    listener: StdListener,
+    neighbours: Neighbours,
+    wanted: IoDriver,
+    started: &Sender<io::Result<Driver>>,
+) {
+    let shard = match new_shard(index, neighbours) {
+        Ok(shard) => Rc::new(shard),
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    match uring(wanted) {
+        Ok((mut runtime, driver)) => {
+            let _ = started.send(Ok(driver));
+            runtime.block_on(serve(shard, listener));
+        }
+        Err(reason) if wanted == IoDriver::Uring => {
+            let _ = started.send(Err(io::Error::other(format!("io_uring was asked for and cannot be used: {reason}"))));
+        }
+        Err(reason) => match RuntimeBuilder::<LegacyDriver>::new().enable_timer().build() {
+            Ok(mut runtime) => {
+                let _ = started.send(Ok(Driver { name: "epoll", reason }));
+                runtime.block_on(serve(shard, listener));
+            }
+            Err(error) => drop(started.send(Err(error))),
+        },
+    }
+}
+
+type Uring = monoio::Runtime<monoio::time::TimeDriver<IoUringDriver>>;
+
+/// An io_uring runtime, with the flags of a single-threaded server where the kernel knows them.
+fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
+    const ENTRIES: u32 = 4096;
+    if wanted == IoDriver::Epoll {
+        return Err("epoll was asked for".to_owned());
+    }
+    if !monoio::utils::detect_uring() {
+        // The probe gives no reason; a plain set-up does.
+        return Err(match io_uring::IoUring::new(2) {
+            Ok(_) => "this kernel's io_uring lacks an operation that is needed".to_owned(),
+            Err(error) => format!("io_uring is not allowed or not there: {error}"),
+        });
+    }
+    let build = |flags: io_uring::Builder| {
+        RuntimeBuilder::<IoUringDriver>::new().with_entries(ENTRIES).uring_builder(flags).enable_timer().build()
+    };
+    let mut best = io_uring::IoUring::builder();
+    best.setup_single_issuer().setup_defer_taskrun().setup_cqsize(ENTRIES * 4);
+    let plain = match build(best) {
+        Ok(runtime) => {
+            let reason = "with single_issuer and defer_taskrun".to_owned();
+            return Ok((runtime, Driver { name: "io_uring", reason }));
+        }
+        Err(refused) => format!("without single_issuer and defer_taskrun: {refused}"),
+    };
+    match build(io_uring::IoUring::builder()) {
+        Ok(runtime) => Ok((runtime, Driver { name: "io_uring", reason: plain })),
+        Err(error) => Err(format!("io_uring cannot be set up: {error}")),
+    }
+}
+
+fn new_shard(index: usize, neighbours: Neighbours) -> io::Result<Shard> {
+    let auth = AuthCache::new(index, Arc::clone(&neighbours.feed)).map_err(io::Error::other)?;
+    Ok(Shard {
+        auth: RefCell::new(auth),
+        verifier: neighbours.verifier.clone(),
+        queue: neighbours.queue.clone(),
+        control: Arc::clone(&neighbours.control),
+        metrics: neighbours.metrics.shard(index),
+        scratch: RefCell::default(),
+        ids: Ids::default(),
+        connections: Rc::default(),
+        neighbours,
+        date: Cell::new(http_date(OffsetDateTime::now_utc())),
+        spare_buffers: RefCell::default(),
+        rendered: RefCell::default(),
+    })
+}
+
+/// The shard's own loop: accepts, sweeps, and in the end drains.
+async fn serve(shard: Rc<Shard>, listener: StdListener) {
+    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
+    monoio::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+    let mut auth_swept_at = Instant::now();
+    let mut is_listening = true;
+    loop {
+        monoio::time::sleep(limits::TIMEOUT_SWEEP_INTERVAL).await;
+        shard.date.set(http_date(OffsetDateTime::now_utc()));
+        shard.connections.sweep(|phase| count_timeout(&shard, phase));
+        let now = Instant::now();
+        if now.duration_since(auth_swept_at) >= limits::AUTH_CACHE_SWEEP_INTERVAL {
+            auth_swept_at = now;
+            shard.auth.borrow_mut().sweep(now);
+        }
+        if shard.is_draining() {
+            if std::mem::take(&mut is_listening) {
+                // Ends the accept in flight; connections not yet accepted are refused by the kernel.
+                super::connections::stop_listening(listener.as_raw_fd());
+            }
+            shard.connections.close_idle();
+            if shard.connections.open() == 0 {
+                return;
+            }
+            if shard.neighbours.leaving.load(Ordering::Relaxed) {
+                return shard.connections.close_all();
+            }
+        }
+    }
+}
+
+async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
+    const PAUSE: Duration = Duration::from_millis(100);
+    const REPEAT: Duration = Duration::from_secs(10);
+    let mut complained_at: Option<Instant> = None;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => admit(&shard, stream),
+            Err(_) if shard.is_draining() => return,
+            // The client gave up before it was accepted: its affair.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                // Out of descriptors or memory: wait for some to come back instead of spinning.
+                if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
+                    complained_at = Some(Instant::now());
+                    tracing::error!(%error, "connections cannot be accepted; raise the limit on open files");
+                }
+                monoio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Takes a connection into service, or turns it away at the limit.
+fn admit(shard: &Rc<Shard>, stream: TcpStream) {
+    let open = Open::enter(shard);
+    if open.count > shard.neighbours.connections_max {
+        shard.metrics.connections_refused_total.inc();
+        monoio::spawn(turn_away(Rc::clone(shard), stream, open));
+        return;
+    }
+    shard.metrics.connections_accepted_total.inc();
+    let shard = Rc::clone(shard);
+    monoio::spawn(async move {
+        let connection = Connection::new(Rc::clone(&shard), stream);
+        contain(connection.serve()).await;
+        shard.metrics.connections_closed_total.inc();
+        drop(open);
+    });
+}
+
+/// A panic in a connection's task ends the connection, not the shard.
+async fn contain(task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        tracing::error!("a bug ended one connection; the panic message above says where");
+    }
+}
+
+async fn turn_away(shard: Rc<Shard>, mut stream: TcpStream, open: Open) {
+    let date = shard.date();
+    let mut out = shard.take_buffer();
+    let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head: false, rate: None };
+    reply::problem(&mut out, &frame, &Problem::TooManyConnections);
+    shard.metrics.rejected_total.inc(&Problem::TooManyConnections);
+    // One write into an empty socket buffer: it cannot wait for the client.
+    let (_, out) = stream.write_all(out).await;
+    shard.give_buffer(out);
+    drop(open);
+}
+
+/// One open connection in the count that all shards share.
+struct Open {
+    all: Arc<AtomicUsize>,
+    count: usize,
+}
+
+impl Open {
+    fn enter(shard: &Shard) -> Self {
+        let all = Arc::clone(&shard.neighbours.connections_open);
+        let count = all.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { all, count }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn count_timeout(shard: &Shard, phase: Phase) {
+    let phase = match phase {
+        Phase::Idle => TimeoutPhase::Idle,
+        Phase::Header => TimeoutPhase::Header,
+        Phase::Body => TimeoutPhase::Body,
+        Phase::Write => TimeoutPhase::Write,
+        Phase::Linger | Phase::Work => return,
+    };
+    shard.metrics.connection_timeouts_total.inc(phase);
+}

@@ -1,0 +1,380 @@
+//! The real binary on free ports, and a client that speaks raw HTTP/1.1 to it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything that must happen may take before a test gives up; never a measure of speed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls `done` until it is true; panics with `what` after [`PATIENCE`].
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How to start a server.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// `DATABASE_URL`; embedded SQLite without.
+    pub database_url: Option<String>,
+    /// Further arguments of `serve`.
+    pub args: Vec<String>,
+    /// Further environment.
+    pub env: Vec<(String, String)>,
+    /// Use this data directory instead of a new one.
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// On Postgres.
+    pub fn postgres(url: &str) -> Self {
+        Self { database_url: Some(url.to_owned()), ..Self::default() }
+    }
+
+    /// With one more argument list.
+    #[must_use]
+    pub fn with(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    fn command(&self, data_dir: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
+        // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
+        command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");
+        if let Some(url) = &self.database_url {
+            command.env("DATABASE_URL", url);
+        }
+        command.envs(self.env.iter().cloned());
+        command
+    }
+}
+
+/// A running server. Killed when dropped.
+pub struct Server {
+    /// The public listener.
+    pub addr: SocketAddr,
+    /// The ops listener.
+    pub ops: SocketAddr,
+    /// Standard error so far.
+    pub log: Arc<Mutex<String>>,
+    /// Standard output so far.
+    pub stdout: Arc<Mutex<String>>,
+    options: Options,
+    data_dir: PathBuf,
+    child: Child,
+    _temp: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts on the embedded store and waits until ready.
+    pub fn sqlite() -> Self {
+        Self::start(Options::default())
+    }
+
+    /// Starts and waits until ready.
+    pub fn start(options: Options) -> Self {
+        let server = Self::start_unready(options);
+        eventually("the server is ready", || server.get("/ready", None).status == 200);
+        server
+    }
+
+    /// Starts and waits until it listens.
+    pub fn start_unready(options: Options) -> Self {
+        let temp = options.data_dir.is_none().then(|| tempfile::tempdir().expect("a temporary directory"));
+        let data_dir = options.data_dir.clone().unwrap_or_else(|| temp.as_ref().expect("made above").path().to_owned());
+        let mut child = options
+            .command(&data_dir)
+            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(&options.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = collect(child.stderr.take().expect("piped"));
+        let stdout = collect(child.stdout.take().expect("piped"));
+        let mut addresses = None;
+        eventually("the server says where it listens", || {
+            let text = log.lock().unwrap().clone();
+            if let Some(status) = child.try_wait().expect("a child") {
+                panic!("the server ended with {status}:\n{text}");
+            }
+            addresses = text.lines().find(|line| line.contains("listening")).and_then(|line| {
+                Some((field(line, "listen")?.parse().ok()?, field(line, "ops")?.parse().ok()?))
+            });
+            addresses.is_some()
+        });
+        let (addr, ops) = addresses.expect("found above");
+        Self { addr, ops, log, stdout, options, data_dir, child, _temp: temp }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs another command of the binary against the same store; returns standard output.
+    pub fn cli(&self, args: &[&str]) -> String {
+        let output = self.options.command(&self.data_dir).args(args).output().expect("the binary starts");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Makes an organisation; `rate_limit` as on the command line. Returns (organisation id, API key).
+    pub fn organization(&self, name: &str, rate_limit: &str) -> (String, String) {
+        let made: Value = serde_json::from_str(&self.cli(&["org", "create", name, "--rate-limit", rate_limit, "--json"]))
+            .expect("JSON");
+        (made["org_id"].as_str().expect("org_id").to_owned(), made["api_key"].as_str().expect("api_key").to_owned())
+    }
+
+    /// The key of an organisation without a limit.
+    pub fn key(&self) -> String {
+        self.organization("test", "0").1
+    }
+
+    /// One connection.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.addr)
+    }
+
+    /// GET on a connection of its own.
+    pub fn get(&self, path: &str, key: Option<&str>) -> Response {
+        self.connect().request("GET", path, key, None)
+    }
+
+    /// POST JSON on a connection of its own.
+    pub fn post(&self, path: &str, key: &str, body: &str) -> Response {
+        self.connect().request("POST", path, Some(key), Some(body.as_bytes()))
+    }
+
+    /// The value of an unlabelled metric, or of one with exactly this text as its name and labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let response = Client::connect(self.ops).request("GET", "/metrics", None, None);
+        let text = String::from_utf8(response.body).expect("text");
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no metric {name}")).rsplit(' ').next().expect("a value").parse().expect("a number")
+    }
+
+    /// Waits until everything accepted is stored.
+    pub fn drained(&self) {
+        eventually("the queue is empty", || self.metric("event_queue_size") == 0.0);
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().expect("kill");
+        assert!(sent.success());
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the server ends", || {
+            status = self.child.try_wait().expect("a child");
+            status.is_some()
+        });
+        status.expect("set above")
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(&mut self) -> i32 {
+        self.signal("TERM");
+        let status = self.wait();
+        status.code().unwrap_or_else(|| panic!("ended by signal {:?}", status.signal()))
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- log of the server ----\n{}----", self.log());
+        }
+    }
+}
+
+fn collect(from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let kept = Arc::clone(&text);
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines() {
+            let Ok(line) = line else { return };
+            let mut text = kept.lock().unwrap();
+            text.push_str(&line);
+            text.push('\n');
+        }
+    });
+    text
+}
+
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// One answer.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// Fields, names in lower case; of repeated ones the last.
+    pub headers: BTreeMap<String, String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The `code` of a problem, checked to be one.
+    pub fn code(&self) -> String {
+        assert_eq!(self.headers["content-type"], "application/problem+json", "{self:?}");
+        let problem = self.json();
+        assert_eq!(problem["status"], self.status);
+        assert!(problem["title"].is_string() && problem["detail"].is_string() && problem["type"].is_string());
+        problem["code"].as_str().expect("code").to_owned()
+    }
+
+    /// The id in a 202.
+    pub fn id(&self) -> String {
+        assert_eq!(self.status, 202, "{}", String::from_utf8_lossy(&self.body));
+        self.json()["id"].as_str().expect("id").to_owned()
+    }
+}
+
+/// A connection.
+pub struct Client {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).expect("the server accepts");
+        stream.set_nodelay(true).expect("a socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        Self { stream, unread: Vec::new() }
+    }
+
+    /// Writes raw bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server reads");
+    }
+
+    /// Writes raw bytes to a server that may have closed already.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// One request, its answer.
+    pub fn request(&mut self, method: &str, path: &str, key: Option<&str>, body: Option<&[u8]>) -> Response {
+        self.send(&request(method, path, key, body));
+        self.receive(method == "HEAD")
+    }
+
+    /// The next answer.
+    pub fn response(&mut self) -> Response {
+        self.receive(false)
+    }
+
+    /// The next answer, to a HEAD request where `is_head`. Skips nothing: a 100 is an answer too.
+    pub fn receive(&mut self, is_head: bool) -> Response {
+        self.try_receive(is_head).expect("an answer")
+    }
+
+    /// The next answer; `None` where the connection ends first.
+    pub fn try_receive(&mut self, is_head: bool) -> Option<Response> {
+        let head_end = loop {
+            if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if self.fill() == 0 {
+                assert!(self.unread.is_empty(), "cut answer: {:?}", String::from_utf8_lossy(&self.unread));
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.unread.drain(..head_end).collect()).expect("an ASCII head");
+        let mut lines = head.split("\r\n");
+        let status_line = lines.next().expect("a status line");
+        assert!(status_line.starts_with("HTTP/1.1 "), "{status_line}");
+        let status: u16 = status_line[9..12].parse().expect("a status");
+        let headers: BTreeMap<String, String> = lines
+            .filter(|line| !line.is_empty())
+            .map(|line| line.split_once(": ").unwrap_or_else(|| panic!("field {line:?}")))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        let has_body = !is_head && status != 204 && status >= 200;
+        let length = if has_body { headers["content-length"].parse().expect("a length") } else { 0 };
+        while self.unread.len() < length {
+            assert!(self.fill() > 0, "cut body of {head}");
+        }
+        let body = self.unread.drain(..length).collect();
+        Some(Response { status, headers, body })
+    }
+
+    /// Whether the server closed the connection and sent nothing more.
+    pub fn is_closed(&mut self) -> bool {
+        self.unread.is_empty() && self.fill() == 0
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    fn fill(&mut self) -> usize {
+        let mut buffer = [0; 64 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(n) => {
+                self.unread.extend_from_slice(&buffer[..n]);
+                n
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => 0,
+            Err(error) => panic!("reading an answer: {error}"),
+        }
+    }
+}
+
+/// The bytes of a request.
+pub fn request(method: &str, path: &str, key: Option<&str>, body: Option<&[u8]>) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n");
+    if let Some(key) = key {
+        head.push_str(&format!("X-API-Key: {key}\r\n"));
+    }
+    if let Some(body) = body {
+        head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    [head.as_bytes(), body.unwrap_or_default()].concat()
+}
+
+/// An event's body.
+pub fn event(event_type: &str, dedup_id: Option<&str>, payload: &str) -> String {
+    match dedup_id {
+        Some(dedup_id) => format!(r#"{{"type":"{event_type}","dedup_id":"{dedup_id}","payload":{payload}}}"#),
+        None => format!(r#"{{"type":"{event_type}","payload":{payload}}}"#),
+    }
+}
