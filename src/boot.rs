@@ -9,8 +9,8 @@
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,8 @@ pub type Welcome = fn(SocketAddr, &str) -> std::io::Result<()>;
 pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), StartError> {
     let signals = shutdown::Signals::install().map_err(|e| StartError(format!("signals cannot be handled: {e}")))?;
     let connections_max = raise_descriptor_limit(config.connections_max);
-    let store = open(&config.store(store_connections(config.writers))).map_err(|error| StartError(error.to_string()))?;
+    let store =
+        open(&config.store(store_connections(config.writers))).map_err(|error| StartError(error.to_string()))?;
     let metrics = Metrics::new(config.shards);
     let (queue, accepted) = queue(config.queue_capacity);
     let slots = queue.slots();
@@ -101,8 +102,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
 
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
-    let verifier =
-        Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
+    let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
     let control =
         ControlPool::start(Arc::clone(&store), config.argon2, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
             .map_err(thread_error)?;
@@ -128,8 +128,6 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         writers: Writers::start(config.writers, &store, accepted, &metrics).map_err(thread_error)?,
         grace: config.shutdown_grace,
     };
-    // The shards hold the only ends of the queue now: when they leave, the writers see its end.
-    drop(neighbours);
     tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
     let preparation = Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, stop };

@@ -111,6 +111,21 @@ pub const STORE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const STORE_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between attempts: recovery is noticed within it.
 pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Longest pause between two background attempts to connect; with the time a connect takes, the lag behind a
+/// database's return.
+pub const STORE_RECONNECT_INTERVAL_MAX: Duration = Duration::from_millis(500);
+/// The server gives up on a statement a little before the client does, so that the answer is an error, not silence.
+pub const STORE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(18);
+/// How long a statement waits for another transaction's lock.
+pub const STORE_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Days of event partitions kept ahead of today: as long as housekeeping may fail unnoticed.
+pub const PARTITION_DAYS_AHEAD: i32 = 7;
+/// Days whose partition is known to exist, remembered per process; past it the memory is started anew.
+pub const PARTITION_DAYS_KNOWN_MAX: usize = 64;
+/// Read connections of the embedded store (writes go through one).
+pub const SQLITE_READERS_MAX: u32 = 4;
+/// Virtual-machine steps of the embedded store between two looks at the deadline of a call: well under 1 ms.
+pub const SQLITE_DEADLINE_CHECK_STEPS: i32 = 4096;
 
 // ---- control -----------------------------------------------------------------------------------------------
 
@@ -122,6 +137,10 @@ pub const CONTROL_QUEUE_MAX: usize = 128;
 pub const LIST_LIMIT_MAX: u32 = 1000;
 /// Events in one page where the request names no limit.
 pub const LIST_LIMIT_DEFAULT: u32 = 100;
+/// Rows fetched from Postgres at once for a page: at most 16 MiB of payload are in memory beyond the page.
+pub const LIST_CHUNK_ROWS: u32 = 64;
+/// Longest name of an organisation, in characters.
+pub const ORGANIZATION_NAME_CHARS_MAX: usize = 128;
 /// A page of a list ends early once it holds this many payload bytes.
 pub const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long a control request waits for a thread. Past it: 503, unanswered questions not being worth a query.
@@ -140,6 +159,14 @@ pub const KEY_ROTATION_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600)
 pub const CONTROL_COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How often credential changes made by other processes are looked for on SQLite.
 pub const CREDENTIAL_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a thread that waits for something else looks whether it should stop.
+pub const STOP_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the connection that brings credential changes from Postgres is proven alive.
+pub const CREDENTIAL_PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long it may take to answer that.
+pub const CREDENTIAL_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the embedded store keeps its record of credential changes.
+pub const CREDENTIAL_CHANGES_KEPT: Duration = Duration::from_secs(3600);
 
 // ---- ops listener ------------------------------------------------------------------------------------------
 
@@ -174,8 +201,6 @@ pub const RATE_LIMIT_PER_MINUTE_MAX: u64 = 1_000_000_000;
 pub const SHUTDOWN_GRACE_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest shutdown grace that can be configured.
 pub const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(3600);
-/// Longest name of an organisation, in characters.
-pub const ORGANIZATION_NAME_CHARS_MAX: usize = 128;
 
 const _: () = assert!(PAYLOAD_BYTES_MAX < EVENT_BODY_BYTES_MAX);
 const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
@@ -184,6 +209,9 @@ const _: () =
     assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
 const _: () = assert!(STORE_BATCH_BYTES_MAX > EVENT_BODY_BYTES_MAX);
 const _: () = assert!(STORE_CONNECT_TIMEOUT.as_secs() + STORE_CALL_TIMEOUT.as_secs() <= 30);
+const _: () = assert!(STORE_STATEMENT_TIMEOUT.as_secs() < STORE_CALL_TIMEOUT.as_secs());
+const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_secs());
+const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a

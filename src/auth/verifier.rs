@@ -50,7 +50,12 @@ impl Verifier {
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
-    pub fn start(store: &Arc<dyn Store>, feed: &Arc<Feed>, default_limit: u32, metrics: &Arc<Metrics>) -> std::io::Result<Self> {
+    pub fn start(
+        store: &Arc<dyn Store>,
+        feed: &Arc<Feed>,
+        default_limit: u32,
+        metrics: &Arc<Metrics>,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
             feed: Arc::clone(feed),

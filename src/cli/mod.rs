@@ -29,7 +29,6 @@ use core_affinity::CoreId;
 use crate::config::{self, COMMON_FLAGS_HEADING, Flags, Loaded, ServerFlags, StoreFlags};
 use failure::Failure;
 
-
 /// Exit code for wrong arguments and wrong configuration.
 const EX_USAGE: u8 = 64;
 

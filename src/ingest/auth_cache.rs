@@ -116,7 +116,13 @@ impl AuthCache {
             seen_epoch: feed.epoch(),
             feed,
             hash_key: SipHasher24::new_with_key(&seed),
-            valid: Cache::with(1024, limits::AUTH_CACHE_ENTRIES_MAX as u64, UnitWeighter, Untouched, Default::default()),
+            valid: Cache::with(
+                1024,
+                limits::AUTH_CACHE_ENTRIES_MAX as u64,
+                UnitWeighter,
+                Untouched,
+                Default::default(),
+            ),
             refused: Cache::with(256, REFUSED_ENTRIES_MAX as u64, UnitWeighter, Untouched, Default::default()),
             pending: HashMap::new(),
             waiting: 0,
@@ -275,7 +281,12 @@ mod tests {
 
     const KEY: &str = "abcdefghijkl";
 
-    fn verified(cache: &mut AuthCache, presented: &[u8], verdict: Verdict, now: Instant) -> Result<Rc<Tenant>, Problem> {
+    fn verified(
+        cache: &mut AuthCache,
+        presented: &[u8],
+        verdict: Verdict,
+        now: Instant,
+    ) -> Result<Rc<Tenant>, Problem> {
         let hash = cache.hash(presented);
         cache.begin(hash, KeyId::parse(KEY).unwrap());
         let mut answer = cache.join(hash).expect("a verdict is under way").unwrap();

@@ -132,10 +132,8 @@ fn lines(body: &[u8]) -> Vec<std::ops::Range<usize>> {
 /// Cuts a JSON array into its elements, checking brackets and commas; the elements are checked as they are
 /// parsed. Stops one past the most a batch may hold.
 fn elements(body: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Problem> {
-    let wrong = |at: usize, expected: &'static str| Problem::InvalidJson {
-        offset: Some(at),
-        detail: Cow::Borrowed(expected),
-    };
+    let wrong =
+        |at: usize, expected: &'static str| Problem::InvalidJson { offset: Some(at), detail: Cow::Borrowed(expected) };
     let space = |mut at: usize| {
         while body.get(at).is_some_and(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')) {
             at += 1;

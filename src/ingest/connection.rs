@@ -225,8 +225,7 @@ impl Connection {
     /// Hands a reading or managing request to the control pool and waits.
     async fn control(&mut self, mut request: Request, head: &Head) -> Result<Answer, Stop> {
         // A standing of its own: control answers carry no rate limit fields.
-        let tenant =
-            super::identify(self, head, std::time::Instant::now(), &mut Standing::default()).await?;
+        let tenant = super::identify(self, head, std::time::Instant::now(), &mut Standing::default()).await?;
         if let Request::RotateKey(body) = &mut request
             && head.framing != Framing::None
         {

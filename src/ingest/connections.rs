@@ -79,12 +79,8 @@ impl Connections {
 
     /// Enters the connection on `fd`.
     pub fn enter(self: &Rc<Self>, fd: RawFd) -> Member {
-        let slot = Rc::new(Slot {
-            fd,
-            phase: Cell::new(Phase::Work),
-            due: Cell::new(u64::MAX),
-            is_overdue: Cell::new(false),
-        });
+        let slot =
+            Rc::new(Slot { fd, phase: Cell::new(Phase::Work), due: Cell::new(u64::MAX), is_overdue: Cell::new(false) });
         let mut slots = self.slots.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
             slots.push(None);

@@ -83,9 +83,16 @@ impl Scratch {
 }
 
 /// Reads one event. `idempotency_key` is the header's raw value, an alternative to `dedup_id`.
-pub fn parse<'a>(scratch: &mut Scratch, body: &'a [u8], idempotency_key: Option<&'a [u8]>) -> Result<Envelope<'a>, Invalid> {
+pub fn parse<'a>(
+    scratch: &mut Scratch,
+    body: &'a [u8],
+    idempotency_key: Option<&'a [u8]>,
+) -> Result<Envelope<'a>, Invalid> {
     let proven = scratch.prove(body).map_err(|error| Invalid {
-        problem: Problem::InvalidJson { offset: Some(error.offset), detail: Cow::Owned(format!("expected {}", error.expected)) },
+        problem: Problem::InvalidJson {
+            offset: Some(error.offset),
+            detail: Cow::Owned(format!("expected {}", error.expected)),
+        },
         kind: ValidationErrorKind::InvalidJson,
     })?;
     let mut found = Found::default();

@@ -112,7 +112,11 @@ impl HeadScanner {
                 return Err(Problem::UriTooLong);
             }
             if at - self.line_start == 1 {
-                return if at < limits::REQUEST_HEAD_BYTES_MAX { Ok(Some(at + 1)) } else { Err(Problem::HeadersTooLarge) };
+                return if at < limits::REQUEST_HEAD_BYTES_MAX {
+                    Ok(Some(at + 1))
+                } else {
+                    Err(Problem::HeadersTooLarge)
+                };
             }
             self.line_start = at + 1;
         }
@@ -198,12 +202,17 @@ fn split_target(target: &[u8], head: &[u8]) -> Result<(Span, Option<Span>), Prob
     if target.len() > limits::REQUEST_TARGET_BYTES_MAX {
         return Err(Problem::UriTooLong);
     }
-    if target.iter().any(|b| *b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')) {
+    if target
+        .iter()
+        .any(|b| *b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
+    {
         return Err(Problem::BadRequest("the request target holds a character that must be percent-encoded"));
     }
     let origin = match target {
         [b'/', ..] | b"*" => target,
-        _ => absolute_form_path(target).ok_or(Problem::BadRequest("the request target is a path, or an http(s) URL"))?,
+        _ => {
+            absolute_form_path(target).ok_or(Problem::BadRequest("the request target is a path, or an http(s) URL"))?
+        }
     };
     let path_end = memchr::memchr(b'?', origin).unwrap_or(origin.len());
     let query = origin.get(path_end + 1..).map(|query| Span::of(query, head));
@@ -326,7 +335,9 @@ fn content_type(value: &[u8]) -> ContentType {
     let essence = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     if essence.eq_ignore_ascii_case(b"application/json") {
         ContentType::Json
-    } else if essence.eq_ignore_ascii_case(b"application/x-ndjson") || essence.eq_ignore_ascii_case(b"application/jsonl") {
+    } else if essence.eq_ignore_ascii_case(b"application/x-ndjson")
+        || essence.eq_ignore_ascii_case(b"application/jsonl")
+    {
         ContentType::Ndjson
     } else {
         ContentType::Other
@@ -375,7 +386,12 @@ enum ChunkState {
 impl ChunkedDecoder {
     /// Takes what it can from `input`, appending data to `body` (at most `body_bytes_max` in all).
     /// Returns how many bytes were taken and whether the body is complete.
-    pub fn decode(&mut self, input: &[u8], body: &mut Vec<u8>, body_bytes_max: usize) -> Result<(usize, bool), Problem> {
+    pub fn decode(
+        &mut self,
+        input: &[u8],
+        body: &mut Vec<u8>,
+        body_bytes_max: usize,
+    ) -> Result<(usize, bool), Problem> {
         let mut taken = 0;
         loop {
             let rest = &input[taken..];

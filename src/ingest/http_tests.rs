@@ -210,7 +210,8 @@ fn malformed_chunks_are_refused() {
         &long_trailer,
     ] {
         let mut body = Vec::new();
-        let refused = ChunkedDecoder::default().decode(input, &mut body, 1000).expect_err(&String::from_utf8_lossy(input));
+        let refused =
+            ChunkedDecoder::default().decode(input, &mut body, 1000).expect_err(&String::from_utf8_lossy(input));
         assert_eq!(refused.row().status, 400, "{:?}", String::from_utf8_lossy(input));
     }
     let mut body = Vec::new();

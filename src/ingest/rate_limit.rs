@@ -54,9 +54,8 @@ impl Window {
     /// Counts one request at second `now` of a monotonic clock, if `limit` allows it.
     pub fn admit(&self, now: u64, limit: u32) -> Decision {
         self.expire(now);
-        let counted = self
-            .total
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| (total < limit).then_some(total + 1));
+        let counted =
+            self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| (total < limit).then_some(total + 1));
         let (is_admitted, used) = match counted {
             Ok(before) => {
                 self.bucket(now).fetch_add(1, Ordering::Relaxed);

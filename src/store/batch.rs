@@ -5,17 +5,20 @@
 //! wake and cost no system call. Under load a batch fills before it ages; when idle, one writer waits in the
 //! channel and the rest stay asleep.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::event::Event;
 use crate::limits;
 
 /// How long the gathering writer sleeps between looks at the channel.
 const NAP: Duration = Duration::from_millis(1);
+/// How often the idle writer looks whether the gatherer was closed.
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const _: () = assert!(NAP.as_nanos() < limits::STORE_BATCH_AGE_MAX.as_nanos());
 
 /// Events to be stored together.
@@ -49,18 +52,25 @@ impl Batch {
 /// The writers' shared end of the queue.
 pub struct Gatherer {
     baton: Mutex<Receiver<Event>>,
+    /// Set by the main thread once no shard offers any more.
+    is_closed: AtomicBool,
 }
 
 impl Gatherer {
     /// Gathers from `receiver`.
     pub fn new(receiver: Receiver<Event>) -> Self {
-        Self { baton: Mutex::new(receiver) }
+        Self { baton: Mutex::new(receiver), is_closed: AtomicBool::new(false) }
     }
 
-    /// Blocks until there is a batch; `None` once every sender is gone and the queue is empty.
+    /// No more events will be offered: [`Self::gather`] ends when the queue is empty.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+    }
+
+    /// Blocks until there is a batch; `None` once the gatherer is closed and the queue is empty.
     pub fn gather(&self) -> Option<Batch> {
         let receiver = self.baton.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = Batch::open(receiver.recv().ok()?);
+        let mut batch = Batch::open(self.first(&receiver)?);
         let deadline = batch.opened_at + limits::STORE_BATCH_AGE_MAX;
         loop {
             while !batch.is_full() {
@@ -74,6 +84,18 @@ impl Gatherer {
                 return Some(batch);
             }
             thread::sleep(left.min(NAP));
+        }
+    }
+
+    fn first(&self, receiver: &Receiver<Event>) -> Option<Event> {
+        loop {
+            // Read before looking: an event offered before the close is seen after it.
+            let is_closed = self.is_closed.load(Ordering::Acquire);
+            match receiver.recv_timeout(CLOSE_CHECK_INTERVAL) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) if !is_closed => {}
+                Err(_) => return None,
+            }
         }
     }
 }
@@ -97,8 +119,8 @@ mod tests {
         let count = limits::STORE_BATCH_EVENTS_MAX as u128 + 5;
         (0..count).for_each(|n| sender.send(event(n, 1)).unwrap());
         (0..40).for_each(|n| sender.send(event(n, limits::PAYLOAD_BYTES_MAX)).unwrap());
-        drop(sender);
         let gatherer = Gatherer::new(receiver);
+        gatherer.close();
         let by_count = gatherer.gather().unwrap();
         assert_eq!(by_count.events.len(), limits::STORE_BATCH_EVENTS_MAX);
         assert!(by_count.events.iter().enumerate().all(|(n, e)| e.id.0.as_u128() == n as u128));

@@ -10,6 +10,9 @@
 
 pub mod batch;
 pub mod open;
+mod pool;
+pub mod postgres;
+pub mod sqlite;
 pub mod writer;
 
 use std::fmt;
@@ -19,6 +22,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::event::{Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
+use crate::limits;
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,4 +227,19 @@ pub trait Store: Send + Sync + 'static {
     /// [`limits::LIST_BYTES_MAX`](crate::limits::LIST_BYTES_MAX) payload bytes (never to none). The flag says
     /// whether there are more.
     fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, bool), StoreError>;
+}
+
+/// Refuses a name that could not be found again: empty, too long, with control characters, or shaped like an id.
+fn check_organization_name(name: &str) -> Result<(), StoreError> {
+    let refuse = |why: &str| Err(StoreError::Conflict(format!("an organisation's name {why}")));
+    if name.is_empty() || name.chars().count() > limits::ORGANIZATION_NAME_CHARS_MAX {
+        return refuse("has 1 to 128 characters");
+    }
+    if name.chars().any(char::is_control) {
+        return refuse("has no control characters");
+    }
+    if uuid::Uuid::try_parse(name).is_ok() {
+        return refuse("is not a UUID: it would be taken for an id");
+    }
+    Ok(())
 }

@@ -39,7 +39,7 @@ struct Shared {
 }
 
 impl Writers {
-    /// Starts `count` writers. They end when every shard has dropped its end of the queue and it is empty.
+    /// Starts `count` writers. They run until [`Self::drain`].
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
@@ -67,8 +67,10 @@ impl Writers {
         Ok(Self { threads, shared })
     }
 
-    /// Waits until everything accepted is stored, at most until `deadline`. Returns how many events were not.
+    /// Waits until everything accepted is stored, at most until `deadline`; nothing may be offered any more.
+    /// Returns how many events were not stored.
     pub fn drain(self, deadline: Instant) -> usize {
+        self.shared.gatherer.close();
         while Instant::now() < deadline && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -197,8 +199,12 @@ impl Outage {
         *since = Some((began, now));
         let seconds = now.duration_since(began).as_secs();
         match error {
-            StoreError::Unavailable(_) => tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again"),
-            _ => tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again"),
+            StoreError::Unavailable(_) => {
+                tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again")
+            }
+            _ => {
+                tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again")
+            }
         }
     }
 

@@ -113,9 +113,10 @@ impl Server {
             if let Some(status) = child.try_wait().expect("a child") {
                 panic!("the server ended with {status}:\n{text}");
             }
-            addresses = text.lines().find(|line| line.contains("listening")).and_then(|line| {
-                Some((field(line, "listen")?.parse().ok()?, field(line, "ops")?.parse().ok()?))
-            });
+            addresses = text
+                .lines()
+                .find(|line| line.contains("listening"))
+                .and_then(|line| Some((field(line, "listen")?.parse().ok()?, field(line, "ops")?.parse().ok()?)));
             addresses.is_some()
         });
         let (addr, ops) = addresses.expect("found above");
@@ -136,8 +137,9 @@ impl Server {
 
     /// Makes an organisation; `rate_limit` as on the command line. Returns (organisation id, API key).
     pub fn organization(&self, name: &str, rate_limit: &str) -> (String, String) {
-        let made: Value = serde_json::from_str(&self.cli(&["org", "create", name, "--rate-limit", rate_limit, "--json"]))
-            .expect("JSON");
+        let made: Value =
+            serde_json::from_str(&self.cli(&["org", "create", name, "--rate-limit", rate_limit, "--json"]))
+                .expect("JSON");
         (made["org_id"].as_str().expect("org_id").to_owned(), made["api_key"].as_str().expect("api_key").to_owned())
     }
 
@@ -166,7 +168,12 @@ impl Server {
         let response = Client::connect(self.ops).request("GET", "/metrics", None, None);
         let text = String::from_utf8(response.body).expect("text");
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no metric {name}")).rsplit(' ').next().expect("a value").parse().expect("a number")
+        line.unwrap_or_else(|| panic!("no metric {name}"))
+            .rsplit(' ')
+            .next()
+            .expect("a value")
+            .parse()
+            .expect("a number")
     }
 
     /// Waits until everything accepted is stored.

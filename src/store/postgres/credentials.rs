@@ -1,0 +1,233 @@
+//! Organisations and keys in Postgres.
+//!
+//! Every change is one statement, hence one transaction and one round trip, and it notifies
+//! `millrace_credentials` in that transaction: whoever listens hears of it exactly when it is committed.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::columns::At;
+use super::error::CallError;
+use super::session::{Conversation, Session};
+use crate::clock::Timestamp;
+use crate::event::OrgId;
+use crate::key::{KeyId, KeyVerifier};
+use crate::store::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name};
+
+const FIND_KEY: &str = "
+    SELECT k.id, k.org_id, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, k.digest, k.phc,
+        o.disabled, o.rate_limit_per_minute
+    FROM api_keys k JOIN organizations o ON o.id = k.org_id WHERE k.id = $1";
+
+/// `$8`: only where there is no organisation. The key's row references the organisation's: one statement, checked
+/// at its end.
+const CREATE_ORGANIZATION: &str = "
+    WITH organization AS (
+        INSERT INTO organizations (id, name, rate_limit_per_minute, created_at)
+        SELECT $1::uuid, $2::text, $3::bigint, $4::timestamptz WHERE NOT $8 OR NOT EXISTS (SELECT 1 FROM organizations)
+        RETURNING id, name, rate_limit_per_minute, disabled, created_at
+    ), key AS (
+        INSERT INTO api_keys (id, org_id, digest, phc, created_at)
+        SELECT $5::text, id, $6::bytea, $7::text, $4::timestamptz FROM organization
+    )
+    SELECT * FROM organization";
+
+const ORGANIZATIONS: &str =
+    "SELECT id, name, rate_limit_per_minute, disabled, created_at FROM organizations ORDER BY name";
+const ORGANIZATION: &str = "
+    SELECT id, name, rate_limit_per_minute, disabled, created_at FROM organizations WHERE id = $1 OR name = $2";
+const UPDATE_ORGANIZATION: &str = "
+    UPDATE organizations SET name = COALESCE($2, name), disabled = COALESCE($3, disabled),
+        rate_limit_per_minute = CASE WHEN $4 THEN $5 ELSE rate_limit_per_minute END
+    WHERE id = $1
+    RETURNING id, name, rate_limit_per_minute, disabled, created_at,
+        pg_notify('millrace_credentials', 'org:' || id)";
+
+const CREATE_KEY: &str = "INSERT INTO api_keys (id, org_id, digest, phc, created_at) VALUES ($1, $2, $3, $4, $5)";
+const KEYS: &str = "
+    SELECT id, org_id, created_at, last_used_at, expires_at, revoked_at FROM api_keys WHERE org_id = $1
+    ORDER BY created_at DESC, id";
+const ROTATE_KEY: &str = "
+    WITH old AS (
+        UPDATE api_keys SET expires_at = LEAST(expires_at, $3::timestamptz)
+        WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+        RETURNING id, org_id, expires_at
+    ), new AS (
+        INSERT INTO api_keys (id, org_id, digest, phc, created_at) SELECT $4::text, org_id, $5::bytea, $6::text, $2::timestamptz FROM old
+    )
+    SELECT expires_at, pg_notify('millrace_credentials', 'key:' || id) FROM old";
+const REVOKE_KEY: &str = "
+    UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $3::timestamptz)
+    WHERE id = $1 AND ($2::uuid IS NULL OR org_id = $2)
+    RETURNING pg_notify('millrace_credentials', 'key:' || id)";
+const TOUCH_KEY: &str = "UPDATE api_keys SET last_used_at = GREATEST(last_used_at, $2::timestamptz) WHERE id = $1";
+
+pub(super) fn find_key(session: &mut Session, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+    let Some(row) = session.query_opt(FIND_KEY, &[&id.as_str()])? else { return Ok(None) };
+    let digest: Vec<u8> = get(&row, "digest")?;
+    let digest = digest.try_into().map_err(|_| unexpected(&"a key's digest has the wrong length"))?;
+    Ok(Some(KeyRecord {
+        info: key_info(&row)?,
+        verifier: KeyVerifier { digest, phc: get(&row, "phc")? },
+        org_disabled: get(&row, "disabled")?,
+        rate_limit_per_minute: rate_limit(&row)?,
+    }))
+}
+
+pub(super) fn touch_key(session: &mut Session, id: KeyId) -> Result<(), StoreError> {
+    session.execute(TOUCH_KEY, &[&id.as_str(), &At(Timestamp::now())])?;
+    Ok(())
+}
+
+/// Creates an organisation with its key; with `only_first`, `None` where there is one already.
+pub(super) fn create_organization(
+    session: &mut Session,
+    name: &str,
+    rate_limit_per_minute: Option<u32>,
+    (key, verifier): (KeyId, &KeyVerifier),
+    only_first: bool,
+) -> Result<Option<Organization>, StoreError> {
+    check_organization_name(name)?;
+    let rows = session.within(async |conversation: &mut Conversation| {
+        let statement = conversation.prepare(CREATE_ORGANIZATION).await?;
+        let transaction = conversation.client.transaction().await?;
+        if only_first {
+            // Excludes every other insert; the next statement sees those that were before.
+            transaction.batch_execute("LOCK TABLE organizations IN SHARE ROW EXCLUSIVE MODE").await?;
+        }
+        let rows = transaction
+            .query(
+                &statement,
+                &[
+                    &Uuid::now_v7(),
+                    &name,
+                    &rate_limit_per_minute.map(i64::from),
+                    &At(Timestamp::now()),
+                    &key.as_str(),
+                    &&verifier.digest[..],
+                    &verifier.phc,
+                    &only_first,
+                ],
+            )
+            .await?;
+        transaction.commit().await?;
+        Ok(rows)
+    });
+    rows.map_err(|error| conflict(error, name))?.first().map(organization_of).transpose()
+}
+
+pub(super) fn organizations(session: &mut Session) -> Result<Vec<Organization>, StoreError> {
+    session.query(ORGANIZATIONS, &[])?.iter().map(organization_of).collect()
+}
+
+pub(super) fn organization(session: &mut Session, name_or_id: &str) -> Result<Organization, StoreError> {
+    let id = Uuid::try_parse(name_or_id).ok();
+    match session.query_opt(ORGANIZATION, &[&id, &name_or_id])? {
+        Some(row) => organization_of(&row),
+        None => Err(StoreError::Conflict(format!("there is no organisation {name_or_id}"))),
+    }
+}
+
+pub(super) fn update_organization(
+    session: &mut Session,
+    id: OrgId,
+    change: &OrganizationChange,
+) -> Result<Organization, StoreError> {
+    let name = change.name.as_deref();
+    name.map_or(Ok(()), check_organization_name)?;
+    let limit = change.rate_limit_per_minute;
+    let row = session.query_opt(
+        UPDATE_ORGANIZATION,
+        &[&id.0, &name, &change.disabled, &limit.is_some(), &limit.flatten().map(i64::from)],
+    );
+    match row.map_err(|error| conflict(error, name.unwrap_or_default()))? {
+        Some(row) => organization_of(&row),
+        None => Err(StoreError::Conflict(format!("there is no organisation {id}"))),
+    }
+}
+
+pub(super) fn create_key(
+    session: &mut Session,
+    org: OrgId,
+    (key, verifier): (KeyId, &KeyVerifier),
+) -> Result<(), StoreError> {
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+        [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &At(Timestamp::now())];
+    session.execute(CREATE_KEY, &params).map_err(|error| conflict(error, &org.to_string()))?;
+    Ok(())
+}
+
+pub(super) fn keys(session: &mut Session, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
+    session.query(KEYS, &[&org.0])?.iter().map(key_info).collect()
+}
+
+pub(super) fn rotate_key(
+    session: &mut Session,
+    old: KeyId,
+    (new, verifier): (KeyId, &KeyVerifier),
+    grace: Duration,
+) -> Result<Timestamp, StoreError> {
+    let now = Timestamp::now();
+    let row = session.query_opt(
+        ROTATE_KEY,
+        &[&old.as_str(), &At(now), &At(now.plus(grace)), &new.as_str(), &&verifier.digest[..], &verifier.phc],
+    );
+    match row.map_err(|error| conflict(error, ""))? {
+        Some(row) => Ok(get::<At>(&row, "expires_at")?.0),
+        None => Err(StoreError::Conflict(format!("{old} is not a valid key"))),
+    }
+}
+
+pub(super) fn revoke_key(session: &mut Session, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {
+    let org = org.map(|org| org.0);
+    Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &At(Timestamp::now())])?.is_some())
+}
+
+/// The caller's mistake behind a violated constraint, where it is one.
+fn conflict(error: CallError, what: &str) -> StoreError {
+    match error.constraint() {
+        Some("organizations_name_key") => StoreError::Conflict(format!("the name {what} is taken")),
+        Some("api_keys_org_id_fkey") => StoreError::Conflict(format!("there is no organisation {what}")),
+        Some("api_keys_pkey") => StoreError::Conflict("the key id is taken".to_owned()),
+        _ => error.into(),
+    }
+}
+
+fn organization_of(row: &Row) -> Result<Organization, StoreError> {
+    Ok(Organization {
+        id: OrgId(get(row, "id")?),
+        name: get(row, "name")?,
+        rate_limit_per_minute: rate_limit(row)?,
+        disabled: get(row, "disabled")?,
+        created_at: get::<At>(row, "created_at")?.0,
+    })
+}
+
+fn key_info(row: &Row) -> Result<KeyInfo, StoreError> {
+    let id: &str = get(row, "id")?;
+    let at = |column| get::<Option<At>>(row, column).map(|at| at.map(|at| at.0));
+    Ok(KeyInfo {
+        id: KeyId::parse(id).ok_or_else(|| unexpected(&"a key's id is no key id"))?,
+        org: OrgId(get(row, "org_id")?),
+        created_at: get::<At>(row, "created_at")?.0,
+        last_used_at: at("last_used_at")?,
+        expires_at: at("expires_at")?,
+        revoked_at: at("revoked_at")?,
+    })
+}
+
+fn rate_limit(row: &Row) -> Result<Option<u32>, StoreError> {
+    let limit: Option<i64> = get(row, "rate_limit_per_minute")?;
+    Ok(limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
+}
+
+fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, StoreError> {
+    row.try_get(column).map_err(|error| unexpected(&error))
+}
+
+/// A row that does not look like this program's schema.
+fn unexpected(why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Misconfigured(format!("the database's tables are not this program's: {why}"))
+}

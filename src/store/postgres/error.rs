@@ -1,0 +1,148 @@
+//! What a failed call to Postgres means: whose fault it is, and whether the session is still good.
+//!
+//! The classes of SQLSTATE are sorted in one match. No text made here may carry a client's payload or a secret:
+//! of what the server says only the code, its primary message and names from the schema are kept (DETAIL,
+//! CONTEXT and HINT echo rows), and where the primary message itself may quote a value it is cut before it.
+
+use std::fmt;
+
+use tokio_postgres::error::DbError;
+
+use crate::store::StoreError;
+
+/// Why a call within a session failed.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The server answered with an error.
+    Refused(Box<DbError>),
+    /// No answer, or none that makes sense: whether the call took effect is not known.
+    Lost(String),
+    /// The server's certificate or its way of authentication is not acceptable.
+    Untrusted(String),
+}
+
+impl CallError {
+    /// Sorts out an error of the driver.
+    pub(super) fn new(error: &tokio_postgres::Error) -> Self {
+        if let Some(refused) = error.as_db_error() {
+            return Self::Refused(Box::new(refused.clone()));
+        }
+        match std::error::Error::source(error).map(|source| (source, source.downcast_ref::<std::io::Error>())) {
+            None => Self::Lost(error.to_string()),
+            Some((_, Some(io))) => {
+                let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                match tls {
+                    Some(tls) => Self::Untrusted(format!("TLS: {tls}")),
+                    None => Self::Lost(format!("{error}: {io}")),
+                }
+            }
+            Some((source, None)) => Self::Untrusted(format!("{error}: {source}")),
+        }
+    }
+
+    /// The violated constraint, where there is one.
+    pub(super) fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refused) => refused.constraint(),
+            Self::Lost(_) | Self::Untrusted(_) => None,
+        }
+    }
+
+    /// Whether an event's day has no partition: a check violation (23514) of no constraint.
+    pub(super) fn is_missing_partition(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
+    }
+
+    /// Whether the session should be thrown away: it is gone, or a new one may reach a server that can do more
+    /// (after a failover) or knows nothing of stale plans and lost prepared statements.
+    pub(super) fn ends_session(&self) -> bool {
+        match self {
+            Self::Lost(_) | Self::Untrusted(_) => true,
+            Self::Refused(refused) => {
+                let code = refused.code().code();
+                matches!(&code[..2], "08" | "26" | "57" | "58" | "XX" | "0A") || code == "25006"
+            }
+        }
+    }
+}
+
+impl From<CallError> for StoreError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(refused) => classify(refused.code().code(), || describe(&refused)),
+            CallError::Lost(why) => Self::Unavailable(why),
+            CallError::Untrusted(why) => Self::Misconfigured(why),
+        }
+    }
+}
+
+/// Whose fault an SQLSTATE is.
+fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
+    let class = code.get(..2).unwrap_or_default();
+    let kind = match class {
+        // Data exception, integrity constraint violation, program limit exceeded: this row, every time.
+        "22" | "23" | "54" => StoreError::RowRefused,
+        // RAISE EXCEPTION in somebody's trigger.
+        "P0" if code == "P0001" => StoreError::RowRefused,
+        // Authorization, missing object or permission, unknown database, unknown schema, unusable server settings.
+        "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured,
+        // 08 connection, 25 transaction state (25006: read-only after a failover), 40 rollback, 53 resources,
+        // 55 object state (55P03: lock timeout), 57 intervention, 58 and XX server faults, and whatever is new.
+        _ => StoreError::Unavailable,
+    };
+    kind(describe())
+}
+
+fn describe(refused: &DbError) -> String {
+    struct Named<'a>(&'a DbError);
+    impl fmt::Display for Named<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let names = [("table", self.0.table()), ("column", self.0.column()), ("constraint", self.0.constraint())];
+            for (what, name) in names {
+                if let Some(name) = name {
+                    write!(f, ", {what} {name}")?;
+                }
+            }
+            Ok(())
+        }
+    }
+    let code = refused.code().code();
+    let message = match &code[..2] {
+        // "invalid input syntax for type integer: "…"": the value comes after the colon or in quotes.
+        "22" => refused.message().split([':', '"']).next().unwrap_or_default().trim_end(),
+        // The words of somebody's trigger, which may quote the row.
+        "P0" => "raised by a trigger or function",
+        _ => refused.message(),
+    };
+    format!("{message} (SQLSTATE {code}{})", Named(refused))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_has_the_right_culprit() {
+        let kind = |code| match classify(code, String::new) {
+            StoreError::RowRefused(_) => "row",
+            StoreError::Misconfigured(_) => "configuration",
+            StoreError::Unavailable(_) => "server",
+            StoreError::Conflict(_) => "caller",
+        };
+        for (expected, codes) in [
+            ("row", &["22P02", "22021", "22003", "23502", "23514", "23505", "54000", "54001", "P0001"][..]),
+            ("configuration", &["28P01", "28000", "42P01", "42501", "42703", "3D000", "3F000"]),
+            (
+                "server",
+                &[
+                    "08006", "53300", "53100", "53200", "57P01", "57P03", "57014", "40001", "40P01", "55P03", "55006",
+                    "25006", "25P02", "58030", "XX000", "XX001", "0A000", "26000", "P0002", "", "?",
+                ],
+            ),
+        ] {
+            for code in codes {
+                assert_eq!(kind(code), expected, "{code}");
+            }
+        }
+    }
+}

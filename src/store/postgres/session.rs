@@ -1,0 +1,280 @@
+//! One blocking session with a Postgres server, in which no call waits longer than it may.
+//!
+//! The driver is asynchronous; each session owns a small runtime that runs only while a call is made, on the
+//! caller's thread. That gives what a blocking driver lacks: a deadline of the client's own, so that a server that
+//! hangs with its connections alive frees its callers, and a drop that closes the socket and waits for nobody.
+//!
+//! Invariants: a session that may be out of step (a deadline passed, the connection was lost) is `broken` and
+//! never used again. All calls made between [`Session::begin_call`] and the next one share one deadline.
+//! Must be used on plain threads: a thread that already runs a tokio runtime panics.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_channel::mpsc;
+use futures_util::{StreamExt, stream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage, Statement};
+
+use super::error::CallError;
+use super::target::Target;
+use crate::limits;
+use crate::store::StoreError;
+
+/// Oldest major version of the server: ATTACH PARTITION without blocking, ORDER BY over partitions without a sort.
+const SERVER_MAJOR_VERSION_MIN: u32 = 13;
+
+/// A session; see the module.
+pub(super) struct Session {
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    conversation: Conversation,
+    deadline: Instant,
+    broken: bool,
+}
+
+/// What a call works with inside [`Session::within`].
+pub(super) struct Conversation {
+    pub(super) client: Client,
+    /// Keyed by text; all texts are constants of this program, so their number is bounded.
+    statements: HashMap<&'static str, Statement>,
+}
+
+/// Where a session's notifications go.
+pub(super) type Notifications = mpsc::Sender<String>;
+
+impl Session {
+    /// Connects, checks the server and sets the session up, all within [`limits::STORE_CONNECT_TIMEOUT`].
+    ///
+    /// With `stop`, gives up soon after it is set.
+    pub(super) fn connect(
+        target: &Target,
+        notifications: Option<Notifications>,
+        stop: Option<&AtomicBool>,
+    ) -> Result<Self, StoreError> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| StoreError::Unavailable(format!("no runtime for a connection: {error}")))?;
+        let connected = runtime.block_on(async {
+            let opening = timeout(limits::STORE_CONNECT_TIMEOUT, open(target, notifications));
+            match unless_stopped(opening, stop).await {
+                Some(Ok(opened)) => opened,
+                Some(Err(_)) => Err(no_answer(limits::STORE_CONNECT_TIMEOUT)),
+                None => Err(StoreError::Unavailable("stopped while connecting".to_owned())),
+            }
+        });
+        match connected {
+            Ok(client) => Ok(Self {
+                runtime: Some(runtime),
+                conversation: Conversation { client, statements: HashMap::new() },
+                deadline: Instant::now(),
+                broken: false,
+            }),
+            Err(error) => {
+                // Not dropped: that would wait for a name lookup in progress.
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the time of a call: everything until the next `begin_call` ends within [`limits::STORE_CALL_TIMEOUT`].
+    pub(super) fn begin_call(&mut self) {
+        self.deadline = Instant::now() + limits::STORE_CALL_TIMEOUT;
+    }
+
+    /// Does `work`, until the call's deadline.
+    pub(super) fn within<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Conversation) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, CallError> {
+        let runtime = self.runtime.as_ref().expect("taken by drop only");
+        let conversation = &mut self.conversation;
+        let result = runtime.block_on(async { timeout_at(self.deadline, work(conversation)).await });
+        let result = match result {
+            Ok(answered) => answered.map_err(|error| CallError::new(&error)),
+            Err(_) => Err(CallError::Lost("no answer in time; whether it took effect is not known".to_owned())),
+        };
+        self.broken |= result.as_ref().is_err_and(CallError::ends_session);
+        result
+    }
+
+    /// Runs one statement and collects its rows. For results that are small by nature.
+    pub(super) fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, CallError> {
+        self.within(async |conversation: &mut Conversation| conversation.query(sql, params).await)
+    }
+
+    /// Runs one statement and returns its first row.
+    pub(super) fn query_opt(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, CallError> {
+        self.query(sql, params).map(|rows| rows.into_iter().next())
+    }
+
+    /// Runs one statement and returns how many rows it touched.
+    pub(super) fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, CallError> {
+        self.within(async |conversation: &mut Conversation| {
+            let statement = conversation.prepare(sql).await?;
+            conversation.client.execute(&statement, params).await
+        })
+    }
+
+    /// Lets whatever the server sent meanwhile arrive, and waits for more until `until` is ready or `most` is over.
+    pub(super) fn wait<T>(&mut self, most: Duration, until: impl Future<Output = T>) -> Option<T> {
+        let runtime = self.runtime.as_ref().expect("taken by drop only");
+        runtime.block_on(async { timeout(most, until).await.ok() })
+    }
+
+    /// Asks the server for a sign of life; `None` where `stop` was set meanwhile.
+    pub(super) fn ping(&mut self, stop: &AtomicBool) -> Option<Result<(), CallError>> {
+        self.deadline = Instant::now() + limits::CREDENTIAL_PING_TIMEOUT;
+        self.within(async |conversation: &mut Conversation| {
+            unless_stopped(conversation.client.batch_execute("SELECT 1"), Some(stop)).await.transpose()
+        })
+        .transpose()
+    }
+
+    /// Whether the session can be used, as far as one can know without asking the server.
+    pub(super) fn is_usable(&mut self) -> bool {
+        if self.broken || self.conversation.client.is_closed() {
+            return false;
+        }
+        // A server that closed an idle connection said so in the socket: two turns of the runtime read it, one
+        // to notice and one to act.
+        let runtime = self.runtime.as_ref().expect("taken by drop only");
+        runtime.block_on(async {
+            for _ in 0..2 {
+                tokio::task::yield_now().await;
+            }
+        });
+        !self.conversation.client.is_closed()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Conversation {
+    /// The prepared statement of a text, prepared on first use.
+    pub(super) async fn prepare(&mut self, sql: &'static str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements.insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    /// Runs one statement and collects its rows.
+    pub(super) async fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let statement = self.prepare(sql).await?;
+        self.client.query(&statement, params).await
+    }
+}
+
+fn no_answer(after: Duration) -> StoreError {
+    StoreError::Unavailable(format!("no answer within {} s", after.as_secs()))
+}
+
+/// `work`, or `None` soon after `stop` is set.
+async fn unless_stopped<T>(work: impl Future<Output = T>, stop: Option<&AtomicBool>) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        if let Ok(done) = timeout(limits::STOP_POLL_INTERVAL, work.as_mut()).await {
+            return Some(done);
+        }
+        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return None;
+        }
+    }
+}
+
+async fn open(target: &Target, notifications: Option<Notifications>) -> Result<Client, StoreError> {
+    let connecting = target.config.connect(target.tls.clone()).await;
+    let (client, mut connection) = connecting.map_err(|error| StoreError::from(CallError::new(&error)))?;
+    check_server(connection.parameter("server_encoding"), connection.parameter("server_version"))?;
+    // Runs whenever the runtime does. Notices are the server's chatter and are dropped.
+    tokio::spawn(async move {
+        let mut messages = stream::poll_fn(|cx| connection.poll_message(cx));
+        let mut notifications = notifications;
+        while let Some(Ok(message)) = messages.next().await {
+            let AsyncMessage::Notification(notification) = message else { continue };
+            // A full channel ends the connection, and with it whoever listens: it then knows it missed something.
+            if let Some(Err(_)) = notifications.as_mut().map(|to| to.try_send(notification.payload().to_owned())) {
+                return;
+            }
+        }
+    });
+    set_up(&client).await.map_err(|error| StoreError::from(CallError::new(&error)))?;
+    Ok(client)
+}
+
+fn check_server(encoding: Option<&str>, version: Option<&str>) -> Result<(), StoreError> {
+    let encoding = encoding.unwrap_or("unknown");
+    if encoding != "UTF8" {
+        return Err(StoreError::Misconfigured(format!(
+            "the database's encoding is {encoding}; payloads can only be kept verbatim in UTF8 (CREATE DATABASE … \
+             ENCODING 'UTF8' TEMPLATE template0)"
+        )));
+    }
+    let major = version.and_then(|text| text.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+    if major.is_some_and(|major| major < SERVER_MAJOR_VERSION_MIN) {
+        let version = version.unwrap_or_default();
+        return Err(StoreError::Misconfigured(format!(
+            "the server is PostgreSQL {version}; {SERVER_MAJOR_VERSION_MIN} or newer is needed"
+        )));
+    }
+    Ok(())
+}
+
+/// Bounds everything on the server's side too, and undoes defaults of the database this store cannot work with.
+async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let statement_timeout = limits::STORE_STATEMENT_TIMEOUT.as_millis();
+    let lock_timeout = limits::STORE_LOCK_TIMEOUT.as_millis();
+    let idle_timeout = limits::STORE_CALL_TIMEOUT.as_millis();
+    // The isolation level is what store_events_v1 relies on; JIT compilation only delays statements this short.
+    let sql = format!(
+        "SELECT set_config('statement_timeout', '{statement_timeout}', false),
+            set_config('lock_timeout', '{lock_timeout}', false),
+            set_config('idle_in_transaction_session_timeout', '{idle_timeout}', false),
+            set_config('default_transaction_isolation', 'read committed', false),
+            set_config('jit', 'off', false);
+        SELECT name, setting FROM pg_settings
+        WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'"
+    );
+    for message in client.simple_query(&sql).await? {
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        if let (2, Some(name)) = (row.len(), row.get(0)) {
+            warn_once(name);
+        }
+    }
+    Ok(())
+}
+
+fn warn_once(setting: &str) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            setting,
+            "the Postgres server runs with {setting} = off: events that were acknowledged can be lost when its machine \
+             crashes; set it to on"
+        );
+    }
+}

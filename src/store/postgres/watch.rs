@@ -1,0 +1,74 @@
+//! Hears of credential changes: a session of its own that listens to `millrace_credentials`.
+//!
+//! Notifications are not kept for who is away, so every (re)connection begins with [`CredentialChange::All`],
+//! after LISTEN has taken effect. A connection that has died in silence is found out by a periodic ping.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+
+use super::session::Session;
+use super::target::Target;
+use crate::event::OrgId;
+use crate::key::KeyId;
+use crate::limits;
+use crate::store::{CredentialChange, StoreError};
+
+/// Reports changes until `stop` is set or the connection fails.
+pub(super) fn watch(
+    target: &Target,
+    stop: &AtomicBool,
+    on_change: &mut dyn FnMut(CredentialChange),
+) -> Result<(), StoreError> {
+    let (sender, mut changes) = mpsc::channel(limits::CREDENTIAL_CHANGES_MAX);
+    let mut session = match Session::connect(target, Some(sender), Some(stop)) {
+        Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
+        connected => connected?,
+    };
+    session.begin_call();
+    session.execute("LISTEN millrace_credentials", &[])?;
+    on_change(CredentialChange::All);
+    let mut pinged = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        match session.wait(limits::STOP_POLL_INTERVAL, changes.next()) {
+            Some(Some(payload)) => on_change(parse(&payload)),
+            Some(None) => return Err(StoreError::Unavailable("the listening connection was lost".to_owned())),
+            None => {}
+        }
+        if pinged.elapsed() >= limits::CREDENTIAL_PING_INTERVAL {
+            match session.ping(stop) {
+                Some(alive) => alive?,
+                None => break,
+            }
+            pinged = Instant::now();
+        }
+    }
+    Ok(())
+}
+
+/// What a payload says; what a newer version says in words not known here may concern anything.
+fn parse(payload: &str) -> CredentialChange {
+    let known = match payload.split_once(':') {
+        Some(("key", id)) => KeyId::parse(id).map(CredentialChange::Key),
+        Some(("org", id)) => uuid::Uuid::try_parse(id).ok().map(|id| CredentialChange::Org(OrgId(id))),
+        _ => None,
+    };
+    known.unwrap_or(CredentialChange::All)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_word_drops_everything() {
+        let org = OrgId(uuid::Uuid::from_u128(7));
+        assert_eq!(parse("key:abcdefghijkl"), CredentialChange::Key(KeyId::parse("abcdefghijkl").unwrap()));
+        assert_eq!(parse(&format!("org:{org}")), CredentialChange::Org(org));
+        for payload in ["", "key:", "key:short", "org:7", "endpoint:7"] {
+            assert_eq!(parse(payload), CredentialChange::All, "{payload}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a failed call to SQLite means: try again, the row's fault, or a human must look.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::store::StoreError;
+
+/// Sorts out an error on the database file `path`. SQLite's messages name tables and constraints, never values.
+pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let path = path.display();
+    let rusqlite::Error::SqliteFailure(failure, _) = error else {
+        // A row or statement that is not what this program's schema has.
+        return StoreError::Misconfigured(format!("{path} does not have this program's tables: {error}"));
+    };
+    match failure.code {
+        ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch => {
+            StoreError::RowRefused(error.to_string())
+        }
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => StoreError::Misconfigured(format!(
+            "{path} is damaged or no SQLite database ({error}); restore it from a backup, or move it away to start empty"
+        )),
+        ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied => StoreError::Misconfigured(
+            format!("{path} cannot be opened for writing ({error}); this user must own the file and its directory"),
+        ),
+        // SQLITE_ERROR: a missing table or the like.
+        ErrorCode::Unknown => {
+            StoreError::Misconfigured(format!("{path}: {error}; `millrace migrate` creates what is missing"))
+        }
+        ErrorCode::DiskFull => StoreError::Unavailable(format!("the disk that holds {path} is full")),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+            StoreError::Unavailable(format!("another process keeps {path} locked"))
+        }
+        ErrorCode::OperationInterrupted => StoreError::Unavailable(format!("{path}: the call took too long")),
+        _ => StoreError::Unavailable(format!("{path}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_result_code_has_the_right_culprit() {
+        let kind = |code| match classify(
+            Path::new("/d/millrace.db"),
+            &rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None),
+        ) {
+            StoreError::RowRefused(_) => "row",
+            StoreError::Misconfigured(why) if why.contains("/d/millrace.db") => "configuration",
+            StoreError::Unavailable(_) => "server",
+            other => panic!("{other}"),
+        };
+        use rusqlite::ffi;
+        for (expected, codes) in [
+            ("row", [ffi::SQLITE_CONSTRAINT, ffi::SQLITE_TOOBIG, ffi::SQLITE_MISMATCH]),
+            ("configuration", [ffi::SQLITE_CORRUPT, ffi::SQLITE_READONLY, ffi::SQLITE_CANTOPEN]),
+            ("configuration", [ffi::SQLITE_NOTADB, ffi::SQLITE_PERM, ffi::SQLITE_ERROR]),
+            ("server", [ffi::SQLITE_FULL, ffi::SQLITE_BUSY, ffi::SQLITE_IOERR]),
+            ("server", [ffi::SQLITE_LOCKED, ffi::SQLITE_INTERRUPT, ffi::SQLITE_NOMEM]),
+        ] {
+            for code in codes {
+                assert_eq!(kind(code), expected, "{code}");
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Brings the embedded store's schema up to date.
+//!
+//! One write transaction, so of two processes that start at once the second finds everything done. A file with
+//! migrations this program does not know is fine: they only expand.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use crate::clock::Timestamp;
+
+/// Numbered from 1, without gaps, never changed once released.
+const MIGRATIONS: &[(&str, &str)] = &[("0001_events", include_str!("../../../migrations/sqlite/0001_events.sql"))];
+
+const CREATE_VERSIONS: &str = "
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL
+    ) STRICT";
+
+/// Applies what is missing; returns how many that was.
+pub(super) fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
+    transaction.execute(CREATE_VERSIONS, [])?;
+    let version: Option<i64> = transaction
+        .query_row("SELECT max(version) FROM schema_migrations", [], |row| row.get(0))
+        .optional()
+        .map(Option::flatten)?;
+    let mut applied = 0;
+    for (number, (name, sql)) in (1..).zip(MIGRATIONS) {
+        if number > version.unwrap_or(0) {
+            transaction.execute_batch(sql)?;
+            transaction.execute(
+                "INSERT INTO schema_migrations (version, name, applied_at) VALUES (?1, ?2, ?3)",
+                params![number, name, Timestamp::now().as_micros()],
+            )?;
+            applied += 1;
+        }
+    }
+    Ok(applied)
+}

@@ -1,0 +1,93 @@
+//! Credential changes between the processes on one file: a numbered table, read five times a second.
+//!
+//! A change is noted in the transaction that makes it, so whoever reads the number sees the change. Notes are
+//! trimmed after [`limits::CREDENTIAL_CHANGES_KEPT`]; a watcher that slept longer finds a gap in the numbers
+//! and drops everything.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use crate::clock::Timestamp;
+use crate::event::OrgId;
+use crate::key::KeyId;
+use crate::limits;
+use crate::store::{CredentialChange, StoreError};
+
+/// Notes a change for the other processes; [`CredentialChange::All`] has no note.
+pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChange) -> rusqlite::Result<()> {
+    let now = Timestamp::now();
+    let (kind, id) = match change {
+        CredentialChange::Key(id) => ("key", id.to_string()),
+        CredentialChange::Org(id) => ("org", id.to_string()),
+        CredentialChange::All => return Ok(()),
+    };
+    let kept_since = now.as_micros() - limits::CREDENTIAL_CHANGES_KEPT.as_micros() as i64;
+    transaction.execute("DELETE FROM credential_changes WHERE changed_at < ?1", [kept_since])?;
+    transaction.execute(
+        "INSERT INTO credential_changes (kind, id, changed_at) VALUES (?1, ?2, ?3)",
+        params![kind, id, now.as_micros()],
+    )?;
+    Ok(())
+}
+
+/// Reports changes until `stop` is set or `read_since` fails; it reads the changes after a number.
+pub(super) fn watch(
+    stop: &AtomicBool,
+    mut read_since: impl FnMut(i64) -> Result<Changes, StoreError>,
+    on_change: &mut dyn FnMut(CredentialChange),
+) -> Result<(), StoreError> {
+    let mut seen = read_since(0)?.last;
+    on_change(CredentialChange::All);
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(limits::CREDENTIAL_POLL_INTERVAL);
+        let changes = read_since(seen)?;
+        if changes.complete {
+            changes.list.into_iter().for_each(&mut *on_change);
+        } else {
+            on_change(CredentialChange::All);
+        }
+        seen = changes.last;
+    }
+    Ok(())
+}
+
+/// What happened after a number.
+pub(super) struct Changes {
+    list: Vec<CredentialChange>,
+    /// Whether `list` is all of it.
+    complete: bool,
+    /// The newest number given out.
+    last: i64,
+}
+
+/// Reads the changes after `seen`, or only the newest number where there is too much to tell.
+pub(super) fn changes_since(connection: &Connection, seen: i64) -> rusqlite::Result<Changes> {
+    // Numbers are given out one by one and never again; a transaction that fails gives its numbers back.
+    let last = connection
+        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'credential_changes'")?
+        .query_row([], |row| row.get(0))
+        .optional()?
+        .unwrap_or(0);
+    let new = last - seen;
+    // Below zero where the file was replaced by an older one.
+    if !(1..=limits::CREDENTIAL_CHANGES_MAX as i64).contains(&new) {
+        return Ok(Changes { list: Vec::new(), complete: new == 0, last });
+    }
+    let mut select =
+        connection.prepare_cached("SELECT kind, id FROM credential_changes WHERE seq > ?1 AND seq <= ?2")?;
+    let changes: Vec<CredentialChange> = select
+        .query_map([seen, last], |row| Ok(parse(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Changes { complete: changes.len() as i64 == new, list: changes, last })
+}
+
+/// What a note says; what a newer version says in words not known here may concern anything.
+fn parse(kind: &str, id: &str) -> CredentialChange {
+    let known = match kind {
+        "key" => KeyId::parse(id).map(CredentialChange::Key),
+        "org" => uuid::Uuid::try_parse(id).ok().map(|id| CredentialChange::Org(OrgId(id))),
+        _ => None,
+    };
+    known.unwrap_or(CredentialChange::All)
+}

@@ -1,0 +1,20 @@
+//! Both stores behind the `Store` trait, against a real Postgres and real files.
+//!
+//! `conformance` and `credentials` hold what both must do; each test runs once per store. `window`, `faults`, `refusals`
+//! and `tls` hold what only Postgres can get wrong.
+
+mod common;
+#[path = "store/conformance.rs"]
+mod conformance;
+#[path = "store/credentials.rs"]
+mod credentials;
+#[path = "store/faults.rs"]
+mod faults;
+#[path = "store/fixture.rs"]
+mod fixture;
+#[path = "store/refusals.rs"]
+mod refusals;
+#[path = "store/tls.rs"]
+mod tls;
+#[path = "store/window.rs"]
+mod window;
