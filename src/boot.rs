@@ -237,10 +237,10 @@ impl Preparation {
         let key = ApiKey::generate()
             .map_err(|error| StoreError::Unavailable(format!("no randomness for the first API key: {error}")))?;
         let verifier = key.verifier(self.config.argon2);
-        if self.store.create_first_organization("default", (key.id(), &verifier))?.is_some() {
-            if let Err(error) = (self.welcome)(self.listen_addr, key.reveal()) {
-                tracing::warn!(%error, "the first API key could not be shown; `millrace key create default` makes another");
-            }
+        if self.store.create_first_organization("default", (key.id(), &verifier))?.is_some()
+            && let Err(error) = (self.welcome)(self.listen_addr, key.reveal())
+        {
+            tracing::warn!(%error, "the first API key could not be shown; `millrace key create default` makes another");
         }
         Ok(())
     }

@@ -109,11 +109,11 @@ impl Feed {
 
 /// Sleeps for `pause`, waking early when `stop` is set.
 pub fn sleep_unless(stop: &AtomicBool, pause: Duration) {
-    const STEP: Duration = Duration::from_millis(50);
+    const LOOK_INTERVAL: Duration = Duration::from_millis(50);
     let mut left = pause;
     while !left.is_zero() && !stop.load(Ordering::Relaxed) {
-        let step = left.min(STEP);
-        thread::sleep(step);
-        left -= step;
+        let nap = left.min(LOOK_INTERVAL);
+        thread::sleep(nap);
+        left -= nap;
     }
 }

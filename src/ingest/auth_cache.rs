@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use quick_cache::UnitWeighter;
-use quick_cache::unsync::Cache;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::auth::feed::Feed;
@@ -58,6 +58,9 @@ impl Tenant {
         }
     }
 }
+
+/// What comes of waiting for a verdict.
+pub type Awaited = oneshot::Receiver<Result<Rc<Tenant>, Problem>>;
 
 /// The keyed hash of a presented key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -121,9 +124,9 @@ impl AuthCache {
                 limits::AUTH_CACHE_ENTRIES_MAX as u64,
                 UnitWeighter,
                 Untouched,
-                Default::default(),
+                DefaultLifecycle::default(),
             ),
-            refused: Cache::with(256, REFUSED_ENTRIES_MAX as u64, UnitWeighter, Untouched, Default::default()),
+            refused: Cache::with(256, REFUSED_ENTRIES_MAX as u64, UnitWeighter, Untouched, DefaultLifecycle::default()),
             pending: HashMap::new(),
             waiting: 0,
         })
@@ -155,7 +158,7 @@ impl AuthCache {
 
     /// Waits for the verdict on a key with others, if one is under way; else `None`: the caller must start one
     /// with [`Self::begin`].
-    pub fn join(&mut self, hash: KeyHash) -> Option<Result<oneshot::Receiver<Result<Rc<Tenant>, Problem>>, Problem>> {
+    pub fn join(&mut self, hash: KeyHash) -> Option<Result<Awaited, Problem>> {
         let pending = self.pending.get_mut(&hash)?;
         if self.waiting >= limits::AUTH_WAITERS_MAX {
             return Some(Err(Problem::AuthBusy));

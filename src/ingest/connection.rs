@@ -112,8 +112,7 @@ impl Connection {
                         break false;
                     }
                 },
-                Ok(None) => return,
-                Err(Stop::Gone) => return,
+                Ok(None) | Err(Stop::Gone) => return,
                 Err(Stop::Refuse(problem)) => {
                     self.refuse_unparsed(&problem);
                     break false;
@@ -137,7 +136,13 @@ impl Connection {
                 may_skip_line = false;
                 continue;
             }
-            if !(filled.is_empty() || may_skip_line && filled == b"\r") {
+            if filled.is_empty() || may_skip_line && filled == b"\r" {
+                self.flush().await?;
+                if self.shard.is_draining() {
+                    return Ok(None);
+                }
+                self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
+            } else {
                 if let Some(len) = self.scanner.find_end(filled)? {
                     let head = http::parse_head(&filled[..len])?;
                     self.scanner = HeadScanner::default();
@@ -150,12 +155,6 @@ impl Connection {
                     self.flush().await?;
                     self.member.begin(Phase::Header, limits::HEADER_TIMEOUT);
                 }
-            } else {
-                self.flush().await?;
-                if self.shard.is_draining() {
-                    return Ok(None);
-                }
-                self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
             }
             if self.fill().await? == 0 {
                 let is_late = is_header_begun && self.member.slot().is_overdue();

@@ -61,6 +61,7 @@ pub enum ContentType {
 
 /// A parsed request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact of the request; no two make a state")]
 pub struct Head {
     /// Bytes of the head, the empty line included: the body starts there.
     pub len: usize,

@@ -150,7 +150,7 @@ fn size_bounds_hold_before_the_head_is_complete() {
     assert_eq!(HeadScanner::default().find_end(&unfinished).unwrap_err().row().status, 414);
     let big = format!("{MINIMAL}X: {}", "a".repeat(limits::REQUEST_HEAD_BYTES_MAX));
     assert_eq!(HeadScanner::default().find_end(big.as_bytes()).unwrap_err().row().status, 431);
-    let many: String = (0..limits::REQUEST_HEADERS_MAX).map(|n| format!("X{n}: v\r\n")).collect();
+    let many = "X: v\r\n".repeat(limits::REQUEST_HEADERS_MAX);
     assert_eq!(status(&format!("{MINIMAL}{many}\r\n")), 431);
 }
 

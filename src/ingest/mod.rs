@@ -95,21 +95,20 @@ async fn verify(
 ) -> Result<Rc<Tenant>, Problem> {
     let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
     let under_way = shard.auth.borrow_mut().join(hash);
-    let answer = match under_way {
-        Some(joined) => joined?,
-        None => {
-            let verdict = shard.verifier.submit(id, (*presented).into())?;
-            let mut cache = shard.auth.borrow_mut();
-            cache.begin(hash, id);
-            let answer = cache.join(hash).expect("just begun")?;
-            // A task of its own: the verdict must reach the others even if this connection ends first.
-            let shard = Rc::clone(shard);
-            monoio::spawn(async move {
-                let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
-                shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
-            });
-            answer
-        }
+    let answer = if let Some(joined) = under_way {
+        joined?
+    } else {
+        let verdict = shard.verifier.submit(id, (*presented).into())?;
+        let mut cache = shard.auth.borrow_mut();
+        cache.begin(hash, id);
+        let answer = cache.join(hash).expect("just begun")?;
+        // A task of its own: the verdict must reach the others even if this connection ends first.
+        let shard = Rc::clone(shard);
+        monoio::spawn(async move {
+            let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
+            shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
+        });
+        answer
     };
     answer.await.unwrap_or(Err(Problem::ShuttingDown))
 }

@@ -1,6 +1,6 @@
 //! One shard: a pinned thread with its own runtime, listener and state.
 //!
-//! io_uring where the kernel allows it, epoll where it does not (containers often forbid it); which one runs,
+//! `io_uring` where the kernel allows it, epoll where it does not (containers often forbid it); which one runs,
 //! and why, is reported to `boot`. A panic in one connection's task ends that connection; a panic in the
 //! shard's own loop ends the process (see `boot`): a shard is never silently gone.
 
@@ -193,7 +193,7 @@ pub fn run(
 
 type Uring = monoio::Runtime<monoio::time::TimeDriver<IoUringDriver>>;
 
-/// An io_uring runtime, with the flags of a single-threaded server where the kernel knows them.
+/// An `io_uring` runtime, with the flags of a single-threaded server where the kernel knows them.
 fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
     const ENTRIES: u32 = 4096;
     if wanted == IoDriver::Epoll {

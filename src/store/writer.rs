@@ -81,7 +81,10 @@ impl Writers {
             thread::sleep(Duration::from_millis(10));
         }
         let (finished, stuck): (Vec<_>, Vec<_>) = self.threads.into_iter().partition(JoinHandle::is_finished);
-        finished.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in finished {
+            // A writer's panic was logged by the panic hook; what it held is in the slots and counted below.
+            let _ = thread.join();
+        }
         let lost = self.shared.lost.load(Ordering::Relaxed);
         if stuck.is_empty() { lost } else { lost + self.shared.slots.events() }
     }
@@ -198,13 +201,10 @@ impl Outage {
         };
         *since = Some((began, now));
         let seconds = now.duration_since(began).as_secs();
-        match error {
-            StoreError::Unavailable(_) => {
-                tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again")
-            }
-            _ => {
-                tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again")
-            }
+        if matches!(error, StoreError::Unavailable(_)) {
+            tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again");
+        } else {
+            tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again");
         }
     }
 

@@ -109,7 +109,7 @@ impl Server {
         let stdout = collect(child.stdout.take().expect("piped"));
         let mut addresses = None;
         eventually("the server says where it listens", || {
-            let text = log.lock().unwrap().clone();
+            let text = log.lock().expect("no reader panics").clone();
             if let Some(status) = child.try_wait().expect("a child") {
                 panic!("the server ended with {status}:\n{text}");
             }
@@ -206,7 +206,7 @@ impl Server {
 
     /// The log so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.log.lock().expect("no reader panics").clone()
     }
 }
 
@@ -215,7 +215,8 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("---- log of the server ----\n{}----", self.log());
+            // To the test's captured output.
+            println!("---- log of the server ----\n{}----", self.log());
         }
     }
 }
@@ -226,7 +227,7 @@ fn collect(from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines() {
             let Ok(line) = line else { return };
-            let mut text = kept.lock().unwrap();
+            let mut text = kept.lock().expect("no reader panics");
             text.push_str(&line);
             text.push('\n');
         }
