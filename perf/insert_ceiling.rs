@@ -19,9 +19,9 @@ use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, NoTls};
 use uuid::Uuid;
 
-/// The insert of `store/postgres`, its probe for derived ids aside: none of these rows has one.
-const INSERT: &str = "INSERT INTO events (id, org_id, type, dedup_id, payload, received_at) \
-     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::json[], $6::timestamptz[]) \
+/// The statement of `store/postgres/events.rs` for events without a `dedup_id`.
+const INSERT: &str = "INSERT INTO events (id, org_id, received_at, type, dedup_id, payload) \
+     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::json[]) \
      ON CONFLICT DO NOTHING";
 const ROWS_PER_BATCH_MAX: usize = 100_000;
 
@@ -130,7 +130,7 @@ fn insert_until(args: &Args, deadline: Instant) -> Result<Vec<Duration>, postgre
         let dedup_ids = vec![None::<&str>; args.batch];
         let payloads: Vec<Raw> = ids.iter().map(|_| Raw(payload.as_bytes())).collect();
         let received_at = vec![SystemTime::now(); args.batch];
-        client.execute(&statement, &[&ids, &orgs, &types, &dedup_ids, &payloads, &received_at])?;
+        client.execute(&statement, &[&ids, &orgs, &received_at, &types, &dedup_ids, &payloads])?;
         times.push(begun.elapsed());
     }
     Ok(times)
@@ -161,8 +161,8 @@ fn create_copy(client: &mut Client, list_index: bool) -> Result<(), Box<dyn Erro
         "DROP SCHEMA IF EXISTS insert_ceiling CASCADE;
          CREATE SCHEMA insert_ceiling;
          CREATE TABLE events (
-             id uuid NOT NULL, org_id uuid NOT NULL, type text NOT NULL, dedup_id text,
-             payload json NOT NULL, received_at timestamptz NOT NULL
+             id uuid NOT NULL, org_id uuid NOT NULL, received_at timestamptz NOT NULL,
+             type text NOT NULL, dedup_id text, payload json NOT NULL
          ) PARTITION BY RANGE (received_at);",
     )?;
     let today = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 86_400;
@@ -174,7 +174,7 @@ fn create_copy(client: &mut Client, list_index: bool) -> Result<(), Box<dyn Erro
         ))?;
     }
     if list_index {
-        client.batch_execute("CREATE INDEX ON events (org_id, received_at DESC, id)")?;
+        client.batch_execute("CREATE INDEX ON events (org_id, received_at, id)")?;
     }
     Ok(())
 }
