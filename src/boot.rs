@@ -4,14 +4,13 @@
 //! anything runs), shards, writers; then the schema, and with it readiness. The database may be away at any of
 //! this: the server keeps trying and says so, and never exits for it.
 //!
-//! A panic in a thread that others rely on ends the process (see [`critical`]): visibly gone beats half alive.
+//! A panic in a thread that others rely on ends the process (see [`critical_thread`]): visibly gone beats half alive.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
@@ -22,6 +21,7 @@ use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
 use crate::config::Config;
 use crate::control::ControlPool;
+use crate::critical_thread;
 use crate::handoff::queue::queue;
 use crate::health::Readiness;
 use crate::ingest::shard::{self, Driver, Neighbours};
@@ -131,7 +131,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
     let preparation = Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, stop };
-    critical("maintenance", move || preparation.run()).map_err(thread_error)?;
+    critical_thread::spawn("maintenance", move || preparation.run()).map_err(thread_error)?;
 
     match shutdown::wait_and_drain(signals, running) {
         0 => Ok(()),
@@ -163,7 +163,8 @@ impl Preparation {
             return;
         }
         let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
-        critical("credentials", move || feed.watch(&*store, &stop)).expect("one thread more after all the others");
+        critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
+            .expect("one thread more after all the others");
         self.stage.ready();
         self.metrics.set_ready(true);
         tracing::info!(
@@ -303,7 +304,7 @@ fn start_shards(
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied().filter(|_| config.pin);
         let (neighbours, started, wanted) = (neighbours.clone(), started.clone(), config.io_driver);
-        let thread = critical(&format!("shard-{index}"), move || {
+        let thread = critical_thread::spawn(&format!("shard-{index}"), move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
             {
@@ -322,18 +323,6 @@ fn start_shards(
         tracing::info!(driver = name, reason, shards = config.shards, pinned = config.pin, "shards are running");
     }
     Ok(shards)
-}
-
-/// A thread that others rely on: a panic in it ends the process.
-fn critical(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    let builder = thread::Builder::new().name(name.to_owned());
-    let name = name.to_owned();
-    builder.spawn(move || {
-        if std::panic::catch_unwind(AssertUnwindSafe(body)).is_err() {
-            tracing::error!(thread = name, "a thread that cannot be missed panicked; the process ends");
-            std::process::abort();
-        }
-    })
 }
 
 /// Raises the soft limit on open files to the hard one. Returns how many connections that leaves room for, at

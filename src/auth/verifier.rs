@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -21,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::auth::feed::Feed;
 use crate::auth::{Grant, Verdict};
 use crate::clock::Timestamp;
+use crate::critical_thread;
 use crate::event::OrgId;
 use crate::ingest::rate_limit::Window;
 use crate::key::{self, API_KEY_LEN, KeyId};
@@ -69,7 +69,7 @@ impl Verifier {
         for worker in 0..limits::AUTH_WORKERS {
             let (sender, receiver) = bounded(limits::AUTH_QUEUE_MAX);
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("auth-{worker}")).spawn(move || shared.work(&receiver))?;
+            critical_thread::spawn(&format!("auth-{worker}"), move || shared.work(&receiver))?;
             queues.push(sender);
         }
         Ok(Self { queues: queues.into(), hasher: Arc::default() })

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::auth::feed::sleep_unless;
+use crate::critical_thread;
 use crate::event::Event;
 use crate::handoff::queue::{Accepted, Slots};
 use crate::limits;
@@ -61,7 +62,7 @@ impl Writers {
         let threads = (0..count)
             .map(|n| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new().name(format!("writer-{n}")).spawn(move || shared.run())
+                critical_thread::spawn(&format!("writer-{n}"), move || shared.run())
             })
             .collect::<std::io::Result<_>>()?;
         Ok(Self { threads, shared })
