@@ -228,9 +228,10 @@ impl Outage {
 
     fn over(&self) {
         if self.is_on.load(Ordering::Relaxed) {
-            let began = self.since.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: the flag and what it stands for change together.
             self.is_on.store(false, Ordering::Relaxed);
-            if let Some((began, _)) = began {
+            if let Some((began, _)) = since.take() {
                 tracing::info!(seconds = began.elapsed().as_secs_f32(), "events are being stored again");
             }
         }
