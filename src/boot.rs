@@ -63,9 +63,9 @@ impl Stage {
         }
     }
 
-    fn ready(&self) {
-        // Not over DRAINING: a signal may come while the schema is prepared.
-        let _ = self.0.compare_exchange(Self::PREPARING, Self::READY, Ordering::Relaxed, Ordering::Relaxed);
+    /// Ready from now on; `false` where a signal came while the schema was prepared.
+    fn ready(&self) -> bool {
+        self.0.compare_exchange(Self::PREPARING, Self::READY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// No longer ready.
@@ -124,6 +124,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         leaving: Arc::clone(&neighbours.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
+        metrics: Arc::clone(&metrics),
         shards: start_shards(&config, cores, listeners, &neighbours)?,
         writers: Writers::start(config.writers, &store, accepted, &metrics).map_err(thread_error)?,
         grace: config.shutdown_grace,
@@ -165,8 +166,12 @@ impl Preparation {
         let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
         critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
             .expect("one thread more after all the others");
-        self.stage.ready();
+        // In this order, and a drain in the other: whichever comes last, the gauge says what the stage says.
         self.metrics.set_ready(true);
+        if !self.stage.ready() {
+            self.metrics.set_ready(false);
+            return;
+        }
         tracing::info!(
             store = self.store.kind(),
             listen = %self.listen_addr,

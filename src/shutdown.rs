@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
 
 use crate::boot::Stage;
+use crate::metrics::Metrics;
 use crate::store::writer::Writers;
 
 /// SIGTERM and SIGINT, from before the first thread on.
@@ -37,6 +38,8 @@ pub struct Running {
     pub stop: Arc<AtomicBool>,
     /// What `/ready` says.
     pub stage: Arc<Stage>,
+    /// Whose gauge says the same.
+    pub metrics: Arc<Metrics>,
     /// The shards' threads.
     pub shards: Vec<JoinHandle<()>>,
     /// The writers.
@@ -58,6 +61,7 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
         }
     });
     running.stage.drain();
+    running.metrics.set_ready(false);
     running.stop.store(true, Ordering::Relaxed);
     running.draining.store(true, Ordering::Relaxed);
     // Requests in flight get half of the grace; what they were promised needs the other half.
