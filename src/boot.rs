@@ -108,6 +108,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
             .map_err(thread_error)?;
     let neighbours = Neighbours {
         queue,
+        started: verifier.started(),
         verifier,
         feed: Arc::clone(&feed),
         control: Arc::new(control),
@@ -117,7 +118,6 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         leaving: Arc::new(AtomicBool::new(false)),
         connections_open: Arc::new(AtomicUsize::new(0)),
         connections_max,
-        started: Instant::now(),
     };
     let running = Running {
         draining: Arc::clone(&neighbours.draining),

@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -18,11 +18,10 @@ use futures_channel::oneshot;
 use zeroize::Zeroizing;
 
 use crate::auth::feed::Feed;
+use crate::auth::windows::Windows;
 use crate::auth::{Grant, Verdict};
 use crate::clock::Timestamp;
 use crate::critical_thread;
-use crate::event::OrgId;
-use crate::ingest::rate_limit::Window;
 use crate::key::{self, API_KEY_LEN, KeyId};
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
@@ -43,6 +42,7 @@ struct Job {
 pub struct Verifier {
     queues: Arc<[Sender<Job>]>,
     hasher: Arc<RandomState>,
+    started: Instant,
 }
 
 impl Verifier {
@@ -56,13 +56,14 @@ impl Verifier {
         default_limit: u32,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
+        let started = Instant::now();
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
             feed: Arc::clone(feed),
             metrics: Arc::clone(metrics),
             default_limit,
-            started: Instant::now(),
-            windows: Mutex::new(HashMap::new()),
+            started,
+            windows: Windows::default(),
             store_down_until_ms: AtomicU64::new(0),
         });
         let mut queues = Vec::with_capacity(limits::AUTH_WORKERS);
@@ -72,7 +73,12 @@ impl Verifier {
             critical_thread::spawn(&format!("auth-{worker}"), move || shared.work(&receiver))?;
             queues.push(sender);
         }
-        Ok(Self { queues: queues.into(), hasher: Arc::default() })
+        Ok(Self { queues: queues.into(), hasher: Arc::default(), started })
+    }
+
+    /// The zero of the rate limiter's clock.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Asks about a key. `AuthBusy` where the worker's queue is full.
@@ -90,16 +96,13 @@ struct Shared {
     metrics: Arc<Metrics>,
     default_limit: u32,
     started: Instant,
-    /// One window per organisation with a key in use, found again when another key or shard asks.
-    windows: Mutex<HashMap<OrgId, (Arc<Window>, Instant)>>,
+    windows: Windows,
     store_down_until_ms: AtomicU64,
 }
 
 /// How long a worker remembers a verdict for the other shards that ask about the same key.
 const RECENT_TTL: Duration = Duration::from_secs(1);
 const RECENT_MAX: usize = 256;
-/// A window without a cached key for this long has seen nothing for its whole minute.
-const WINDOW_IDLE_MAX: Duration = Duration::from_secs(120);
 const STORE_DOWN_PAUSE: Duration = Duration::from_secs(1);
 
 struct Recent {
@@ -166,19 +169,8 @@ impl Shared {
             org: record.info.org,
             is_org_disabled: record.org_disabled,
             rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
-            window: self.window(record.info.org),
+            window: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
             expires_at: record.info.expires_at,
         }))
-    }
-
-    fn window(&self, org: OrgId) -> Arc<Window> {
-        let now = Instant::now();
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        windows.retain(|_, (window, asked_at)| {
-            Arc::strong_count(window) > 1 || now.duration_since(*asked_at) < WINDOW_IDLE_MAX
-        });
-        let (window, asked_at) = windows.entry(org).or_insert_with(|| (Arc::default(), now));
-        *asked_at = now;
-        Arc::clone(window)
     }
 }
