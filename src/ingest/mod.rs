@@ -101,14 +101,14 @@ async fn verify(
         let verdict = shard.verifier.submit(id, (*presented).into())?;
         let mut cache = shard.auth.borrow_mut();
         cache.begin(hash, id);
-        let answer = cache.join(hash).expect("just begun")?;
-        // A task of its own: the verdict must reach the others even if this connection ends first.
+        // A task of its own: the verdict must reach the others even if this connection ends first, or is refused a
+        // place among those who wait. What was begun and never completed would keep its key waiting for ever.
         let shard = Rc::clone(shard);
         monoio::spawn(async move {
             let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
             shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
         });
-        answer
+        cache.join(hash).expect("just begun")?
     };
     answer.await.unwrap_or(Err(Problem::ShuttingDown))
 }
