@@ -143,6 +143,17 @@ impl Server {
         (made["org_id"].as_str().expect("org_id").to_owned(), made["api_key"].as_str().expect("api_key").to_owned())
     }
 
+    /// The key a new embedded store shows on its first start. Its organisation has the limit of `--rate-limit`.
+    pub fn first_key(&self) -> String {
+        let mut key = None;
+        eventually("the first key is shown", || {
+            let shown = self.stdout.lock().unwrap();
+            key = shown.split_whitespace().find(|word| word.starts_with("mr_")).map(str::to_owned);
+            key.is_some()
+        });
+        key.expect("found above")
+    }
+
     /// The key of an organisation without a limit.
     pub fn key(&self) -> String {
         self.organization("test", "0").1
@@ -346,6 +357,11 @@ impl Client {
     /// Whether the server closed the connection and sent nothing more.
     pub fn is_closed(&mut self) -> bool {
         self.unread.is_empty() && self.fill() == 0
+    }
+
+    /// Says that no more will be sent.
+    pub fn finish_sending(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
     /// The socket.
