@@ -35,6 +35,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Use this data directory instead of a new one.
     pub data_dir: Option<PathBuf>,
+    /// Limit the process to this many open files, soft and hard.
+    pub open_files: Option<u64>,
 }
 
 impl Options {
@@ -51,7 +53,15 @@ impl Options {
     }
 
     fn command(&self, data_dir: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        let program = env!("CARGO_BIN_EXE_millrace");
+        let mut command = match self.open_files {
+            None => Command::new(program),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#), program]);
+                shell
+            }
+        };
         command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
         // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
         command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");

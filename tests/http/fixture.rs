@@ -9,16 +9,17 @@ pub const EVENT: &str = r#"{"type":"user.login","payload":{"user":"ada"}}"#;
 pub struct Fixture {
     pub server: Server,
     pub key: String,
-    /// `"uring"` or `"epoll"`.
-    pub driver: &'static str,
 }
 
 impl Fixture {
     pub fn start(driver: &'static str, args: &[&str]) -> Self {
-        let options = Options::default().with(&["--rate-limit", "0", "--io-driver", driver]).with(args);
-        let server = Server::start(options);
+        Self::start_with(driver, Options::default().with(args))
+    }
+
+    pub fn start_with(driver: &'static str, options: Options) -> Self {
+        let server = Server::start(options.with(&["--rate-limit", "0", "--io-driver", driver]));
         let key = server.first_key();
-        Self { server, key, driver }
+        Self { server, key }
     }
 
     pub fn connect(&self) -> Client {
@@ -68,25 +69,35 @@ impl Fixture {
     }
 }
 
-/// Runs a test against a server on `io_uring` and against one on epoll, side by side, and looks for panics in their logs.
-/// Where the kernel forbids `io_uring` (containers often do), `auto` takes its place, which must then find epoll.
+/// What `--io-driver` is tested with. Where the kernel forbids `io_uring` (containers often do), `auto` takes its
+/// place, which must then find epoll.
+pub fn drivers() -> [&'static str; 2] {
+    [if io_uring::IoUring::new(2).is_ok() { "uring" } else { "auto" }, "epoll"]
+}
+
+/// Runs a test against a server on each driver, side by side, and looks for panics in their logs.
 pub fn on_both_drivers(args: &[&str], test: impl Fn(&Fixture) + Sync) {
-    let first = if io_uring::IoUring::new(2).is_ok() { "uring" } else { "auto" };
+    on_each_driver(|driver| {
+        let fixture = Fixture::start(driver, args);
+        test(&fixture);
+        assert_no_panic(&fixture.server);
+    });
+}
+
+/// Runs a test that starts its own servers once for each driver, side by side.
+pub fn on_each_driver(test: impl Fn(&'static str) + Sync) {
     std::thread::scope(|scope| {
-        let runs = [first, "epoll"].map(|driver| {
-            let test = &test;
-            scope.spawn(move || {
-                let fixture = Fixture::start(driver, args);
-                test(&fixture);
-                let log = fixture.server.log();
-                assert!(!log.contains("panicked") && !log.contains("a bug ended"), "{driver}:\n{log}");
-                driver
-            })
-        });
-        for run in runs {
-            run.join().unwrap_or_else(|_| panic!("failed on one driver; see above"));
+        let test = &test;
+        let runs = drivers().map(|driver| (driver, scope.spawn(move || test(driver))));
+        for (driver, run) in runs {
+            assert!(run.join().is_ok(), "failed on {driver}; see above");
         }
     });
+}
+
+pub fn assert_no_panic(server: &Server) {
+    let log = server.log();
+    assert!(!log.contains("panicked") && !log.contains("a bug ended"), "{log}");
 }
 
 /// Checks a refusal: a problem document with this status and code.
