@@ -8,9 +8,12 @@
 //! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
 //! read and write ends by itself and gives its buffer back.
 
+use std::future::{Future, poll_fn};
 use std::mem::take;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
@@ -64,6 +67,9 @@ enum Answer {
 const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
+/// With epoll a read that finds bytes does not wait, so a client that always has more to send would keep the shard
+/// to itself: after so many reads in a row it gives way until the next tick of the clock, a millisecond at most.
+const READS_IN_ROW_MAX: u32 = 32;
 /// Read buffers above this are not kept between requests.
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
@@ -84,6 +90,8 @@ pub(super) struct Connection {
     holds: Vec<ReplyHold>,
     /// What a read buffer should hold, from the size of the last request.
     read_hint: usize,
+    /// Reads since the last one that had to wait.
+    reads_in_row: u32,
 }
 
 impl Connection {
@@ -101,6 +109,7 @@ impl Connection {
             out: Vec::new(),
             holds: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
+            reads_in_row: 0,
         }
     }
 
@@ -381,8 +390,23 @@ impl Connection {
             // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
+        if self.reads_in_row == READS_IN_ROW_MAX {
+            self.reads_in_row = 0;
+            // Not a mere yield: the runtime looks at its timers only when no task is ready.
+            monoio::time::sleep(Duration::ZERO).await;
+        }
         let (begin, end) = (buffer.len(), buffer.capacity());
-        let (read, buffer) = self.stream.read(buffer.slice_mut(begin..end)).await;
+        let mut has_waited = false;
+        let (read, buffer) = {
+            let mut read = pin!(self.stream.read(buffer.slice_mut(begin..end)));
+            poll_fn(|context| {
+                let polled = read.as_mut().poll(context);
+                has_waited |= polled.is_pending();
+                polled
+            })
+            .await
+        };
+        self.reads_in_row = if has_waited { 0 } else { self.reads_in_row + 1 };
         self.buffer = buffer.into_inner();
         read.map_err(|_| Stop::Gone)
     }

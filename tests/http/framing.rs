@@ -293,7 +293,8 @@ fn pipelined_requests_are_answered_in_order_up_to_the_first_bad_one() {
         let before = f.accepted();
         for k in [0, 1, 2, 50, 98, 99] {
             let mut requests = posts.clone();
-            requests[k] = b"POST /api/events HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n1".into();
+            requests[k] =
+                b"POST /api/events HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n1".into();
             client = f.connect();
             client.send(&requests.concat());
             for id in &ids[..k] {

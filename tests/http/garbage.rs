@@ -51,9 +51,30 @@ fn models(f: &Fixture) -> Vec<Vec<u8>> {
 
 /// Bytes that mean something to HTTP or JSON.
 const TOKENS: [&[u8]; 24] = [
-    b"\r\n", b"\r", b"\n", b"\r\n\r\n", b" ", b"\t", b":", b"\0", b"\x7f", b"\xff", b"0\r\n\r\n", b"HTTP/1.1", b"HTTP/1.0",
-    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: t\r\n", b"Connection: close\r\n", b"{", b"[", b"\"",
-    b"\\u", b"99999999999999999999", b"-1", b"ffffffff",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"\r\n\r\n",
+    b" ",
+    b"\t",
+    b":",
+    b"\0",
+    b"\x7f",
+    b"\xff",
+    b"0\r\n\r\n",
+    b"HTTP/1.1",
+    b"HTTP/1.0",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Host: t\r\n",
+    b"Connection: close\r\n",
+    b"{",
+    b"[",
+    b"\"",
+    b"\\u",
+    b"99999999999999999999",
+    b"-1",
+    b"ffffffff",
 ];
 
 /// A model with a few bytes changed, removed, repeated or put in; two models spliced; or noise.
@@ -100,7 +121,9 @@ fn is_answers(mut bytes: &[u8]) -> bool {
         let length: usize = match length {
             None if answer.code == Some(100) => 0,
             None => return false,
-            Some(field) => std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX),
+            Some(field) => {
+                std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX)
+            }
         };
         if !(bytes.is_empty() || bytes.starts_with(b"HTTP/1.1 ")) {
             let Some(rest) = bytes.get(length..) else { return false };

@@ -26,8 +26,17 @@ fn surviving(f: &Fixture) -> Vec<Row> {
     *last = if *last == b'0' { b'1' } else { b'0' };
     let flipped = String::from_utf8(flipped).unwrap();
     let shapes = [
-        "", "mr_", "mr__", "x", "mr_\u{e9}", &"m".repeat(5000), &f.key[1..], &f.key[..f.key.len() - 1], &flipped,
-        &f.key.to_uppercase(), unknown.reveal(),
+        "",
+        "mr_",
+        "mr__",
+        "x",
+        "mr_\u{e9}",
+        &"m".repeat(5000),
+        &f.key[1..],
+        &f.key[..f.key.len() - 1],
+        &flipped,
+        &f.key.to_uppercase(),
+        unknown.reveal(),
     ];
     for wrong in shapes {
         key(&format!("X-API-Key: {wrong}\r\n"), "invalid_api_key");
@@ -47,7 +56,9 @@ fn surviving(f: &Fixture) -> Vec<Row> {
     };
     post("", "", 411, "length_required");
     post(JSON, "", 411, "length_required");
-    for content_type in ["text/plain", "application/xml", "application/jsonp", "application", "", "application/x-ndjson"] {
+    for content_type in
+        ["text/plain", "application/xml", "application/jsonp", "application", "", "application/x-ndjson"]
+    {
         let fields = format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", EVENT.len());
         post(&fields, EVENT, 415, "unsupported_media_type");
     }
@@ -61,9 +72,19 @@ fn surviving(f: &Fixture) -> Vec<Row> {
         body(broken, 400, "invalid_json");
     }
     let invalid = [
-        "[]", "1", "\"x\"", "null", "{}", r#"{"type":"t"}"#, r#"{"payload":1}"#, r#"{"type":"","payload":1}"#,
-        r#"{"type":"a b","payload":1}"#, r#"{"type":1,"payload":1}"#, r#"{"type":"t","payload":1,"dedupid":"x"}"#,
-        r#"{"type":"t","payload":1,"dedup_id":""}"#, r#"{"type":"t","payload":1,"dedup_id":7}"#,
+        "[]",
+        "1",
+        "\"x\"",
+        "null",
+        "{}",
+        r#"{"type":"t"}"#,
+        r#"{"payload":1}"#,
+        r#"{"type":"","payload":1}"#,
+        r#"{"type":"a b","payload":1}"#,
+        r#"{"type":1,"payload":1}"#,
+        r#"{"type":"t","payload":1,"dedupid":"x"}"#,
+        r#"{"type":"t","payload":1,"dedup_id":""}"#,
+        r#"{"type":"t","payload":1,"dedup_id":7}"#,
     ];
     for invalid in invalid {
         body(invalid, 422, "invalid_event");

@@ -107,7 +107,8 @@ fn a_target_may_be_a_url_and_a_key_a_bearer_token() {
     on_both_drivers(&[], |f| {
         let length = EVENT.len();
         let send = |target: &str, credentials: &str| {
-            let head = format!("POST {target} HTTP/1.1\r\nHost: t\r\n{credentials}\r\nContent-Length: {length}\r\n\r\n");
+            let head =
+                format!("POST {target} HTTP/1.1\r\nHost: t\r\n{credentials}\r\nContent-Length: {length}\r\n\r\n");
             f.send_one(format!("{head}{EVENT}").as_bytes())
         };
         let key = format!("x-api-key:{}", f.key);
