@@ -118,6 +118,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         leaving: Arc::new(AtomicBool::new(false)),
         connections_open: Arc::new(AtomicUsize::new(0)),
         connections_max,
+        connections_turned_away: Arc::new(AtomicUsize::new(0)),
     };
     let running = Running {
         draining: Arc::clone(&neighbours.draining),

@@ -49,6 +49,9 @@ pub const CONNECTION_READ_BYTES: usize = 1024;
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// Open connections, all shards together. At about 4 KiB of our memory each: 64 MiB.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Connections over that which are told so and lingered for at a time, all shards together; the rest are told and
+/// closed at once.
+pub const CONNECTIONS_TURNED_AWAY_MAX: usize = 128;
 /// From the first byte of a request to the end of its header. Over it: 408.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A whole body. Over it: 408.
@@ -213,6 +216,7 @@ const _: () = assert!(STORE_STATEMENT_TIMEOUT.as_secs() < STORE_CALL_TIMEOUT.as_
 const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_secs());
 const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
+const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a
 // dedup_id of 4-byte characters, the type, and the names of the fields.

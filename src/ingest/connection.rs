@@ -8,9 +8,12 @@
 //! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
 //! read and write ends by itself and gives its buffer back.
 
+use std::future::{Future, poll_fn};
 use std::mem::take;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
@@ -61,7 +64,12 @@ enum Answer {
 }
 
 /// A body that belongs to a refused request is read and dropped up to this size, to keep the connection.
-const SKIPPED_BODY_BYTES_MAX: usize = 64 * 1024;
+const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
+/// A read has at least this much room.
+const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
+/// With epoll a read that finds bytes does not wait, so a client that always has more to send would keep the shard
+/// to itself: after so many reads in a row it gives way until the next tick of the clock, a millisecond at most.
+const READS_IN_ROW_MAX: u32 = 32;
 /// Read buffers above this are not kept between requests.
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
@@ -78,8 +86,12 @@ pub(super) struct Connection {
     is_body_read: bool,
     scanner: HeadScanner,
     out: Vec<u8>,
+    /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
+    holds: Vec<ReplyHold>,
     /// What a read buffer should hold, from the size of the last request.
     read_hint: usize,
+    /// Reads since the last one that had to wait.
+    reads_in_row: u32,
 }
 
 impl Connection {
@@ -95,7 +107,9 @@ impl Connection {
             is_body_read: false,
             scanner: HeadScanner::default(),
             out: Vec::new(),
+            holds: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
+            reads_in_row: 0,
         }
     }
 
@@ -121,6 +135,14 @@ impl Connection {
         };
         if self.flush().await.is_ok() && !ended_cleanly {
             Box::pin(self.linger()).await;
+        }
+    }
+
+    /// Says no before any request. Without `may_linger` a client that has sent something already may not see it.
+    pub(super) async fn turn_away(mut self, problem: &Problem, may_linger: bool) {
+        self.refuse_unparsed(problem);
+        if self.flush().await.is_ok() && may_linger {
+            self.linger().await;
         }
     }
 
@@ -326,16 +348,33 @@ impl Connection {
 
     /// Gets past the body of a refused request. `false` where the connection must close instead.
     async fn skip_body(&mut self, head: &Head) -> bool {
-        match head.framing {
-            Framing::None => true,
-            Framing::Length(length) => {
-                let end = length.saturating_add(head.len as u64);
-                let is_here = self.request().len() as u64 >= end;
-                (is_here || (length <= SKIPPED_BODY_BYTES_MAX as u64 && !head.expects_continue))
-                    && self.read_body(head, usize::MAX).await.is_ok()
-            }
-            Framing::Chunked => false,
+        let Framing::Length(length) = head.framing else { return head.framing == Framing::None };
+        let end = length.saturating_add(head.len as u64);
+        let missing = end.saturating_sub(self.request().len() as u64);
+        if missing == 0 {
+            self.request_len = end as usize;
+            self.is_body_read = true;
+            return true;
         }
+        let is_worth_it = length <= SKIPPED_BODY_BYTES_MAX && !head.expects_continue;
+        is_worth_it && self.drop_body(missing as usize).await.is_ok()
+    }
+
+    /// Reads the `missing` rest of the present request and keeps none of it: whoever sends it may be nobody.
+    async fn drop_body(&mut self, mut missing: usize) -> Result<(), Stop> {
+        self.flush().await?;
+        let mut pace = BodyPace::begin(&self.member);
+        self.request_len = 0;
+        while missing > 0 {
+            self.buffer.clear();
+            self.start = 0;
+            let read = self.fill().await?;
+            pace.advance(&self.member, read)?;
+            self.start = read.min(missing);
+            missing -= self.start;
+        }
+        self.is_body_read = true;
+        Ok(())
     }
 
     /// Reads more bytes behind those in the buffer. Returns how many; 0 at the end of the stream.
@@ -347,11 +386,27 @@ impl Connection {
         let mut buffer = take(&mut self.buffer);
         if buffer.is_empty() && buffer.capacity() != self.read_hint {
             buffer = Vec::with_capacity(self.read_hint);
-        } else if buffer.len() == buffer.capacity() {
+        } else if buffer.capacity() - buffer.len() < LEAST_READ_BYTES {
+            // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
+        if self.reads_in_row == READS_IN_ROW_MAX {
+            self.reads_in_row = 0;
+            // Not a mere yield: the runtime looks at its timers only when no task is ready.
+            monoio::time::sleep(Duration::ZERO).await;
+        }
         let (begin, end) = (buffer.len(), buffer.capacity());
-        let (read, buffer) = self.stream.read(buffer.slice_mut(begin..end)).await;
+        let mut has_waited = false;
+        let (read, buffer) = {
+            let mut read = pin!(self.stream.read(buffer.slice_mut(begin..end)));
+            poll_fn(|context| {
+                let polled = read.as_mut().poll(context);
+                has_waited |= polled.is_pending();
+                polled
+            })
+            .await
+        };
+        self.reads_in_row = if has_waited { 0 } else { self.reads_in_row + 1 };
         self.buffer = buffer.into_inner();
         read.map_err(|_| Stop::Gone)
     }
@@ -391,6 +446,7 @@ impl Connection {
             self.member.extend(limits::WRITE_TIMEOUT);
         }
         self.shard.give_buffer(out);
+        self.holds.clear();
         Ok(())
     }
 
@@ -430,6 +486,7 @@ impl Connection {
             }
             Ok(Answer::Json { status, body, hold }) => {
                 reply::json(out, &frame, status, &body, hold.is_some());
+                self.holds.extend(hold);
                 status
             }
             Ok(Answer::Text { content_type, body }) => {

@@ -182,7 +182,9 @@ fn refuse(error: httparse::Error, head: &[u8]) -> Problem {
 fn looks_like_other_version(head: &[u8]) -> bool {
     let line = &head[..memchr::memchr(b'\r', head).unwrap_or(head.len())];
     let Some(version) = line.rsplit(|b| *b == b' ').next() else { return false };
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+    // One of ours in the wrong place (a space too many before it) is a malformed line.
+    !matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
+        && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 fn method(name: &str) -> Method {

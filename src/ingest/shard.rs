@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use futures_util::FutureExt;
-use monoio::io::AsyncWriteRentExt;
 use monoio::net::{TcpListener, TcpStream};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use time::OffsetDateTime;
@@ -27,7 +26,7 @@ use super::auth_cache::AuthCache;
 use super::connection::Connection;
 use super::connections::{Connections, Phase};
 use super::envelope::Scratch;
-use super::reply::{self, Frame, http_date};
+use super::reply::http_date;
 use crate::auth::feed::Feed;
 use crate::auth::verifier::Verifier;
 use crate::clock::Timestamp;
@@ -63,6 +62,8 @@ pub struct Neighbours {
     pub connections_open: Arc<AtomicUsize>,
     /// The most there may be.
     pub connections_max: usize,
+    /// Connections over that, being told so, of all shards; written as `connections_open` is.
+    pub connections_turned_away: Arc<AtomicUsize>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
@@ -298,14 +299,22 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
 
 /// Takes a connection into service, or turns it away at the limit.
 fn admit(shard: &Rc<Shard>, stream: TcpStream) {
-    let open = Open::enter(shard);
+    let open = Counted::enter(&shard.neighbours.connections_open);
+    let shard = Rc::clone(shard);
     if open.count > shard.neighbours.connections_max {
+        drop(open);
         shard.metrics.connections_refused_total.inc();
-        monoio::spawn(turn_away(Rc::clone(shard), stream, open));
+        // Only so many are waited for, so that their descriptors stay within the reserve.
+        let turned_away = Counted::enter(&shard.neighbours.connections_turned_away);
+        let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
+        monoio::spawn(async move {
+            let connection = Connection::new(shard, stream);
+            contain(connection.turn_away(&Problem::TooManyConnections, may_linger)).await;
+            drop(turned_away);
+        });
         return;
     }
     shard.metrics.connections_accepted_total.inc();
-    let shard = Rc::clone(shard);
     monoio::spawn(async move {
         let connection = Connection::new(Rc::clone(&shard), stream);
         contain(connection.serve()).await;
@@ -321,33 +330,20 @@ async fn contain(task: impl Future<Output = ()>) {
     }
 }
 
-async fn turn_away(shard: Rc<Shard>, mut stream: TcpStream, open: Open) {
-    let date = shard.date();
-    let mut out = shard.take_buffer();
-    let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head: false, rate: None };
-    reply::problem(&mut out, &frame, &Problem::TooManyConnections);
-    shard.metrics.rejected_total.inc(&Problem::TooManyConnections);
-    // One write into an empty socket buffer: it cannot wait for the client.
-    let (_, out) = stream.write_all(out).await;
-    shard.give_buffer(out);
-    drop(open);
-}
-
-/// One open connection in the count that all shards share.
-struct Open {
+/// One connection in a count that all shards share.
+struct Counted {
     all: Arc<AtomicUsize>,
     count: usize,
 }
 
-impl Open {
-    fn enter(shard: &Shard) -> Self {
-        let all = Arc::clone(&shard.neighbours.connections_open);
+impl Counted {
+    fn enter(all: &Arc<AtomicUsize>) -> Self {
         let count = all.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { all, count }
+        Self { all: Arc::clone(all), count }
     }
 }
 
-impl Drop for Open {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.all.fetch_sub(1, Ordering::Relaxed);
     }

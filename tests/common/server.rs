@@ -35,6 +35,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Use this data directory instead of a new one.
     pub data_dir: Option<PathBuf>,
+    /// Limit the process to this many open files, soft and hard.
+    pub open_files: Option<u64>,
 }
 
 impl Options {
@@ -51,7 +53,15 @@ impl Options {
     }
 
     fn command(&self, data_dir: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        let program = env!("CARGO_BIN_EXE_millrace");
+        let mut command = match self.open_files {
+            None => Command::new(program),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#), program]);
+                shell
+            }
+        };
         command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
         // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
         command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");
@@ -141,6 +151,17 @@ impl Server {
             serde_json::from_str(&self.cli(&["org", "create", name, "--rate-limit", rate_limit, "--json"]))
                 .expect("JSON");
         (made["org_id"].as_str().expect("org_id").to_owned(), made["api_key"].as_str().expect("api_key").to_owned())
+    }
+
+    /// The key a new embedded store shows on its first start. Its organisation has the limit of `--rate-limit`.
+    pub fn first_key(&self) -> String {
+        let mut key = None;
+        eventually("the first key is shown", || {
+            let shown = self.stdout.lock().unwrap();
+            key = shown.split_whitespace().find(|word| word.starts_with("mr_")).map(str::to_owned);
+            key.is_some()
+        });
+        key.expect("found above")
     }
 
     /// The key of an organisation without a limit.
@@ -346,6 +367,11 @@ impl Client {
     /// Whether the server closed the connection and sent nothing more.
     pub fn is_closed(&mut self) -> bool {
         self.unread.is_empty() && self.fill() == 0
+    }
+
+    /// Says that no more will be sent.
+    pub fn finish_sending(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
     /// The socket.

@@ -1,0 +1,20 @@
+//! The public listener, through real sockets, with each of the two I/O drivers.
+//!
+//! `refusals` and `framing` hold what must not be taken, `requests` what must, `limits` what slow and greedy clients
+//! get, `garbage` that nothing a client sends takes the server away, `shutdown` how it leaves.
+
+mod common;
+#[path = "http/fixture.rs"]
+mod fixture;
+#[path = "http/framing.rs"]
+mod framing;
+#[path = "http/garbage.rs"]
+mod garbage;
+#[path = "http/limits.rs"]
+mod limits;
+#[path = "http/refusals.rs"]
+mod refusals;
+#[path = "http/requests.rs"]
+mod requests;
+#[path = "http/shutdown.rs"]
+mod shutdown;
