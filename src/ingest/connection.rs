@@ -14,7 +14,6 @@ use std::rc::Rc;
 
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
-use monoio::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use super::connections::{Member, Phase};
@@ -29,6 +28,14 @@ use crate::limits;
 use crate::metrics::Route as RouteLabel;
 use crate::problem::Problem;
 use crate::routes::{self, Route};
+
+/// What carries a connection's bytes: a `TcpStream` in service; whatever else, where a bench or a test drives the
+/// same path without a socket.
+///
+/// The descriptor it shows must be its own, open for as long as it lives: a deadline shuts it down.
+pub trait Stream: AsyncReadRent + AsyncWriteRent + AsRawFd {}
+
+impl<S: AsyncReadRent + AsyncWriteRent + AsRawFd> Stream for S {}
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
@@ -66,9 +73,9 @@ const SKIPPED_BODY_BYTES_MAX: usize = 64 * 1024;
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
 /// One connection's state. Field order matters: `member` leaves the table before `stream` closes its descriptor.
-pub(super) struct Connection {
+pub(super) struct Connection<S> {
     member: Member,
-    stream: TcpStream,
+    stream: S,
     pub(super) shard: Rc<Shard>,
     buffer: Vec<u8>,
     /// Where the present request starts in `buffer`.
@@ -82,8 +89,8 @@ pub(super) struct Connection {
     read_hint: usize,
 }
 
-impl Connection {
-    pub(super) fn new(shard: Rc<Shard>, stream: TcpStream) -> Self {
+impl<S: Stream> Connection<S> {
+    pub(super) fn new(shard: Rc<Shard>, stream: S) -> Self {
         let member = shard.connections.enter(stream.as_raw_fd());
         Self {
             member,
