@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
 use super::http::{ContentType, Head};
-use super::{Standing, accept, admit, count_invalid, expect_json, identify, parse};
+use super::{Standing, Stream, accept, admit, count_invalid, expect_json, identify, parse};
 use crate::event::Event;
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
@@ -19,8 +19,8 @@ use crate::problem::{FieldError, Problem};
 const BYTES_PER_TURN: usize = 64 * 1024;
 
 /// Answers a batch with the body of its 202.
-pub(super) async fn post_events(
-    connection: &mut Connection,
+pub(super) async fn post_events<S: Stream>(
+    connection: &mut Connection<S>,
     head: &Head,
     standing: &mut Standing,
 ) -> Result<Vec<u8>, Stop> {

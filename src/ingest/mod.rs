@@ -17,6 +17,8 @@ pub mod rate_limit;
 mod reply;
 pub mod shard;
 
+pub use connection::Stream;
+
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -41,7 +43,11 @@ struct Standing {
 }
 
 /// One event: identify → admit → parse → accept. The body is read only for a known organisation within its limit.
-async fn post_event(connection: &mut Connection, head: &Head, standing: &mut Standing) -> Result<EventId, Stop> {
+async fn post_event<S: Stream>(
+    connection: &mut Connection<S>,
+    head: &Head,
+    standing: &mut Standing,
+) -> Result<EventId, Stop> {
     let started = Instant::now();
     let tenant = identify(connection, head, started, standing).await?;
     admit(&connection.shard, &tenant, standing)?;
@@ -54,8 +60,8 @@ async fn post_event(connection: &mut Connection, head: &Head, standing: &mut Sta
 }
 
 /// Finds out whose key the request carries. Waits only for a key this shard has not seen lately.
-async fn identify(
-    connection: &Connection,
+async fn identify<S: Stream>(
+    connection: &Connection<S>,
     head: &Head,
     now: Instant,
     standing: &mut Standing,
