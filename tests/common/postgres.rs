@@ -32,6 +32,9 @@ fi
 rm -rf "$1"
 "#;
 
+/// The one role that must show its password; a test that needs it creates it.
+pub const PASSWORD_ROLE: &str = "with_password";
+
 /// How a cluster is started.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -82,6 +85,7 @@ impl Cluster {
             .output()
             .expect("initdb runs");
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        ask_for_passwords(&dir);
         let port = free_port();
         let databases = AtomicU32::new(0);
         let mut cluster = Self { bin, dir, port, fsync: options.fsync, server: None, databases, lifeline, watchdog };
@@ -149,7 +153,26 @@ impl Cluster {
         self.process_ids().into_iter().for_each(|pid| send(pid, Signal::CONT));
     }
 
-    /// The same, where the server may have been stopped instead.
+    /// Restarts the server with TLS.
+    pub fn install_certificate(&mut self, certificate: &Path, key: &Path) {
+        use std::io::Write;
+        use std::os::unix::fs::{OpenOptionsExt, chown};
+        self.stop();
+        for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = self.dir.join("data").join(name);
+            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&to).expect("a file");
+            file.write_all(&std::fs::read(from).expect("a readable file")).expect("a few bytes");
+            if let Some((uid, gid)) = server_user() {
+                chown(&to, Some(uid), Some(gid)).expect("root may give a file away");
+            }
+        }
+        let settings = self.dir.join("data/postgresql.auto.conf");
+        let mut settings = std::fs::File::options().append(true).open(settings).expect("initdb wrote it");
+        settings.write_all(b"ssl = on\n").expect("a few bytes");
+        self.start();
+    }
+
+    /// Lets a frozen server go on; does nothing to a stopped one.
     pub fn thaw_if_running(&self) {
         if self.server.is_some() {
             self.thaw();
@@ -252,6 +275,13 @@ fn send(pid: u32, signal: Signal) {
 fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// Trusts everybody but [`PASSWORD_ROLE`].
+fn ask_for_passwords(dir: &Path) {
+    let rules = dir.join("data/pg_hba.conf");
+    let trusting = std::fs::read_to_string(&rules).expect("initdb wrote it");
+    std::fs::write(&rules, format!("local all {PASSWORD_ROLE} scram-sha-256\n{trusting}")).expect("it is ours");
 }
 
 fn free_port() -> u16 {
