@@ -143,9 +143,13 @@ impl Cluster {
 
     /// Freezes the postmaster and all its processes: connections stay open and nothing is answered.
     pub fn freeze(&self) {
-        // The postmaster first, so that no process escapes.
-        self.process_ids().into_iter().for_each(|pid| send(pid, Signal::STOP));
-        self.process_ids().into_iter().for_each(|pid| send(pid, Signal::STOP));
+        wait_for("the server to freeze", || {
+            let running: Vec<u32> = self.process_ids().into_iter().filter(|pid| state(*pid) != Some('T')).collect();
+            for pid in &running {
+                send(*pid, Signal::STOP);
+            }
+            running.is_empty()
+        });
     }
 
     /// Lets a frozen server go on.
@@ -224,10 +228,9 @@ impl Cluster {
     /// The postmaster and its children.
     fn process_ids(&self) -> Vec<u32> {
         let postmaster = self.server.as_ref().expect("the server runs").id();
-        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
-        let children = children.unwrap_or_default();
-        let children = children.split_whitespace().map(|pid| pid.parse().expect("/proc lists numbers"));
-        std::iter::once(postmaster).chain(children).collect()
+        let all = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        all.filter(|pid| *pid == postmaster || parent(*pid) == Some(postmaster)).collect()
     }
 
     fn signal(&self, signal: Signal) {
@@ -272,9 +275,22 @@ fn send(pid: u32, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
+/// State, parent and so on: what follows the name in `/proc/<pid>/stat`.
+fn stat(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
+}
+
+fn state(pid: u32) -> Option<char> {
+    stat(pid)?.chars().next()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
 fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
 }
 
 /// Trusts everybody but [`PASSWORD_ROLE`].
