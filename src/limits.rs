@@ -127,6 +127,12 @@ pub const PARTITION_DAYS_AHEAD: i32 = 7;
 pub const PARTITION_DAYS_KNOWN_MAX: usize = 64;
 /// Read connections of the embedded store (writes go through one).
 pub const SQLITE_READERS_MAX: u32 = 4;
+/// Page cache of each connection of the embedded store, in KiB: with its four readers and one writer 160 MiB at most.
+/// Derived ids touch the index at random; with SQLite's own 2 MiB they are stored several times slower.
+pub const SQLITE_CACHE_KIB: i64 = 32 * 1024;
+/// Pages in the embedded store's log before it is copied into the database file: 64 MiB of disk. Larger is fewer copies
+/// of pages that change again.
+pub const SQLITE_WAL_PAGES: i64 = 16_384;
 /// Virtual-machine steps of the embedded store between two looks at the deadline of a call: well under 1 ms.
 pub const SQLITE_DEADLINE_CHECK_STEPS: i32 = 4096;
 
