@@ -303,6 +303,12 @@ impl Client {
         self.receive(method == "HEAD")
     }
 
+    /// A request given as bytes, its answer.
+    pub fn exchange(&mut self, request: &[u8]) -> Response {
+        self.send(request);
+        self.response()
+    }
+
     /// The next answer.
     pub fn response(&mut self) -> Response {
         self.receive(false)
@@ -364,6 +370,16 @@ impl Client {
             Err(error) => panic!("reading an answer: {error}"),
         }
     }
+}
+
+/// The bytes of a POST with fields of the test's own.
+pub fn post_with(path: &str, key: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nX-API-Key: {key}\r\n");
+    for (name, value) in fields {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    [head.as_bytes(), body].concat()
 }
 
 /// The bytes of a request.
