@@ -15,6 +15,9 @@ use installation::{Installation, on_both_stores};
 
 on_both_stores!(a_limit_is_the_organisations_own_or_the_servers_default, a_change_of_credentials_keeps_the_minute);
 
+/// Header fields of a request.
+type Fields = [(&'static str, &'static str)];
+
 /// The fields of a limited answer: (quota, remaining, seconds until there is more).
 fn fields(answer: &Response) -> Option<(u32, u32, u32)> {
     let parse = |text: &str| text.parse().expect("a number");
@@ -113,7 +116,6 @@ fn every_answer_to_a_known_organisation_tells_its_limit() {
     let key = server.organization("test", "10").1;
     let unlimited = server.organization("unlimited", "0").1;
     let json = [("Content-Type", "application/json")];
-    type Fields = [(&'static str, &'static str)];
     let requests: [(u16, &str, &Fields, &[u8]); 8] = [
         (202, "/api/events", &json, br#"{"type":"t","payload":1}"#),
         (422, "/api/events", &json, br#"{"type":"t"}"#),

@@ -21,7 +21,9 @@ fn concurrent_first_uses_are_verified_once(installation: &Installation) {
         let before = server.metric(LOOKUPS);
         let began = Instant::now();
         let post = request("POST", "/api/events", Some(&key), Some(event("t", None, "1").as_bytes()));
-        clients.iter_mut().for_each(|client| client.send(&post));
+        for client in &mut clients {
+            client.send(&post);
+        }
         for client in &mut clients {
             assert_eq!(client.response().status, 202);
         }
