@@ -263,9 +263,10 @@ fn cannot_listen(setting: &str, addr: SocketAddr, error: &std::io::Error) -> Sta
     StartError(format!("cannot listen on {addr}: {error}; {advice} (--{setting} ADDRESS:PORT)"))
 }
 
-/// One for each thread that may be in the store at once: writers, auth, control, credentials, maintenance.
+/// One for each thread that may be in the store at once: writers, auth and its notes, control, credentials,
+/// maintenance.
 fn store_connections(writers: usize) -> u32 {
-    let threads = writers + limits::AUTH_WORKERS + limits::CONTROL_WORKERS + 2;
+    let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2;
     u32::try_from(threads).expect("the number of writers was checked")
 }
 

@@ -89,6 +89,8 @@ pub const AUTH_CACHE_STALE_MAX: Duration = Duration::from_secs(3600);
 pub const AUTH_WORKERS: usize = 2;
 /// Verifications waiting per worker. Over it: 429 `auth_busy`.
 pub const AUTH_QUEUE_MAX: usize = 256;
+/// Keys whose last use waits to be noted in the database, 12 bytes each. Over it a use is not noted.
+pub const AUTH_NOTES_MAX: usize = 1024;
 /// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
 pub const AUTH_WAITERS_MAX: usize = 4096;
 /// Credential changes waiting for one shard; past it the shard drops its whole cache instead.

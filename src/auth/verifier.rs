@@ -4,6 +4,9 @@
 //! at one worker, which remembers the verdicts of the last second, so Argon2 runs once for all shards; and an
 //! organisation that floods the pool with first uses delays one worker's queue, not all.
 //!
+//! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
+//! and nobody's first request should wait for it. What it cannot keep up with is not noted.
+//!
 //! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
 //! instead of waiting in line for its own timeout.
 
@@ -46,7 +49,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Starts [`limits::AUTH_WORKERS`] threads. They end when the last `Verifier` is dropped.
+    /// Starts [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is dropped.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
@@ -57,8 +60,12 @@ impl Verifier {
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let started = Instant::now();
+        let (used_keys, to_note) = bounded(limits::AUTH_NOTES_MAX);
+        let noting_store = Arc::clone(store);
+        thread::Builder::new().name("auth-notes".to_owned()).spawn(move || note_uses(&*noting_store, &to_note))?;
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
+            used_keys,
             feed: Arc::clone(feed),
             metrics: Arc::clone(metrics),
             default_limit,
@@ -90,8 +97,18 @@ impl Verifier {
     }
 }
 
+/// Notes that keys were used, until the last worker is gone.
+fn note_uses(store: &dyn Store, used_keys: &Receiver<KeyId>) {
+    for key in used_keys {
+        if let Err(error) = store.touch_key(key) {
+            tracing::debug!(%error, "the last use of a key could not be noted");
+        }
+    }
+}
+
 struct Shared {
     store: Arc<dyn Store>,
+    used_keys: Sender<KeyId>,
     feed: Arc<Feed>,
     metrics: Arc<Metrics>,
     default_limit: u32,
@@ -127,12 +144,12 @@ impl Shared {
             if recent.len() < RECENT_MAX && !matches!(verdict, Verdict::Unavailable) {
                 recent.insert(digest, Recent { verdict: verdict.clone(), at: now, epoch });
             }
-            let is_valid = matches!(verdict, Verdict::Valid(_));
+            if matches!(verdict, Verdict::Valid(_)) {
+                // Full: not noted this time.
+                let _ = self.used_keys.try_send(job.key);
+            }
             // The shard may have given up waiting; the verdict stays in `recent` for the next.
             let _ = job.reply.send(verdict);
-            if is_valid && let Err(error) = self.store.touch_key(job.key) {
-                tracing::debug!(%error, "the last use of a key could not be noted");
-            }
         }
     }
 
