@@ -103,9 +103,14 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
-    let control =
-        ControlPool::start(Arc::clone(&store), config.argon2, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
-            .map_err(thread_error)?;
+    let control = ControlPool::start(
+        Arc::clone(&store),
+        Arc::clone(&metrics),
+        config.argon2,
+        limits::CONTROL_WORKERS,
+        limits::CONTROL_QUEUE_MAX,
+    )
+    .map_err(thread_error)?;
     let neighbours = Neighbours {
         queue,
         started: verifier.started(),

@@ -167,9 +167,7 @@ impl<S: Stream> Connection<S> {
             }
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
-                if self.shard.is_draining() {
-                    return Ok(None);
-                }
+                // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
                 self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {

@@ -106,7 +106,9 @@ impl Shared {
                 self.metrics.store.batch_committed(CommittedBatch { events, stored, bytes, age });
             }
             // After the others of their batch, which must not wait for them.
-            refused.iter().for_each(|(event, reason)| self.quarantine(event, reason));
+            for (event, reason) in &refused {
+                self.quarantine(event, reason);
+            }
         }
     }
 

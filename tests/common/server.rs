@@ -65,6 +65,8 @@ impl Options {
         command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
         // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
         command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");
+        // Several servers run at once, and each would have its first shard on the first core.
+        command.env("MILLRACE_PIN", "false");
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);
         }
@@ -196,6 +198,13 @@ impl Server {
             .expect("a value")
             .parse()
             .expect("a number")
+    }
+
+    /// The same, of a metric that counts.
+    pub fn count(&self, name: &str) -> u64 {
+        let value = self.metric(name);
+        assert!(value >= 0.0 && value.fract() == 0.0, "{name} is {value}");
+        value as u64
     }
 
     /// Waits until everything accepted is stored.
