@@ -12,7 +12,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Instant;
 
 use millrace::auth::feed::Feed;
 use millrace::auth::verifier::Verifier;
@@ -61,10 +60,13 @@ impl Replay {
         let metrics = Metrics::new(1);
         let feed = Feed::new(1);
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
-        let control = ControlPool::start(Arc::clone(&store), Argon2Cost::default(), 1, 1).expect("a thread");
+        let control = ControlPool::start(Arc::clone(&store), Arc::clone(&metrics), Argon2Cost::default(), 1, 1)
+            .expect("a thread");
+        let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
         let neighbours = Neighbours {
             queue,
-            verifier: Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads"),
+            started: verifier.started(),
+            verifier,
             feed,
             control: Arc::new(control),
             metrics,
@@ -73,7 +75,7 @@ impl Replay {
             leaving: Arc::new(AtomicBool::new(false)),
             connections_open: Arc::new(AtomicUsize::new(0)),
             connections_max: 1,
-            started: Instant::now(),
+            connections_turned_away: Arc::new(AtomicUsize::new(0)),
         };
         Self {
             accepted,
