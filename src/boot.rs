@@ -4,14 +4,13 @@
 //! anything runs), shards, writers; then the schema, and with it readiness. The database may be away at any of
 //! this: the server keeps trying and says so, and never exits for it.
 //!
-//! A panic in a thread that others rely on ends the process (see [`critical`]): visibly gone beats half alive.
+//! A panic in a thread that others rely on ends the process (see [`critical_thread`]): visibly gone beats half alive.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
@@ -22,6 +21,7 @@ use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
 use crate::config::Config;
 use crate::control::ControlPool;
+use crate::critical_thread;
 use crate::handoff::queue::queue;
 use crate::health::Readiness;
 use crate::ingest::shard::{self, Driver, Neighbours};
@@ -63,9 +63,9 @@ impl Stage {
         }
     }
 
-    fn ready(&self) {
-        // Not over DRAINING: a signal may come while the schema is prepared.
-        let _ = self.0.compare_exchange(Self::PREPARING, Self::READY, Ordering::Relaxed, Ordering::Relaxed);
+    /// Ready from now on; `false` where a signal came while the schema was prepared.
+    fn ready(&self) -> bool {
+        self.0.compare_exchange(Self::PREPARING, Self::READY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// No longer ready.
@@ -103,11 +103,17 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
-    let control =
-        ControlPool::start(Arc::clone(&store), config.argon2, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
-            .map_err(thread_error)?;
+    let control = ControlPool::start(
+        Arc::clone(&store),
+        Arc::clone(&metrics),
+        config.argon2,
+        limits::CONTROL_WORKERS,
+        limits::CONTROL_QUEUE_MAX,
+    )
+    .map_err(thread_error)?;
     let neighbours = Neighbours {
         queue,
+        started: verifier.started(),
         verifier,
         feed: Arc::clone(&feed),
         control: Arc::new(control),
@@ -118,13 +124,13 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         connections_open: Arc::new(AtomicUsize::new(0)),
         connections_max,
         connections_turned_away: Arc::new(AtomicUsize::new(0)),
-        started: Instant::now(),
     };
     let running = Running {
         draining: Arc::clone(&neighbours.draining),
         leaving: Arc::clone(&neighbours.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
+        metrics: Arc::clone(&metrics),
         shards: start_shards(&config, cores, listeners, &neighbours)?,
         writers: Writers::start(config.writers, &store, accepted, &metrics).map_err(thread_error)?,
         grace: config.shutdown_grace,
@@ -132,7 +138,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
     let preparation = Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, stop };
-    critical("maintenance", move || preparation.run()).map_err(thread_error)?;
+    critical_thread::spawn("maintenance", move || preparation.run()).map_err(thread_error)?;
 
     match shutdown::wait_and_drain(signals, running) {
         0 => Ok(()),
@@ -164,9 +170,14 @@ impl Preparation {
             return;
         }
         let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
-        critical("credentials", move || feed.watch(&*store, &stop)).expect("one thread more after all the others");
-        self.stage.ready();
+        critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
+            .expect("one thread more after all the others");
+        // In this order, and a drain in the other: whichever comes last, the gauge says what the stage says.
         self.metrics.set_ready(true);
+        if !self.stage.ready() {
+            self.metrics.set_ready(false);
+            return;
+        }
         tracing::info!(
             store = self.store.kind(),
             listen = %self.listen_addr,
@@ -257,9 +268,10 @@ fn cannot_listen(setting: &str, addr: SocketAddr, error: &std::io::Error) -> Sta
     StartError(format!("cannot listen on {addr}: {error}; {advice} (--{setting} ADDRESS:PORT)"))
 }
 
-/// One for each thread that may be in the store at once: writers, auth, control, credentials, maintenance.
+/// One for each thread that may be in the store at once: writers, auth and its notes, control, credentials,
+/// maintenance.
 fn store_connections(writers: usize) -> u32 {
-    let threads = writers + limits::AUTH_WORKERS + limits::CONTROL_WORKERS + 2;
+    let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2;
     u32::try_from(threads).expect("the number of writers was checked")
 }
 
@@ -304,7 +316,7 @@ fn start_shards(
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied().filter(|_| config.pin);
         let (neighbours, started, wanted) = (neighbours.clone(), started.clone(), config.io_driver);
-        let thread = critical(&format!("shard-{index}"), move || {
+        let thread = critical_thread::spawn(&format!("shard-{index}"), move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
             {
@@ -323,18 +335,6 @@ fn start_shards(
         tracing::info!(driver = name, reason, shards = config.shards, pinned = config.pin, "shards are running");
     }
     Ok(shards)
-}
-
-/// A thread that others rely on: a panic in it ends the process.
-fn critical(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    let builder = thread::Builder::new().name(name.to_owned());
-    let name = name.to_owned();
-    builder.spawn(move || {
-        if std::panic::catch_unwind(AssertUnwindSafe(body)).is_err() {
-            tracing::error!(thread = name, "a thread that cannot be missed panicked; the process ends");
-            std::process::abort();
-        }
-    })
 }
 
 /// Raises the soft limit on open files to the hard one. Returns how many connections that leaves room for, at

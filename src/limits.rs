@@ -89,6 +89,8 @@ pub const AUTH_CACHE_STALE_MAX: Duration = Duration::from_secs(3600);
 pub const AUTH_WORKERS: usize = 2;
 /// Verifications waiting per worker. Over it: 429 `auth_busy`.
 pub const AUTH_QUEUE_MAX: usize = 256;
+/// Keys whose last use waits to be noted in the database, 12 bytes each. Over it a use is not noted.
+pub const AUTH_NOTES_MAX: usize = 1024;
 /// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
 pub const AUTH_WAITERS_MAX: usize = 4096;
 /// Credential changes waiting for one shard; past it the shard drops its whole cache instead.
@@ -127,6 +129,12 @@ pub const PARTITION_DAYS_AHEAD: i32 = 7;
 pub const PARTITION_DAYS_KNOWN_MAX: usize = 64;
 /// Read connections of the embedded store (writes go through one).
 pub const SQLITE_READERS_MAX: u32 = 4;
+/// Page cache of each connection of the embedded store, in KiB: with its four readers and one writer 160 MiB at most.
+/// Derived ids touch the index at random; with SQLite's own 2 MiB they are stored several times slower.
+pub const SQLITE_CACHE_KIB: i64 = 32 * 1024;
+/// Pages in the embedded store's log before it is copied into the database file: 64 MiB of disk. Larger is fewer copies
+/// of pages that change again.
+pub const SQLITE_WAL_PAGES: i64 = 16_384;
 /// Virtual-machine steps of the embedded store between two looks at the deadline of a call: well under 1 ms.
 pub const SQLITE_DEADLINE_CHECK_STEPS: i32 = 4096;
 

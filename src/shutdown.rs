@@ -12,7 +12,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
 
 use crate::boot::Stage;
+use crate::metrics::Metrics;
 use crate::store::writer::Writers;
+
+/// How long a shard that was told to leave may take, however short the grace is.
+const SHARD_EXIT_MAX: Duration = Duration::from_secs(2);
 
 /// SIGTERM and SIGINT, from before the first thread on.
 pub struct Signals(SignalIterator);
@@ -37,6 +41,8 @@ pub struct Running {
     pub stop: Arc<AtomicBool>,
     /// What `/ready` says.
     pub stage: Arc<Stage>,
+    /// Whose gauge says the same.
+    pub metrics: Arc<Metrics>,
     /// The shards' threads.
     pub shards: Vec<JoinHandle<()>>,
     /// The writers.
@@ -51,28 +57,40 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let begun = Instant::now();
     let deadline = begun + running.grace;
     tracing::info!(signal, grace_seconds = running.grace.as_secs(), "shutting down; a second signal ends it at once");
-    thread::spawn(move || {
+    let second = thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if signals.0.forever().next().is_some() {
             tracing::warn!("second signal: ending at once");
             std::process::exit(130);
         }
     });
+    if let Err(error) = second {
+        tracing::warn!(%error, "a second signal will not be heard");
+    }
     running.stage.drain();
+    running.metrics.set_ready(false);
     running.stop.store(true, Ordering::Relaxed);
     running.draining.store(true, Ordering::Relaxed);
     // Requests in flight get half of the grace; what they were promised needs the other half.
-    let connections_deadline = begun + running.grace / 2;
-    while Instant::now() < connections_deadline && running.shards.iter().any(|shard| !shard.is_finished()) {
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for(&running.shards, begun + running.grace / 2);
     running.leaving.store(true, Ordering::Relaxed);
-    for shard in running.shards {
-        // A shard's panic has already ended the process.
-        let _ = shard.join();
+    // They look at it several times a second; one that does not must not hold the others' events up for ever.
+    if !wait_for(&running.shards, deadline.max(Instant::now() + SHARD_EXIT_MAX)) {
+        tracing::error!("a shard does not end; a bug");
     }
     let lost = running.writers.drain(deadline);
     if lost == 0 {
         tracing::info!(seconds = begun.elapsed().as_secs_f32(), "everything accepted is stored; bye");
     }
     lost
+}
+
+/// Waits until all of `threads` have ended, at most until `deadline`; whether they have.
+fn wait_for(threads: &[JoinHandle<()>], deadline: Instant) -> bool {
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
 }

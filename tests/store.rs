@@ -3,6 +3,8 @@
 //! `conformance` and `credentials` hold what both must do; each test runs once per store. `window`, `faults`, `refusals`
 //! and `tls` hold what only Postgres can get wrong.
 
+#![allow(clippy::unwrap_used, reason = "in a test an unexpected error is a failure")]
+
 mod common;
 #[path = "store/conformance.rs"]
 mod conformance;

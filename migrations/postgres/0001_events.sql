@@ -103,6 +103,9 @@ DECLARE
     last_day date;
     day_start timestamptz;
     day_end timestamptz;
+    neighbour timestamptz;
+    partition text;
+    copies uuid[];
     taken uuid[];
     stored bigint;
     total bigint := 0;
@@ -127,20 +130,23 @@ BEGIN
         SELECT DISTINCT date_trunc('day', at, 'UTC') FROM unnest(received_ats) AS at ORDER BY 1
     LOOP
         day_end := day_start + interval '24 hours';
-        -- Planned for these days each time: only their partitions are opened.
-        EXECUTE 'SELECT array_agg(id) FROM (
-                SELECT id FROM events
-                WHERE id = ANY ($1) AND received_at >= $2 - interval ''24 hours'' AND received_at < $2
-                UNION ALL
-                SELECT id FROM events
-                WHERE id = ANY ($1) AND received_at >= $3 AND received_at < $3 + interval ''24 hours''
-            ) AS copies'
-        INTO taken USING ids, day_start, day_end;
+        taken := '{}';
+        FOREACH neighbour IN ARRAY ARRAY[day_start - interval '24 hours', day_end] LOOP
+            -- By the partition's name: a plan over `events` either locks every partition there is or is made anew for
+            -- each batch, which costs more than the look-up. For the same reason the ids hide in a subquery: their
+            -- number and values are not weighed one by one. LOCK TABLE has refreshed the cache that knows the name.
+            partition := 'events_p' || to_char(neighbour AT TIME ZONE 'UTC', 'YYYYMMDD');
+            IF to_regclass(partition) IS NOT NULL THEN
+                EXECUTE format('SELECT array_agg(id) FROM %I WHERE id = ANY ((SELECT $1)::uuid[])', partition)
+                    INTO copies USING ids;
+                taken := taken || copies;
+            END IF;
+        END LOOP;
         INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)
         SELECT * FROM unnest(ids, org_ids, received_ats, types, dedup_ids, payloads)
             AS event (id, org_id, received_at, type, dedup_id, payload)
         WHERE event.received_at >= day_start AND event.received_at < day_end
-            AND (taken IS NULL OR event.id <> ALL (taken))
+            AND event.id <> ALL (taken)
         ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS stored = ROW_COUNT;
         total := total + stored;

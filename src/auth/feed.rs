@@ -17,7 +17,8 @@ use crate::store::{CredentialChange, Store};
 /// The side that publishes, shared with the verifier.
 #[derive(Debug)]
 pub struct Feed {
-    /// Written by the watching thread, read by every shard and verifier.
+    /// Moves before a change is put into the inboxes and again after; see [`Self::publish`]. Written by the
+    /// watching thread, read by every shard and verifier.
     epoch: AtomicU64,
     /// Whether changes can reach us: written by the watching thread, read by shards when an entry expires.
     is_connected: AtomicBool,
@@ -43,7 +44,7 @@ impl Feed {
         Arc::new(Self { epoch: AtomicU64::new(0), is_connected: AtomicBool::new(false), inboxes })
     }
 
-    /// Counts the changes so far: two equal readings mean nothing changed between them.
+    /// Moves with every change: two equal readings mean that no inbox got one between them.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -71,12 +72,15 @@ impl Feed {
     }
 
     fn publish(&self, change: CredentialChange) {
+        // Before the inboxes: a shard may find the change while it looks for an earlier one, and what it asks a
+        // verifier from then on must not be answered from a verdict of before the change.
+        self.epoch.fetch_add(1, Ordering::Release);
         for inbox in &self.inboxes {
             if let Err(TrySendError::Full(_)) = inbox.sender.try_send(change) {
                 inbox.overflowed.store(true, Ordering::Release);
             }
         }
-        // After the inboxes: a shard that sees the new epoch finds the change.
+        // And after: a shard that sees this finds the change.
         self.epoch.fetch_add(1, Ordering::Release);
     }
 

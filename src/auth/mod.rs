@@ -5,6 +5,7 @@
 
 pub mod feed;
 pub mod verifier;
+pub mod windows;
 
 use std::sync::Arc;
 

@@ -4,14 +4,16 @@
 //! at one worker, which remembers the verdicts of the last second, so Argon2 runs once for all shards; and an
 //! organisation that floods the pool with first uses delays one worker's queue, not all.
 //!
+//! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
+//! and nobody's first request should wait for it. What it cannot keep up with is not noted.
+//!
 //! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
 //! instead of waiting in line for its own timeout.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -19,10 +21,10 @@ use futures_channel::oneshot;
 use zeroize::Zeroizing;
 
 use crate::auth::feed::Feed;
+use crate::auth::windows::Windows;
 use crate::auth::{Grant, Verdict};
 use crate::clock::Timestamp;
-use crate::event::OrgId;
-use crate::ingest::rate_limit::Window;
+use crate::critical_thread;
 use crate::key::{self, API_KEY_LEN, KeyId};
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
@@ -43,10 +45,11 @@ struct Job {
 pub struct Verifier {
     queues: Arc<[Sender<Job>]>,
     hasher: Arc<RandomState>,
+    started: Instant,
 }
 
 impl Verifier {
-    /// Starts [`limits::AUTH_WORKERS`] threads. They end when the last `Verifier` is dropped.
+    /// Starts [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is dropped.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
@@ -56,23 +59,33 @@ impl Verifier {
         default_limit: u32,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
+        let started = Instant::now();
+        let (used_keys, to_note) = bounded(limits::AUTH_NOTES_MAX);
+        let noting_store = Arc::clone(store);
+        thread::Builder::new().name("auth-notes".to_owned()).spawn(move || note_uses(&*noting_store, &to_note))?;
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
+            used_keys,
             feed: Arc::clone(feed),
             metrics: Arc::clone(metrics),
             default_limit,
-            started: Instant::now(),
-            windows: Mutex::new(HashMap::new()),
+            started,
+            windows: Windows::default(),
             store_down_until_ms: AtomicU64::new(0),
         });
         let mut queues = Vec::with_capacity(limits::AUTH_WORKERS);
         for worker in 0..limits::AUTH_WORKERS {
             let (sender, receiver) = bounded(limits::AUTH_QUEUE_MAX);
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("auth-{worker}")).spawn(move || shared.work(&receiver))?;
+            critical_thread::spawn(&format!("auth-{worker}"), move || shared.work(&receiver))?;
             queues.push(sender);
         }
-        Ok(Self { queues: queues.into(), hasher: Arc::default() })
+        Ok(Self { queues: queues.into(), hasher: Arc::default(), started })
+    }
+
+    /// The zero of the rate limiter's clock.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Asks about a key. `AuthBusy` where the worker's queue is full.
@@ -84,22 +97,29 @@ impl Verifier {
     }
 }
 
+/// Notes that keys were used, until the last worker is gone.
+fn note_uses(store: &dyn Store, used_keys: &Receiver<KeyId>) {
+    for key in used_keys {
+        if let Err(error) = store.touch_key(key) {
+            tracing::debug!(%error, "the last use of a key could not be noted");
+        }
+    }
+}
+
 struct Shared {
     store: Arc<dyn Store>,
+    used_keys: Sender<KeyId>,
     feed: Arc<Feed>,
     metrics: Arc<Metrics>,
     default_limit: u32,
     started: Instant,
-    /// One window per organisation with a key in use, found again when another key or shard asks.
-    windows: Mutex<HashMap<OrgId, (Arc<Window>, Instant)>>,
+    windows: Windows,
     store_down_until_ms: AtomicU64,
 }
 
 /// How long a worker remembers a verdict for the other shards that ask about the same key.
 const RECENT_TTL: Duration = Duration::from_secs(1);
 const RECENT_MAX: usize = 256;
-/// A window without a cached key for this long has seen nothing for its whole minute.
-const WINDOW_IDLE_MAX: Duration = Duration::from_secs(120);
 const STORE_DOWN_PAUSE: Duration = Duration::from_secs(1);
 
 struct Recent {
@@ -124,12 +144,12 @@ impl Shared {
             if recent.len() < RECENT_MAX && !matches!(verdict, Verdict::Unavailable) {
                 recent.insert(digest, Recent { verdict: verdict.clone(), at: now, epoch });
             }
-            let is_valid = matches!(verdict, Verdict::Valid(_));
+            if matches!(verdict, Verdict::Valid(_)) {
+                // Full: not noted this time.
+                let _ = self.used_keys.try_send(job.key);
+            }
             // The shard may have given up waiting; the verdict stays in `recent` for the next.
             let _ = job.reply.send(verdict);
-            if is_valid && let Err(error) = self.store.touch_key(job.key) {
-                tracing::debug!(%error, "the last use of a key could not be noted");
-            }
         }
     }
 
@@ -166,19 +186,8 @@ impl Shared {
             org: record.info.org,
             is_org_disabled: record.org_disabled,
             rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
-            window: self.window(record.info.org),
+            window: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
             expires_at: record.info.expires_at,
         }))
-    }
-
-    fn window(&self, org: OrgId) -> Arc<Window> {
-        let now = Instant::now();
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        windows.retain(|_, (window, asked_at)| {
-            Arc::strong_count(window) > 1 || now.duration_since(*asked_at) < WINDOW_IDLE_MAX
-        });
-        let (window, asked_at) = windows.entry(org).or_insert_with(|| (Arc::default(), now));
-        *asked_at = now;
-        Arc::clone(window)
     }
 }

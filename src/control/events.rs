@@ -1,15 +1,16 @@
 //! Reading stored events: one by id, or a page of the newest.
 
 use crate::event::{EventId, OrgId};
+use crate::metrics::DbOperation;
 use crate::problem::Problem;
-use crate::store::{Store, StoredEvent};
+use crate::store::StoredEvent;
 
 use super::json::{EVENT_FRAME_BYTES, push_array, push_event, push_string};
-use super::{Answer, Refusal, cursor, query};
+use super::{Answer, Desk, Refusal, cursor, query};
 
 /// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.
-pub(super) fn get(store: &dyn Store, org: OrgId, id: EventId) -> Result<Answer, Refusal> {
-    let event = store.event(org, id)?.ok_or(Problem::NotFound)?;
+pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusal> {
+    let event = desk.ask(DbOperation::GetEvent, |store| store.event(org, id))?.ok_or(Problem::NotFound)?;
     let mut body = Vec::with_capacity(document_bytes(&event));
     push_event(&mut body, &event);
     Ok((200, body))
@@ -19,8 +20,9 @@ pub(super) fn get(store: &dyn Store, org: OrgId, id: EventId) -> Result<Answer, 
 ///
 /// The store cuts a page short at `LIST_BYTES_MAX`, so fewer events than `limit` do not mean the end; a null
 /// `next_cursor` does.
-pub(super) fn list(store: &dyn Store, org: OrgId, query: &str) -> Result<Answer, Refusal> {
-    let (events, more) = store.events(org, &query::parse(query)?)?;
+pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+    let query = query::parse(query)?;
+    let (events, more) = desk.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
     let mut body = Vec::with_capacity(events.iter().map(document_bytes).sum::<usize>() + 128);
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &events, push_event);

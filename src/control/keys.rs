@@ -10,20 +10,20 @@ use serde::Deserialize;
 use crate::clock::Timestamp;
 use crate::event::OrgId;
 use crate::ingest::json_syntax;
-use crate::key::{ApiKey, Argon2Cost, KeyId};
+use crate::key::{ApiKey, KeyId};
 use crate::limits::{KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
+use crate::metrics::DbOperation;
 use crate::problem::Problem;
-use crate::store::Store;
 
 use super::json::{push_array, push_key, push_string, push_time};
-use super::{Answer, Refusal};
+use super::{Answer, Desk, Refusal};
 
 /// At most this much of what is wrong with a body is said back: it can quote the body.
 const DETAIL_SHOWN_CHARS: usize = 160;
 
 /// `GET /api/keys`: valid, expired and revoked ones, newest first.
-pub(super) fn list(store: &dyn Store, org: OrgId) -> Result<Answer, Refusal> {
-    let mut keys = store.keys(org)?;
+pub(super) fn list(desk: &Desk, org: OrgId) -> Result<Answer, Refusal> {
+    let mut keys = desk.ask(DbOperation::Keys, |store| store.keys(org))?;
     keys.truncate(LIST_KEYS_MAX);
     let mut body = Vec::with_capacity(keys.len() * 224 + 16);
     body.extend_from_slice(b"{\"data\":");
@@ -33,16 +33,21 @@ pub(super) fn list(store: &dyn Store, org: OrgId) -> Result<Answer, Refusal> {
 }
 
 /// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace asked for.
-pub(super) fn rotate(store: &dyn Store, cost: Argon2Cost, old: KeyId, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn rotate(desk: &Desk, old: KeyId, body: &[u8]) -> Result<Answer, Refusal> {
     let grace = parse_grace(body)?;
     let key = ApiKey::generate()?;
-    let expires_at = store.rotate_key(old, (key.id(), &key.verifier(cost)), grace)?;
+    let verifier = key.verifier(desk.argon2);
+    let expires_at = desk.ask(DbOperation::Keys, |store| store.rotate_key(old, (key.id(), &verifier), grace))?;
     Ok((200, rotated(&key, expires_at)))
 }
 
 /// `DELETE /api/keys/{id}`. Another organisation's key is not there; revoking twice is no error.
-pub(super) fn delete(store: &dyn Store, org: OrgId, id: KeyId) -> Result<Answer, Refusal> {
-    if store.revoke_key(Some(org), id)? { Ok((204, Vec::new())) } else { Err(Problem::NotFound.into()) }
+pub(super) fn delete(desk: &Desk, org: OrgId, id: KeyId) -> Result<Answer, Refusal> {
+    if desk.ask(DbOperation::Keys, |store| store.revoke_key(Some(org), id))? {
+        Ok((204, Vec::new()))
+    } else {
+        Err(Problem::NotFound.into())
+    }
 }
 
 /// `{"key_id","api_key","previous_expires_at"}`, in one allocation: the clear key is left in no outgrown buffer.

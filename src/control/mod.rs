@@ -23,12 +23,14 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use admission::ReplyHold;
 pub use pool::ControlPool;
 
 use crate::event::{EventId, OrgId};
 use crate::key::{Argon2Cost, KeyId};
+use crate::metrics::{DbOperation, Metrics};
 use crate::problem::Problem;
 use crate::store::{Store, StoreError};
 
@@ -131,6 +133,7 @@ impl From<getrandom::Error> for Refusal {
 /// Where jobs are answered: shared by the pool's threads.
 struct Desk {
     store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
     argon2: Argon2Cost,
     complaints: Complaints,
 }
@@ -138,15 +141,22 @@ struct Desk {
 impl Desk {
     fn answer(&self, job: Job) -> Result<Answer, Problem> {
         let Caller { org, key } = job.caller;
-        let store = self.store.as_ref();
         match job.request {
-            Request::GetEvent(id) => events::get(store, org, id),
-            Request::ListEvents(query) => events::list(store, org, &query),
-            Request::ListKeys => keys::list(store, org),
-            Request::RotateKey(body) => keys::rotate(store, self.argon2, key, &body),
-            Request::DeleteKey(id) => keys::delete(store, org, id),
+            Request::GetEvent(id) => events::get(self, org, id),
+            Request::ListEvents(query) => events::list(self, org, &query),
+            Request::ListKeys => keys::list(self, org),
+            Request::RotateKey(body) => keys::rotate(self, key, &body),
+            Request::DeleteKey(id) => keys::delete(self, org, id),
         }
         .map_err(|refusal| self.problem(&refusal))
+    }
+
+    /// Asks the store, and records how long its answer took.
+    fn ask<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
+        let asked = Instant::now();
+        let answer = question(self.store.as_ref());
+        self.metrics.store.observe(operation, asked.elapsed());
+        answer
     }
 
     /// The client's side of a refusal; the operator's is logged here, once.

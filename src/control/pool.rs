@@ -18,6 +18,7 @@ use futures_channel::oneshot;
 
 use crate::key::Argon2Cost;
 use crate::limits::{CONTROL_QUEUE_WAIT_MAX, CONTROL_REPLY_BYTES_MAX};
+use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::store::Store;
 
@@ -45,9 +46,15 @@ impl ControlPool {
     ///
     /// # Errors
     /// Where the operating system gives no thread.
-    pub fn start(store: Arc<dyn Store>, argon2: Argon2Cost, workers: usize, queue_max: usize) -> io::Result<Self> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        argon2: Argon2Cost,
+        workers: usize,
+        queue_max: usize,
+    ) -> io::Result<Self> {
         let (queue, jobs) = bounded(queue_max);
-        let desk = Arc::new(Desk { store, argon2, complaints: Complaints::default() });
+        let desk = Arc::new(Desk { store, metrics, argon2, complaints: Complaints::default() });
         for worker in 0..workers {
             let (desk, jobs) = (Arc::clone(&desk), jobs.clone());
             thread::Builder::new().name(format!("control-{worker}")).spawn(move || work(&desk, &jobs))?;
@@ -122,6 +129,7 @@ mod tests {
     fn a_job_that_waited_too_long_is_refused_without_asking_the_store() {
         let desk = Desk {
             store: Arc::new(FakeStore::with_hook(|| unreachable!("the store is not asked"))),
+            metrics: Metrics::new(0),
             argon2: Argon2Cost { memory_kib: 8, iterations: 1 },
             complaints: Complaints::default(),
         };

@@ -169,9 +169,14 @@ impl AuthCache {
         Some(Ok(receiver))
     }
 
-    /// Notes that a verdict on `hash` is under way.
-    pub fn begin(&mut self, hash: KeyHash, key: KeyId) {
-        self.pending.insert(hash, PendingKey { key, is_outdated: false, waiters: Vec::new() });
+    /// Notes that a verdict on `hash` is under way, and waits for it. Whoever begins always has a place, beyond
+    /// [`limits::AUTH_WAITERS_MAX`] too: verdicts under way are bounded by the verifier's queues, and one that
+    /// nobody takes in would be waited for for ever. [`Self::complete`] must follow.
+    pub fn begin(&mut self, hash: KeyHash, key: KeyId) -> Awaited {
+        let (sender, receiver) = oneshot::channel();
+        self.pending.insert(hash, PendingKey { key, is_outdated: false, waiters: vec![sender] });
+        self.waiting += 1;
+        receiver
     }
 
     /// Takes in the verdict and answers all who wait.
@@ -291,8 +296,7 @@ mod tests {
         now: Instant,
     ) -> Result<Rc<Tenant>, Problem> {
         let hash = cache.hash(presented);
-        cache.begin(hash, KeyId::parse(KEY).unwrap());
-        let mut answer = cache.join(hash).expect("a verdict is under way").unwrap();
+        let mut answer = cache.begin(hash, KeyId::parse(KEY).unwrap());
         cache.complete(hash, verdict, now);
         answer.try_recv().unwrap().expect("completed")
     }
@@ -356,10 +360,30 @@ mod tests {
         let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
         let now = Instant::now();
         let hash = cache.hash(b"k");
-        cache.begin(hash, KeyId::parse(KEY).unwrap());
+        let _answer = cache.begin(hash, KeyId::parse(KEY).unwrap());
         feed.publish_for_test(CredentialChange::Key(KeyId::parse(KEY).unwrap()));
         cache.complete(hash, grant(KEY, 1, None), now);
         assert_eq!(look(&mut cache, b"k", now), "miss");
+    }
+
+    #[test]
+    fn with_every_place_taken_a_new_key_still_gets_its_verdict() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        let (crowded, new) = (cache.hash(b"crowded"), cache.hash(b"new"));
+        let mut answers = vec![cache.begin(crowded, KeyId::parse(KEY).unwrap())];
+        while let Some(Ok(answer)) = cache.join(crowded) {
+            answers.push(answer);
+        }
+        assert_eq!(answers.len(), limits::AUTH_WAITERS_MAX);
+        let mut first = cache.begin(new, KeyId::parse(KEY).unwrap());
+        assert_eq!(cache.join(new).unwrap().unwrap_err(), Problem::AuthBusy);
+        cache.complete(new, Verdict::Invalid, now);
+        assert_eq!(first.try_recv().unwrap().unwrap().unwrap_err(), Problem::InvalidApiKey);
+        cache.complete(crowded, grant(KEY, 1, None), now);
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap().unwrap().is_ok()));
+        assert!(cache.join(new).is_none() && cache.join(crowded).is_none());
+        assert_eq!(cache.waiting, 0);
     }
 
     #[test]

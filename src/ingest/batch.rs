@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
 use super::http::{ContentType, Head};
-use super::{Standing, accept, admit, count_invalid, expect_json, identify, parse};
+use super::{Standing, Stream, accept, admit, count_invalid, expect_json, identify, parse};
 use crate::event::Event;
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
@@ -23,8 +23,8 @@ const BYTES_PER_TURN: usize = 64 * 1024;
 const TURNS_PER_TICK: usize = 8;
 
 /// Answers a batch with the body of its 202.
-pub(super) async fn post_events(
-    connection: &mut Connection,
+pub(super) async fn post_events<S: Stream>(
+    connection: &mut Connection<S>,
     head: &Head,
     standing: &mut Standing,
 ) -> Result<Vec<u8>, Stop> {

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
-use monoio::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use super::connections::{Member, Phase};
@@ -32,6 +31,14 @@ use crate::limits;
 use crate::metrics::Route as RouteLabel;
 use crate::problem::Problem;
 use crate::routes::{self, Route};
+
+/// What carries a connection's bytes: a `TcpStream` in service; whatever else, where a bench or a test drives the
+/// same path without a socket.
+///
+/// The descriptor it shows must be its own, open for as long as it lives: a deadline shuts it down.
+pub trait Stream: AsyncReadRent + AsyncWriteRent + AsRawFd {}
+
+impl<S: AsyncReadRent + AsyncWriteRent + AsRawFd> Stream for S {}
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
@@ -74,9 +81,9 @@ const READS_IN_ROW_MAX: u32 = 32;
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
 /// One connection's state. Field order matters: `member` leaves the table before `stream` closes its descriptor.
-pub(super) struct Connection {
+pub(super) struct Connection<S> {
     member: Member,
-    stream: TcpStream,
+    stream: S,
     pub(super) shard: Rc<Shard>,
     buffer: Vec<u8>,
     /// Where the present request starts in `buffer`.
@@ -94,8 +101,8 @@ pub(super) struct Connection {
     reads_in_row: u32,
 }
 
-impl Connection {
-    pub(super) fn new(shard: Rc<Shard>, stream: TcpStream) -> Self {
+impl<S: Stream> Connection<S> {
+    pub(super) fn new(shard: Rc<Shard>, stream: S) -> Self {
         let member = shard.connections.enter(stream.as_raw_fd());
         Self {
             member,
@@ -160,9 +167,7 @@ impl Connection {
             }
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
-                if self.shard.is_draining() {
-                    return Ok(None);
-                }
+                // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
                 self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {

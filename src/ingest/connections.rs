@@ -164,7 +164,7 @@ impl Drop for Member {
 /// Shuts a socket down; one that is already gone is what we wanted.
 fn shut(fd: RawFd, how: Shutdown) {
     // SAFETY: a descriptor is in the table from `enter` until its `Member` is dropped, and the connection's task
-    // drops its `Member` before the `TcpStream` that owns the descriptor, on this same thread. So it is open here.
+    // drops its `Member` before the `Stream` that owns the descriptor, on this same thread. So it is open here.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let _ = shutdown(socket, how);
 }

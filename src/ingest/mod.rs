@@ -17,6 +17,8 @@ pub mod rate_limit;
 mod reply;
 pub mod shard;
 
+pub use connection::Stream;
+
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -41,7 +43,11 @@ struct Standing {
 }
 
 /// One event: identify → admit → parse → accept. The body is read only for a known organisation within its limit.
-async fn post_event(connection: &mut Connection, head: &Head, standing: &mut Standing) -> Result<EventId, Stop> {
+async fn post_event<S: Stream>(
+    connection: &mut Connection<S>,
+    head: &Head,
+    standing: &mut Standing,
+) -> Result<EventId, Stop> {
     let started = Instant::now();
     let tenant = identify(connection, head, started, standing).await?;
     admit(&connection.shard, &tenant, standing)?;
@@ -54,8 +60,8 @@ async fn post_event(connection: &mut Connection, head: &Head, standing: &mut Sta
 }
 
 /// Finds out whose key the request carries. Waits only for a key this shard has not seen lately.
-async fn identify(
-    connection: &Connection,
+async fn identify<S: Stream>(
+    connection: &Connection<S>,
     head: &Head,
     now: Instant,
     standing: &mut Standing,
@@ -99,16 +105,14 @@ async fn verify(
         joined?
     } else {
         let verdict = shard.verifier.submit(id, (*presented).into())?;
-        let mut cache = shard.auth.borrow_mut();
-        cache.begin(hash, id);
-        // A task of its own: the verdict must reach the others even if this connection ends first, or is refused a
-        // place among those who wait. What was begun and never completed would keep its key waiting for ever.
+        let answer = shard.auth.borrow_mut().begin(hash, id);
+        // A task of its own: the verdict must reach the others even if this connection ends first.
         let shard = Rc::clone(shard);
         monoio::spawn(async move {
             let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
             shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
         });
-        cache.join(hash).expect("just begun")?
+        answer
     };
     answer.await.unwrap_or(Err(Problem::ShuttingDown))
 }

@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
 use super::auth_cache::AuthCache;
-use super::connection::Connection;
+use super::connection::{Connection, Stream};
 use super::connections::{Connections, Phase};
 use super::envelope::Scratch;
 use super::reply::http_date;
@@ -96,11 +96,11 @@ pub struct Shard {
 
 /// Time-ordered ids of one shard.
 #[derive(Default)]
-pub(super) struct Ids(ContextV7);
+pub struct Ids(ContextV7);
 
 impl Ids {
     /// The present time and an id that sorts by it.
-    pub(super) fn next(&self) -> (Timestamp, EventId) {
+    pub fn next(&self) -> (Timestamp, EventId) {
         let now = Timestamp::now();
         let micros = now.as_micros().max(0) as u64;
         let at = uuid::Timestamp::from_unix(&self.0, micros / 1_000_000, (micros % 1_000_000 * 1000) as u32);
@@ -115,6 +115,35 @@ const OUT_BUFFER_BYTES: usize = 1024;
 const METRICS_MAX_AGE: Duration = Duration::from_millis(200);
 
 impl Shard {
+    /// Shard number `index`, with an empty auth cache. For the calling thread only.
+    ///
+    /// # Errors
+    /// Where the operating system has no randomness for the auth cache.
+    pub fn new(index: usize, neighbours: Neighbours) -> io::Result<Self> {
+        let auth = AuthCache::new(index, Arc::clone(&neighbours.feed)).map_err(io::Error::other)?;
+        Ok(Self {
+            auth: RefCell::new(auth),
+            verifier: neighbours.verifier.clone(),
+            queue: neighbours.queue.clone(),
+            control: Arc::clone(&neighbours.control),
+            metrics: neighbours.metrics.shard(index),
+            scratch: RefCell::default(),
+            ids: Ids::default(),
+            connections: Rc::default(),
+            neighbours,
+            date: Cell::new(http_date(OffsetDateTime::now_utc())),
+            spare_buffers: RefCell::default(),
+            rendered: RefCell::default(),
+        })
+    }
+
+    /// Serves one client to its end. On the runtime of the shard's thread.
+    ///
+    /// A panic in it ends this connection, not the shard.
+    pub async fn attend(self: Rc<Self>, stream: impl Stream) {
+        contain(Connection::new(self, stream).serve()).await;
+    }
+
     /// Seconds on the rate limiter's clock.
     pub(super) fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.neighbours.started).as_secs()
@@ -170,7 +199,7 @@ pub fn run(
     wanted: IoDriver,
     started: &Sender<io::Result<Driver>>,
 ) {
-    let shard = match new_shard(index, neighbours) {
+    let shard = match Shard::new(index, neighbours) {
         Ok(shard) => Rc::new(shard),
         Err(error) => return drop(started.send(Err(error))),
     };
@@ -223,24 +252,6 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
         Ok(runtime) => Ok((runtime, Driver { name: "io_uring", reason: plain })),
         Err(error) => Err(format!("io_uring cannot be set up: {error}")),
     }
-}
-
-fn new_shard(index: usize, neighbours: Neighbours) -> io::Result<Shard> {
-    let auth = AuthCache::new(index, Arc::clone(&neighbours.feed)).map_err(io::Error::other)?;
-    Ok(Shard {
-        auth: RefCell::new(auth),
-        verifier: neighbours.verifier.clone(),
-        queue: neighbours.queue.clone(),
-        control: Arc::clone(&neighbours.control),
-        metrics: neighbours.metrics.shard(index),
-        scratch: RefCell::default(),
-        ids: Ids::default(),
-        connections: Rc::default(),
-        neighbours,
-        date: Cell::new(http_date(OffsetDateTime::now_utc())),
-        spare_buffers: RefCell::default(),
-        rendered: RefCell::default(),
-    })
 }
 
 /// The shard's own loop: accepts, sweeps, and in the end drains.
@@ -316,8 +327,7 @@ fn admit(shard: &Rc<Shard>, stream: TcpStream) {
     }
     shard.metrics.connections_accepted_total.inc();
     monoio::spawn(async move {
-        let connection = Connection::new(Rc::clone(&shard), stream);
-        contain(connection.serve()).await;
+        Rc::clone(&shard).attend(stream).await;
         shard.metrics.connections_closed_total.inc();
         drop(open);
     });

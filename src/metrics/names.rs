@@ -37,7 +37,7 @@ definitions! {
     CONNECTIONS_REFUSED = "connections_refused_total", "Connections turned away at the limit, never in service.";
     CONNECTION_TIMEOUTS = "connection_timeouts_total", "Connections closed for taking too long, by phase.";
     // Read at scrape.
-    EVENT_QUEUE_SIZE = "event_queue_size", "Events accepted and not yet taken into a batch.";
+    EVENT_QUEUE_SIZE = "event_queue_size", "Events accepted and not yet stored, those in writers' hands included.";
     EVENT_QUEUE_CAPACITY = "event_queue_capacity", "Events the queue can hold.";
     READY = "millrace_ready", "1 when ready, as /ready says it, else 0.";
     BUILD_INFO = "millrace_build_info", "Always 1; the labels say what is running.";

@@ -89,12 +89,15 @@ impl Gatherer {
 
     fn first(&self, receiver: &Receiver<Event>) -> Option<Event> {
         loop {
-            // Read before looking: an event offered before the close is seen after it.
-            let is_closed = self.is_closed.load(Ordering::Acquire);
+            // Read before looking: what was offered before the close is seen after it. Nothing to wait for then:
+            // every writer comes here once more, one after the other.
+            if self.is_closed.load(Ordering::Acquire) {
+                return receiver.try_recv().ok();
+            }
             match receiver.recv_timeout(CLOSE_CHECK_INTERVAL) {
                 Ok(event) => return Some(event),
-                Err(RecvTimeoutError::Timeout) if !is_closed => {}
-                Err(_) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
     }

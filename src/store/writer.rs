@@ -1,19 +1,22 @@
 //! WRITERS: threads that take batches off the queue and store them, whatever it takes.
 //!
 //! A batch leaves a writer's hands in one of three ways: stored, its refused rows quarantined and the rest
-//! stored, or given up at the deadline of a shutdown and counted as lost in the log. While the database is away
-//! each writer keeps its batch and tries again, with backoff and jitter; the queue fills behind it and the
-//! shards answer 429.
+//! stored before them, or given up at the deadline of a shutdown. While the database is away each writer keeps its
+//! batch and tries again, with backoff and jitter; the queue fills behind it and the shards answer 429.
+//!
+//! Invariant: a slot is released when its event is committed, to `events` or to `quarantined_events`, and never
+//! otherwise. So what the slots count when the writers have ended is exactly what is lost.
 //!
 //! Runs on the `writer-N` threads only; may block; knows no HTTP.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::auth::feed::sleep_unless;
+use crate::critical_thread;
 use crate::event::Event;
 use crate::handoff::queue::{Accepted, Slots};
 use crate::limits;
@@ -33,9 +36,17 @@ struct Shared {
     gatherer: Gatherer,
     slots: Arc<Slots>,
     outage: Outage,
-    /// Set when a shutdown's grace is over: stop retrying, count what is left as lost.
+    /// Set when a shutdown's grace is over: stop retrying, leave what is left.
     give_up: AtomicBool,
-    lost: AtomicUsize,
+}
+
+/// What of a batch is committed to `events`.
+#[derive(Clone, Copy, Default)]
+struct Committed {
+    events: usize,
+    bytes: usize,
+    /// Rows that are new; the others were copies.
+    stored: u64,
 }
 
 impl Writers {
@@ -56,12 +67,11 @@ impl Writers {
             slots: accepted.slots,
             outage: Outage::default(),
             give_up: AtomicBool::new(false),
-            lost: AtomicUsize::new(0),
         });
         let threads = (0..count)
             .map(|n| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new().name(format!("writer-{n}")).spawn(move || shared.run())
+                critical_thread::spawn(&format!("writer-{n}"), move || shared.run())
             })
             .collect::<std::io::Result<_>>()?;
         Ok(Self { threads, shared })
@@ -80,73 +90,84 @@ impl Writers {
         while Instant::now() < last_call && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(10));
         }
-        let (finished, stuck): (Vec<_>, Vec<_>) = self.threads.into_iter().partition(JoinHandle::is_finished);
-        for thread in finished {
-            // A writer's panic was logged by the panic hook; what it held is in the slots and counted below.
-            let _ = thread.join();
-        }
-        let lost = self.shared.lost.load(Ordering::Relaxed);
-        if stuck.is_empty() { lost } else { lost + self.shared.slots.events() }
+        self.shared.slots.events()
     }
 }
 
 impl Shared {
     fn run(&self) {
-        while let Some(batch) = self.gatherer.gather() {
-            let stored = self.store_slice(&batch.events);
-            // Only now: a slot is an event the server still has to answer for.
-            let events = batch.events.len();
-            self.slots.release(events, batch.bytes);
-            let age = batch.opened_at.elapsed();
-            self.metrics.store.batch_committed(CommittedBatch { events, stored, bytes: batch.bytes, age });
+        while !self.give_up.load(Ordering::Relaxed)
+            && let Some(batch) = self.gatherer.gather()
+        {
+            let mut refused = Vec::new();
+            let Committed { events, bytes, stored } = self.store_slice(&batch.events, batch.bytes, &mut refused);
+            if events > 0 {
+                let age = batch.opened_at.elapsed();
+                self.metrics.store.batch_committed(CommittedBatch { events, stored, bytes, age });
+            }
+            // After the others of their batch, which must not wait for them.
+            for (event, reason) in &refused {
+                self.quarantine(event, reason);
+            }
         }
     }
 
-    /// Stores `events`, isolating rows the database refuses by halving. Returns how many rows are new.
-    fn store_slice(&self, events: &[Event]) -> u64 {
-        let stored = self.persist(events.len(), || {
+    /// Stores `events`, which weigh `bytes`, and finds rows the database refuses by halving: they are put into
+    /// `refused` with the reason, to be quarantined.
+    fn store_slice<'a>(&self, events: &'a [Event], bytes: usize, refused: &mut Vec<(&'a Event, String)>) -> Committed {
+        let stored = self.persist(|| {
             let started = Instant::now();
             let stored = self.store.store_events(events);
             self.metrics.store.observe(DbOperation::StoreEvents, started.elapsed());
             stored
         });
         match stored {
-            Some(Ok(new)) => new,
+            Some(Ok(stored)) => {
+                self.slots.release(events.len(), bytes);
+                Committed { events: events.len(), bytes, stored }
+            }
             Some(Err(reason)) if events.len() == 1 => {
-                self.quarantine(&events[0], &reason);
-                0
+                refused.push((&events[0], reason));
+                Committed::default()
             }
             Some(Err(_)) => {
                 let (left, right) = events.split_at(events.len() / 2);
-                self.store_slice(left) + self.store_slice(right)
+                let left_bytes = left.iter().map(Event::weight).sum();
+                let left = self.store_slice(left, left_bytes, refused);
+                let right = self.store_slice(right, bytes - left_bytes, refused);
+                Committed {
+                    events: left.events + right.events,
+                    bytes: left.bytes + right.bytes,
+                    stored: left.stored + right.stored,
+                }
             }
-            None => 0,
+            None => Committed::default(),
         }
     }
 
     fn quarantine(&self, event: &Event, reason: &str) {
-        let kept = self.persist(1, || {
+        let kept = self.persist(|| {
             let started = Instant::now();
             let kept = self.store.quarantine(event, reason);
             self.metrics.store.observe(DbOperation::Quarantine, started.elapsed());
-            kept
+            // This table takes anything: where it does not, somebody changed it. The event is held, not dropped.
+            kept.map_err(|error| match error {
+                StoreError::RowRefused(why) => {
+                    StoreError::Misconfigured(format!("quarantined_events does not take event {}: {why}", event.id))
+                }
+                error => error,
+            })
         });
-        match kept {
-            Some(Ok(())) => {
-                self.metrics.store.event_quarantined();
-                tracing::warn!(event = %event.id, org = %event.org, reason, "the database refused an event; it is in quarantined_events");
-            }
-            Some(Err(reason)) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(event = %event.id, org = %event.org, reason, "an event was refused by quarantine too and is LOST");
-            }
-            None => {}
+        if let Some(Ok(())) = kept {
+            self.slots.release(1, event.weight());
+            self.metrics.store.event_quarantined();
+            tracing::warn!(event = %event.id, org = %event.org, reason, "the database refused an event; it is in quarantined_events");
         }
     }
 
     /// Runs `call` until the database answers about the data itself: done, or refused with its reason. `None`
-    /// where the shutdown's grace ran out first; the `events` at stake are counted as lost.
-    fn persist<T>(&self, events: usize, mut call: impl FnMut() -> Result<T, StoreError>) -> Option<Result<T, String>> {
+    /// where the shutdown's grace ran out first.
+    fn persist<T>(&self, mut call: impl FnMut() -> Result<T, StoreError>) -> Option<Result<T, String>> {
         let mut pause = limits::STORE_BACKOFF_MIN;
         loop {
             let error = match call() {
@@ -165,11 +186,10 @@ impl Shared {
                 _ => RetryReason::Misconfigured,
             });
             self.outage.note(&error, self.slots.events());
+            sleep_unless(&self.give_up, jittered(pause));
             if self.give_up.load(Ordering::Relaxed) {
-                self.lost.fetch_add(events, Ordering::Relaxed);
                 return None;
             }
-            sleep_unless(&self.give_up, jittered(pause));
             pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
         }
     }
@@ -210,9 +230,10 @@ impl Outage {
 
     fn over(&self) {
         if self.is_on.load(Ordering::Relaxed) {
-            let began = self.since.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: the flag and what it stands for change together.
             self.is_on.store(false, Ordering::Relaxed);
-            if let Some((began, _)) = began {
+            if let Some((began, _)) = since.take() {
                 tracing::info!(seconds = began.elapsed().as_secs_f32(), "events are being stored again");
             }
         }

@@ -32,6 +32,9 @@ fi
 rm -rf "$1"
 "#;
 
+/// The one role that must show its password; a test that needs it creates it.
+pub const PASSWORD_ROLE: &str = "with_password";
+
 /// How a cluster is started.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -82,6 +85,7 @@ impl Cluster {
             .output()
             .expect("initdb runs");
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        ask_for_passwords(&dir);
         let port = free_port();
         let databases = AtomicU32::new(0);
         let mut cluster = Self { bin, dir, port, fsync: options.fsync, server: None, databases, lifeline, watchdog };
@@ -139,9 +143,13 @@ impl Cluster {
 
     /// Freezes the postmaster and all its processes: connections stay open and nothing is answered.
     pub fn freeze(&self) {
-        // The postmaster first, so that no process escapes.
-        self.process_ids().into_iter().for_each(|pid| send(pid, Signal::STOP));
-        self.process_ids().into_iter().for_each(|pid| send(pid, Signal::STOP));
+        wait_for("the server to freeze", || {
+            let running: Vec<u32> = self.process_ids().into_iter().filter(|pid| state(*pid) != Some('T')).collect();
+            for pid in &running {
+                send(*pid, Signal::STOP);
+            }
+            running.is_empty()
+        });
     }
 
     /// Lets a frozen server go on.
@@ -149,7 +157,26 @@ impl Cluster {
         self.process_ids().into_iter().for_each(|pid| send(pid, Signal::CONT));
     }
 
-    /// The same, where the server may have been stopped instead.
+    /// Restarts the server with TLS.
+    pub fn install_certificate(&mut self, certificate: &Path, key: &Path) {
+        use std::io::Write;
+        use std::os::unix::fs::{OpenOptionsExt, chown};
+        self.stop();
+        for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = self.dir.join("data").join(name);
+            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&to).expect("a file");
+            file.write_all(&std::fs::read(from).expect("a readable file")).expect("a few bytes");
+            if let Some((uid, gid)) = server_user() {
+                chown(&to, Some(uid), Some(gid)).expect("root may give a file away");
+            }
+        }
+        let settings = self.dir.join("data/postgresql.auto.conf");
+        let mut settings = std::fs::File::options().append(true).open(settings).expect("initdb wrote it");
+        settings.write_all(b"ssl = on\n").expect("a few bytes");
+        self.start();
+    }
+
+    /// Lets a frozen server go on; does nothing to a stopped one.
     pub fn thaw_if_running(&self) {
         if self.server.is_some() {
             self.thaw();
@@ -201,10 +228,9 @@ impl Cluster {
     /// The postmaster and its children.
     fn process_ids(&self) -> Vec<u32> {
         let postmaster = self.server.as_ref().expect("the server runs").id();
-        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
-        let children = children.unwrap_or_default();
-        let children = children.split_whitespace().map(|pid| pid.parse().expect("/proc lists numbers"));
-        std::iter::once(postmaster).chain(children).collect()
+        let all = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        all.filter(|pid| *pid == postmaster || parent(*pid) == Some(postmaster)).collect()
     }
 
     fn signal(&self, signal: Signal) {
@@ -249,9 +275,29 @@ fn send(pid: u32, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
+/// State, parent and so on: what follows the name in `/proc/<pid>/stat`.
+fn stat(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
+}
+
+fn state(pid: u32) -> Option<char> {
+    stat(pid)?.chars().next()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
 fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// Trusts everybody but [`PASSWORD_ROLE`].
+fn ask_for_passwords(dir: &Path) {
+    let rules = dir.join("data/pg_hba.conf");
+    let trusting = std::fs::read_to_string(&rules).expect("initdb wrote it");
+    std::fs::write(&rules, format!("local all {PASSWORD_ROLE} scram-sha-256\n{trusting}")).expect("it is ours");
 }
 
 fn free_port() -> u16 {

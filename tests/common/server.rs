@@ -65,6 +65,8 @@ impl Options {
         command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
         // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
         command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");
+        // Several servers run at once, and each would have its first shard on the first core.
+        command.env("MILLRACE_PIN", "false");
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);
         }
@@ -117,20 +119,21 @@ impl Server {
             .expect("the binary starts");
         let log = collect(child.stderr.take().expect("piped"));
         let stdout = collect(child.stdout.take().expect("piped"));
-        let mut addresses = None;
+        // Complete from here on, so that the process ends with it whatever happens.
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Self { addr: nowhere, ops: nowhere, log, stdout, options, data_dir, child, _temp: temp };
         eventually("the server says where it listens", || {
-            let text = log.lock().expect("no reader panics").clone();
-            if let Some(status) = child.try_wait().expect("a child") {
+            let text = server.log();
+            if let Some(status) = server.child.try_wait().expect("a child") {
                 panic!("the server ended with {status}:\n{text}");
             }
-            addresses = text
+            let addresses = text
                 .lines()
                 .find(|line| line.contains("listening"))
                 .and_then(|line| Some((field(line, "listen")?.parse().ok()?, field(line, "ops")?.parse().ok()?)));
-            addresses.is_some()
+            addresses.map(|(addr, ops)| (server.addr, server.ops) = (addr, ops)).is_some()
         });
-        let (addr, ops) = addresses.expect("found above");
-        Self { addr, ops, log, stdout, options, data_dir, child, _temp: temp }
+        server
     }
 
     /// The process id.
@@ -195,6 +198,13 @@ impl Server {
             .expect("a value")
             .parse()
             .expect("a number")
+    }
+
+    /// The same, of a metric that counts.
+    pub fn count(&self, name: &str) -> u64 {
+        let value = self.metric(name);
+        assert!(value >= 0.0 && value.fract() == 0.0, "{name} is {value}");
+        value as u64
     }
 
     /// Waits until everything accepted is stored.
@@ -324,6 +334,12 @@ impl Client {
         self.receive(method == "HEAD")
     }
 
+    /// A request given as bytes, its answer.
+    pub fn exchange(&mut self, request: &[u8]) -> Response {
+        self.send(request);
+        self.response()
+    }
+
     /// The next answer.
     pub fn response(&mut self) -> Response {
         self.receive(false)
@@ -390,6 +406,16 @@ impl Client {
             Err(error) => panic!("reading an answer: {error}"),
         }
     }
+}
+
+/// The bytes of a POST with fields of the test's own.
+pub fn post_with(path: &str, key: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nX-API-Key: {key}\r\n");
+    for (name, value) in fields {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    [head.as_bytes(), body].concat()
 }
 
 /// The bytes of a request.

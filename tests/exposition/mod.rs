@@ -1,6 +1,10 @@
 //! A reader of the Prometheus text format (0.0.4) that accepts nothing it should not: what it returns has been
 //! checked line by line, family by family, histogram by histogram.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "counts are exact in f64")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels of a sample, sorted by name.

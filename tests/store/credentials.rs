@@ -28,7 +28,8 @@ on_both_stores!(
 );
 
 fn is_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
-    assert!(matches!(result, Err(StoreError::Conflict(_))), "{result:?}");
+    let error = result.unwrap_err();
+    assert!(matches!(error, StoreError::Conflict(_)), "{error:?}");
 }
 
 fn an_organisation_is_made_with_its_key(fixture: &Fixture) {

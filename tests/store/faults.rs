@@ -21,7 +21,8 @@ fn cluster_and_store() -> (Cluster, Fixture, Arc<dyn Store>) {
 }
 
 fn is_unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
-    assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
+    let error = result.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
 }
 
 /// Makes the store open `count` sessions.
@@ -97,9 +98,9 @@ fn after_a_crash_stale_sessions_are_not_handed_out() {
     for hard in [false, true] {
         warm(&*store, 8);
         if hard {
-            cluster.kill()
+            cluster.kill();
         } else {
-            cluster.crash()
+            cluster.crash();
         }
         cluster.start();
         for _ in 0..10 {
@@ -154,9 +155,9 @@ fn a_watcher_notices_that_its_server_is_frozen_or_gone() {
             wait_for("the watcher to listen", || listening.load(Ordering::Relaxed));
             let began = Instant::now();
             if freeze {
-                cluster.freeze()
+                cluster.freeze();
             } else {
-                cluster.stop()
+                cluster.stop();
             }
             is_unavailable(watcher.join().unwrap());
             assert!(began.elapsed() < CALL_MAX, "{:?}", began.elapsed());

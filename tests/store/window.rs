@@ -50,11 +50,12 @@ fn concurrent_retries_across_midnight_store_one_row() {
                 let store = &store;
                 scope.spawn(move || {
                     let mut new = 0;
-                    for round in 0..rounds {
+                    for round in 0..rounds as usize {
                         // Some threads' batches are of one day, some of the other, some of both.
                         let batch: Vec<Event> = (0..ids)
                             .map(|n| {
-                                let day = [BEFORE, AFTER, if n % 2 == 0 { BEFORE } else { AFTER }][thread % 3];
+                                let day =
+                                    [BEFORE, AFTER, if n % 2 == 0 { BEFORE } else { AFTER }][(thread + round) % 3];
                                 derived_at(org, at(day), &format!("{round}-{n}"))
                             })
                             .collect();

@@ -102,6 +102,8 @@ impl Connections {
             }
         }
         connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "cache_size", -limits::SQLITE_CACHE_KIB)?;
+        connection.pragma_update(None, "wal_autocheckpoint", limits::SQLITE_WAL_PAGES)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "query_only", self.read_only)?;
         connection.progress_handler(limits::SQLITE_DEADLINE_CHECK_STEPS, Some(move || at_step.is_over()))?;

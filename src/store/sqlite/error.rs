@@ -38,20 +38,21 @@ pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::ffi;
+
     use super::*;
 
     #[test]
     fn every_result_code_has_the_right_culprit() {
         let kind = |code| match classify(
             Path::new("/d/millrace.db"),
-            &rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None),
+            &rusqlite::Error::SqliteFailure(ffi::Error::new(code), None),
         ) {
             StoreError::RowRefused(_) => "row",
             StoreError::Misconfigured(why) if why.contains("/d/millrace.db") => "configuration",
             StoreError::Unavailable(_) => "server",
             other => panic!("{other}"),
         };
-        use rusqlite::ffi;
         for (expected, codes) in [
             ("row", [ffi::SQLITE_CONSTRAINT, ffi::SQLITE_TOOBIG, ffi::SQLITE_MISMATCH]),
             ("configuration", [ffi::SQLITE_CORRUPT, ffi::SQLITE_READONLY, ffi::SQLITE_CANTOPEN]),

@@ -1,0 +1,24 @@
+//! Threads that others rely on: a panic in one ends the process.
+//!
+//! Visibly gone beats half alive: a server that has silently lost a shard, a writer with its batch, or the thread that
+//! verifies half of the keys would go on answering and keep less than it promises. A supervisor restarts a process,
+//! nobody restarts a thread. Where a panic can be contained to one request (a connection's task, a control job), the
+//! room that runs it does that itself and does not come here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::{Builder, JoinHandle};
+
+/// Starts `body` on a thread called `name`.
+///
+/// # Errors
+/// Where the operating system refuses a thread.
+pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let builder = Builder::new().name(name.to_owned());
+    let name = name.to_owned();
+    builder.spawn(move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            tracing::error!(thread = name, "a thread that cannot be missed panicked; the process ends");
+            std::process::abort();
+        }
+    })
+}

@@ -1,0 +1,179 @@
+//! One shard fed from memory: the path of a request as the server runs it, without sockets.
+//!
+//! Everything from the first byte a connection reads to the last it writes is the library's own code on the
+//! library's own types: shard, verifier, store (embedded), queue, metrics. Only the stream is another: it hands
+//! out the same request again and again, one per read, and counts the answers' bytes. What is left out is the
+//! kernel (socket calls, readiness, waking) and, unless a caller adds them, the writers.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
+
+use millrace::auth::feed::Feed;
+use millrace::auth::verifier::Verifier;
+use millrace::control::ControlPool;
+use millrace::handoff::queue::{Accepted, queue};
+use millrace::health::Readiness;
+use millrace::ingest::shard::{Neighbours, Shard};
+use millrace::key::{ApiKey, Argon2Cost};
+use millrace::limits;
+use millrace::metrics::Metrics;
+use millrace::store::open::{StoreConfig, open};
+use monoio::buf::{IoBuf, IoBufMut, IoVecBuf, IoVecBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
+use monoio::{BufResult, LegacyDriver, Runtime, RuntimeBuilder};
+use tempfile::TempDir;
+
+/// Far above what can be replayed in a minute: every request is counted against it, none is refused.
+const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;
+
+/// A shard with one organisation, and the writers' end of its queue.
+pub struct Replay {
+    /// What the shard accepted, for whoever takes the writers' part.
+    pub accepted: Accepted,
+    key: ApiKey,
+    shard: Rc<Shard>,
+    runtime: RefCell<Runtime<LegacyDriver>>,
+    /// The embedded store's, until the end.
+    _data_dir: TempDir,
+}
+
+impl Replay {
+    /// A shard that nothing was sent to yet.
+    pub fn new() -> Self {
+        let data_dir = tempfile::tempdir().expect("a temporary directory");
+        let config = StoreConfig { database_url: None, data_dir: data_dir.path().to_owned(), connections_max: 4 };
+        let store = open(&config).expect("an embedded store");
+        store.migrate().expect("a fresh schema");
+        let key = ApiKey::generate().expect("randomness");
+        store
+            .create_organization(
+                "replay",
+                Some(RATE_LIMIT_PER_MINUTE),
+                (key.id(), &key.verifier(Argon2Cost::default())),
+            )
+            .expect("a first organisation");
+        let metrics = Metrics::new(1);
+        let feed = Feed::new(1);
+        let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
+        let control = ControlPool::start(Arc::clone(&store), Argon2Cost::default(), 1, 1).expect("a thread");
+        let neighbours = Neighbours {
+            queue,
+            verifier: Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads"),
+            feed,
+            control: Arc::new(control),
+            metrics,
+            ready: Arc::new(|| Readiness::Ready),
+            draining: Arc::new(AtomicBool::new(false)),
+            leaving: Arc::new(AtomicBool::new(false)),
+            connections_open: Arc::new(AtomicUsize::new(0)),
+            connections_max: 1,
+            started: Instant::now(),
+        };
+        Self {
+            accepted,
+            key,
+            shard: Rc::new(Shard::new(0, neighbours).expect("randomness")),
+            runtime: RefCell::new(RuntimeBuilder::<LegacyDriver>::new().build().expect("an epoll descriptor")),
+            _data_dir: data_dir,
+        }
+    }
+
+    /// A request to post `body`, as wrk or k6 would send it.
+    pub fn post(&self, body: &[u8]) -> Rc<[u8]> {
+        let head = format!(
+            "POST /api/events HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: k6/1.0 (https://k6.io/)\r\n\
+             Content-Type: application/json\r\nX-API-Key: {}\r\nAccept-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
+            self.key.reveal(),
+            body.len()
+        );
+        [head.as_bytes(), body].concat().into()
+    }
+
+    /// Serves one connection that sends `request` so many times, each after the answer to the one before.
+    /// Returns how many bytes were answered.
+    pub fn serve(&self, request: &Rc<[u8]>, times: usize) -> usize {
+        let answered = Rc::new(Cell::new(0));
+        let stream = Repeated {
+            request: Rc::clone(request),
+            sent: 0,
+            left: times,
+            answered: Rc::clone(&answered),
+            descriptor: File::open("/dev/null").expect("there is /dev/null"),
+        };
+        self.runtime.borrow_mut().block_on(Rc::clone(&self.shard).attend(stream));
+        answered.get()
+    }
+
+    /// Takes all waiting events out of the queue, as a writer that has stored them. Returns how many.
+    pub fn drain(&self) -> usize {
+        let (mut events, mut bytes) = (0, 0);
+        for event in self.accepted.receiver.try_iter() {
+            events += 1;
+            bytes += event.weight();
+        }
+        self.accepted.slots.release(events, bytes);
+        events
+    }
+}
+
+/// A client that sends one request again and again.
+struct Repeated {
+    request: Rc<[u8]>,
+    /// Bytes of the present copy that were read.
+    sent: usize,
+    /// Copies not yet read to their end.
+    left: usize,
+    answered: Rc<Cell<usize>>,
+    /// Something to shut down when a deadline is missed; not a socket, so nothing comes of it.
+    descriptor: File,
+}
+
+impl AsyncReadRent for Repeated {
+    async fn read<T: IoBufMut>(&mut self, buffer: T) -> BufResult<usize, T> {
+        let request = Rc::clone(&self.request);
+        let mut rest = if self.left == 0 { &[] } else { &request[self.sent..] };
+        let read = rest.read(buffer).await;
+        if self.left > 0 && rest.is_empty() {
+            (self.sent, self.left) = (0, self.left - 1);
+        } else {
+            self.sent = request.len() - rest.len();
+        }
+        read
+    }
+
+    async fn readv<T: IoVecBufMut>(&mut self, buffers: T) -> BufResult<usize, T> {
+        (Err(io::ErrorKind::Unsupported.into()), buffers)
+    }
+}
+
+impl AsyncWriteRent for Repeated {
+    async fn write<T: IoBuf>(&mut self, answer: T) -> BufResult<usize, T> {
+        let written = answer.bytes_init();
+        self.answered.set(self.answered.get() + written);
+        (Ok(written), answer)
+    }
+
+    async fn writev<T: IoVecBuf>(&mut self, answers: T) -> BufResult<usize, T> {
+        (Err(io::ErrorKind::Unsupported.into()), answers)
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn shutdown(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsRawFd for Repeated {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}

@@ -1,0 +1,103 @@
+//! The embedded store: a full disk, and kill -9.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::server::{Options, Server, eventually};
+use crate::load::{Connection, Ids, Load, Log, Told};
+use crate::oracle;
+
+/// A small file system in memory, gone when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"]).arg(dir.path());
+        let mounted = mount.output().expect("`mount` is there");
+        assert!(
+            mounted.status.success(),
+            "this test fills a small disk of its own and must be allowed to mount one; run the tests as root, in a \
+             container with CAP_SYS_ADMIN: {}",
+            String::from_utf8_lossy(&mounted.stderr)
+        );
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking(), "the disk is unmounted");
+    }
+}
+
+#[test]
+fn a_full_disk_fills_the_queue_and_loses_nothing() {
+    const CAPACITY: u64 = 300;
+    let disk = SmallDisk::mount("8m");
+    // What takes the room away, and gives it back.
+    let ballast = disk.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 4 << 20]).expect("there is room for the ballast");
+    let data_dir = disk.path().join("data");
+    let options = Options { data_dir: Some(data_dir.clone()), ..Options::default() };
+    let mut server = Server::start(options.with(&["--queue-capacity", &CAPACITY.to_string()]));
+    let key = server.key();
+    let log = Log::new();
+    let load = Load::start(server.addr, &key, 4, Ids::Both, &log);
+    eventually("the disk is full", || server.log().contains("is full"));
+    let queue_full = (429, "queue_full".to_owned());
+    eventually("the queue is full", || log.refusals().contains_key(&queue_full));
+    eventually("and stays so", || log.refusals()[&queue_full] > 100);
+    assert_eq!(server.count("event_queue_size"), CAPACITY);
+    assert_eq!(server.get("/health", None).status, 200);
+    assert_eq!(server.count("store_events_quarantined_total"), 0);
+    std::fs::remove_file(&ballast).expect("the ballast is there");
+    let accepted = log.accepted();
+    eventually("events are accepted again", || log.accepted() > accepted + CAPACITY as usize);
+    load.stop();
+    server.drained();
+    let file = oracle::sqlite(&data_dir);
+    oracle::check(&log, &oracle::sqlite_rows(&file));
+    assert_eq!(log.refusals().keys().collect::<Vec<_>>(), [&queue_full]);
+    assert_eq!(log.unanswered(), 0);
+    assert_eq!(server.stop(), 0);
+}
+
+#[test]
+fn kill_9_leaves_a_sound_file_without_torn_or_doubled_rows() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = Options { data_dir: Some(dir.path().to_owned()), ..Options::default() };
+    let log = Log::new();
+    let mut key = None;
+    for round in 0..6 {
+        let mut server = Server::start(options.clone());
+        let key = key.get_or_insert_with(|| server.key());
+        let accepted = log.accepted();
+        let load = Load::start(server.addr, key, 6, Ids::Both, &log);
+        eventually("the load runs", || log.accepted() > accepted + 100);
+        std::thread::sleep(Duration::from_millis(round * 17));
+        server.signal("KILL");
+        server.wait();
+        load.stop();
+        let file = oracle::sqlite(dir.path());
+        let sound: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("the file opens");
+        assert_eq!(sound, "ok");
+        oracle::check_after_kill(&log, &oracle::sqlite_rows(&file));
+    }
+    // And it goes on.
+    let server = Server::start(options);
+    let before = oracle::sqlite_rows(&oracle::sqlite(dir.path())).len();
+    let mut connection = Connection::new(server.addr, &key.expect("made in the first round"));
+    assert!(matches!(connection.post_event(&log, "after", Ids::Both), Told::Accepted(_)));
+    server.drained();
+    let rows = oracle::sqlite_rows(&oracle::sqlite(dir.path()));
+    assert_eq!(rows.len(), before + 1);
+    oracle::check_after_kill(&log, &rows);
+}

@@ -1,0 +1,262 @@
+//! Clients that keep a log: what each request carried, and what its sender was told.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::common::server::{PATIENCE, request};
+
+/// What a client was told about one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// 202 with this id.
+    Accepted(String),
+    /// A refusal: status and code.
+    Refused(u16, String),
+    /// Nothing: the connection ended first. The event may be stored or not.
+    Nothing,
+    /// Nothing, for there was no connection to be had: no byte of the event was sent.
+    Unsent,
+}
+
+/// The clients' log, by the number in each event's payload.
+#[derive(Default)]
+pub struct Log {
+    entries: Mutex<BTreeMap<u64, Told>>,
+}
+
+impl Log {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Notes what the sender of event `number` was told.
+    pub fn note(&self, number: u64, told: Told) {
+        let before = self.entries.lock().expect("no client panics").insert(number, told);
+        assert!(before.is_none(), "number {number} was sent twice");
+    }
+
+    /// All of it.
+    pub fn entries(&self) -> BTreeMap<u64, Told> {
+        self.entries.lock().expect("no client panics").clone()
+    }
+
+    /// How many events were accepted.
+    pub fn accepted(&self) -> usize {
+        self.entries.lock().expect("no client panics").values().filter(|told| matches!(told, Told::Accepted(_))).count()
+    }
+
+    /// How many requests had no answer.
+    pub fn unanswered(&self) -> usize {
+        self.entries.lock().expect("no client panics").values().filter(|told| **told == Told::Nothing).count()
+    }
+
+    /// How many refusals there were of each kind.
+    pub fn refusals(&self) -> BTreeMap<(u16, String), usize> {
+        let mut counts = BTreeMap::new();
+        for told in self.entries.lock().expect("no client panics").values() {
+            if let Told::Refused(status, code) = told {
+                *counts.entry((*status, code.clone())).or_default() += 1;
+            }
+        }
+        counts
+    }
+}
+
+/// Numbers no other event of this process has.
+pub fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The payload of event `number`, byte for byte: of mixed sizes, with white space that must survive.
+pub fn payload(number: u64) -> String {
+    format!(r#"{{"m":{number}, "pad":"{}"}}"#, "x".repeat((number % 8) as usize * 100))
+}
+
+/// Whether events carry a `dedup_id`; their ids are made and stored in different ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// None does.
+    Made,
+    /// All do.
+    Derived,
+    /// Every other does.
+    Both,
+}
+
+/// The event `number`.
+pub fn event(number: u64, event_type: &str, ids: Ids) -> String {
+    let mut text = format!(r#"{{"type":"{event_type}""#);
+    if ids == Ids::Derived || (ids == Ids::Both && number % 2 == 1) {
+        let _ = write!(text, r#","dedup_id":"d{number}""#);
+    }
+    text + r#","payload":"# + &payload(number) + "}"
+}
+
+/// An answer: its status and its body.
+pub type Answer = (u16, Vec<u8>);
+
+/// A connection that is made again when it ends.
+pub struct Connection {
+    addr: SocketAddr,
+    key: String,
+    stream: Option<TcpStream>,
+}
+
+impl Connection {
+    /// To `addr`, with `key`; connects when first used.
+    pub fn new(addr: SocketAddr, key: &str) -> Self {
+        Self { addr, key: key.to_owned(), stream: None }
+    }
+
+    /// Posts a new event and notes what was said about it.
+    pub fn post_event(&mut self, log: &Log, event_type: &str, ids: Ids) -> Told {
+        let number = next_number();
+        let answer = self.post("/api/events", event(number, event_type, ids).as_bytes());
+        let told = match answer {
+            Ok((202, body)) => Told::Accepted(json(&body)["id"].as_str().expect("an id").to_owned()),
+            Ok((status, body)) => Told::Refused(status, json(&body)["code"].as_str().expect("a code").to_owned()),
+            Err(told) => told,
+        };
+        log.note(number, told.clone());
+        told
+    }
+
+    /// Posts new events of these types in one batch and notes what was said about each; a refusal of the whole
+    /// batch is returned.
+    pub fn post_batch(&mut self, log: &Log, types: &[&str], ids: Ids) -> Result<(), Told> {
+        let numbers: Vec<u64> = types.iter().map(|_| next_number()).collect();
+        let events: Vec<String> = numbers.iter().zip(types).map(|(number, kind)| event(*number, kind, ids)).collect();
+        let whole = match self.post("/api/events/batch", format!("[{}]", events.join(",")).as_bytes()) {
+            Ok((202, body)) => {
+                let results = json(&body)["results"].as_array().expect("results").clone();
+                assert_eq!(results.len(), numbers.len());
+                for (number, result) in numbers.iter().zip(results) {
+                    let told = match (result["id"].as_str(), result["error"]["code"].as_str()) {
+                        (Some(id), None) => Told::Accepted(id.to_owned()),
+                        (None, Some(code)) => Told::Refused(202, code.to_owned()),
+                        _ => panic!("{result}"),
+                    };
+                    log.note(*number, told);
+                }
+                return Ok(());
+            }
+            Ok((status, body)) => Told::Refused(status, json(&body)["code"].as_str().expect("a code").to_owned()),
+            Err(told) => told,
+        };
+        for number in numbers {
+            log.note(number, whole.clone());
+        }
+        Err(whole)
+    }
+
+    /// One POST. An answer that is cut is none.
+    fn post(&mut self, path: &str, body: &[u8]) -> Result<Answer, Told> {
+        if self.stream.is_none() {
+            self.stream = Some(connect(self.addr).map_err(|_| Told::Unsent)?);
+        }
+        let answer = self.exchange(&request("POST", path, Some(&self.key), Some(body)));
+        answer.map_err(|_| {
+            self.stream = None;
+            Told::Nothing
+        })
+    }
+
+    fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+        let stream = self.stream.as_mut().expect("connected");
+        stream.write_all(request)?;
+        let mut received = Vec::new();
+        let (head, body_start) = loop {
+            if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+                break (String::from_utf8(received[..end].to_vec()).expect("an ASCII head"), end + 4);
+            }
+            read_more(stream, &mut received)?;
+        };
+        let length: usize = field(&head, "content-length").expect("a length").parse().expect("a number");
+        while received.len() < body_start + length {
+            read_more(stream, &mut received)?;
+        }
+        if field(&head, "connection") == Some("close") {
+            self.stream = None;
+        }
+        let status: u16 = head[9..12].parse().expect("a status");
+        if matches!(status, 429 | 503) {
+            let seconds: u32 = field(&head, "retry-after").expect("Retry-After").parse().expect("whole seconds");
+            assert!(seconds >= 1, "{head}");
+        }
+        Ok((status, received.split_off(body_start)))
+    }
+}
+
+fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn read_more(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    match stream.read(&mut buffer)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        n => {
+            received.extend_from_slice(&buffer[..n]);
+            Ok(())
+        }
+    }
+}
+
+fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let fields = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+    fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+}
+
+fn json(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(body)))
+}
+
+/// Clients on threads of their own that post one event after the other.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// `clients` connections to `addr`, until [`Self::stop`].
+    pub fn start(addr: SocketAddr, key: &str, clients: usize, ids: Ids, log: &Arc<Log>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..clients)
+            .map(|_| {
+                let (stop, log) = (Arc::clone(&stop), Arc::clone(log));
+                let mut connection = Connection::new(addr, key);
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        // Paced: the tests share a machine, and only the answers matter.
+                        thread::sleep(match connection.post_event(&log, "load", ids) {
+                            Told::Accepted(_) => Duration::from_millis(1),
+                            Told::Refused(..) | Told::Nothing | Told::Unsent => Duration::from_millis(20),
+                        });
+                    }
+                })
+            })
+            .collect();
+        Self { stop, clients }
+    }
+
+    /// Waits for the last answers.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.join().expect("a client's answers have the right shape");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The database stopped, crashed, frozen, or cut off in the middle of an answer, under load.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::postgres::{Cluster, Options as ClusterOptions};
+use crate::common::server::{Options, Server, eventually};
+use crate::load::{Connection, Ids, Load, Log, Told};
+use crate::oracle;
+use crate::proxy::{Cut, Proxy};
+
+/// A cluster, a database in it and its name.
+fn own_database(options: ClusterOptions) -> (Cluster, String) {
+    let cluster = Cluster::start_own(options);
+    let name = cluster.new_name();
+    cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {name}")).expect("a database is created");
+    (cluster, name)
+}
+
+#[test]
+fn while_the_database_is_down_exactly_the_queue_is_accepted() {
+    const CAPACITY: usize = 500;
+    let (mut cluster, database) = own_database(ClusterOptions::default());
+    let options = Options::postgres(&cluster.url(&database)).with(&["--queue-capacity", &CAPACITY.to_string()]);
+    let server = Server::start(options);
+    let key = server.key();
+    let log = Log::new();
+    let mut connections: Vec<_> = (0..8).map(|_| Connection::new(server.addr, &key)).collect();
+    // Whatever shards they are on know the key from now on.
+    for connection in &mut connections {
+        assert!(matches!(connection.post_event(&log, "warm", Ids::Both), Told::Accepted(_)));
+    }
+    server.drained();
+    let before = log.accepted();
+    cluster.stop();
+
+    thread::scope(|scope| {
+        for connection in &mut connections {
+            scope.spawn(|| {
+                // On, until it is plain that nothing more is taken.
+                let mut refused = 0;
+                while refused < 50 {
+                    match connection.post_event(&log, "outage", Ids::Both) {
+                        Told::Accepted(_) => assert_eq!(refused, 0, "accepted after the queue was full"),
+                        Told::Refused(429, code) if code == "queue_full" => refused += 1,
+                        told => panic!("{told:?}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(log.accepted() - before, CAPACITY);
+    let batch = connections[0].post_batch(&log, &["outage"; 3], Ids::Made);
+    assert_eq!(batch, Err(Told::Refused(429, "queue_full".to_owned())));
+    assert_eq!(server.count("event_queue_size"), CAPACITY as u64);
+    assert_eq!(server.count("event_queue_capacity"), CAPACITY as u64);
+    assert_eq!(server.get("/health", None).status, 200);
+    eventually("the outage is in the log", || server.log().contains("events cannot be stored; trying again"));
+
+    cluster.start();
+    let back = Instant::now();
+    let mut admin = cluster.admin(&database);
+    eventually("the first insert", || oracle::count(&mut admin, "events") > before as i64);
+    println!("first insert {:?} after the database's return", back.elapsed());
+    server.drained();
+    println!("all drained {:?} after it", back.elapsed());
+    eventually("the end of the outage is in the log", || server.log().contains("events are being stored again"));
+    eventually("ingestion goes on", || {
+        matches!(connections[0].post_event(&log, "after", Ids::Both), Told::Accepted(_))
+    });
+    server.drained();
+    oracle::check(&log, &oracle::postgres_rows(&mut admin));
+    assert!(server.count(r#"store_batch_retries_total{reason="unavailable"}"#) > 0);
+    assert_eq!(server.count("store_events_stored_total"), log.accepted() as u64);
+    assert_eq!(server.count("store_events_deduplicated_total"), 0);
+    assert_eq!(server.count("store_events_quarantined_total"), 0);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_database_stops_or_crashes_under_load() {
+    let (mut cluster, database) = own_database(ClusterOptions { fsync: true });
+    let options = Options::postgres(&cluster.url(&database)).with(&["--queue-capacity", "1000"]);
+    let server = Server::start(options);
+    let key = server.key();
+    let log = Log::new();
+    let load = Load::start(server.addr, &key, 6, Ids::Both, &log);
+    eventually("the load runs", || log.accepted() > 200);
+    for round in 0..6 {
+        if round % 2 == 0 {
+            cluster.crash();
+        } else {
+            cluster.stop();
+        }
+        // Alternately until the queue is full, and only for a moment.
+        let accepted = log.accepted();
+        if round % 3 == 0 {
+            eventually("the queue is full", || server.count("event_queue_size") == 1000);
+        } else {
+            let is_full = || server.count("event_queue_size") == 1000;
+            eventually("events go on being accepted", || log.accepted() > accepted + 20 || is_full());
+        }
+        cluster.start();
+        let back = Instant::now();
+        let mut admin = cluster.admin(&database);
+        let stored = oracle::count(&mut admin, "events");
+        eventually("the first insert", || oracle::count(&mut admin, "events") > stored);
+        println!("round {round}: first insert {:?} after the database's return", back.elapsed());
+        let accepted = log.accepted();
+        eventually("events are accepted again", || log.accepted() > accepted + 100);
+    }
+    load.stop();
+    server.drained();
+    oracle::check(&log, &oracle::postgres_rows(&mut cluster.admin(&database)));
+    assert_eq!(log.unanswered(), 0, "every request was answered");
+    // A shard that has just been told to forget its keys finds the database away: the one other clear no.
+    let allowed = [(429, "queue_full".to_owned()), (503, "store_unavailable".to_owned())];
+    assert!(log.refusals().keys().all(|kind| allowed.contains(kind)), "{:?}", log.refusals());
+    assert!(log.refusals().contains_key(&allowed[0]));
+}
+
+#[test]
+fn a_frozen_database_frees_every_writer_and_stores_everything_once_when_it_thaws() {
+    const WRITERS: usize = 4;
+    let (cluster, database) = own_database(ClusterOptions::default());
+    let options = Options::postgres(&cluster.tcp_url(&database)).with(&[
+        "--queue-capacity",
+        "1000",
+        "--writers",
+        &WRITERS.to_string(),
+    ]);
+    let server = Server::start(options);
+    let key = server.key();
+    let log = Log::new();
+    let load = Load::start(server.addr, &key, 6, Ids::Both, &log);
+    // A lock makes every writer take a session of its own, so that every one of them is in a call in the end.
+    let mut admin = cluster.admin(&database);
+    let mut lock = admin.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE").expect("the table is there");
+    let mut observer = cluster.admin(&database);
+    let waiting = "pg_stat_activity WHERE wait_event_type = 'Lock'";
+    eventually("every writer waits", || oracle::count(&mut observer, waiting) == WRITERS as i64);
+    lock.rollback().expect("the lock is given back");
+    let accepted = log.accepted();
+    eventually("the load runs", || log.accepted() > accepted + 200);
+    assert_eq!(server.count(r#"store_batch_retries_total{reason="unavailable"}"#), 0);
+
+    cluster.freeze();
+    let frozen = Instant::now();
+    eventually("the queue is full", || server.count("event_queue_size") == 1000);
+    let calls = |part: &str| server.count(&format!("db_operations_latency_seconds_{part}"));
+    let within = |seconds: u32| calls(&format!(r#"bucket{{operation="store_events",le="{seconds}"}}"#));
+    eventually("every writer's call has ended", || within(25) - within(10) >= WRITERS as u64);
+    println!("every writer was free {:?} after the freeze", frozen.elapsed());
+    assert!(frozen.elapsed() < Duration::from_secs(30), "{:?}", frozen.elapsed());
+    assert!(server.count(r#"store_batch_retries_total{reason="unavailable"}"#) >= WRITERS as u64);
+    assert_eq!(server.get("/health", None).status, 200);
+    cluster.thaw();
+    let thawed = Instant::now();
+    let stored = oracle::count(&mut observer, "events");
+    eventually("the first insert", || oracle::count(&mut observer, "events") > stored);
+    println!("first insert {:?} after the thaw", thawed.elapsed());
+    load.stop();
+    server.drained();
+    println!("all drained {:?} after it", thawed.elapsed());
+    // What the frozen server had read it has stored too: those are the copies.
+    println!("{} copies found", server.count("store_events_deduplicated_total"));
+    oracle::check(&log, &oracle::postgres_rows(&mut observer));
+    assert_eq!(log.unanswered(), 0);
+    assert_eq!(within(25), calls(r#"count{operation="store_events"}"#), "a call of the store took longer than 25 s");
+}
+
+#[test]
+fn a_connection_cut_after_the_commit_was_sent_stores_nothing_twice() {
+    const ROUNDS: usize = 50;
+    let cluster = Cluster::shared();
+    let database = cluster.new_name();
+    cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");
+    let proxy = Proxy::start(cluster.port());
+    let url = cluster.tcp_url(&database).replace(&cluster.port().to_string(), &proxy.port.to_string());
+    let server = Server::start(Options::postgres(&url));
+    let key = server.key();
+    let log = Log::new();
+    for (part, ids) in [Ids::Made, Ids::Derived].into_iter().enumerate() {
+        let load = Load::start(server.addr, &key, 6, ids, &log);
+        for round in part * ROUNDS / 2..(part + 1) * ROUNDS / 2 {
+            proxy.arm(if round % 2 == 0 { Cut::AfterRequest } else { Cut::BeforeAnswer });
+            eventually("a connection is cut", || proxy.cuts() > round);
+        }
+        load.stop();
+    }
+    server.drained();
+    oracle::check(&log, &oracle::postgres_rows(&mut cluster.admin(&database)));
+    assert_eq!(log.refusals().len() + log.unanswered(), 0, "{:?}", log.refusals());
+    assert_eq!(proxy.cuts(), ROUNDS);
+    let copies = server.count("store_events_deduplicated_total");
+    let retries = server.count(r#"store_batch_retries_total{reason="unavailable"}"#);
+    println!("{ROUNDS} cuts: {retries} batches stored again, {copies} copies found");
+    assert!(retries >= ROUNDS as u64);
+    // Every other cut came after a commit, of at least one event.
+    assert!(copies >= (ROUNDS / 2) as u64);
+    // A row whose first insert nobody heard of is found as a copy, once.
+    assert_eq!(server.count("store_events_stored_total") + copies, log.accepted() as u64);
+}
