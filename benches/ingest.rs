@@ -77,7 +77,7 @@ fn auth_cache_hit(c: &mut Criterion) {
             window: Arc::default(),
             expires_at: None,
         };
-        cache.begin(hash, key.id());
+        drop(cache.begin(hash, key.id()));
         cache.complete(hash, Verdict::Valid(Arc::new(grant)), now);
     }
     let mut presented = keys.iter().map(ApiKey::reveal).cycle();

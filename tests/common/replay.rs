@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::Poll;
-use std::time::Instant;
 
 use millrace::auth::feed::Feed;
 use millrace::auth::verifier::Verifier;
@@ -63,10 +62,13 @@ impl Replay {
         let metrics = Metrics::new(1);
         let feed = Feed::new(1);
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
-        let control = ControlPool::start(Arc::clone(&store), Argon2Cost::default(), 1, 1).expect("a thread");
+        let control = ControlPool::start(Arc::clone(&store), Arc::clone(&metrics), Argon2Cost::default(), 1, 1)
+            .expect("a thread");
+        let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
         let neighbours = Neighbours {
             queue,
-            verifier: Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads"),
+            started: verifier.started(),
+            verifier,
             feed,
             control: Arc::new(control),
             metrics,
@@ -76,7 +78,6 @@ impl Replay {
             connections_open: Arc::new(AtomicUsize::new(0)),
             connections_max: 1,
             connections_turned_away: Arc::new(AtomicUsize::new(0)),
-            started: Instant::now(),
         };
         Self {
             accepted,
