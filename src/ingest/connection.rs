@@ -8,9 +8,10 @@
 //! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
 //! read and write ends by itself and gives its buffer back.
 
+mod body;
+
 use std::future::{Future, poll_fn};
 use std::mem::take;
-use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use std::os::fd::AsRawFd;
 
 use super::connections::{Member, Phase};
-use super::http::{self, ChunkedDecoder, Framing, Head, HeadScanner};
+use super::http::{self, Framing, Head, HeadScanner};
 use super::reply::{self, Frame};
 use super::shard::Shard;
 use super::{Standing, batch, post_event};
@@ -55,14 +56,6 @@ impl From<Problem> for Stop {
     }
 }
 
-/// Where a body is.
-pub(super) enum Body {
-    /// In the read buffer, behind the head.
-    InPlace(Range<usize>),
-    /// Decoded from chunks.
-    Decoded(Vec<u8>),
-}
-
 /// A good answer.
 enum Answer {
     Accepted(EventId),
@@ -70,8 +63,6 @@ enum Answer {
     Text { content_type: &'static str, body: Rc<[u8]> },
 }
 
-/// A body that belongs to a refused request is read and dropped up to this size, to keep the connection.
-const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
 /// With epoll a read that finds bytes does not wait, so a client that always has more to send would keep the shard
@@ -275,111 +266,9 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
-    /// A body's bytes.
-    pub(super) fn body<'a>(&'a self, body: &'a Body) -> &'a [u8] {
-        match body {
-            Body::InPlace(range) => &self.request()[range.clone()],
-            Body::Decoded(bytes) => bytes,
-        }
-    }
-
     /// No deadline of the client's runs while the server is at work.
     pub(super) fn wait_for_server(&self) {
         self.member.work();
-    }
-
-    /// Reads the whole body, of at most `max` bytes, saying `100 Continue` first where the client waits for it.
-    pub(super) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
-        match head.framing {
-            Framing::None => Ok(Body::InPlace(head.len..head.len)),
-            Framing::Length(length) if length > max as u64 => Err(Problem::PayloadTooLarge(max).into()),
-            Framing::Length(length) => {
-                let end = head.len + length as usize;
-                if self.request().len() < end {
-                    Box::pin(self.receive(head, end)).await?;
-                }
-                self.request_len = end;
-                self.is_body_read = true;
-                Ok(Body::InPlace(head.len..end))
-            }
-            Framing::Chunked => Box::pin(self.read_chunks(head, max)).await.map(Body::Decoded),
-        }
-    }
-
-    /// Reads until the request has `end` bytes.
-    async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Stop> {
-        self.continue_if_expected(head).await?;
-        let mut pace = BodyPace::begin(&self.member);
-        while self.request().len() < end {
-            let read = self.fill().await?;
-            pace.advance(&self.member, read)?;
-        }
-        Ok(())
-    }
-
-    async fn read_chunks(&mut self, head: &Head, max: usize) -> Result<Vec<u8>, Stop> {
-        let mut decoder = ChunkedDecoder::default();
-        let mut body = Vec::new();
-        let mut pace: Option<BodyPace> = None;
-        loop {
-            let input = &self.buffer[self.start + head.len..];
-            let (taken, is_complete) = decoder.decode(input, &mut body, max)?;
-            // Keep the head, drop what was decoded.
-            self.buffer.drain(self.start + head.len..self.start + head.len + taken);
-            if is_complete {
-                self.is_body_read = true;
-                return Ok(body);
-            }
-            if pace.is_none() {
-                if self.request().len() == head.len && body.is_empty() {
-                    self.continue_if_expected(head).await?;
-                }
-                pace = Some(BodyPace::begin(&self.member));
-            }
-            let read = self.fill().await?;
-            if let Some(pace) = &mut pace {
-                pace.advance(&self.member, read)?;
-            }
-        }
-    }
-
-    async fn continue_if_expected(&mut self, head: &Head) -> Result<(), Stop> {
-        if head.expects_continue && self.request().len() == head.len {
-            self.prepare_out();
-            self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-        }
-        self.flush().await
-    }
-
-    /// Gets past the body of a refused request. `false` where the connection must close instead.
-    async fn skip_body(&mut self, head: &Head) -> bool {
-        let Framing::Length(length) = head.framing else { return head.framing == Framing::None };
-        let end = length.saturating_add(head.len as u64);
-        let missing = end.saturating_sub(self.request().len() as u64);
-        if missing == 0 {
-            self.request_len = end as usize;
-            self.is_body_read = true;
-            return true;
-        }
-        let is_worth_it = length <= SKIPPED_BODY_BYTES_MAX && !head.expects_continue;
-        is_worth_it && self.drop_body(missing as usize).await.is_ok()
-    }
-
-    /// Reads the `missing` rest of the present request and keeps none of it: whoever sends it may be nobody.
-    async fn drop_body(&mut self, mut missing: usize) -> Result<(), Stop> {
-        self.flush().await?;
-        let mut pace = BodyPace::begin(&self.member);
-        self.request_len = 0;
-        while missing > 0 {
-            self.buffer.clear();
-            self.start = 0;
-            let read = self.fill().await?;
-            pace.advance(&self.member, read)?;
-            self.start = read.min(missing);
-            missing -= self.start;
-        }
-        self.is_body_read = true;
-        Ok(())
     }
 
     /// Reads more bytes behind those in the buffer. Returns how many; 0 at the end of the stream.
@@ -516,31 +405,6 @@ impl<S: Stream> Connection<S> {
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
         self.shard.metrics.http_requests_total.inc(RouteLabel::Other, problem.row().status);
-    }
-}
-
-/// The slowest a body may arrive: a deadline that moves with the bytes received.
-struct BodyPace {
-    began_at: std::time::Instant,
-    received: u64,
-}
-
-impl BodyPace {
-    fn begin(member: &Member) -> Self {
-        member.begin(Phase::Body, limits::BODY_GRACE);
-        Self { began_at: std::time::Instant::now(), received: 0 }
-    }
-
-    fn advance(&mut self, member: &Member, read: usize) -> Result<(), Stop> {
-        if read == 0 {
-            let is_late = member.slot().is_overdue();
-            return Err(if is_late { Problem::RequestTimeout.into() } else { Stop::Gone });
-        }
-        self.received += read as u64;
-        let earned = std::time::Duration::from_millis(self.received * 1000 / limits::BODY_BYTES_PER_SECOND_MIN);
-        let allowed = (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT);
-        member.extend(allowed.saturating_sub(self.began_at.elapsed()));
-        Ok(())
     }
 }
 

@@ -7,11 +7,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::task::Poll;
 
 use millrace::auth::feed::Feed;
 use millrace::auth::verifier::Verifier;
@@ -136,8 +138,25 @@ struct Repeated {
     descriptor: File,
 }
 
+/// Is ready when asked again.
+async fn wait_once() {
+    let mut has_waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 impl AsyncReadRent for Repeated {
     async fn read<T: IoBufMut>(&mut self, buffer: T) -> BufResult<usize, T> {
+        if self.sent == 0 {
+            // As the next request of a client that waits for its answers.
+            wait_once().await;
+        }
         let request = Rc::clone(&self.request);
         let mut rest = if self.left == 0 { &[] } else { &request[self.sent..] };
         let read = rest.read(buffer).await;

@@ -63,9 +63,14 @@ impl Fixture {
         client.response()
     }
 
+    /// The value of a metric that counts, by its name and labels.
+    pub fn count(&self, name: &str) -> u64 {
+        self.server.metric(name) as u64
+    }
+
     /// Events accepted so far.
     pub fn accepted(&self) -> u64 {
-        self.server.metric("events_ingested_total") as u64
+        self.count("events_ingested_total")
     }
 }
 

@@ -10,7 +10,7 @@ use crate::fixture::{EVENT, Fixture, on_both_drivers};
 
 const REQUESTS: usize = 2000;
 
-/// Pseudo-random numbers: SplitMix64.
+/// Pseudo-random numbers (`SplitMix64`).
 struct Random(u64);
 
 impl Random {

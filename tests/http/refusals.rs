@@ -10,6 +10,10 @@ const JSON: &str = "Content-Type: application/json\r\n";
 /// A request, and the status and code it gets.
 type Row = (String, u16, &'static str);
 
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).expect("text")
+}
+
 /// Refusals of whole, well-formed requests: the connection goes on.
 fn surviving(f: &Fixture) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
@@ -20,11 +24,11 @@ fn surviving(f: &Fixture) -> Vec<Row> {
     key("", "missing_api_key");
     key("Authorization: Basic bXI6bXI=\r\n", "missing_api_key");
     key("Authorization: Bearer\r\n", "missing_api_key");
-    let unknown = ApiKey::generate().unwrap();
+    let unknown = ApiKey::generate().expect("randomness");
     let mut flipped = f.key.clone().into_bytes();
-    let last = flipped.last_mut().unwrap();
+    let last = flipped.last_mut().expect("a key is not empty");
     *last = if *last == b'0' { b'1' } else { b'0' };
-    let flipped = String::from_utf8(flipped).unwrap();
+    let flipped = text(flipped);
     let shapes = [
         "",
         "mr_",
@@ -52,7 +56,7 @@ fn surviving(f: &Fixture) -> Vec<Row> {
     }
 
     let mut post = |fields: &str, body: &str, status, code| {
-        rows.push((String::from_utf8(f.raw(fields, body)).unwrap(), status, code));
+        rows.push((text(f.raw(fields, body)), status, code));
     };
     post("", "", 411, "length_required");
     post(JSON, "", 411, "length_required");
@@ -66,7 +70,7 @@ fn surviving(f: &Fixture) -> Vec<Row> {
         post(&format!("Content-Encoding: {coding}\r\n{length}"), EVENT, 415, "unsupported_media_type");
     }
     let mut body = |body: &str, status, code| {
-        rows.push((String::from_utf8(f.post(body)).unwrap(), status, code));
+        rows.push((text(f.post(body)), status, code));
     };
     for broken in ["", " ", "{", "nope", "{\"type\":\"t\",\"payload\":}", "{}{}", "{\"type\":\"t\",\"payload\":01}"] {
         body(broken, 400, "invalid_json");
@@ -191,7 +195,7 @@ fn closing(f: &Fixture) -> Vec<Row> {
         rows.push((get("/health", "HTTP/1.1", &fields), 417, "expectation_failed"));
     }
     let mut post = |fields: &str, status, code| {
-        rows.push((String::from_utf8(f.raw(fields, "")).unwrap(), status, code));
+        rows.push((text(f.raw(fields, "")), status, code));
     };
     // A 413 for its length alone: not one byte of the body is sent.
     post(&format!("{JSON}Content-Length: 278529\r\n"), 413, "payload_too_large");
@@ -229,8 +233,8 @@ fn the_refusal_of_a_large_body_is_readable_after_the_body_was_sent() {
             (f.post(&"x".repeat(278_529)), 413, "payload_too_large"),
             (f.chunked(&format!("43fff\r\n{}\r\n2\r\nxx\r\n0\r\n\r\n", "x".repeat(0x43fff))), 413, "payload_too_large"),
             (f.chunked("44001\r\n"), 413, "payload_too_large"),
-            (request("POST", "/api/events", None, Some(&[b'x'; 200_000])), 401, "missing_api_key"),
-            (request("POST", "/nowhere", None, Some(&[b'x'; 200_000])), 404, "not_found"),
+            (request("POST", "/api/events", None, Some(&vec![b'x'; 200_000])), 401, "missing_api_key"),
+            (request("POST", "/nowhere", None, Some(&vec![b'x'; 200_000])), 404, "not_found"),
         ];
         for (bytes, status, code) in refused {
             let mut client = f.connect();
@@ -251,7 +255,7 @@ fn the_refusal_of_a_large_body_is_readable_after_the_body_was_sent() {
             assert_refused("skipped", &client.response(), 401, "missing_api_key");
             assert_eq!(client.response().status, 202, "behind a skipped body of {length}");
         }
-        let closes = request("POST", "/api/events", None, Some(&[b'x'; 65_537]));
+        let closes = request("POST", "/api/events", None, Some(&vec![b'x'; 65_537]));
         let mut client = f.connect();
         client.send(&closes[..closes.len() - 65_537]);
         let answer = client.response();

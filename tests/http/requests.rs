@@ -176,7 +176,7 @@ fn a_client_that_expects_100_gets_it_only_for_a_body_that_is_wanted() {
 
 fn assert_dated(answer: &Response) {
     // An HTTP-date is RFC 2822's form with the zone by name.
-    let date = OffsetDateTime::parse(&answer.headers["date"].replace("GMT", "+0000"), &Rfc2822).unwrap();
+    let date = OffsetDateTime::parse(&answer.headers["date"].replace("GMT", "+0000"), &Rfc2822).expect("an HTTP-date");
     assert!((OffsetDateTime::now_utc() - date).abs() < Duration::seconds(60), "{date}");
 }
 
