@@ -62,7 +62,7 @@ impl Verifier {
         let started = Instant::now();
         let (used_keys, to_note) = bounded(limits::AUTH_NOTES_MAX);
         let noting_store = Arc::clone(store);
-        thread::Builder::new().name("auth-notes".to_owned()).spawn(move || note_uses(&*noting_store, &to_note))?;
+        critical_thread::spawn("auth-notes", move || note_uses(&*noting_store, &to_note))?;
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
             used_keys,
