@@ -1,5 +1,9 @@
 //! The OpenAPI document says what the server does: its paths are the route table, its codes are the refusals, its
-//! bounds are the limits. What it says of each answer's shape is checked where the answers are made.
+//! bounds are the limits, and a running server answers as described (`openapi/live.rs`).
+
+mod common;
+#[path = "openapi/live.rs"]
+mod live;
 
 use std::collections::BTreeSet;
 

@@ -8,6 +8,7 @@
 //! that there are none. With the database away an expired entry is served on, for at most
 //! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
@@ -71,6 +72,8 @@ pub struct KeyHash(u128);
 pub enum Lookup {
     /// Valid.
     Hit(Rc<Tenant>),
+    /// Valid, but not for long: to be verified again beside this request. Said once a while.
+    Aging(Rc<Tenant>),
     /// Refused lately.
     Refused,
     /// Not known, or not known lately.
@@ -81,6 +84,8 @@ struct Entry {
     tenant: Rc<Tenant>,
     verified_at: Instant,
     fresh_until: Instant,
+    /// From then on a request that uses the entry has it verified again.
+    refresh_at: Cell<Instant>,
 }
 
 struct PendingKey {
@@ -103,8 +108,16 @@ pub struct AuthCache {
 }
 
 const REFUSED_ENTRIES_MAX: usize = limits::AUTH_CACHE_ENTRIES_MAX / 8;
-/// With the database away, how long an expired entry is served before it is asked about again.
-const STALE_EXTENSION: Duration = Duration::from_secs(5);
+/// A key in use is verified again from this age on, so that no request ever waits for it.
+const REFRESH_AGE: Duration = Duration::from_secs(240);
+/// Between two attempts at that.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// With the database away, how much longer an entry is served after each attempt to verify it again. Longer than an
+/// attempt on a hung database takes, so that requests do not wait for it.
+const STALE_EXTENSION: Duration = Duration::from_secs(30);
+const _: () = assert!(REFRESH_AGE.as_secs() < limits::AUTH_CACHE_TTL.as_secs());
+const _: () =
+    assert!(STALE_EXTENSION.as_secs() > limits::STORE_CONNECT_TIMEOUT.as_secs() + limits::STORE_CALL_TIMEOUT.as_secs());
 
 impl AuthCache {
     /// An empty cache for shard number `shard`.
@@ -148,12 +161,25 @@ impl AuthCache {
             if entry.tenant.expires_at.is_some_and(|at| at <= now) {
                 return Lookup::Refused;
             }
-            return if now < entry.fresh_until { Lookup::Hit(Rc::clone(&entry.tenant)) } else { Lookup::Miss };
+            let tenant = || Rc::clone(&entry.tenant);
+            return if now >= entry.fresh_until {
+                Lookup::Miss
+            } else if now >= entry.refresh_at.get() {
+                entry.refresh_at.set(now + REFRESH_INTERVAL);
+                Lookup::Aging(tenant())
+            } else {
+                Lookup::Hit(tenant())
+            };
         }
         match self.refused.get(&hash) {
             Some(until) if now < *until => Lookup::Refused,
             _ => Lookup::Miss,
         }
+    }
+
+    /// Whether a verdict on `hash` is under way.
+    pub fn is_pending(&self, hash: KeyHash) -> bool {
+        self.pending.contains_key(&hash)
     }
 
     /// Waits for the verdict on a key with others, if one is under way; else `None`: the caller must start one
@@ -190,8 +216,13 @@ impl AuthCache {
             Verdict::Valid(grant) => {
                 let tenant = Rc::new(Tenant::new(grant, now));
                 if !pending.is_outdated {
-                    let fresh_until = now + limits::AUTH_CACHE_TTL;
-                    self.valid.insert(hash, Entry { tenant: Rc::clone(&tenant), verified_at: now, fresh_until });
+                    let entry = Entry {
+                        tenant: Rc::clone(&tenant),
+                        verified_at: now,
+                        fresh_until: now + limits::AUTH_CACHE_TTL,
+                        refresh_at: Cell::new(now + REFRESH_AGE),
+                    };
+                    self.valid.insert(hash, entry);
                     self.refused.remove(&hash);
                 }
                 Ok(tenant)
@@ -214,7 +245,8 @@ impl AuthCache {
         if now.duration_since(entry.verified_at) >= limits::AUTH_CACHE_STALE_MAX {
             return None;
         }
-        entry.fresh_until = now + STALE_EXTENSION;
+        entry.fresh_until = entry.fresh_until.max(now + STALE_EXTENSION);
+        entry.refresh_at.set(now + REFRESH_INTERVAL);
         Some(Rc::clone(&entry.tenant))
     }
 
@@ -304,6 +336,7 @@ mod tests {
     fn kind(lookup: &Lookup) -> &'static str {
         match lookup {
             Lookup::Hit(_) => "hit",
+            Lookup::Aging(_) => "aging",
             Lookup::Refused => "refused",
             Lookup::Miss => "miss",
         }
@@ -325,6 +358,24 @@ mod tests {
         let later = now + limits::AUTH_CACHE_NEGATIVE_TTL;
         assert_eq!((look(&mut cache, b"good", later), look(&mut cache, b"bad", later)), ("hit", "miss"));
         assert_eq!(look(&mut cache, b"good", now + limits::AUTH_CACHE_TTL), "miss");
+    }
+
+    #[test]
+    fn a_key_in_use_is_verified_again_before_it_expires() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let now = Instant::now();
+        verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
+        let aged = now + REFRESH_AGE;
+        assert_eq!([look(&mut cache, b"k", aged), look(&mut cache, b"k", aged)], ["aging", "hit"], "asked once");
+        assert_eq!(look(&mut cache, b"k", aged + REFRESH_INTERVAL), "aging", "and again where nothing came of it");
+        // An attempt that fails takes nothing of the entry's life.
+        verified(&mut cache, b"k", Verdict::Unavailable, aged).unwrap();
+        assert_eq!(look(&mut cache, b"k", aged + 2 * REFRESH_INTERVAL), "aging");
+        // One that succeeds gives it a new one; one that is refused ends it.
+        verified(&mut cache, b"k", grant(KEY, 1, None), aged).unwrap();
+        assert_eq!(look(&mut cache, b"k", now + limits::AUTH_CACHE_TTL), "hit");
+        assert!(verified(&mut cache, b"k", Verdict::Invalid, aged).is_err());
+        assert_eq!(look(&mut cache, b"k", aged), "refused");
     }
 
     #[test]

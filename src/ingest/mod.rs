@@ -78,6 +78,10 @@ async fn identify<S: Stream>(
     shard.metrics.cache_lookups_total.inc(if is_miss { CacheLookup::Miss } else { CacheLookup::Hit });
     let tenant = match lookup {
         Lookup::Hit(tenant) => tenant,
+        Lookup::Aging(tenant) => {
+            refresh(shard, hash, presented);
+            tenant
+        }
         Lookup::Refused => return Err(Problem::InvalidApiKey),
         // Boxed: the way of a cached key should not carry the state of the other.
         Lookup::Miss => {
@@ -99,22 +103,37 @@ async fn verify(
     hash: auth_cache::KeyHash,
     presented: &[u8; API_KEY_LEN],
 ) -> Result<Rc<Tenant>, Problem> {
-    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
     let under_way = shard.auth.borrow_mut().join(hash);
-    let answer = if let Some(joined) = under_way {
-        joined?
-    } else {
-        let verdict = shard.verifier.submit(id, (*presented).into())?;
-        let answer = shard.auth.borrow_mut().begin(hash, id);
-        // A task of its own: the verdict must reach the others even if this connection ends first.
-        let shard = Rc::clone(shard);
-        monoio::spawn(async move {
-            let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
-            shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
-        });
-        answer
+    let answer = match under_way {
+        Some(joined) => joined?,
+        None => begin_verification(shard, hash, presented)?,
     };
     answer.await.unwrap_or(Err(Problem::ShuttingDown))
+}
+
+/// Has a key in use verified again before it expires, beside the request. Nothing comes of it where the verifier is
+/// busy: the entry is good for a while yet, and the next request tries again.
+fn refresh(shard: &Rc<Shard>, hash: auth_cache::KeyHash, presented: &[u8; API_KEY_LEN]) {
+    if !shard.auth.borrow().is_pending(hash) {
+        let _ = begin_verification(shard, hash, presented);
+    }
+}
+
+fn begin_verification(
+    shard: &Rc<Shard>,
+    hash: auth_cache::KeyHash,
+    presented: &[u8; API_KEY_LEN],
+) -> Result<auth_cache::Awaited, Problem> {
+    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
+    let verdict = shard.verifier.submit(id, (*presented).into())?;
+    let answer = shard.auth.borrow_mut().begin(hash, id);
+    // A task of its own: the verdict must reach the others even if this connection ends first.
+    let shard = Rc::clone(shard);
+    monoio::spawn(async move {
+        let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
+        shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
+    });
+    Ok(answer)
 }
 
 /// Counts the request against its organisation's minute.

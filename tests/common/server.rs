@@ -52,6 +52,13 @@ impl Options {
         self
     }
 
+    /// Runs a command of the binary; returns standard output.
+    pub fn cli(&self, data_dir: &Path, args: &[&str]) -> String {
+        let output = self.command(data_dir).args(args).output().expect("the binary starts");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
     fn command(&self, data_dir: &Path) -> Command {
         let program = env!("CARGO_BIN_EXE_millrace");
         let mut command = match self.open_files {
@@ -143,9 +150,7 @@ impl Server {
 
     /// Runs another command of the binary against the same store; returns standard output.
     pub fn cli(&self, args: &[&str]) -> String {
-        let output = self.options.command(&self.data_dir).args(args).output().expect("the binary starts");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
+        self.options.cli(&self.data_dir, args)
     }
 
     /// Makes an organisation; `rate_limit` as on the command line. Returns (organisation id, API key).

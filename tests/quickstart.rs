@@ -1,0 +1,121 @@
+//! What the README promises a stranger: the commands and the lines it says to paste, as they are written there.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::postgres::Cluster;
+use common::server::{Options, Server, eventually};
+use serde_json::Value;
+
+const README: &str = include_str!("../README.md");
+
+/// As a user starts it: shards pinned, keys hashed at the default cost.
+fn as_shipped(mut options: Options) -> Options {
+    options.env.push(("MILLRACE_PIN".to_owned(), "true".to_owned()));
+    options.env.push(("MILLRACE_ARGON2_MEMORY_KIB".to_owned(), "4096".to_owned()));
+    options
+}
+
+/// Pastes a line into a shell; what it prints.
+fn paste(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().expect("sh runs");
+    assert!(
+        output.status.success(),
+        "this test needs curl: install the package `curl`, or run ./test; {line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The lines of what the server printed that are to be pasted.
+fn curl_lines(printed: &str) -> Vec<String> {
+    printed.lines().map(str::trim).filter(|line| line.starts_with("curl ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_first_start_prints_a_key_and_lines_to_paste_and_the_event_comes_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("millrace-data");
+    let options = as_shipped(Options { data_dir: Some(data_dir.clone()), ..Options::default() });
+    let mut server = Server::start(options.clone());
+    let printed = || server.stdout.lock().expect("no reader panics").clone();
+    eventually("two lines to paste are printed", || curl_lines(&printed()).len() == 2);
+    let lines = curl_lines(&printed());
+
+    // As in the README.
+    let answer = paste(&lines[0]);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("curl -i shows the head");
+    assert!(head.starts_with("HTTP/1.1 202 Accepted\r\n"), "{head}");
+    assert!(head.contains("\r\nRateLimit-Policy: \"org-minute\";q=1000;w=60"), "{head}");
+    assert!(head.contains("\r\nRateLimit: \"org-minute\";r=999;t="), "{head}");
+    let accepted: Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(accepted["status"], "accepted");
+    let id = accepted["id"].as_str().expect("an id");
+    server.drained();
+    let page: Value = serde_json::from_str(&paste(&lines[1])).expect("JSON");
+    assert_eq!(page["data"][0]["id"], id);
+    assert_eq!(page["data"][0]["payload"]["user"], "ada");
+    let key = lines[0].split("X-API-Key: ").nth(1).and_then(|rest| rest.split('\'').next()).expect("a key");
+    let one = server.get(&format!("/api/events/{id}"), Some(key));
+    let sent = r#"{"user":"ada"}"#;
+    assert!(String::from_utf8_lossy(&one.body).contains(&format!(r#""payload":{sent}"#)), "byte for byte");
+
+    // The key is shown once, and only there.
+    let file = data_dir.join("millrace.db");
+    let is_private = |path: &Path| path.metadata().expect("it is there").permissions().mode().trailing_zeros() >= 6;
+    assert!(is_private(&data_dir) && is_private(&file), "for this user only");
+    assert!(!server.log().contains(key));
+    assert_eq!(server.stop(), 0);
+    let secret = key.as_bytes();
+    for entry in data_dir.read_dir().expect("a directory") {
+        let bytes = std::fs::read(entry.expect("an entry").path()).expect("a file");
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret), "the key is stored in clear");
+    }
+    let server = Server::start(options);
+    assert_eq!(server.get(&format!("/api/events/{id}"), Some(key)).body, one.body);
+    assert_eq!(server.stdout.lock().expect("no reader panics").as_str(), "");
+}
+
+#[test]
+fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
+    let cluster = Cluster::shared();
+    let database = cluster.new_name();
+    cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");
+    let options = as_shipped(Options::postgres(&cluster.url(&database)));
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    assert!(README.contains("org create acme --rate-limit 0"), "the README still says so");
+    let printed = options.cli(dir.path(), &["org", "create", "acme", "--rate-limit", "0"]);
+    let key = printed.split_whitespace().find(|word| word.starts_with("mr_")).expect("the key is printed").to_owned();
+    let server = Server::start(options);
+    let line = format!(
+        "curl -s -i http://{}/api/events -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \
+         -d '{{\"type\":\"user.login\",\"payload\":{{\"b\": 1.50, \"a\":\"\\u00e9\"}}}}'",
+        server.addr
+    );
+    let answer = paste(&line);
+    assert!(answer.starts_with("HTTP/1.1 202 Accepted\r\n"), "{answer}");
+    assert!(!answer.contains("RateLimit"), "an unlimited organisation has no limit to speak of");
+    server.drained();
+    let rows =
+        cluster.admin(&database).query("SELECT type, payload::text FROM events", &[]).expect("the table is there");
+    let rows: Vec<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(rows, [("user.login", r#"{"b": 1.50, "a":"\u00e9"}"#)]);
+}
+
+#[test]
+fn every_metric_in_the_readme_is_there() {
+    let server = Server::sqlite();
+    let text = String::from_utf8(server.get("/metrics", None).body).expect("text");
+    let (_, paragraph) = README.split_once("\n- `/metrics`").expect("a paragraph on metrics");
+    let paragraph = paragraph.split("\n- ").next().expect("its end");
+    let names = paragraph.split('`').skip(1).step_by(2).filter(|code| code.contains('_') && !code.contains('/'));
+    let names: Vec<&str> = names.map(|code| code.split('{').next().expect("a first part")).collect();
+    assert!(names.len() >= 10, "{names:?}");
+    for name in names {
+        let family = name.trim_end_matches('*');
+        assert!(text.contains(&format!("# TYPE {family}")), "the README speaks of {name}");
+    }
+}
