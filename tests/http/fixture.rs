@@ -26,6 +26,12 @@ impl Fixture {
         self.server.connect()
     }
 
+    /// The key with another last character, so that its checksum is wrong.
+    pub fn wrong_key(&self) -> String {
+        let (rest, last) = self.key.split_at(self.key.len() - 1);
+        [rest, if last == "0" { "1" } else { "0" }].concat()
+    }
+
     /// A good event.
     pub fn good(&self) -> Vec<u8> {
         self.post(EVENT)

@@ -158,7 +158,7 @@ fn a_client_that_expects_100_gets_it_only_for_a_body_that_is_wanted() {
         client.send(&[head(key, &length, "1.0"), EVENT.into()].concat());
         assert_eq!(client.response().status, 202);
         // What is refused anyway is refused without asking for its body.
-        let wrong = format!("{}x", &key[..key.len() - 1]);
+        let wrong = f.wrong_key();
         for (head, status, code) in [
             (head(&wrong, &length, "1.1"), 401, "invalid_api_key"),
             (head(&wrong, chunked.0, "1.1"), 401, "invalid_api_key"),
