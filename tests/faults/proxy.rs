@@ -73,16 +73,17 @@ impl Drop for Proxy {
 
 /// Forwards in both directions until one end closes or a cut is made.
 fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) {
-    let swallow = Arc::new(AtomicBool::new(false));
+    // Set before the request is forwarded: from then on no answer passes.
+    let begun: Arc<Mutex<Option<Cut>>> = Arc::default();
     let (client_reads, server_writes) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
-    let (shared, swallows) = (Arc::clone(state), Arc::clone(&swallow));
+    let (shared, begins) = (Arc::clone(state), Arc::clone(&begun));
     thread::spawn(move || {
         pump(&client_reads, &server_writes, |chunk, forward| {
             // Only payloads of these tests hold this.
             let carries_events = chunk.windows(4).any(|window| window == b"\"m\":");
             let cut = if carries_events { shared.armed.lock().expect("no pump panics").take() } else { None };
-            if cut == Some(Cut::BeforeAnswer) {
-                swallows.store(true, Ordering::SeqCst);
+            if cut.is_some() {
+                *begins.lock().expect("no pump panics") = cut;
             }
             let forwarded = forward(chunk);
             if cut == Some(Cut::AfterRequest) {
@@ -94,12 +95,13 @@ fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) {
     });
     let shared = Arc::clone(state);
     thread::spawn(move || {
-        pump(&server, &client, |chunk, forward| {
-            if swallow.load(Ordering::SeqCst) {
+        pump(&server, &client, |chunk, forward| match *begun.lock().expect("no pump panics") {
+            None => forward(chunk),
+            Some(Cut::AfterRequest) => false,
+            Some(Cut::BeforeAnswer) => {
                 shared.cuts.fetch_add(1, Ordering::Relaxed);
-                return false;
+                false
             }
-            forward(chunk)
         });
     });
 }
