@@ -32,6 +32,8 @@ pub const EVENT_BODY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 16 * 1024;
 pub const BATCH_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Events in one batch request.
 pub const BATCH_EVENTS_MAX: usize = 1000;
+/// Request bodies that are still arriving, in bytes, on one shard. Over it: 429 `queue_full`.
+pub const ARRIVING_BODIES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Body of a control request (key rotation and the like), in bytes.
 pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A chunk-size line with its extensions, in bytes.
@@ -226,6 +228,7 @@ const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
+const _: () = assert!(BATCH_BODY_BYTES_MAX * 16 <= ARRIVING_BODIES_BYTES_MAX);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a
 // dedup_id of 4-byte characters, the type, and the names of the fields.
 const _: () = assert!(

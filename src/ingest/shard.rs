@@ -87,6 +87,8 @@ pub struct Shard {
     pub(super) scratch: RefCell<Scratch>,
     pub(super) ids: Ids,
     pub(super) connections: Rc<Connections>,
+    /// Bytes of request bodies that are not complete yet.
+    pub(super) arriving_bytes: Rc<Cell<usize>>,
     neighbours: Neighbours,
     date: Cell<[u8; 29]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
@@ -130,6 +132,7 @@ impl Shard {
             scratch: RefCell::default(),
             ids: Ids::default(),
             connections: Rc::default(),
+            arriving_bytes: Rc::default(),
             neighbours,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),

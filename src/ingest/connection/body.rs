@@ -2,9 +2,12 @@
 //!
 //! A part of [`Connection`], on its shard. A body is gathered only for a request that may have it, up to the route's
 //! limit, and as it arrives: a declared length reserves nothing. What belongs to a refused request is dropped as it
-//! arrives, or the connection closes. A body that comes slower than [`limits::BODY_BYTES_PER_SECOND_MIN`] is given up.
+//! arrives, or the connection closes. Bodies that are arriving hold at most [`limits::ARRIVING_BODIES_BYTES_MAX`] of a
+//! shard's memory together; past it they are refused like events without a slot. A body that comes slower than [`limits::BODY_BYTES_PER_SECOND_MIN`] is given up.
 
+use std::cell::Cell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Member, Phase, Stop, Stream};
@@ -54,9 +57,11 @@ impl<S: Stream> Connection<S> {
     async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Stop> {
         self.continue_if_expected(head).await?;
         let mut pace = BodyPace::begin(&self.member);
+        let mut share = Share::of(&self.shard.arriving_bytes);
         while self.request().len() < end {
             let read = self.fill().await?;
             pace.advance(&self.member, read)?;
+            share.grow(read)?;
         }
         Ok(())
     }
@@ -65,6 +70,7 @@ impl<S: Stream> Connection<S> {
         let mut decoder = ChunkedDecoder::default();
         let mut body = Vec::new();
         let mut pace: Option<BodyPace> = None;
+        let mut share = Share::of(&self.shard.arriving_bytes);
         loop {
             let input = &self.buffer[self.start + head.len..];
             let (taken, is_complete) = decoder.decode(input, &mut body, max)?;
@@ -84,6 +90,7 @@ impl<S: Stream> Connection<S> {
             if let Some(pace) = &mut pace {
                 pace.advance(&self.member, read)?;
             }
+            share.grow(read)?;
         }
     }
 
@@ -127,6 +134,30 @@ impl<S: Stream> Connection<S> {
     }
 }
 
+/// One arriving body's share of its shard's memory. Given back when dropped.
+struct Share {
+    all: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Share {
+    fn of(all: &Rc<Cell<usize>>) -> Self {
+        Self { all: Rc::clone(all), bytes: 0 }
+    }
+
+    fn grow(&mut self, read: usize) -> Result<(), Problem> {
+        self.bytes += read;
+        self.all.set(self.all.get() + read);
+        if self.all.get() <= limits::ARRIVING_BODIES_BYTES_MAX { Ok(()) } else { Err(Problem::QueueFull) }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.all.set(self.all.get() - self.bytes);
+    }
+}
+
 /// The slowest a body may arrive: a deadline that moves with the bytes received.
 struct BodyPace {
     began_at: Instant,
@@ -149,5 +180,22 @@ impl BodyPace {
         let allowed = (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT);
         member.extend(allowed.saturating_sub(self.began_at.elapsed()));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arriving_bodies_share_a_bound_and_give_it_back() {
+        let all = Rc::new(Cell::new(0));
+        let (mut first, mut second) = (Share::of(&all), Share::of(&all));
+        assert_eq!(first.grow(limits::ARRIVING_BODIES_BYTES_MAX), Ok(()));
+        assert_eq!(second.grow(1), Err(Problem::QueueFull));
+        drop(first);
+        assert_eq!(second.grow(1), Ok(()));
+        drop(second);
+        assert_eq!(all.get(), 0);
     }
 }
