@@ -54,15 +54,14 @@ impl Feed {
         self.is_connected.load(Ordering::Relaxed)
     }
 
-    /// Hands shard `shard` its waiting changes.
-    pub fn drain(&self, shard: usize, mut apply: impl FnMut(CredentialChange)) {
+    /// Hands shard `shard` its waiting changes. `false` where there were others that did not fit its inbox.
+    pub fn drain(&self, shard: usize, mut apply: impl FnMut(CredentialChange)) -> bool {
         let inbox = &self.inboxes[shard];
-        if inbox.overflowed.swap(false, Ordering::AcqRel) {
-            apply(CredentialChange::All);
-        }
+        let has_overflowed = inbox.overflowed.swap(false, Ordering::AcqRel);
         while let Ok(change) = inbox.receiver.try_recv() {
             apply(change);
         }
+        !has_overflowed
     }
 
     /// As the watching thread does, for tests of the shards' side.

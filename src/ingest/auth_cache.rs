@@ -6,7 +6,8 @@
 //!
 //! Runs on its shard only. Credential changes arrive through [`Feed`]; one relaxed comparison a lookup tells
 //! that there are none. With the database away an expired entry is served on, for at most
-//! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down.
+//! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down. So where changes may have
+//! been missed, entries expire and are not dropped: the next outage may begin before they are asked about.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -83,7 +84,7 @@ pub enum Lookup {
 struct Entry {
     tenant: Rc<Tenant>,
     verified_at: Instant,
-    fresh_until: Instant,
+    fresh_until: Cell<Instant>,
     /// From then on a request that uses the entry has it verified again.
     refresh_at: Cell<Instant>,
 }
@@ -162,7 +163,7 @@ impl AuthCache {
                 return Lookup::Refused;
             }
             let tenant = || Rc::clone(&entry.tenant);
-            return if now >= entry.fresh_until {
+            return if now >= entry.fresh_until.get() {
                 Lookup::Miss
             } else if now >= entry.refresh_at.get() {
                 entry.refresh_at.set(now + REFRESH_INTERVAL);
@@ -219,7 +220,7 @@ impl AuthCache {
                     let entry = Entry {
                         tenant: Rc::clone(&tenant),
                         verified_at: now,
-                        fresh_until: now + limits::AUTH_CACHE_TTL,
+                        fresh_until: Cell::new(now + limits::AUTH_CACHE_TTL),
                         refresh_at: Cell::new(now + REFRESH_AGE),
                     };
                     self.valid.insert(hash, entry);
@@ -241,11 +242,11 @@ impl AuthCache {
     }
 
     fn serve_stale(&mut self, hash: KeyHash, now: Instant) -> Option<Rc<Tenant>> {
-        let mut entry = self.valid.get_mut(&hash)?;
+        let entry = self.valid.get(&hash)?;
         if now.duration_since(entry.verified_at) >= limits::AUTH_CACHE_STALE_MAX {
             return None;
         }
-        entry.fresh_until = entry.fresh_until.max(now + STALE_EXTENSION);
+        entry.fresh_until.set(entry.fresh_until.get().max(now + STALE_EXTENSION));
         entry.refresh_at.set(now + REFRESH_INTERVAL);
         Some(Rc::clone(&entry.tenant))
     }
@@ -254,7 +255,7 @@ impl AuthCache {
     pub fn sweep(&mut self, now: Instant) {
         let is_connected = self.feed.is_connected();
         self.valid.retain(|_, entry| {
-            now < entry.fresh_until
+            now < entry.fresh_until.get()
                 || (!is_connected && now.duration_since(entry.verified_at) < limits::AUTH_CACHE_STALE_MAX)
         });
         self.refused.retain(|_, until| now < *until);
@@ -263,13 +264,24 @@ impl AuthCache {
     fn apply_changes(&mut self) {
         self.seen_epoch = self.feed.epoch();
         let Self { feed, valid, pending, shard, .. } = self;
-        feed.drain(*shard, |change| {
-            valid.retain(|_, entry| !entry.tenant.concerns(change));
+        let all_are_known = feed.drain(*shard, |change| {
+            if change == CredentialChange::All {
+                valid.iter().for_each(|(_, entry)| entry.fresh_until.set(entry.verified_at));
+            } else {
+                valid.retain(|_, entry| !entry.tenant.concerns(change));
+            }
             for pending in pending.values_mut() {
                 // Which organisation a pending key belongs to is not known yet.
                 pending.is_outdated |= !matches!(change, CredentialChange::Key(key) if key != pending.key);
             }
         });
+        if !all_are_known {
+            // What was thrown away concerned somebody for certain.
+            valid.clear();
+            for pending in pending.values_mut() {
+                pending.is_outdated = true;
+            }
+        }
     }
 }
 
@@ -403,6 +415,27 @@ mod tests {
             feed.publish_for_test(change);
             assert_eq!([look(&mut cache, b"a", now), look(&mut cache, b"b", now)], hits, "{change:?}");
         }
+    }
+
+    #[test]
+    fn where_changes_may_have_been_missed_keys_are_asked_about_and_served_if_nobody_answers() {
+        let feed = Feed::new(1);
+        let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
+        let now = Instant::now();
+        verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
+        feed.publish_for_test(CredentialChange::All);
+        assert_eq!(look(&mut cache, b"k", now), "miss");
+        assert!(verified(&mut cache, b"k", Verdict::Unavailable, now).is_ok(), "the database is away again");
+        assert_eq!(look(&mut cache, b"k", now), "hit");
+        feed.publish_for_test(CredentialChange::All);
+        assert!(verified(&mut cache, b"k", Verdict::Invalid, now).is_err(), "it was revoked meanwhile");
+        // Changes that were received and did not fit are another matter.
+        verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
+        for _ in 0..=limits::CREDENTIAL_CHANGES_MAX {
+            feed.publish_for_test(CredentialChange::Key(KeyId::parse("bbbbbbbbbbbb").unwrap()));
+        }
+        assert_eq!(look(&mut cache, b"k", now), "miss");
+        assert!(verified(&mut cache, b"k", Verdict::Unavailable, now).is_err());
     }
 
     #[test]

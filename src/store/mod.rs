@@ -117,7 +117,7 @@ pub enum CredentialChange {
     Key(KeyId),
     /// An organisation's limit, name or state changed.
     Org(OrgId),
-    /// Changes may have been missed (the connection that brings them was lost): drop everything.
+    /// Changes may have been missed (the connection that brings them was lost): ask about everything again.
     All,
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -231,14 +231,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// `clients` connections to `addr`, until [`Self::stop`].
+    /// `clients` connections to `addr`, until [`Self::stop`]. Returns when each has had its first answer.
     pub fn start(addr: SocketAddr, key: &str, clients: usize, ids: Ids, log: &Arc<Log>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let begun = Arc::new(Barrier::new(clients + 1));
         let clients = (0..clients)
             .map(|_| {
-                let (stop, log) = (Arc::clone(&stop), Arc::clone(log));
+                let (stop, log, begun) = (Arc::clone(&stop), Arc::clone(log), Arc::clone(&begun));
                 let mut connection = Connection::new(addr, key);
                 thread::spawn(move || {
+                    connection.post_event(&log, "load", ids);
+                    begun.wait();
                     while !stop.load(Ordering::Relaxed) {
                         // Paced: the tests share a machine, and only the answers matter.
                         thread::sleep(match connection.post_event(&log, "load", ids) {
@@ -249,6 +252,7 @@ impl Load {
                 })
             })
             .collect();
+        begun.wait();
         Self { stop, clients }
     }
 

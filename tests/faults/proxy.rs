@@ -95,12 +95,15 @@ fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) {
     });
     let shared = Arc::clone(state);
     thread::spawn(move || {
-        pump(&server, &client, |chunk, forward| match *begun.lock().expect("no pump panics") {
-            None => forward(chunk),
-            Some(Cut::AfterRequest) => false,
-            Some(Cut::BeforeAnswer) => {
-                shared.cuts.fetch_add(1, Ordering::Relaxed);
-                false
+        pump(&server, &client, |chunk, forward| {
+            let cut = *begun.lock().expect("no pump panics");
+            match cut {
+                None => forward(chunk),
+                Some(Cut::AfterRequest) => false,
+                Some(Cut::BeforeAnswer) => {
+                    shared.cuts.fetch_add(1, Ordering::Relaxed);
+                    false
+                }
             }
         });
     });
