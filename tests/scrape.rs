@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::postgres::{Cluster, Options as ClusterOptions};
-use common::server::{Client, Options, Server, event, eventually, request};
+use common::server::{Client, Finally, Options, Server, event, eventually, request};
 use exposition::{Family, Scrape};
 use prometheus::Prometheus;
 
@@ -190,15 +190,6 @@ fn metric_names(expression: &str) -> BTreeSet<String> {
     let unquoted: String = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
     let words = unquoted.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| word.contains('_') && *word != "histogram_quantile").map(str::to_owned).collect()
-}
-
-/// Does this when dropped.
-struct Finally<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for Finally<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 #[test]

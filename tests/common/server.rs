@@ -24,6 +24,15 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Does this when dropped, however a test ends.
+pub struct Finally<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// How to start a server.
 #[derive(Clone, Default)]
 pub struct Options {
@@ -192,17 +201,15 @@ impl Server {
         self.connect().request("POST", path, Some(key), Some(body.as_bytes()))
     }
 
+    /// What a scraper of the ops listener gets.
+    pub fn scrape(&self) -> String {
+        let response = Client::connect(self.ops).request("GET", "/metrics", None, None);
+        String::from_utf8(response.body).expect("text")
+    }
+
     /// The value of an unlabelled metric, or of one with exactly this text as its name and labels.
     pub fn metric(&self, name: &str) -> f64 {
-        let response = Client::connect(self.ops).request("GET", "/metrics", None, None);
-        let text = String::from_utf8(response.body).expect("text");
-        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no metric {name}"))
-            .rsplit(' ')
-            .next()
-            .expect("a value")
-            .parse()
-            .expect("a number")
+        sample(&self.scrape(), name)
     }
 
     /// The same, of a metric that counts.
@@ -255,6 +262,13 @@ impl Drop for Server {
             println!("---- log of the server ----\n{}----", self.log());
         }
     }
+}
+
+/// The value of a metric in a scrape, by its name and labels as they are written there.
+pub fn sample(scrape: &str, name: &str) -> f64 {
+    let line = scrape.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let line = line.unwrap_or_else(|| panic!("no metric {name}"));
+    line.rsplit(' ').next().expect("a value").parse().expect("a number")
 }
 
 fn collect(from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
