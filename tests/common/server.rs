@@ -416,7 +416,14 @@ impl Client {
 
     fn fill(&mut self) -> usize {
         let mut buffer = [0; 64 * 1024];
-        match self.stream.read(&mut buffer) {
+        let read = loop {
+            // A call with a timeout is not resumed after a signal (stopping and going on is one): begin it again.
+            match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        match read {
             Ok(n) => {
                 self.unread.extend_from_slice(&buffer[..n]);
                 n
