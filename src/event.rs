@@ -1,6 +1,6 @@
 //! The event as it leaves a shard: validated, identified, one allocation, ready to be stored.
 //!
-//! Built only by `ingest` (from a request) and, later, by the journal (from a record), so an event that was
+//! Built only by `ingest` (from a request) and by the journal (from a record), so an event that was
 //! not authenticated and validated cannot be queued: the type does not exist.
 
 use std::fmt;
@@ -109,6 +109,11 @@ impl Event {
     /// The payload as the client sent it, byte for byte: one JSON value in UTF-8.
     pub fn payload(&self) -> &[u8] {
         &self.body[usize::from(self.type_len) + usize::from(self.dedup_len.unwrap_or(0))..]
+    }
+
+    /// Type, dedup id and payload, one behind the other.
+    pub fn body(&self) -> &[u8] {
+        &self.body
     }
 
     /// Whether the id was derived from a `dedup_id`, so that another request may carry the same one.

@@ -4,4 +4,5 @@
 //! quarantined. Slots are taken before anything is promised to the client, so a full queue is a clear no, and
 //! the memory of accepted events is bounded in count and in bytes whatever the database does.
 
+pub mod journal;
 pub mod queue;
