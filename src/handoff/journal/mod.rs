@@ -5,3 +5,4 @@
 
 pub mod record;
 pub mod segment;
+pub mod storage;

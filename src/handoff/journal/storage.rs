@@ -1,0 +1,138 @@
+//! What the journal asks of a disk, behind a trait, so that tests can drop, tear and fail all of it.
+//!
+//! Two promises make the journal's: after [`SegmentFile::sync`] has returned `Ok`, the bytes written before are
+//! there after a power loss; after [`Storage::sync_directory`] has, so are the names. Nothing else survives for
+//! sure, and nothing is assumed about the order in which the rest reaches the disk.
+//!
+//! All calls block; none is made on a shard.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::segment::SEGMENT_BYTES_MAX;
+
+/// One directory of segments.
+pub trait Storage: Send + Sync + 'static {
+    /// The names of the files in it, in no order.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Creates an empty file for writing. `AlreadyExists` where there is one.
+    fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>>;
+
+    /// Reads a file from `offset` on, at most `len` bytes; fewer at its end.
+    fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Renames a file, over an existing one.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes the names durable.
+    fn sync_directory(&self) -> io::Result<()>;
+
+    /// Reads a whole segment; what is longer than a segment can be is cut.
+    fn read_segment(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.read(name, 0, SEGMENT_BYTES_MAX)
+    }
+}
+
+/// A file that is written at given places and made durable.
+pub trait SegmentFile: Send {
+    /// Writes all of `bytes` at `offset`.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes everything written durable, the file's length included.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The real thing: a directory of a local file system.
+#[derive(Debug)]
+pub struct Disk {
+    directory: PathBuf,
+}
+
+impl Disk {
+    /// The segments in `directory`, which is created (for its owner only) where it is missing.
+    pub fn create(directory: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        // The entry of the directory itself must survive, too.
+        if let Some(parent) = directory.parent() {
+            File::open(parent).and_then(|parent| parent.sync_all())?;
+        }
+        Self::open(directory)
+    }
+
+    /// The segments in `directory`, which is there.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        fs::read_dir(directory)?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+impl Storage for Disk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            // A name that is not UTF-8 is none of ours.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(name))?;
+        Ok(Box::new(file))
+    }
+
+    fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let file = File::open(self.path(name))?;
+        let there = file.metadata()?.len().saturating_sub(offset).min(len as u64);
+        let mut bytes = Vec::with_capacity(there as usize);
+        let mut reader = PositionedReader { file: &file, offset };
+        reader.by_ref().take(len as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path(name))
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+impl SegmentFile for File {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+struct PositionedReader<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for PositionedReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
