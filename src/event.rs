@@ -58,13 +58,28 @@ pub struct Event {
     pub org: OrgId,
     /// When the request was accepted.
     pub received_at: Timestamp,
+    /// Where the journal keeps it; not part of what the event says.
+    pub origin: Origin,
     body: Box<[u8]>,
-    dedup_len: Option<u16>,
+    /// [`NO_DEDUP_ID`] where there is none: an `Option` would make every event eight bytes longer.
+    dedup_len: u16,
     type_len: u8,
 }
 
+/// Which segment of the journal holds an event, so that whoever stores it can say so: a number that only the
+/// journal's ledger understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin(pub u32);
+
+impl Origin {
+    /// In no segment.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+const NO_DEDUP_ID: u16 = u16::MAX;
 const _: () = assert!(limits::EVENT_TYPE_BYTES_MAX <= u8::MAX as usize);
-const _: () = assert!(limits::DEDUP_ID_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(limits::DEDUP_ID_BYTES_MAX < NO_DEDUP_ID as usize);
+const _: () = assert!(size_of::<Event>() == 64, "one cache line");
 
 impl Event {
     /// Assembles an event from validated parts.
@@ -89,8 +104,9 @@ impl Event {
             id,
             org,
             received_at,
+            origin: Origin::NONE,
             body: body.into_boxed_slice(),
-            dedup_len: dedup_id.map(|d| d.len() as u16),
+            dedup_len: dedup_id.map_or(NO_DEDUP_ID, |d| d.len() as u16),
             type_len: event_type.len() as u8,
         }
     }
@@ -103,12 +119,13 @@ impl Event {
     /// The client's deduplication id; UTF-8.
     pub fn dedup_id(&self) -> Option<&[u8]> {
         let start = usize::from(self.type_len);
-        self.dedup_len.map(|len| &self.body[start..start + usize::from(len)])
+        self.has_derived_id().then(|| &self.body[start..start + usize::from(self.dedup_len)])
     }
 
     /// The payload as the client sent it, byte for byte: one JSON value in UTF-8.
     pub fn payload(&self) -> &[u8] {
-        &self.body[usize::from(self.type_len) + usize::from(self.dedup_len.unwrap_or(0))..]
+        let dedup_len = if self.has_derived_id() { usize::from(self.dedup_len) } else { 0 };
+        &self.body[usize::from(self.type_len) + dedup_len..]
     }
 
     /// Type, dedup id and payload, one behind the other.
@@ -118,7 +135,7 @@ impl Event {
 
     /// Whether the id was derived from a `dedup_id`, so that another request may carry the same one.
     pub fn has_derived_id(&self) -> bool {
-        self.dedup_len.is_some()
+        self.dedup_len != NO_DEDUP_ID
     }
 
     /// What the event weighs in the queue, in bytes.

@@ -9,7 +9,7 @@
 //! | 12 | 4 | length of type, dedup id and payload together |
 //! | 16 | 8 | sequence number: one more than the record before, through all segments of a stream |
 //! | 24 | 1 | version of this layout: 1 |
-//! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted) |
+//! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted), 4 = the numbers before this one were refused and are not missing |
 //! | 26 | 1 | length of the type |
 //! | 27 | 1 | 0 |
 //! | 28 | 2 | length of the dedup id |
@@ -38,6 +38,7 @@ const BODY_BYTES_MAX: usize = limits::EVENT_TYPE_BYTES_MAX + limits::DEDUP_ID_BY
 const VERSION: u8 = 1;
 const HAS_DEDUP_ID: u8 = 1;
 const IS_SPILLED: u8 = 2;
+const FOLLOWS_REFUSED: u8 = 4;
 
 /// Proves that a record belongs to its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Record {
     pub sequence: u64,
     /// Whether the event was not handed to the writers when it was accepted.
     pub is_spilled: bool,
+    /// Whether the numbers between the record before and this one were never promised to anybody.
+    pub follows_refused: bool,
     /// The event.
     pub event: Event,
     /// Bytes up to the next record.
@@ -105,6 +108,19 @@ pub fn encode(out: &mut Vec<u8>, mark: Mark, sequence: u64, is_spilled: bool, ev
     out.resize(start + padded(RECORD_HEADER_BYTES + body.len()), 0);
 }
 
+/// Notes in the encoded record at the beginning of `bytes` that the numbers before its own were refused.
+pub fn note_refused_before(bytes: &mut [u8], mark: Mark) {
+    let end = RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize;
+    bytes[25] |= FOLLOWS_REFUSED;
+    let crc = checksum(mark, &bytes[12..end]);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The length of the encoded record at the beginning of `bytes`, padding included.
+pub fn len_at(bytes: &[u8]) -> usize {
+    padded(RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize)
+}
+
 /// Reads the record at the beginning of `bytes`. The mark in the record is not looked at: it serves only to find
 /// records again behind damage; the checksum proves what `mark` should be.
 pub fn decode(bytes: &[u8], mark: Mark) -> Result<Record, NoRecord> {
@@ -126,6 +142,7 @@ pub fn decode(bytes: &[u8], mark: Mark) -> Result<Record, NoRecord> {
     Ok(Record {
         sequence: u64_at(header, 16),
         is_spilled: flags & IS_SPILLED != 0,
+        follows_refused: flags & FOLLOWS_REFUSED != 0,
         event: event.ok_or(NoRecord::Damaged)?,
         len: padded(RECORD_HEADER_BYTES + body_len),
     })
@@ -182,8 +199,12 @@ mod tests {
             encode(&mut bytes, MARK, 9, dedup_id.is_some(), &event);
             assert_eq!(bytes.len(), encoded_len(&event));
             let record = decode(&bytes, MARK).unwrap();
-            let expected = Record { sequence: 9, is_spilled: dedup_id.is_some(), event, len: bytes.len() };
+            let is_spilled = dedup_id.is_some();
+            let expected = Record { sequence: 9, is_spilled, follows_refused: false, event, len: bytes.len() };
             assert_eq!(record, expected);
+            assert_eq!(len_at(&bytes), bytes.len());
+            note_refused_before(&mut bytes, MARK);
+            assert_eq!(decode(&bytes, MARK), Ok(Record { follows_refused: true, ..expected }));
         }
     }
 

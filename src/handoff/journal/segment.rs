@@ -236,7 +236,10 @@ impl<'a> Scan<'a> {
     /// making sense.
     fn arrive(&mut self, begun: usize, offset: usize, record: Record) -> Found {
         let surely = u64::from(begun != offset);
-        let records_lost = self.next_sequence.map_or(surely, |next| record.sequence.saturating_sub(next));
+        let records_lost = match self.next_sequence {
+            Some(next) if !record.follows_refused => record.sequence.saturating_sub(next),
+            _ => surely,
+        };
         self.next_sequence = Some(record.sequence.saturating_add(1));
         self.position = offset + record.len;
         if begun == offset && records_lost == 0 {
