@@ -1,0 +1,402 @@
+//! Reads what a journal directory holds, for replay and for the operator.
+//!
+//! One segment at a time, whole, in memory: at most [`SEGMENT_BYTES_MAX`] bytes. Changes nothing, takes no lock,
+//! starts no thread. What a file alone cannot tell (is the segment before it missing, are its last records?) the
+//! [`Chain`] knows, which goes from segment to segment in the order of [`Listing::segments`].
+//!
+//! What is damage and what is not:
+//! - A stream may begin at any number and sequence: its older segments were released, in order.
+//! - A torn tail is a write that nobody was told of. Were those records acknowledged, the next segment's sequence
+//!   would say so: it does not begin where this one ends.
+//! - A segment may begin lower than expected: numbers of a group that failed are used again in the next segment.
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+
+use super::record::Record;
+use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId};
+use super::storage::Storage;
+use crate::clock::Timestamp;
+
+/// How the name of a segment ends that is still being made.
+pub const UNFINISHED_SUFFIX: &str = ".preparing";
+/// What is appended to the name of a damaged segment that is kept for the operator.
+pub const KEPT_ASIDE_SUFFIX: &str = ".damaged";
+/// Bytes read at a time behind the greatest length of a segment.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// What is in a journal directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Segments, sorted by stream (time, then shard) and number.
+    pub segments: Vec<SegmentId>,
+    /// Names of segments whose making was cut short; they never hold records.
+    pub unfinished: Vec<String>,
+    /// Names of damaged segments that were kept.
+    pub kept_aside: Vec<String>,
+    /// Anything else.
+    pub foreign: Vec<String>,
+}
+
+/// Lists a journal directory.
+pub fn list(storage: &dyn Storage) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    let mut names = storage.list()?;
+    names.sort_unstable();
+    for name in names {
+        // A name spelt otherwise than we would (capital digits) is not ours, and opening it by its id would fail.
+        match SegmentId::from_file_name(&name).filter(|id| id.to_string() == name) {
+            Some(id) => listing.segments.push(id),
+            None if name.ends_with(UNFINISHED_SUFFIX) => listing.unfinished.push(name),
+            None if name.ends_with(KEPT_ASIDE_SUFFIX) => listing.kept_aside.push(name),
+            None => listing.foreign.push(name),
+        }
+    }
+    listing.segments.sort_unstable();
+    Ok(listing)
+}
+
+/// Which segment a file that was kept aside is, by its name.
+pub fn kept_aside_id(name: &str) -> Option<SegmentId> {
+    SegmentId::from_file_name(name.strip_suffix(KEPT_ASIDE_SUFFIX)?)
+}
+
+/// Follows streams from segment to segment: which number and sequence come next.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    /// The segment that was read last.
+    behind: Option<Link>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    id: SegmentId,
+    next_sequence: Option<u64>,
+}
+
+/// What a chain expects of a segment.
+struct Expected {
+    /// Of its first record, where known.
+    sequence: Option<u64>,
+    /// Whether segments between the one read before and this one are missing.
+    is_behind_missing: bool,
+}
+
+impl Chain {
+    fn expected(&self, storage: &dyn Storage, id: SegmentId) -> io::Result<Expected> {
+        let Some(link) = self.behind.filter(|link| link.id.stream == id.stream) else {
+            return Ok(Expected { sequence: None, is_behind_missing: false });
+        };
+        let between = id.number.saturating_sub(link.id.number).saturating_sub(1);
+        if between == 0 {
+            return Ok(Expected { sequence: link.next_sequence, is_behind_missing: false });
+        }
+        let is_between =
+            |at: &SegmentId| at.stream == id.stream && (link.id.number + 1..id.number).contains(&at.number);
+        let kept_aside = storage.list()?.iter().filter_map(|name| kept_aside_id(name)).filter(is_between).count();
+        // What was kept aside was reported then, and its records were counted.
+        let sequence = link.next_sequence.filter(|_| kept_aside == 0);
+        Ok(Expected { sequence, is_behind_missing: kept_aside < between as usize })
+    }
+
+    /// `id` is there and was not read to its end.
+    fn passed_unread(&mut self, id: SegmentId) {
+        self.behind = Some(Link { id, next_sequence: None });
+    }
+
+    /// `id` went away while the directory was read: it was released, so everything before it was, too.
+    fn released(&mut self) {
+        self.behind = None;
+    }
+}
+
+/// A place where a segment is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Bytes from the beginning of the file.
+    pub offset: u64,
+    /// How many bytes it spans; 0 where something is missing between two that are intact.
+    pub bytes: u64,
+    /// How many records are surely missing; there may be more where no number tells.
+    pub records_lost: u64,
+    /// In words.
+    pub what: &'static str,
+}
+
+/// What was found in one segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentReport {
+    /// Which, by its name.
+    pub id: SegmentId,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// When it was made; `None` where its header does not tell.
+    pub created_at: Option<Timestamp>,
+    /// Intact records.
+    pub records: u64,
+    /// Those of them that were not handed to the writers when they were accepted.
+    pub spilled: u64,
+    /// When the first of them to be received was.
+    pub oldest: Option<Timestamp>,
+    /// When the last of them was.
+    pub newest: Option<Timestamp>,
+    /// Places that are not as they were written.
+    pub damage: Vec<Damage>,
+    /// Where bytes begin, behind the last record, that are none: a write that was cut short.
+    pub torn_tail: Option<u64>,
+}
+
+impl SegmentReport {
+    /// Whether anything is not as it was written, torn tail aside.
+    pub fn is_damaged(&self) -> bool {
+        !self.damage.is_empty()
+    }
+
+    /// How many records are surely missing.
+    pub fn records_lost(&self) -> u64 {
+        self.damage.iter().fold(0, |lost: u64, damage| lost.saturating_add(damage.records_lost))
+    }
+
+    fn add(&mut self, offset: usize, bytes: usize, records_lost: u64, what: &'static str) {
+        self.damage.push(Damage { offset: offset as u64, bytes: bytes as u64, records_lost, what });
+    }
+
+    fn count(&mut self, record: &Record) {
+        let at = record.event.received_at;
+        self.records += 1;
+        self.spilled += u64::from(record.is_spilled);
+        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
+        self.newest = Some(self.newest.map_or(at, |newest| newest.max(at)));
+    }
+}
+
+/// Why a segment cannot be read to its end.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The disk refused; the message names the file.
+    Io(io::Error),
+    /// A later version of Millrace made the segment.
+    UnknownFormat {
+        /// Which.
+        id: SegmentId,
+        /// The layout it is in.
+        format: u32,
+    },
+    /// A later version of Millrace wrote a record; those before it were read.
+    UnknownVersion {
+        /// In which segment.
+        id: SegmentId,
+        /// Where.
+        offset: u64,
+        /// The layout it is in.
+        version: u8,
+    },
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const REMEDY: &str = "start the version of Millrace that wrote it, and let it store what is there";
+        match self {
+            Self::Io(error) => write!(f, "{error}"),
+            Self::UnknownFormat { id, format } => {
+                write!(f, "{id} is in format {format}, which this version cannot read: {REMEDY}")
+            }
+            Self::UnknownVersion { id, offset, version } => {
+                write!(f, "{id} has a record of version {version} at {offset}, which this version cannot read: {REMEDY}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ReadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(error) => Some(error),
+            Self::UnknownFormat { .. } | Self::UnknownVersion { .. } => None,
+        }
+    }
+}
+
+/// Reads a segment, calling `on_record` with offset and content of each intact record, in order, until it breaks.
+pub fn read(
+    storage: &dyn Storage,
+    id: SegmentId,
+    chain: &mut Chain,
+    on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
+) -> Result<SegmentReport, ReadError> {
+    read_named(storage, &id.to_string(), id, chain, on_record)
+}
+
+/// The same for a segment that is in the file `name`: one that was kept aside.
+pub fn read_named(
+    storage: &dyn Storage,
+    name: &str,
+    id: SegmentId,
+    chain: &mut Chain,
+    on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
+) -> Result<SegmentReport, ReadError> {
+    let read = read_file(storage, name, id, chain, on_record);
+    match &read {
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => chain.released(),
+        Err(_) => chain.passed_unread(id),
+        Ok(_) => {}
+    }
+    read
+}
+
+fn read_file(
+    storage: &dyn Storage,
+    name: &str,
+    id: SegmentId,
+    chain: &mut Chain,
+    on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
+) -> Result<SegmentReport, ReadError> {
+    let named = |error: io::Error| ReadError::Io(io::Error::new(error.kind(), format!("{name}: {error}")));
+    let bytes = storage.read_segment(name).map_err(named)?;
+    let expected = chain.expected(storage, id).map_err(ReadError::Io)?;
+    let mut report = SegmentReport {
+        id,
+        file_bytes: bytes.len() as u64,
+        created_at: None,
+        records: 0,
+        spilled: 0,
+        oldest: None,
+        newest: None,
+        damage: Vec::new(),
+        torn_tail: None,
+    };
+    match Header::decode(&bytes, id) {
+        Ok((header, is_damaged)) => {
+            report.created_at = Some(header.created_at).filter(|at| at.as_micros() != 0);
+            let is_other = header.id != id;
+            if is_other {
+                report.add(0, 0, 0, "the name and the header disagree");
+            }
+            if is_damaged {
+                report.add(0, BLOCK_BYTES.min(bytes.len()), 0, "the header is damaged");
+            }
+            let mut scan = Scan::new(&bytes, header.mark, None);
+            scan_records(&mut scan, is_other, &expected, &mut report, on_record)?;
+            let missing = header.bytes.saturating_sub(bytes.len() as u64);
+            if missing > 0 {
+                report.add(bytes.len(), missing as usize, 0, "the file was cut short");
+            }
+            let (ended, before) = (scan.next_sequence(), expected.sequence);
+            let next_sequence = match is_other {
+                false => ended.or(before),
+                // Perhaps two files of the stream changed their names: the later numbers are the stream's.
+                true if header.id.stream == id.stream => ended.max(before),
+                true => before,
+            };
+            chain.behind = Some(Link { id, next_sequence });
+        }
+        Err(NoHeader::UnknownFormat(format)) => return Err(ReadError::UnknownFormat { id, format }),
+        Err(no_header) => {
+            report_missing(&expected, 0, &mut report);
+            if no_header == NoHeader::Damaged {
+                report.add(0, bytes.len(), 0, "nothing in it can be read");
+            }
+            chain.behind = Some(Link { id, next_sequence: expected.sequence });
+        }
+    }
+    if bytes.len() == SEGMENT_BYTES_MAX {
+        look_behind(storage, name, &mut report).map_err(named)?;
+    }
+    Ok(report)
+}
+
+/// Goes through the records; `is_other` where they are another segment's, so that their numbers say nothing here.
+fn scan_records(
+    scan: &mut Scan<'_>,
+    is_other: bool,
+    expected: &Expected,
+    report: &mut SegmentReport,
+    on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
+) -> Result<(), ReadError> {
+    let mut before_first = None;
+    for found in scan {
+        match found {
+            Found::Record { offset, record } => {
+                if report.records == 0 {
+                    let before = expected.sequence.filter(|_| !is_other);
+                    let gap = before.map_or(0, |before| record.sequence.saturating_sub(before));
+                    report_first(expected, before_first.take(), gap, offset, report);
+                }
+                report.count(&record);
+                if on_record(offset as u64, record).is_break() {
+                    return Ok(());
+                }
+            }
+            Found::Damage { offset, bytes, records_lost } if report.records == 0 => {
+                before_first = Some((offset, bytes, records_lost));
+            }
+            Found::Damage { offset, bytes, records_lost } => {
+                report.add(offset, bytes, records_lost, in_words(bytes, records_lost));
+            }
+            Found::TornTail { offset } => report.torn_tail = Some(offset as u64),
+            Found::UnknownVersion { offset, version } => {
+                return Err(ReadError::UnknownVersion { id: report.id, offset: offset as u64, version });
+            }
+        }
+    }
+    if report.records == 0 {
+        report_missing(expected, 0, report);
+    }
+    Ok(())
+}
+
+/// What is wrong before the first record, at `offset`: `gap` numbers are missing, `damage` is in front of it.
+fn report_first(
+    expected: &Expected,
+    damage: Option<(usize, usize, u64)>,
+    gap: u64,
+    offset: usize,
+    report: &mut SegmentReport,
+) {
+    let in_damage = damage.map_or(0, |(_, _, records_lost)| records_lost);
+    report_missing(expected, gap.saturating_sub(in_damage), report);
+    let lost = if expected.is_behind_missing { in_damage } else { in_damage.max(gap) };
+    match damage {
+        Some((offset, bytes, _)) => report.add(offset, bytes, lost, in_words(bytes, lost)),
+        None if lost > 0 => report.add(offset, 0, lost, "records before this segment are missing"),
+        None => {}
+    }
+}
+
+fn report_missing(expected: &Expected, records_lost: u64, report: &mut SegmentReport) {
+    if expected.is_behind_missing {
+        report.add(0, 0, records_lost, "the segment before it is missing");
+    }
+}
+
+fn in_words(bytes: usize, records_lost: u64) -> &'static str {
+    match (bytes, records_lost) {
+        (0, 0) => "the padding behind a record is damaged",
+        (0, _) => "records are missing",
+        (_, 0) => "bytes that belong to no record",
+        _ => "damaged records",
+    }
+}
+
+/// What is behind the greatest length of a segment was never written by us.
+fn look_behind(storage: &dyn Storage, name: &str, report: &mut SegmentReport) -> io::Result<()> {
+    let mut is_zero = true;
+    loop {
+        let chunk = storage.read(name, report.file_bytes, CHUNK_BYTES)?;
+        if chunk.is_empty() {
+            break;
+        }
+        is_zero &= chunk.iter().all(|byte| *byte == 0);
+        report.file_bytes += chunk.len() as u64;
+    }
+    if !is_zero {
+        let behind = report.file_bytes as usize - SEGMENT_BYTES_MAX;
+        report.add(SEGMENT_BYTES_MAX, behind, 0, "bytes behind the greatest length of a segment");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
