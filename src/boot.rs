@@ -1,8 +1,8 @@
 //! Starts everything in order, waits for a signal, and hands over to `shutdown`.
 //!
-//! The order: descriptors, store, metrics, pools, listeners (all of them, so that a port in use is found before
-//! anything runs), shards, writers; then the schema, and with it readiness. The database may be away at any of
-//! this: the server keeps trying and says so, and never exits for it.
+//! The order: descriptors, the data directory, store, metrics, journal, listeners (all of them, so that a port in use is
+//! found before anything runs), pools, shards, writers; then the schema, the replay of what the journal holds, and with
+//! it readiness. The database may be away at any of this: the server keeps trying and says so, and never exits for it.
 //!
 //! A panic in a thread that others rely on ends the process (see [`critical_thread`]): visibly gone beats half alive.
 
@@ -19,10 +19,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
-use crate::config::Config;
+use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
-use crate::handoff::queue::queue;
+use crate::handoff::journal::lock::{DirectoryLock, LockError};
+use crate::handoff::journal::storage::{Disk, Storage};
+use crate::handoff::journal::{Journal, JournalConfig, Replayed};
+use crate::handoff::queue::{Queue, queue};
 use crate::health::Readiness;
 use crate::ingest::shard::{self, Driver, Neighbours};
 use crate::key::ApiKey;
@@ -33,6 +36,9 @@ use crate::shutdown::{self, Running};
 use crate::store::open::open;
 use crate::store::writer::Writers;
 use crate::store::{Store, StoreError};
+
+/// Where the journal is in the data directory.
+pub const JOURNAL_DIRECTORY: &str = "journal";
 
 /// Why the server could not start, and what mends it.
 #[derive(Debug)]
@@ -52,20 +58,24 @@ pub struct Stage(AtomicU8);
 
 impl Stage {
     const PREPARING: u8 = 0;
-    const READY: u8 = 1;
-    const DRAINING: u8 = 2;
+    const REPLAYING: u8 = 1;
+    const STUCK: u8 = 2;
+    const READY: u8 = 3;
+    const DRAINING: u8 = 4;
 
     fn readiness(&self) -> Readiness {
         match self.0.load(Ordering::Relaxed) {
             Self::PREPARING => Readiness::NotReady("the database has not been reached yet"),
+            Self::REPLAYING => Readiness::NotReady("what the journal holds is being handed to the writers"),
+            Self::STUCK => Readiness::NotReady("the journal cannot be read; the log says why"),
             Self::READY => Readiness::Ready,
             _ => Readiness::NotReady("shutting down"),
         }
     }
 
-    /// Ready from now on; `false` where a signal came while the schema was prepared.
-    fn ready(&self) -> bool {
-        self.0.compare_exchange(Self::PREPARING, Self::READY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// From one to the next; `false` where a signal came meanwhile.
+    fn advance(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// No longer ready.
@@ -84,17 +94,32 @@ pub type Welcome = fn(SocketAddr, &str) -> std::io::Result<()>;
 pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), StartError> {
     let signals = shutdown::Signals::install().map_err(|e| StartError(format!("signals cannot be handled: {e}")))?;
     let connections_max = raise_descriptor_limit(config.connections_max);
+    let is_journaling = config.durability != Durability::Memory;
+    let directory = lock_data_dir(&config)?;
     let store =
         open(&config.store(store_connections(config.writers))).map_err(|error| StartError(error.to_string()))?;
     let metrics = Metrics::new(config.shards);
     let (queue, accepted) = queue(config.queue_capacity);
     let slots = queue.slots();
     metrics.set_queue(config.queue_capacity, move || slots.events());
+    let journal = match &directory {
+        Some(_) => start_journal(&config, &metrics)?,
+        None => None,
+    };
     let stage = Arc::new(Stage::default());
     let ready: Arc<dyn Fn() -> Readiness + Send + Sync> = {
-        let stage = Arc::clone(&stage);
-        Arc::new(move || stage.readiness())
+        let (stage, journal) = (Arc::clone(&stage), journal.clone());
+        Arc::new(move || match stage.readiness() {
+            Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => Readiness::NotReady(
+                "the journal's disk failed; a shard accepts nothing until the server is started again",
+            ),
+            readiness => readiness,
+        })
     };
+    metrics.set_readiness({
+        let ready = Arc::clone(&ready);
+        move || ready() == Readiness::Ready
+    });
     let ops_addr = ops::start(config.ops_listen, OpsState { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) })
         .map_err(|error| cannot_listen("ops-listen", config.ops_listen, &error))?;
     let listeners = listen(config.listen, config.shards).map_err(|e| cannot_listen("listen", config.listen, &e))?;
@@ -112,7 +137,9 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     )
     .map_err(thread_error)?;
     let neighbours = Neighbours {
-        queue,
+        queue: queue.clone(),
+        journal: journal.clone().filter(|_| is_journaling),
+        may_spill: config.queue_overflow == Overflow::Spill,
         started: verifier.started(),
         verifier,
         feed: Arc::clone(&feed),
@@ -130,26 +157,84 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         leaving: Arc::clone(&neighbours.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
-        metrics: Arc::clone(&metrics),
         shards: start_shards(&config, cores, listeners, &neighbours)?,
-        writers: Writers::start(config.writers, &store, accepted, &metrics).map_err(thread_error)?,
+        writers: Writers::start(
+            config.writers,
+            &store,
+            accepted,
+            journal.as_ref().map(|journal| journal.ledger()),
+            &metrics,
+        )
+        .map_err(thread_error)?,
+        journal: journal.clone(),
+        is_journaling,
         grace: config.shutdown_grace,
     };
     tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
-    let preparation = Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, stop };
+    let preparation =
+        Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, journal, queue, stop };
     critical_thread::spawn("maintenance", move || preparation.run()).map_err(thread_error)?;
 
-    match shutdown::wait_and_drain(signals, running) {
+    let lost = shutdown::wait_and_drain(signals, running);
+    drop(directory);
+    match lost {
         0 => Ok(()),
         lost => Err(StartError(format!(
-            "{lost} accepted events could not be stored before the shutdown's grace was over and are lost: this \
-             version keeps them in memory only (durability = \"memory\")"
+            "{lost} accepted events could not be stored before the shutdown's grace was over and are lost: they were \
+             in memory only (durability = \"memory\")"
         ))),
     }
 }
 
-/// The schema, readiness, and then the hourly housekeeping.
+/// Locks the data directory where something in it must have one owner: the journal (one that an earlier run left, too)
+/// and the embedded store.
+fn lock_data_dir(config: &Config) -> Result<Option<DirectoryLock>, StartError> {
+    let is_needed = config.durability != Durability::Memory
+        || config.database_url.is_none()
+        || config.data_dir.join(JOURNAL_DIRECTORY).exists();
+    if !is_needed {
+        return Ok(None);
+    }
+    let directory = config.data_dir.display();
+    DirectoryLock::take(&config.data_dir).map(Some).map_err(|error| {
+        StartError(match error {
+            LockError::Taken(process) => {
+                let who = process.map_or_else(String::new, |id| format!(" (process {id})"));
+                format!(
+                    "another server{who} is running on {directory}; stop it, or give this one a directory of its own \
+                     (--data-dir DIR)"
+                )
+            }
+            LockError::Io(error) => format!(
+                "the data directory {directory} cannot be used: {error}; make it writable for this user, or choose \
+                 another (--data-dir DIR)"
+            ),
+        })
+    })
+}
+
+/// The journal; without one where nothing is to be written to it and nothing is left in it.
+fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<Journal>>, StartError> {
+    let directory = config.data_dir.join(JOURNAL_DIRECTORY);
+    let is_journaling = config.durability != Durability::Memory;
+    if !is_journaling && !directory.exists() {
+        return Ok(None);
+    }
+    let journal_config = JournalConfig {
+        shards: if is_journaling { config.shards } else { 0 },
+        is_synchronised: config.durability == Durability::Fsync,
+        segment_bytes: config.journal_segment_bytes,
+        bytes_max: config.journal_bytes_max,
+    };
+    let disk = Disk::create(&directory).map(|disk| Arc::new(disk) as Arc<dyn Storage>);
+    let journal = disk.and_then(|disk| Journal::start(disk, journal_config, metrics));
+    journal.map(Some).map_err(|error| {
+        StartError(format!("the journal in {} cannot be used: {error}; what it holds is kept", directory.display()))
+    })
+}
+
+/// The schema, the replay, readiness, and then the hourly housekeeping.
 struct Preparation {
     welcome: Welcome,
     store: Arc<dyn Store>,
@@ -159,6 +244,8 @@ struct Preparation {
     config: Config,
     listen_addr: SocketAddr,
     ops_addr: SocketAddr,
+    journal: Option<Arc<Journal>>,
+    queue: Queue,
     stop: Arc<AtomicBool>,
 }
 
@@ -166,16 +253,13 @@ impl Preparation {
     fn run(self) {
         const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
         const RETRY_AFTER: Duration = Duration::from_secs(60);
-        if !self.prepare_until_done() {
+        if !self.prepare_until_done() || !self.replay() {
             return;
         }
         let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
         critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
             .expect("one thread more after all the others");
-        // In this order, and a drain in the other: whichever comes last, the gauge says what the stage says.
-        self.metrics.set_ready(true);
-        if !self.stage.ready() {
-            self.metrics.set_ready(false);
+        if !self.stage.advance(Stage::REPLAYING, Stage::READY) {
             return;
         }
         tracing::info!(
@@ -242,6 +326,38 @@ impl Preparation {
             self.welcome()?;
         }
         Ok(())
+    }
+
+    /// Hands what the journal holds to the writers, and opens it. `false` where the server was stopped first.
+    fn replay(&self) -> bool {
+        if !self.stage.advance(Stage::PREPARING, Stage::REPLAYING) {
+            return false;
+        }
+        let Some(journal) = &self.journal else { return true };
+        let started = Instant::now();
+        match journal.replay(&self.queue, &self.stop) {
+            Ok(_) if self.stop.load(Ordering::Relaxed) => return false,
+            Ok(Replayed { segments: 0, .. }) => {}
+            Ok(Replayed { segments, events, lost }) => {
+                let seconds = started.elapsed().as_secs_f32();
+                tracing::info!(segments, events, seconds, "replayed the journal");
+                if lost > 0 {
+                    tracing::error!(events = lost, "EVENTS ARE MISSING: the journal is damaged; see the lines above");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the journal cannot be read; nothing is accepted until this is mended and the server started again");
+                self.stage.advance(Stage::REPLAYING, Stage::STUCK);
+                return false;
+            }
+        }
+        journal.open();
+        if self.config.queue_overflow == Overflow::Spill {
+            journal
+                .start_feeder(self.queue.clone(), Arc::clone(&self.stop))
+                .expect("one thread more after all the others");
+        }
+        true
     }
 
     /// On the very first start of an embedded store: an organisation, its key, and a line to paste.

@@ -26,6 +26,7 @@ pub use flags::{COMMON_FLAGS_HEADING, Flags, KeyFlags, ServerFlags, StoreFlags};
 pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
+use crate::handoff::journal::segment::SEGMENT_BYTES_MIN;
 use crate::key::Argon2Cost;
 use crate::limits;
 use crate::logging;
@@ -61,6 +62,12 @@ pub struct Config {
     pub queue_capacity: usize,
     /// What a 202 promises.
     pub durability: Durability,
+    /// What happens when the queue is full; `Spill` needs a journal.
+    pub queue_overflow: Overflow,
+    /// Disk for the journal, in bytes.
+    pub journal_bytes_max: u64,
+    /// Length of one file of the journal, in bytes.
+    pub journal_segment_bytes: u64,
     /// Requests per minute for organisations without a limit of their own; 0 is unlimited.
     pub rate_limit_per_minute: u32,
     /// How long a shutdown drains the queue.
@@ -88,9 +95,13 @@ pub enum Durability {
     Memory,
 }
 
-impl Durability {
-    /// What this version can keep. The first two levels need a journal, which it does not have.
-    const AVAILABLE: &[Self] = &[Self::Memory];
+/// What happens to an event when the queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is refused.
+    Reject,
+    /// It is accepted into the journal alone and fed to the writers later.
+    Spill,
 }
 
 /// How shards do their I/O.
@@ -177,7 +188,14 @@ impl Config {
             connections_max: values.count("connections_max") as usize,
             writers: values.count("writers") as usize,
             queue_capacity: values.count("queue_capacity") as usize,
-            durability: durability(values)?,
+            durability: match values.text("durability") {
+                "fsync" => Durability::Fsync,
+                "os" => Durability::Os,
+                _ => Durability::Memory,
+            },
+            queue_overflow: if values.text("queue_overflow") == "spill" { Overflow::Spill } else { Overflow::Reject },
+            journal_bytes_max: values.count("journal_bytes_max"),
+            journal_segment_bytes: values.count("journal_segment_bytes"),
             rate_limit_per_minute: values.count("rate_limit_per_minute") as u32,
             shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
             migrate_on_start: values.switch("migrate"),
@@ -193,7 +211,25 @@ impl Config {
                 config.listen, config.ops_listen
             )));
         }
+        config.check_journal(values)?;
         Ok(config)
+    }
+
+    fn check_journal(&self, values: &Values) -> Result<(), ConfigError> {
+        if self.durability == Durability::Memory && self.queue_overflow == Overflow::Spill {
+            return Err(values.refuse_text(
+                "queue_overflow",
+                "\"reject\" where durability is \"memory\": there is no journal to spill into",
+            ));
+        }
+        let least = self.shards as u64 * 2 * SEGMENT_BYTES_MIN as u64;
+        if self.durability != Durability::Memory && self.journal_bytes_max < least {
+            return Err(ConfigError::Unusable(format!(
+                "journal_bytes_max ({}) is too little for {} shards\n  fix: set it to at least {least}, or run fewer shards",
+                self.journal_bytes_max, self.shards
+            )));
+        }
+        Ok(())
     }
 
     /// What the store needs to know, with at most this many connections to the database.
@@ -277,20 +313,6 @@ fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
 
 fn refuse_argon2(why: &str) -> ConfigError {
     ConfigError::Unusable(format!("{why}\n  fix: set argon2_memory_kib and argon2_iterations, or leave them out"))
-}
-
-fn durability(values: &Values) -> Result<Durability, ConfigError> {
-    let durability = match values.text("durability") {
-        "fsync" => Durability::Fsync,
-        "os" => Durability::Os,
-        _ => Durability::Memory,
-    };
-    if Durability::AVAILABLE.contains(&durability) {
-        return Ok(durability);
-    }
-    let expected =
-        "\"memory\": this version has no journal yet, so a 202 can only promise that the event is in the queue";
-    Err(values.refuse_text("durability", expected))
 }
 
 /// A TOML basic string. JSON's escapes are a subset of TOML's, which also wants DEL escaped.

@@ -140,6 +140,29 @@ pub const SQLITE_WAL_PAGES: i64 = 16_384;
 /// Virtual-machine steps of the embedded store between two looks at the deadline of a call: well under 1 ms.
 pub const SQLITE_DEADLINE_CHECK_STEPS: i32 = 4096;
 
+// ---- journal -----------------------------------------------------------------------------------------------
+
+/// Segment files, all shards together. A slot of the ledger each: 384 KiB.
+pub const JOURNAL_SEGMENTS_MAX: usize = 16_384;
+/// Length of a segment, by default. Each shard has one in use and one prepared.
+pub const JOURNAL_SEGMENT_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+/// All segments together, by default. Over it: 429 `queue_full`.
+pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 8 * 1024 * 1024 * 1024;
+/// Least that can be configured: two of the shortest segments for one shard.
+pub const JOURNAL_BYTES_CONFIGURED_MIN: u64 = 1024 * 1024;
+/// Most that can be configured: what the ledger has slots for, in segments of the default length.
+pub const JOURNAL_BYTES_CONFIGURED_MAX: u64 = JOURNAL_SEGMENTS_MAX as u64 * JOURNAL_SEGMENT_BYTES_DEFAULT;
+/// Spilled events that gather on one shard for the next write, in bytes. Over it: 429 `queue_full`. Events with a
+/// slot in the queue are bounded by [`QUEUE_BYTES_MAX`].
+pub const JOURNAL_GROUP_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A segment whose events are all stored is left for a new one after this time, so that it can be deleted and a crash
+/// has less to replay.
+pub const JOURNAL_SEGMENT_AGE_MAX: Duration = Duration::from_secs(60);
+/// How often the keeper looks for segments that can be deleted, where nothing wakes it.
+pub const JOURNAL_KEEPER_INTERVAL: Duration = Duration::from_millis(50);
+/// How long after a segment could not be made it is tried again.
+pub const JOURNAL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
 // ---- control -----------------------------------------------------------------------------------------------
 
 /// Threads that answer the reading and managing routes.

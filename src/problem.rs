@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::handoff::journal::Closed;
+
 /// One invalid field of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
@@ -73,6 +75,8 @@ pub enum Problem {
     ShuttingDown,
     /// The database is away and the request needs it.
     StoreUnavailable,
+    /// The journal takes nothing; with the reason.
+    JournalUnavailable(&'static str),
     /// Too many open connections.
     TooManyConnections,
     /// A bug: the request, and only it, fails.
@@ -88,6 +92,17 @@ pub struct Row {
     pub code: &'static str,
     /// `Retry-After` in seconds.
     pub retry_after: Option<u32>,
+}
+
+impl From<Closed> for Problem {
+    fn from(why: Closed) -> Self {
+        match why {
+            Closed::Full => Self::QueueFull,
+            Closed::Replaying => Self::JournalUnavailable("the server is still reading its journal back"),
+            Closed::NoSpace => Self::JournalUnavailable("the journal's disk is full"),
+            Closed::Failed => Self::JournalUnavailable("the journal's disk failed"),
+        }
+    }
 }
 
 impl Problem {
@@ -117,6 +132,7 @@ impl Problem {
             Self::UnknownMethod => (501, "not_implemented", None),
             Self::ShuttingDown => (503, "shutting_down", Some(5)),
             Self::StoreUnavailable => (503, "store_unavailable", Some(1)),
+            Self::JournalUnavailable(_) => (503, "journal_unavailable", Some(2)),
             Self::TooManyConnections => (503, "too_many_connections", Some(1)),
             Self::HttpVersionNotSupported => (505, "http_version_not_supported", None),
         };
@@ -150,6 +166,7 @@ impl Problem {
             Self::AuthBusy => "too many API keys are being verified; send the request again".into(),
             Self::ShuttingDown => "the server is shutting down; send the request again".into(),
             Self::StoreUnavailable => "the database cannot be reached; send the request again".into(),
+            Self::JournalUnavailable(why) => format!("{why}; nothing of this was stored; send it again later").into(),
             Self::TooManyConnections => "too many open connections; reuse them or come back later".into(),
             Self::Internal => "an internal error; the request may or may not have taken effect".into(),
         }

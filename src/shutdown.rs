@@ -1,5 +1,5 @@
-//! The way down, front to back: no new connections, requests in flight answered, the queue drained, with a
-//! deadline; a second signal ends the process at once.
+//! The way down, front to back: no new connections, requests in flight answered, the journal committed, the queue
+//! drained, with a deadline; a second signal ends the process at once.
 //!
 //! Runs on the main thread.
 
@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
 
 use crate::boot::Stage;
-use crate::metrics::Metrics;
+use crate::handoff::journal::Journal;
 use crate::store::writer::Writers;
 
 /// How long a shard that was told to leave may take, however short the grace is.
@@ -41,17 +41,19 @@ pub struct Running {
     pub stop: Arc<AtomicBool>,
     /// What `/ready` says.
     pub stage: Arc<Stage>,
-    /// Whose gauge says the same.
-    pub metrics: Arc<Metrics>,
     /// The shards' threads.
     pub shards: Vec<JoinHandle<()>>,
+    /// The journal, where there is one.
+    pub journal: Option<Arc<Journal>>,
     /// The writers.
     pub writers: Writers,
+    /// Whether everything accepted is in the journal.
+    pub is_journaling: bool,
     /// How long all of it may take.
     pub grace: Duration,
 }
 
-/// Waits for a signal, then brings everything down. Returns how many accepted events could not be stored.
+/// Waits for a signal, then brings everything down. Returns how many accepted events are lost.
 pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let signal = signals.0.forever().next();
     let begun = Instant::now();
@@ -67,7 +69,6 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
         tracing::warn!(%error, "a second signal will not be heard");
     }
     running.stage.drain();
-    running.metrics.set_ready(false);
     running.stop.store(true, Ordering::Relaxed);
     running.draining.store(true, Ordering::Relaxed);
     // Requests in flight get half of the grace; what they were promised needs the other half.
@@ -77,11 +78,24 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     if !wait_for(&running.shards, deadline.max(Instant::now() + SHARD_EXIT_MAX)) {
         tracing::error!("a shard does not end; a bug");
     }
-    let lost = running.writers.drain(deadline);
-    if lost == 0 {
-        tracing::info!(seconds = begun.elapsed().as_secs_f32(), "everything accepted is stored; bye");
+    // A group under way takes one write of the disk.
+    let commit_deadline = deadline.max(Instant::now() + SHARD_EXIT_MAX);
+    if let Some(journal) = &running.journal {
+        journal.close(commit_deadline);
     }
-    lost
+    let waiting = running.writers.drain(deadline);
+    let seconds = begun.elapsed().as_secs_f32();
+    let journaled = running.journal.map_or(0, |journal| journal.end());
+    if journaled > 0 {
+        tracing::info!(
+            seconds,
+            events = journaled,
+            "what could not be stored is in the journal for the next start; bye"
+        );
+    } else if waiting == 0 {
+        tracing::info!(seconds, "everything accepted is stored; bye");
+    }
+    if running.is_journaling { 0 } else { waiting }
 }
 
 /// Waits until all of `threads` have ended, at most until `deadline`; whether they have.

@@ -193,8 +193,11 @@ fn a_bad_configuration_exits_with_64_and_names_the_fault() {
         (&["--listen", "localhost"], &["--listen is \"localhost\"", "127.0.0.1:3000"]),
         (&["--listen", "127.0.0.1:9464"], &["--ops-listen"]),
         (&["--log", "loud"], &["--log is \"loud\""]),
-        (&["--durability", "fsync"], &["no journal yet", "memory"]),
-        (&["--durability", "os"], &["no journal yet", "memory"]),
+        (
+            &["--durability", "memory", "--queue-overflow", "spill"],
+            &["--queue-overflow is \"spill\"", "no journal to spill into"],
+        ),
+        (&["--journal-bytes-max", "1048576", "--shards", "2"], &["journal_bytes_max", "at least 2097152"]),
         (&["--durability", "none"], &["fsync, os, memory"]),
     ] {
         for command in [&["config", "check"][..], &["serve"]] {

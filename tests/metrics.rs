@@ -42,6 +42,14 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("event_queue_size", "gauge"),
             ("events_ingested_total", "counter"),
             ("http_requests_total", "counter"),
+            ("journal_bytes", "gauge"),
+            ("journal_commit_seconds", "histogram"),
+            ("journal_damaged_records_total", "counter"),
+            ("journal_failures_total", "counter"),
+            ("journal_group_size", "histogram"),
+            ("journal_oldest_unreleased_seconds", "gauge"),
+            ("journal_replayed_total", "counter"),
+            ("journal_segments", "gauge"),
             ("millrace_build_info", "gauge"),
             ("millrace_ready", "gauge"),
             ("process_cpu_seconds_total", "counter"),
@@ -94,7 +102,7 @@ fn gauges_show_what_they_were_given() {
     assert_eq!(first.value("millrace_ready", &[]), 0.0);
 
     waiting.store(9_999, Ordering::Relaxed);
-    metrics.set_ready(true);
+    metrics.set_readiness(|| true);
     let shard = metrics.shard(0);
     for _ in 0..3 {
         shard.connections_accepted_total.inc();

@@ -76,7 +76,8 @@ fn every_problem() -> Vec<Problem> {
         Problem::QueueFull => Some(Problem::AuthBusy),
         Problem::AuthBusy => Some(Problem::ShuttingDown),
         Problem::ShuttingDown => Some(Problem::StoreUnavailable),
-        Problem::StoreUnavailable => Some(Problem::TooManyConnections),
+        Problem::StoreUnavailable => Some(Problem::JournalUnavailable("")),
+        Problem::JournalUnavailable(_) => Some(Problem::TooManyConnections),
         Problem::TooManyConnections => Some(Problem::Internal),
         Problem::Internal => None,
     };

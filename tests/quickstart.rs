@@ -70,8 +70,10 @@ fn the_first_start_prints_a_key_and_lines_to_paste_and_the_event_comes_back() {
     assert!(!server.log().contains(key));
     assert_eq!(server.stop(), 0);
     let secret = key.as_bytes();
-    for entry in data_dir.read_dir().expect("a directory") {
-        let bytes = std::fs::read(entry.expect("an entry").path()).expect("a file");
+    let entries = [&data_dir, &data_dir.join("journal")].map(|dir| dir.read_dir().expect("a directory"));
+    let paths = entries.into_iter().flatten().map(|entry| entry.expect("an entry").path());
+    for path in paths.filter(|path| path.is_file()) {
+        let bytes = std::fs::read(path).expect("a file");
         assert!(!bytes.windows(secret.len()).any(|window| window == secret), "the key is stored in clear");
     }
     let server = Server::start(options);

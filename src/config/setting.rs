@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::handoff::journal::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::limits;
 
 /// What values a setting takes.
@@ -111,7 +112,7 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Text("DIR"),
         preset: Preset::Text("./millrace-data"),
         scope: Scope::Store,
-        help: "Directory of the embedded store; created where it is missing",
+        help: "Directory of the journal and of the embedded store; created where it is missing",
     },
     Setting {
         key: "database_url",
@@ -200,9 +201,36 @@ pub static SETTINGS: &[Setting] = &[
         env: "MILLRACE_DURABILITY",
         flag: "durability",
         kind: Kind::Choice("fsync|os|memory"),
-        preset: Preset::Text("memory"),
+        preset: Preset::Text("fsync"),
         scope: Scope::Server,
-        help: "What a 202 promises; this version has no journal yet, so only memory: it is in the queue",
+        help: "What a 202 promises: on disk and synchronised, written to the operating system, or in memory",
+    },
+    Setting {
+        key: "queue_overflow",
+        env: "MILLRACE_QUEUE_OVERFLOW",
+        flag: "queue-overflow",
+        kind: Kind::Choice("reject|spill"),
+        preset: Preset::Text("reject"),
+        scope: Scope::Server,
+        help: "With the queue full: answer 429, or go on accepting into the journal alone",
+    },
+    Setting {
+        key: "journal_bytes_max",
+        env: "MILLRACE_JOURNAL_BYTES_MAX",
+        flag: "journal-bytes-max",
+        kind: Kind::Count("BYTES", limits::JOURNAL_BYTES_CONFIGURED_MIN, limits::JOURNAL_BYTES_CONFIGURED_MAX),
+        preset: Preset::Count(limits::JOURNAL_BYTES_MAX_DEFAULT),
+        scope: Scope::Server,
+        help: "Disk for the journal, all shards together; over it: 429 queue_full",
+    },
+    Setting {
+        key: "journal_segment_bytes",
+        env: "MILLRACE_JOURNAL_SEGMENT_BYTES",
+        flag: "journal-segment-bytes",
+        kind: Kind::Count("BYTES", SEGMENT_BYTES_MIN as u64, SEGMENT_BYTES_MAX as u64),
+        preset: Preset::Count(limits::JOURNAL_SEGMENT_BYTES_DEFAULT),
+        scope: Scope::Server,
+        help: "Length of one file of the journal; each shard has one in use and one prepared",
     },
     Setting {
         key: "rate_limit_per_minute",

@@ -35,7 +35,9 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "database_url" => ["postgres://one/x", "postgres://two/x"],
         "listen" | "ops_listen" => ["127.0.0.1:11", "127.0.0.1:12"],
         "io_driver" => ["uring", "epoll"],
-        "durability" => ["memory", "memory"],
+        "durability" => ["os", "memory"],
+        "queue_overflow" => ["reject", "spill"],
+        "journal_bytes_max" | "journal_segment_bytes" => ["8388608", "16777216"],
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
         _ => match setting.kind {
@@ -69,7 +71,8 @@ fn the_contract_s_defaults_hold() {
     assert_eq!(config.database_url, None);
     assert_eq!((config.shards, config.writers, config.queue_capacity), (3, 12, 10_000));
     assert_eq!(config.connections_max, limits::CONNECTIONS_MAX);
-    assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Memory));
+    assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
+    assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
     assert_eq!((config.migrate_on_start, config.allow_insecure_webhooks), (true, false));
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
@@ -137,8 +140,13 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
         (None, &[("MILLRACE_DATA_DIR", " ")], &["--data-dir", ""], ["--data-dir is \"\"", "directory"]),
         (None, &[], &["--argon2-memory-kib", "7"], ["7 KiB", "8 to 65536"]),
         (None, &[], &["--log", "loud"], ["--log is \"loud\"", "error, warn, info"]),
-        (None, &[], &["--durability", "fsync"], ["--durability is \"fsync\"", "no journal yet"]),
-        (None, &[("MILLRACE_DURABILITY", "os")], &[], ["MILLRACE_DURABILITY is \"os\"", "\"memory\""]),
+        (
+            None,
+            &[],
+            &["--durability", "memory", "--queue-overflow", "spill"],
+            ["--queue-overflow is \"spill\"", "no journal to spill into"],
+        ),
+        (None, &[("MILLRACE_DURABILITY", "disk")], &[], ["MILLRACE_DURABILITY is \"disk\"", "fsync, os, memory"]),
         (Some("shards = '4'"), &[], &[], ["`shards` in ", "is a string; it must be a whole number"]),
         (Some("shards = 0"), &[], &[], ["`shards` in ", "is 0"]),
         (Some("listen = 3000"), &[], &[], ["`listen` in ", "is an integer; it must be text"]),

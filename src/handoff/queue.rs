@@ -65,15 +65,35 @@ pub fn queue(events_max: usize) -> (Queue, Accepted) {
 impl Queue {
     /// Takes a slot and hands the event over, or does neither.
     pub fn offer(&self, event: Event) -> Result<(), QueueFull> {
+        self.reserve(&event)?;
+        if self.hand_over(event) { Ok(()) } else { Err(QueueFull) }
+    }
+
+    /// Takes a slot for `event`.
+    pub fn reserve(&self, event: &Event) -> Result<(), QueueFull> {
+        if self.slots.take(event.weight()) { Ok(()) } else { Err(QueueFull) }
+    }
+
+    /// Takes a slot for an event that can wait: only while half of the slots are free, so that the rest is there for
+    /// those that cannot.
+    pub fn reserve_spare(&self, event: &Event) -> Result<(), QueueFull> {
+        if self.slots.has_spare() { self.reserve(event) } else { Err(QueueFull) }
+    }
+
+    /// Gives the writers an event that has its slot. `false` where they are gone; the slot is free then.
+    pub fn hand_over(&self, event: Event) -> bool {
         let weight = event.weight();
-        if !self.slots.take(weight) {
-            return Err(QueueFull);
-        }
         // The channel has room for every slot; it refuses only once the writers are gone.
-        self.sender.try_send(event).map_err(|_| {
+        let is_sent = self.sender.try_send(event).is_ok();
+        if !is_sent {
             self.slots.release(1, weight);
-            QueueFull
-        })
+        }
+        is_sent
+    }
+
+    /// Gives the slot of an event back that is not handed over.
+    pub fn give_back(&self, event: &Event) {
+        self.slots.release(1, event.weight());
     }
 
     /// The counter, for the gauge.
@@ -96,6 +116,10 @@ impl Slots {
     /// Gives back the slots of `events` stored events that weighed `bytes` together.
     pub fn release(&self, events: usize, bytes: usize) {
         self.used.fetch_sub(events as u64 * ONE_EVENT + bytes as u64, Ordering::Relaxed);
+    }
+
+    fn has_spare(&self) -> bool {
+        self.events() as u64 * 2 < self.events_max.max(2) && self.bytes() * 2 < limits::QUEUE_BYTES_MAX
     }
 
     fn take(&self, bytes: usize) -> bool {

@@ -5,6 +5,7 @@
 //! [`BYTES_PER_TURN`] bytes of parsing: a large batch must not hold up small events.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::connection::{Connection, Stop};
@@ -12,6 +13,7 @@ use super::envelope::skip_value;
 use super::http::{ContentType, Head};
 use super::{Standing, Stream, accept, admit, count_invalid, expect_json, identify, parse};
 use crate::event::Event;
+use crate::handoff::journal::{Ticket, Trouble};
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
 use crate::problem::{FieldError, Problem};
@@ -67,19 +69,31 @@ pub(super) async fn post_events<S: Stream>(
             }
         }
     }
+    let ticket = Rc::new(Ticket::default());
     let mut is_first = true;
-    let results: Vec<Result<_, Problem>> = events
+    let mut results: Vec<Result<_, Problem>> = events
         .into_iter()
         .map(|event| {
             let event = event?;
             if !std::mem::take(&mut is_first) {
                 admit(&connection.shard, &tenant, standing)?;
             }
-            accept(&connection.shard, event)
+            accept(&connection.shard, event, &ticket)
         })
         .collect();
+    connection.wait_for_server();
+    ticket.settled().await;
+    let mut taken = results.iter_mut().filter(|result| result.is_ok());
+    let mut next = 0;
+    for (position, trouble) in ticket.clear() {
+        let Trouble::Refused(why) = trouble else { return Err(Stop::Gone) };
+        let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
+        *broken = Err(why.into());
+        next = position + 1;
+    }
     // Nothing of it was taken, for want of room: the clear no that a single event would get.
-    if let Some(Err(problem @ (Problem::QueueFull | Problem::RateLimited { .. }))) = results.first()
+    if let Some(Err(problem @ (Problem::QueueFull | Problem::JournalUnavailable(_) | Problem::RateLimited { .. }))) =
+        results.first()
         && results.iter().all(Result::is_err)
     {
         return Err(problem.clone().into());

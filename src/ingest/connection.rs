@@ -22,11 +22,12 @@ use std::os::fd::AsRawFd;
 
 use super::connections::{Member, Phase};
 use super::http::{self, Framing, Head, HeadScanner};
+use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Frame};
 use super::shard::Shard;
 use super::{Standing, batch, post_event};
 use crate::control::{Caller, Job, ReplyHold, Request};
-use crate::event::EventId;
+use crate::handoff::journal::{Ticket, Trouble};
 use crate::health;
 use crate::limits;
 use crate::metrics::Route as RouteLabel;
@@ -58,7 +59,7 @@ impl From<Problem> for Stop {
 
 /// A good answer.
 enum Answer {
-    Accepted(EventId),
+    Accepted(Accepted),
     Json { status: u16, body: Vec<u8>, hold: Option<ReplyHold> },
     Text { content_type: &'static str, body: Rc<[u8]> },
 }
@@ -84,6 +85,8 @@ pub(super) struct Connection<S> {
     is_body_read: bool,
     scanner: HeadScanner,
     out: Vec<u8>,
+    /// Answers in `out` that must wait for the journal.
+    promises: Promises,
     /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
     holds: Vec<ReplyHold>,
     /// What a read buffer should hold, from the size of the last request.
@@ -105,6 +108,7 @@ impl<S: Stream> Connection<S> {
             is_body_read: false,
             scanner: HeadScanner::default(),
             out: Vec::new(),
+            promises: Promises::default(),
             holds: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
             reads_in_row: 0,
@@ -266,6 +270,11 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
+    /// What single events are appended to the journal with.
+    pub(super) fn ticket(&self) -> &Rc<Ticket> {
+        self.promises.ticket()
+    }
+
     /// No deadline of the client's runs while the server is at work.
     pub(super) fn wait_for_server(&self) {
         self.member.work();
@@ -322,8 +331,35 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Writes what is gathered in `out`.
+    /// Writes what is gathered in `out`, when the journal lets it go.
     async fn flush(&mut self) -> Result<(), Stop> {
+        self.keep_promises().await?;
+        self.write_out().await
+    }
+
+    /// Waits until every 202 in `out` is true. Where one will not be, it and what follows it are taken back, and the
+    /// connection ends: with a refusal where nothing of the event was written, else without a word, because nobody
+    /// knows.
+    async fn keep_promises(&mut self) -> Result<(), Stop> {
+        if self.promises.is_empty() {
+            return Ok(());
+        }
+        self.wait_for_server();
+        let Settled { kept, since, broken } = self.promises.settled().await;
+        let metrics = &self.shard.metrics;
+        metrics.event_ingestion_latency_seconds.observe_nanos_times(since.elapsed().as_nanos() as u64, kept.into());
+        metrics.http_requests_total.add(RouteLabel::EventsPost, 202, kept.into());
+        let Some((begins, trouble)) = broken else { return Ok(()) };
+        self.out.truncate(begins);
+        if let Trouble::Refused(why) = trouble {
+            self.refuse(RouteLabel::EventsPost, &why.into());
+        }
+        self.write_out().await?;
+        Box::pin(self.linger()).await;
+        Err(Stop::Gone)
+    }
+
+    async fn write_out(&mut self) -> Result<(), Stop> {
         if self.out.is_empty() {
             return Ok(());
         }
@@ -374,8 +410,15 @@ impl<S: Stream> Connection<S> {
         let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
         let out = &mut self.out;
         let status = match answer {
-            Ok(Answer::Accepted(id)) => {
+            Ok(Answer::Accepted(Accepted { id, started })) => {
+                let begins = out.len();
                 reply::accepted(out, &frame, id);
+                if self.shard.journal.is_some() {
+                    // Counted when it may leave.
+                    return self.promises.add(begins, started);
+                }
+                let nanos = started.elapsed().as_nanos() as u64;
+                self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
                 202
             }
             Ok(Answer::Json { status, body, hold }) => {
@@ -397,14 +440,19 @@ impl<S: Stream> Connection<S> {
         self.shard.metrics.http_requests_total.inc(label, status);
     }
 
-    /// Refuses bytes that are no request: there is no head to answer, and the connection will close.
+    /// Refuses bytes that are no request.
     fn refuse_unparsed(&mut self, problem: &Problem) {
+        self.refuse(RouteLabel::Other, problem);
+    }
+
+    /// Refuses where there is no head to answer; the connection will close.
+    fn refuse(&mut self, label: RouteLabel, problem: &Problem) {
         self.prepare_out();
         let date = self.shard.date();
         let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head: false, rate: None };
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
-        self.shard.metrics.http_requests_total.inc(RouteLabel::Other, problem.row().status);
+        self.shard.metrics.http_requests_total.inc(label, problem.row().status);
     }
 }
 

@@ -13,6 +13,7 @@ mod connections;
 pub mod envelope;
 pub mod http;
 pub mod json_syntax;
+mod promises;
 pub mod rate_limit;
 mod reply;
 pub mod shard;
@@ -25,11 +26,13 @@ use std::time::Instant;
 use auth_cache::{Lookup, Tenant};
 use connection::{Connection, Stop};
 use http::{ContentType, Framing, Head};
+use promises::Accepted;
 use rate_limit::Decision;
 use shard::Shard;
 
 use crate::auth::Verdict;
 use crate::event::{Event, EventId};
+use crate::handoff::journal::Ticket;
 use crate::key::{self, API_KEY_LEN};
 use crate::limits;
 use crate::metrics::{CacheLookup, ValidationErrorKind};
@@ -47,16 +50,15 @@ async fn post_event<S: Stream>(
     connection: &mut Connection<S>,
     head: &Head,
     standing: &mut Standing,
-) -> Result<EventId, Stop> {
+) -> Result<Accepted, Stop> {
     let started = Instant::now();
     let tenant = identify(connection, head, started, standing).await?;
     admit(&connection.shard, &tenant, standing)?;
     expect_json(head, ContentType::Json)?;
     let body = connection.read_body(head, limits::EVENT_BODY_BYTES_MAX).await?;
     let event = parse(&connection.shard, &tenant, connection.idempotency_key(head), connection.body(&body))?;
-    let id = accept(&connection.shard, event)?;
-    connection.shard.metrics.event_ingestion_latency_seconds.observe_nanos(started.elapsed().as_nanos() as u64);
-    Ok(id)
+    let id = accept(&connection.shard, event, connection.ticket())?;
+    Ok(Accepted { id, started })
 }
 
 /// Finds out whose key the request carries. Waits only for a key this shard has not seen lately.
@@ -180,11 +182,16 @@ fn parse(shard: &Shard, tenant: &Tenant, idempotency_key: Option<&[u8]>, body: &
     Ok(Event::new(id, org, received_at, &envelope.event_type, envelope.dedup_id.as_deref(), envelope.payload))
 }
 
-/// Takes a slot for the event and hands it over; from here on the server answers for it.
-fn accept(shard: &Shard, event: Event) -> Result<EventId, Problem> {
+/// Takes a slot for the event and appends it to the journal; its 202 may leave when `ticket` says that it is durable.
+/// Without a journal it is handed over at once.
+fn accept(shard: &Shard, event: Event, ticket: &Rc<Ticket>) -> Result<EventId, Problem> {
     let id = event.id;
-    shard.queue.offer(event).map_err(|_| Problem::QueueFull)?;
-    shard.metrics.events_ingested_total.inc();
+    if let Some(journal) = &shard.journal {
+        journal.accept(event, ticket)?;
+    } else {
+        shard.queue.offer(event).map_err(|_| Problem::QueueFull)?;
+        shard.metrics.events_ingested_total.inc();
+    }
     Ok(id)
 }
 

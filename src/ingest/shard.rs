@@ -33,6 +33,7 @@ use crate::clock::Timestamp;
 use crate::config::IoDriver;
 use crate::control::ControlPool;
 use crate::event::EventId;
+use crate::handoff::journal::{Appender, Journal};
 use crate::handoff::queue::Queue;
 use crate::health::Readiness;
 use crate::limits;
@@ -44,6 +45,10 @@ use crate::problem::Problem;
 pub struct Neighbours {
     /// The crossing to the writers.
     pub queue: Queue,
+    /// What makes a 202 durable; `None`: it is not.
+    pub journal: Option<Arc<Journal>>,
+    /// Whether events that find the queue full are accepted into the journal alone.
+    pub may_spill: bool,
     /// The pool that verifies keys.
     pub verifier: Verifier,
     /// Credential changes.
@@ -82,6 +87,7 @@ pub struct Shard {
     pub(super) auth: RefCell<AuthCache>,
     pub(super) verifier: Verifier,
     pub(super) queue: Queue,
+    pub(super) journal: Option<Appender>,
     pub(super) control: Arc<ControlPool>,
     pub(super) metrics: ShardHandle,
     pub(super) scratch: RefCell<Scratch>,
@@ -122,11 +128,16 @@ impl Shard {
     /// # Errors
     /// Where the operating system has no randomness for the auth cache.
     pub fn new(index: usize, neighbours: Neighbours) -> io::Result<Self> {
+        let journal = neighbours
+            .journal
+            .as_ref()
+            .map(|journal| Appender::new(journal.lane(index), neighbours.queue.clone(), neighbours.may_spill));
         let auth = AuthCache::new(index, Arc::clone(&neighbours.feed)).map_err(io::Error::other)?;
         Ok(Self {
             auth: RefCell::new(auth),
             verifier: neighbours.verifier.clone(),
             queue: neighbours.queue.clone(),
+            journal,
             control: Arc::clone(&neighbours.control),
             metrics: neighbours.metrics.shard(index),
             scratch: RefCell::default(),
@@ -145,6 +156,13 @@ impl Shard {
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
         contain(Connection::new(self, stream).serve()).await;
+    }
+
+    /// Moves the shard's end of the journal; a task for as long as the shard runs.
+    pub async fn tend_journal(self: Rc<Self>) {
+        if let Some(journal) = &self.journal {
+            journal.tend(|durable| self.metrics.events_ingested_total.add(durable.into())).await;
+        }
     }
 
     /// Seconds on the rate limiter's clock.
@@ -262,6 +280,7 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
     monoio::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+    monoio::spawn(Rc::clone(&shard).tend_journal());
     let mut auth_swept_at = Instant::now();
     let mut is_listening = true;
     loop {
@@ -279,7 +298,9 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
                 super::connections::stop_listening(listener.as_raw_fd());
             }
             shard.connections.close_idle();
-            if shard.connections.open() == 0 {
+            // An event may outlive its connection on its way to the disk, and its copy goes to the writers from here.
+            let is_settled = shard.journal.as_ref().is_none_or(Appender::is_settled);
+            if shard.connections.open() == 0 && is_settled {
                 return;
             }
             if shard.neighbours.leaving.load(Ordering::Relaxed) {

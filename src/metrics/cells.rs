@@ -138,6 +138,13 @@ impl<const N: usize> Latency<N> {
         self.sum_nanos.add(nanos);
     }
 
+    /// Records the same duration `n` times.
+    #[inline]
+    pub fn observe_nanos_times(&self, nanos: u64, n: u64) {
+        self.buckets[self.bounds.bucket(nanos)].add(n);
+        self.sum_nanos.add(nanos * n);
+    }
+
     /// The values of several histograms with the same bounds, added up.
     pub(super) fn merged<'a>(all: impl Iterator<Item = &'a Self>) -> LatencySnapshot<N> {
         let mut merged = LatencySnapshot { sum_nanos: 0, buckets: [0; N] };

@@ -9,6 +9,7 @@
 //! shard. Nothing here is logged, and no value here is worth hiding: keys and organisations are never labels.
 
 pub mod cells;
+mod journal;
 mod names;
 mod process;
 mod render;
@@ -16,12 +17,14 @@ mod shard;
 mod store;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use prometheus::{Encoder, Registry, TextEncoder};
 
-pub use self::names::{CacheLookup, DbOperation, Label, RetryReason, Route, TimeoutPhase, ValidationErrorKind};
+pub use self::journal::JournalMetrics;
+pub use self::names::{
+    CacheLookup, DbOperation, JournalFailure, Label, RetryReason, Route, TimeoutPhase, ValidationErrorKind,
+};
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};
 pub use self::store::{CommittedBatch, StoreMetrics};
 
@@ -32,6 +35,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Metrics {
     /// Recorded by writers and whoever else calls the store.
     pub store: StoreMetrics,
+    /// Recorded by the journal's threads.
+    pub journal: JournalMetrics,
     shared: Arc<Shared>,
     registry: Registry,
 }
@@ -40,9 +45,13 @@ pub struct Metrics {
 struct Shared {
     shards: Vec<Arc<ShardMetrics>>,
     queue: OnceLock<Queue>,
-    ready: AtomicBool,
+    journal: OnceLock<Box<dyn Fn() -> JournalSizes + Send + Sync>>,
+    ready: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     start_time_seconds: Option<f64>,
 }
+
+/// Bytes, segments, and the age of the oldest unreleased one in seconds.
+type JournalSizes = (u64, u64, f64);
 
 struct Queue {
     capacity: usize,
@@ -51,7 +60,7 @@ struct Queue {
 
 impl Shared {
     fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.ready.get().is_some_and(|ready| ready())
     }
 }
 
@@ -62,14 +71,16 @@ impl Metrics {
         let shared = Arc::new(Shared {
             shards: (0..shards).map(|_| Arc::new(ShardMetrics::new())).collect(),
             queue: OnceLock::new(),
-            ready: AtomicBool::new(false),
+            journal: OnceLock::new(),
+            ready: OnceLock::new(),
             start_time_seconds: process::start_time_seconds(),
         });
         let registry = Registry::new();
         let store = StoreMetrics::register(&registry).expect(VALID);
+        let journal = JournalMetrics::register(&registry).expect(VALID);
         let merged = render::MergedCollector::new(Arc::clone(&shared)).expect(VALID);
         registry.register(Box::new(merged)).expect(VALID);
-        Arc::new(Self { store, shared, registry })
+        Arc::new(Self { store, journal, shared, registry })
     }
 
     /// The right to write the cells of shard `index`, to be moved to its thread.
@@ -88,9 +99,18 @@ impl Metrics {
         debug_assert!(first, "there is one queue");
     }
 
-    /// The gauge `millrace_ready`.
-    pub fn set_ready(&self, ready: bool) {
-        self.shared.ready.store(ready, Ordering::Relaxed);
+    /// Where the gauges of the journal come from. `sizes` is called at each scrape and must not block. To be called once,
+    /// at boot.
+    pub fn set_journal(&self, sizes: impl Fn() -> JournalSizes + Send + Sync + 'static) {
+        let first = self.shared.journal.set(Box::new(sizes)).is_ok();
+        debug_assert!(first, "there is one journal");
+    }
+
+    /// Where the gauge `millrace_ready` comes from; 0 before. `ready` is called at each scrape and must not block. To be
+    /// called once, at boot.
+    pub fn set_readiness(&self, ready: impl Fn() -> bool + Send + Sync + 'static) {
+        let first = self.shared.ready.set(Box::new(ready)).is_ok();
+        debug_assert!(first, "there is one answer");
     }
 
     /// Everything, in the text format ([`CONTENT_TYPE`]). Takes under 0.5 ms (debug build).

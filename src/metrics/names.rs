@@ -46,6 +46,16 @@ definitions! {
     PROCESS_MAX_FDS = "process_max_fds", "Most file descriptors the process may open.";
     PROCESS_CPU = "process_cpu_seconds_total", "CPU time of all threads, user and system.";
     PROCESS_START_TIME = "process_start_time_seconds", "When the process started, in seconds since the Unix epoch.";
+    // Recorded by the journal's threads.
+    JOURNAL_BYTES = "journal_bytes", "Bytes of the journal's segments on disk, prepared ones included.";
+    JOURNAL_SEGMENTS = "journal_segments", "Segments of the journal on disk, prepared ones included.";
+    JOURNAL_OLDEST_UNRELEASED = "journal_oldest_unreleased_seconds",
+        "Age of the oldest segment that holds an event which is not in the database yet; 0 where none does.";
+    JOURNAL_COMMIT = "journal_commit_seconds", "Making one group of events durable: its write and its fdatasync.";
+    JOURNAL_GROUP_SIZE = "journal_group_size", "Events made durable together.";
+    JOURNAL_REPLAYED = "journal_replayed_total", "Events read from the journal at the start and handed to the writers.";
+    JOURNAL_DAMAGED_RECORDS = "journal_damaged_records_total", "Events known to be missing from a damaged journal.";
+    JOURNAL_FAILURES = "journal_failures_total", "Operations of the journal on its disk that failed.";
     // Recorded by writers and whoever else calls the store.
     DB_OPERATIONS_LATENCY = "db_operations_latency_seconds", "Calls of the store, failed ones included.";
     STORE_BATCH_EVENTS = "store_batch_events", "Events in a committed batch.";
@@ -144,6 +154,15 @@ pub(super) const STORE_BATCH_EVENTS_BUCKETS: &[f64] =
 pub(super) const STORE_BATCH_BYTES_BUCKETS: &[f64] =
     &[1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 8_388_608.0, 16_777_216.0];
 
+/// Buckets of `journal_commit_seconds`: a good disk takes 0.1 ms.
+pub(super) const JOURNAL_COMMIT_SECONDS: &[f64] = &[
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+    0.5, 1.0, 2.5,
+];
+/// Buckets of `journal_group_size`.
+pub(super) const JOURNAL_GROUP_BUCKETS: &[f64] =
+    &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0];
+
 /// A label whose values are fixed here.
 pub trait Label: Copy + 'static {
     /// Every value, in the order of [`Self::index`].
@@ -237,6 +256,12 @@ labels! {
         Maintain = "maintain",
     }
 
+    /// Label `reason` of `journal_failures_total`.
+    JournalFailure {
+        NoSpace = "no_space",
+        Io = "io",
+    }
+
     /// Label `reason` of `store_batch_retries_total`.
     RetryReason {
         Unavailable = "unavailable",
@@ -287,7 +312,7 @@ pub(super) const STATUSES: [u16; 23] = [
 pub(super) const OTHER_STATUS: u16 = 0;
 
 /// Values of the label `code` of `rejected_total`: the codes of [`Problem`](crate::problem::Problem).
-pub(super) const CODES: [&str; 25] = [
+pub(super) const CODES: [&str; 26] = [
     "auth_busy",
     "bad_request",
     "expectation_failed",
@@ -297,6 +322,7 @@ pub(super) const CODES: [&str; 25] = [
     "invalid_api_key",
     "invalid_event",
     "invalid_json",
+    "journal_unavailable",
     "length_required",
     "method_not_allowed",
     "missing_api_key",

@@ -45,7 +45,11 @@ impl Collector for MergedCollector {
 fn families(shared: &Shared) -> Vec<MetricFamily> {
     let mut families = shard_families(&shared.shards);
     let (queue_size, queue_capacity) = shared.queue.get().map_or((0, 0), |queue| ((queue.size)(), queue.capacity));
+    let (journal_bytes, journal_segments, oldest_seconds) = shared.journal.get().map_or((0, 0, 0.0), |sizes| sizes());
     families.extend([
+        gauge(&names::JOURNAL_BYTES, journal_bytes as f64),
+        gauge(&names::JOURNAL_SEGMENTS, journal_segments as f64),
+        gauge(&names::JOURNAL_OLDEST_UNRELEASED, oldest_seconds),
         gauge(&names::EVENT_QUEUE_SIZE, queue_size as f64),
         gauge(&names::EVENT_QUEUE_CAPACITY, queue_capacity as f64),
         gauge(&names::READY, if shared.is_ready() { 1.0 } else { 0.0 }),

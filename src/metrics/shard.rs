@@ -115,7 +115,13 @@ impl HttpRequests {
     /// Counts one answer. A status that the contract does not name is counted as `other`.
     #[inline]
     pub fn inc(&self, route: Route, status: u16) {
-        self.cells[route.index()][status_index(status)].inc();
+        self.add(route, status, 1);
+    }
+
+    /// Counts `n` answers.
+    #[inline]
+    pub fn add(&self, route: Route, status: u16, n: u64) {
+        self.cells[route.index()][status_index(status)].add(n);
     }
 
     /// The value now.
@@ -241,6 +247,7 @@ mod tests {
             P::StoreUnavailable,
             P::TooManyConnections,
             P::Internal,
+            P::JournalUnavailable(""),
         ];
         for (position, problem) in every.iter().enumerate() {
             let expected = match problem {
@@ -270,6 +277,7 @@ mod tests {
                 P::StoreUnavailable => 23,
                 P::TooManyConnections => 24,
                 P::Internal => 25,
+                P::JournalUnavailable(_) => 26,
             };
             assert_eq!(position, expected);
         }

@@ -80,7 +80,7 @@ impl StoreMetrics {
     }
 }
 
-fn opts(definition: &Definition) -> Opts {
+pub(super) fn opts(definition: &Definition) -> Opts {
     Opts::new(definition.name, definition.help)
 }
 
@@ -88,13 +88,17 @@ fn histogram(definition: &Definition, buckets: &[f64]) -> HistogramOpts {
     HistogramOpts::new(definition.name, definition.help).buckets(buckets.to_vec())
 }
 
-fn one_histogram(registry: &Registry, definition: &Definition, buckets: &[f64]) -> prometheus::Result<Histogram> {
+pub(super) fn one_histogram(
+    registry: &Registry,
+    definition: &Definition,
+    buckets: &[f64],
+) -> prometheus::Result<Histogram> {
     let one = Histogram::with_opts(histogram(definition, buckets))?;
     registry.register(Box::new(one.clone()))?;
     Ok(one)
 }
 
-fn one_counter(registry: &Registry, definition: &Definition) -> prometheus::Result<IntCounter> {
+pub(super) fn one_counter(registry: &Registry, definition: &Definition) -> prometheus::Result<IntCounter> {
     let one = IntCounter::with_opts(opts(definition))?;
     registry.register(Box::new(one.clone()))?;
     Ok(one)

@@ -4,8 +4,9 @@
 //! stored before them, or given up at the deadline of a shutdown. While the database is away each writer keeps its
 //! batch and tries again, with backoff and jitter; the queue fills behind it and the shards answer 429.
 //!
-//! Invariant: a slot is released when its event is committed, to `events` or to `quarantined_events`, and never
-//! otherwise. So what the slots count when the writers have ended is exactly what is lost.
+//! Invariant: a slot is released, and the event counted in its journal segment, when the event is committed, to
+//! `events` or to `quarantined_events`, and never otherwise. So what the slots count when the writers have ended is
+//! exactly what only the journal has; without a journal, what is lost.
 //!
 //! Runs on the `writer-N` threads only; may block; knows no HTTP.
 
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use crate::auth::feed::sleep_unless;
 use crate::critical_thread;
 use crate::event::Event;
+use crate::handoff::journal::Ledger;
 use crate::handoff::queue::{Accepted, Slots};
 use crate::limits;
 use crate::metrics::{CommittedBatch, DbOperation, Metrics, RetryReason};
@@ -35,6 +37,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     gatherer: Gatherer,
     slots: Arc<Slots>,
+    /// The journal's, where there is one.
+    ledger: Option<Arc<Ledger>>,
     outage: Outage,
     /// Set when a shutdown's grace is over: stop retrying, leave what is left.
     give_up: AtomicBool,
@@ -58,6 +62,7 @@ impl Writers {
         count: usize,
         store: &Arc<dyn Store>,
         accepted: Accepted,
+        ledger: Option<Arc<Ledger>>,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -65,6 +70,7 @@ impl Writers {
             metrics: Arc::clone(metrics),
             gatherer: Gatherer::new(accepted.receiver),
             slots: accepted.slots,
+            ledger,
             outage: Outage::default(),
             give_up: AtomicBool::new(false),
         });
@@ -123,7 +129,7 @@ impl Shared {
         });
         match stored {
             Some(Ok(stored)) => {
-                self.slots.release(events.len(), bytes);
+                self.committed(events, bytes);
                 Committed { events: events.len(), bytes, stored }
             }
             Some(Err(reason)) if events.len() == 1 => {
@@ -145,6 +151,14 @@ impl Shared {
         }
     }
 
+    /// The database has `events`, which weigh `bytes`.
+    fn committed(&self, events: &[Event], bytes: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.commit(events);
+        }
+        self.slots.release(events.len(), bytes);
+    }
+
     fn quarantine(&self, event: &Event, reason: &str) {
         let kept = self.persist(|| {
             let started = Instant::now();
@@ -159,7 +173,7 @@ impl Shared {
             })
         });
         if let Some(Ok(())) = kept {
-            self.slots.release(1, event.weight());
+            self.committed(std::slice::from_ref(event), event.weight());
             self.metrics.store.event_quarantined();
             tracing::warn!(event = %event.id, org = %event.org, reason, "the database refused an event; it is in quarantined_events");
         }

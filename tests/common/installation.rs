@@ -65,7 +65,8 @@ impl Installation {
 
     fn on(mut options: Options) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        options.data_dir = Some(dir.path().to_owned());
+        // On Postgres each server has a data directory of its own: there may be several.
+        options.data_dir = options.database_url.is_none().then(|| dir.path().to_owned());
         Self { options, dir }
     }
 
@@ -74,7 +75,7 @@ impl Installation {
         self.options.database_url.is_some()
     }
 
-    /// Where its servers keep their files.
+    /// Where its servers keep their files, on the embedded store.
     pub fn data_dir(&self) -> &std::path::Path {
         self.dir.path()
     }

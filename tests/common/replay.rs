@@ -67,6 +67,8 @@ impl Replay {
         let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
         let neighbours = Neighbours {
             queue,
+            journal: None,
+            may_spill: false,
             started: verifier.started(),
             verifier,
             feed,

@@ -47,7 +47,9 @@ fn a_full_disk_fills_the_queue_and_loses_nothing() {
     std::fs::write(&ballast, vec![1; 4 << 20]).expect("there is room for the ballast");
     let data_dir = disk.path().join("data");
     let options = Options { data_dir: Some(data_dir.clone()), ..Options::default() };
-    let mut server = Server::start(options.with(&["--queue-capacity", &CAPACITY.to_string()]));
+    // Without a journal, which would be the first to say no: `tests/disk.rs` fills its disk.
+    let capacity = CAPACITY.to_string();
+    let mut server = Server::start(options.with(&["--durability", "memory", "--queue-capacity", &capacity]));
     let key = server.key();
     let log = Log::new();
     let load = Load::start(server.addr, &key, 4, Ids::Both, &log);

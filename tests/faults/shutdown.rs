@@ -41,13 +41,14 @@ fn sigterm_under_load_loses_nothing() {
 }
 
 #[test]
-fn sigterm_without_the_database_ends_in_time_and_says_what_is_lost() {
+fn sigterm_without_the_database_and_without_a_journal_says_what_is_lost() {
     // Gone, and hung with its connections alive.
     for freeze in [false, true] {
         let mut cluster = Cluster::start_own(ClusterOptions { fsync: true });
         let database = cluster.new_name();
         cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");
-        let options = Options::postgres(&cluster.tcp_url(&database)).with(&["--shutdown-grace", "2"]);
+        let options =
+            Options::postgres(&cluster.tcp_url(&database)).with(&["--durability", "memory", "--shutdown-grace", "2"]);
         let mut server = Server::start(options);
         let key = server.key();
         let log = Log::new();

@@ -203,7 +203,10 @@ impl fmt::Display for ReadError {
                 write!(f, "{id} is in format {format}, which this version cannot read: {REMEDY}")
             }
             Self::UnknownVersion { id, offset, version } => {
-                write!(f, "{id} has a record of version {version} at {offset}, which this version cannot read: {REMEDY}")
+                write!(
+                    f,
+                    "{id} has a record of version {version} at {offset}, which this version cannot read: {REMEDY}"
+                )
             }
         }
     }

@@ -121,6 +121,11 @@ pub fn len_at(bytes: &[u8]) -> usize {
     padded(RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize)
 }
 
+/// Whether the encoded record at the beginning of `bytes` is a spilled one.
+pub fn is_spilled_at(bytes: &[u8]) -> bool {
+    bytes[25] & IS_SPILLED != 0
+}
+
 /// Reads the record at the beginning of `bytes`. The mark in the record is not looked at: it serves only to find
 /// records again behind damage; the checksum proves what `mark` should be.
 pub fn decode(bytes: &[u8], mark: Mark) -> Result<Record, NoRecord> {

@@ -161,7 +161,11 @@ impl Header {
         let mut blocks = bytes.chunks(BLOCK_BYTES).enumerate().skip(1);
         blocks.find_map(|(block, head)| {
             let mark = Mark(u64::from_le_bytes(head.get(..8)?.try_into().expect("eight bytes")));
-            record::decode(&bytes[block * BLOCK_BYTES..], mark).ok()?;
+            match record::decode(&bytes[block * BLOCK_BYTES..], mark) {
+                // A later version's record proves its mark, too.
+                Ok(_) | Err(NoRecord::UnknownVersion(_)) => {}
+                Err(NoRecord::Short | NoRecord::Damaged) => return None,
+            }
             Some(Self { id, mark, created_at: Timestamp::from_micros(0), bytes: bytes.len() as u64 })
         })
     }
@@ -181,7 +185,8 @@ pub enum Found {
     Damage {
         /// Where it begins.
         offset: usize,
-        /// How many bytes it spans; 0 for a gap in the numbers alone.
+        /// How many bytes it spans; 0 for a gap in the numbers alone, and where only the mark or the padding of an
+        /// intact record is damaged.
         bytes: usize,
         /// How many records are missing, from their numbers. Where the number of the first is not known, those that
         /// are surely missing.
@@ -205,6 +210,8 @@ pub enum Found {
 pub struct Scan<'a> {
     bytes: &'a [u8],
     mark: Mark,
+    /// Where the first group begins.
+    start: usize,
     position: usize,
     /// The number the next record should have, where known.
     next_sequence: Option<u64>,
@@ -217,13 +224,13 @@ impl<'a> Scan<'a> {
     /// Walks through the whole file `bytes`. `next_sequence` is what the stream's segment before ended with, plus one.
     pub fn new(bytes: &'a [u8], mark: Mark, next_sequence: Option<u64>) -> Self {
         let bytes = &bytes[..bytes.len().min(SEGMENT_BYTES_MAX)];
-        Self { bytes, mark, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
+        Self { bytes, mark, start: BLOCK_BYTES, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
     }
 
     /// Starts at `offset`, where a group begins, instead of behind the header.
     #[must_use]
     pub fn from(mut self, offset: usize) -> Self {
-        self.position = offset;
+        (self.start, self.position) = (offset, offset);
         self
     }
 
@@ -235,6 +242,8 @@ impl<'a> Scan<'a> {
     /// Notes the record at `offset` and what is missing before it; `begun` is where the bytes before it stopped
     /// making sense.
     fn arrive(&mut self, begun: usize, offset: usize, record: Record) -> Found {
+        // Where no number tells what came first, the place does: the first group has no zeros before it.
+        let begun = if self.next_sequence.is_none() { self.start } else { begun };
         let surely = u64::from(begun != offset);
         let records_lost = match self.next_sequence {
             Some(next) if !record.follows_refused => record.sequence.saturating_sub(next),
@@ -249,8 +258,9 @@ impl<'a> Scan<'a> {
         Found::Damage { offset: begun, bytes: offset - begun, records_lost }
     }
 
-    /// The next intact record behind `begun`: wherever the mark stands, and wherever a group may begin.
-    fn resume(&self, begun: usize) -> Option<(usize, Record)> {
+    /// The next intact record behind `begun`, or the version of one that cannot be read: wherever the mark stands, and
+    /// wherever a group may begin.
+    fn resume(&self, begun: usize) -> Option<(usize, Result<Record, u8>)> {
         let mark = self.mark.0.to_le_bytes();
         let mut marks = memchr::memmem::find_iter(&self.bytes[begun..], &mark).map(|at| begun + at).peekable();
         let mut block = begun.next_multiple_of(BLOCK_BYTES);
@@ -263,13 +273,26 @@ impl<'a> Scan<'a> {
                 }
                 _ => marks.next()?,
             };
-            if candidate.is_multiple_of(RECORD_ALIGNMENT)
-                && let Ok(record) = record::decode(&self.bytes[candidate..], self.mark)
-                && self.next_sequence.is_none_or(|next| record.sequence >= next)
-            {
-                return Some((candidate, record));
+            if !candidate.is_multiple_of(RECORD_ALIGNMENT) {
+                continue;
+            }
+            match record::decode(&self.bytes[candidate..], self.mark) {
+                Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
+                    return Some((candidate, Ok(record)));
+                }
+                Err(NoRecord::UnknownVersion(version)) => return Some((candidate, Err(version))),
+                Ok(_) | Err(NoRecord::Short | NoRecord::Damaged) => {}
             }
         }
+    }
+
+    /// Where the intact record at `at` is yet not as it was written: its mark or its padding. Nothing is lost by it.
+    fn blemish(&self, at: usize, record: &Record) -> Option<usize> {
+        let body_end = at + record::unpadded_len(&record.event);
+        if self.bytes[at..at + size_of::<Mark>()] != self.mark.0.to_le_bytes() {
+            return Some(at);
+        }
+        (!self.is_zero(body_end, (at + record.len).min(self.bytes.len()))).then_some(body_end)
     }
 
     fn is_zero(&self, from: usize, to: usize) -> bool {
@@ -291,17 +314,14 @@ impl Iterator for Scan<'_> {
             }
             match record::decode(&self.bytes[at..], self.mark) {
                 Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
-                    let body_end = at + record::unpadded_len(&record.event);
-                    if !self.is_zero(body_end, (at + record.len).min(self.bytes.len())) {
-                        // Nothing is lost, and yet these bytes are not as they were written.
-                        let found = self.arrive(at, at, record.clone());
-                        if matches!(found, Found::Record { .. }) {
-                            self.found = Some((at, record));
-                            return Some(Found::Damage { offset: body_end, bytes: 0, records_lost: 0 });
+                    let blemish = self.blemish(at, &record);
+                    return Some(match (self.arrive(at, at, record), blemish) {
+                        (Found::Record { offset, record }, Some(blemish)) => {
+                            self.found = Some((offset, record));
+                            Found::Damage { offset: blemish, bytes: 0, records_lost: 0 }
                         }
-                        return Some(found);
-                    }
-                    return Some(self.arrive(at, at, record));
+                        (found, _) => found,
+                    });
                 }
                 Err(NoRecord::UnknownVersion(version)) => {
                     self.is_ended = true;
@@ -318,8 +338,13 @@ impl Iterator for Scan<'_> {
                 self.is_ended = true;
                 return None;
             }
-            if let Some((offset, record)) = self.resume(at) {
-                return Some(self.arrive(at, offset, record));
+            match self.resume(at) {
+                Some((offset, Ok(record))) => return Some(self.arrive(at, offset, record)),
+                Some((offset, Err(version))) => {
+                    self.is_ended = true;
+                    return Some(Found::UnknownVersion { offset, version });
+                }
+                None => {}
             }
             self.is_ended = true;
             return Some(Found::TornTail { offset: at });

@@ -105,8 +105,7 @@ fn every_flipped_bit_is_reported_and_costs_at_most_its_own_record() {
             match hit {
                 Some(_) if is_needed && !is_last => assert_eq!(lost, 1, "byte {at}: {rest:?}"),
                 Some(_) if is_needed => assert!(matches!(rest[..], [Found::TornTail { .. }]), "byte {at}: {rest:?}"),
-                Some(_) => {}
-                None => assert!(!rest.is_empty() && lost == 0, "byte {at}: {rest:?}"),
+                Some(_) | None => assert!(!rest.is_empty() && lost == 0, "byte {at}: {rest:?}"),
             }
             bytes[at] ^= bit;
         }
@@ -155,6 +154,34 @@ fn a_gap_between_segments_is_counted() {
     assert_eq!(scan.next(), Some(Found::Damage { offset: BLOCK_BYTES, bytes: 0, records_lost: 5 }));
     assert_eq!(scan.by_ref().count(), 2);
     assert_eq!(scan.next_sequence(), Some(47));
+}
+
+#[test]
+fn a_first_group_that_is_gone_is_noticed_without_numbers() {
+    let built = small();
+    for fill in [0, 0xee] {
+        let mut bytes = built.bytes.clone();
+        bytes[BLOCK_BYTES..2 * BLOCK_BYTES].fill(fill);
+        let mut scan = Scan::new(&bytes, MARK, None);
+        let expected = Found::Damage { offset: BLOCK_BYTES, bytes: BLOCK_BYTES, records_lost: 1 };
+        assert_eq!(scan.next(), Some(expected));
+        assert_eq!(scan.count(), built.records.len() - 3);
+    }
+}
+
+#[test]
+fn a_later_version_is_noticed_behind_damage_and_without_a_header() {
+    let mut built = small();
+    let (at, len, _) = built.records[4];
+    built.bytes[at + 24] = 2;
+    let crc = [&MARK.0.to_le_bytes()[..], &built.bytes[at + 12..at + len]].concat();
+    built.bytes[at + 8..at + 12].copy_from_slice(&crc32c::crc32c(&crc).to_le_bytes());
+    built.bytes[built.records[3].0 + 20] ^= 1;
+    let (records, rest) = scan(&built.bytes);
+    assert_eq!((records, rest), (whole(&built)[..3].to_vec(), vec![Found::UnknownVersion { offset: at, version: 2 }]));
+    built.bytes[..at].fill(0);
+    let (header, is_damaged) = Header::decode(&built.bytes, ID).unwrap();
+    assert_eq!((header.mark, is_damaged), (MARK, true));
 }
 
 #[test]

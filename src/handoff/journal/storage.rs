@@ -41,6 +41,9 @@ pub trait Storage: Send + Sync + 'static {
 
 /// A file that is written at given places and made durable.
 pub trait SegmentFile: Send {
+    /// Reserves `len` bytes, so that writing them later does not find the disk full.
+    fn allocate(&mut self, len: u64) -> io::Result<()>;
+
     /// Writes all of `bytes` at `offset`.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
@@ -115,6 +118,15 @@ impl Storage for Disk {
 }
 
 impl SegmentFile for File {
+    fn allocate(&mut self, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(&*self, FallocateFlags::empty(), 0, len) {
+            // Not every file system can; writing the zeros finds out as well, only later.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_all_at(bytes, offset)
     }

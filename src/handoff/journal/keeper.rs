@@ -1,0 +1,280 @@
+//! KEEPER: the `journal-keeper` thread. Makes each lane's next segment before it is needed, deletes those whose
+//! events are all in the database, and keeps the gauges.
+//!
+//! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
+//! A segment that could not be read whole is kept aside under another name instead. What is kept is bounded by
+//! `journal_bytes_max`; over it the lanes are told so.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, TrySendError};
+
+use super::committer::{Prepared, Supply};
+use super::lane::{Closed, Lane};
+use super::ledger::Ledger;
+use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
+use super::segment::{BLOCK_BYTES, Header, SegmentId};
+use super::storage::{SegmentFile, Storage};
+use crate::clock::Timestamp;
+use crate::event::Origin;
+use crate::limits;
+use crate::metrics::{JournalFailure, Metrics};
+
+/// Zeros are written this many bytes at a time.
+const FILL_BYTES: usize = 1024 * 1024;
+
+/// A segment that is on disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Its counts.
+    pub origin: Origin,
+    /// Length of the file.
+    pub bytes: u64,
+    /// When it was made, or when its oldest event was received.
+    pub since: Timestamp,
+    /// Not to be deleted.
+    pub is_damaged: bool,
+}
+
+/// The segments on disk, by name, and what a scrape shows of them.
+#[derive(Default)]
+pub struct Kepts {
+    segments: Mutex<BTreeMap<SegmentId, Kept>>,
+    bytes: AtomicU64,
+    count: AtomicU64,
+    /// When the oldest segment with an event that is not in the database was begun, microseconds since 1970; 0 for none.
+    oldest: AtomicI64,
+}
+
+impl Kepts {
+    /// All of them. Not on a shard.
+    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, Kept>> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one.
+    pub fn add(&self, id: SegmentId, kept: Kept) {
+        self.lock().insert(id, kept);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(kept.bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, id: SegmentId) {
+        if let Some(kept) = self.lock().remove(&id) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            self.bytes.fetch_sub(kept.bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// How old the oldest segment is that holds an event which is not in the database, in seconds; 0 where none does.
+    pub fn oldest_unreleased_seconds(&self) -> f64 {
+        match self.oldest.load(Ordering::Relaxed) {
+            0 => 0.0,
+            since => (Timestamp::now().as_micros() - since).max(0) as f64 / 1e6,
+        }
+    }
+}
+
+/// What one lane is supplied with.
+pub(super) struct Customer {
+    pub lane: Arc<Lane>,
+    pub supply: Sender<Supply>,
+    pub next_number: u32,
+    /// Why the last segment could not be made, and when that is tried again.
+    pub shortage: Option<(Closed, Instant)>,
+}
+
+pub(super) struct Keeper {
+    pub storage: Arc<dyn Storage>,
+    pub ledger: Arc<Ledger>,
+    pub metrics: Arc<Metrics>,
+    pub kepts: Arc<Kepts>,
+    pub customers: Vec<Customer>,
+    pub segment_bytes: u64,
+    pub bytes_max: u64,
+    /// Set when the committers have ended: look once more, and end.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Keeper {
+    pub(super) fn run(mut self) {
+        loop {
+            let is_stopped = self.stop.load(Ordering::Acquire);
+            if !is_stopped {
+                for at in 0..self.customers.len() {
+                    self.supply(at);
+                }
+            }
+            self.release(is_stopped);
+            if is_stopped {
+                return;
+            }
+            thread::park_timeout(limits::JOURNAL_KEEPER_INTERVAL);
+        }
+    }
+
+    fn supply(&mut self, at: usize) {
+        let customer = &self.customers[at];
+        if !customer.supply.is_empty() {
+            return;
+        }
+        let is_due = customer.shortage.is_none_or(|(_, retry_at)| Instant::now() >= retry_at);
+        if is_due {
+            match self.prepare(at) {
+                Ok(prepared) => {
+                    let customer = &mut self.customers[at];
+                    customer.shortage = None;
+                    customer.lane.wants_segment.store(false, Ordering::Relaxed);
+                    return send(&customer.supply, Ok(prepared));
+                }
+                Err(why) => {
+                    self.customers[at].shortage = Some((why, Instant::now() + limits::JOURNAL_RETRY_INTERVAL));
+                }
+            }
+        }
+        let customer = &self.customers[at];
+        if let Some((why, _)) = customer.shortage
+            && customer.lane.wants_segment.swap(false, Ordering::Acquire)
+        {
+            send(&customer.supply, Err(why));
+        }
+    }
+
+    fn prepare(&mut self, at: usize) -> Result<Prepared, Closed> {
+        if self.kepts.bytes() + self.segment_bytes > self.bytes_max {
+            return Err(Closed::Full);
+        }
+        let origin = self.ledger.claim().ok_or(Closed::Full)?;
+        let customer = &mut self.customers[at];
+        let id = SegmentId { stream: customer.lane.stream, number: customer.next_number };
+        let header = Header { id, mark: customer.lane.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
+        match make(&*self.storage, &header) {
+            Ok(file) => {
+                customer.next_number += 1;
+                self.kepts
+                    .add(id, Kept { origin, bytes: self.segment_bytes, since: header.created_at, is_damaged: false });
+                Ok(Prepared { id, origin, file, bytes: self.segment_bytes })
+            }
+            Err(error) => {
+                self.ledger.give_back(origin);
+                let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+                let failure = if is_full { JournalFailure::NoSpace } else { JournalFailure::Io };
+                self.metrics.journal.failed(failure);
+                if customer.shortage.is_none() {
+                    tracing::warn!(%error, segment = %id, "the journal's next segment cannot be made; trying again");
+                }
+                Err(Closed::NoSpace)
+            }
+        }
+    }
+
+    /// Deletes what is not needed any more, from the oldest on. `is_last` also counts segments that no event was
+    /// written to as not needed.
+    fn release(&self, is_last: bool) {
+        let now = Timestamp::now();
+        let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
+        let (mut held_stream, mut oldest, mut is_directory_changed) = (None, 0, false);
+        for (id, kept) in kepts {
+            let slot = self.ledger.slot(kept.origin);
+            let is_sealed = slot.is_sealed();
+            let outstanding = slot.outstanding();
+            if outstanding > 0 && (oldest == 0 || kept.since.as_micros() < oldest) {
+                oldest = kept.since.as_micros();
+            }
+            let is_done = outstanding == 0 && (is_sealed || is_last && slot.durable() == 0);
+            if is_done && held_stream != Some(id.stream) {
+                self.drop_segment(id, kept);
+                is_directory_changed = true;
+                continue;
+            }
+            held_stream = Some(id.stream);
+            let is_old = now.as_micros() - kept.since.as_micros() > limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64;
+            if is_old && outstanding == 0 && slot.durable() > 0 && !is_sealed {
+                self.ask_for_seal(id);
+            }
+        }
+        self.kepts.oldest.store(oldest, Ordering::Relaxed);
+        if is_directory_changed && let Err(error) = self.storage.sync_directory() {
+            // The files may come back after a power loss; storing their events again changes nothing.
+            tracing::warn!(%error, "the journal's directory could not be synchronised");
+        }
+    }
+
+    fn drop_segment(&self, id: SegmentId, kept: Kept) {
+        let name = id.to_string();
+        let dropped = if kept.is_damaged {
+            self.storage.rename(&name, &format!("{name}{KEPT_ASIDE_SUFFIX}"))
+        } else {
+            self.storage.remove(&name)
+        };
+        match dropped {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!(segment = %id, "somebody else removed a segment of the journal");
+            }
+            // It stays, and is read again at the next start: storing its events again changes nothing.
+            Err(error) => tracing::warn!(%error, segment = %id, "a segment of the journal could not be removed"),
+        }
+        self.kepts.remove(id);
+        self.ledger.give_back(kept.origin);
+    }
+
+    fn ask_for_seal(&self, id: SegmentId) {
+        if let Some(customer) = self.customers.iter().find(|customer| customer.lane.stream == id.stream) {
+            customer.lane.wants_seal.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes a segment: its length, its header and its name are durable, its data all zeros. The zeros are written, not
+/// only promised: a later write must change nothing but data, or its synchronisation takes twice as long.
+fn make(storage: &dyn Storage, header: &Header) -> io::Result<Box<dyn SegmentFile>> {
+    let name = header.id.to_string();
+    let preparing = format!("{name}{UNFINISHED_SUFFIX}");
+    match storage.remove(&preparing) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let made = (|| {
+        let mut file = storage.create(&preparing)?;
+        file.allocate(header.bytes)?;
+        file.write(0, &header.encode())?;
+        let zeros = vec![0; FILL_BYTES];
+        let mut at = BLOCK_BYTES as u64;
+        while at < header.bytes {
+            let len = FILL_BYTES.min((header.bytes - at) as usize);
+            file.write(at, &zeros[..len])?;
+            at += len as u64;
+        }
+        file.sync()?;
+        storage.rename(&preparing, &name)?;
+        storage.sync_directory()?;
+        Ok(file)
+    })();
+    if made.is_err() {
+        // What is left of it must not take the room of the next attempt.
+        let _ = storage.remove(&preparing).or_else(|_| storage.remove(&name));
+    }
+    made
+}
+
+fn send(supply: &Sender<Supply>, supplied: Supply) {
+    if let Err(TrySendError::Full(_)) = supply.try_send(supplied) {
+        unreachable!("only the keeper sends, and it looked");
+    }
+}

@@ -1,0 +1,216 @@
+//! LANE: the crossing between one shard and its `journal-N` thread. No locks: the shard never waits.
+//!
+//! Records travel in a [`Group`] through a mailbox of one: the shard takes the group out, appends to it and puts
+//! it back, the thread takes it away as soon as it is free. So while one group is being written the next one
+//! gathers, and a group is as large as what arrived meanwhile. What became of it comes back through a bounded
+//! channel.
+//!
+//! Invariant, in sequence numbers of the stream: appended ≥ written ≥ durable ≥ released.
+//!
+//! | number | is advanced by | when |
+//! |---|---|---|
+//! | appended | the shard | the record is in a group |
+//! | written | the thread | the write has returned |
+//! | durable | the thread | fdatasync has returned (`durability = "os"`: with written) |
+//! | released | the shard | the answer may be sent |
+//!
+//! Refused numbers count as passed: nobody was promised anything.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::thread::Thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_utils::atomic::AtomicCell;
+use futures_util::task::AtomicWaker;
+
+use super::record::Mark;
+use super::segment::Stream;
+use crate::event::Origin;
+
+/// Completions waiting for a shard. There are two groups, and a group is split only where a segment ends.
+const COMPLETIONS_MAX: usize = 64;
+/// A group's buffer that grew beyond this is not kept.
+const KEPT_GROUP_BYTES_MAX: usize = 1024 * 1024;
+
+const _: () = assert!(AtomicCell::<Option<Box<Group>>>::is_lock_free());
+
+/// Encoded records that are made durable together.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// The records, one behind the other.
+    pub bytes: Vec<u8>,
+    /// How many.
+    pub records: u32,
+    /// The number of the first.
+    pub first_sequence: u64,
+}
+
+impl Group {
+    /// Empties it for the next use.
+    pub fn reset(&mut self) {
+        if self.bytes.capacity() > KEPT_GROUP_BYTES_MAX {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.records = 0;
+    }
+}
+
+/// Why the journal takes nothing, or did not take a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Closed {
+    /// What the last run left is still being read.
+    Replaying = 1,
+    /// No segment could be made: the disk is full, or refuses for another reason that may pass.
+    NoSpace = 2,
+    /// `journal_bytes_max` is reached.
+    Full = 3,
+    /// A write or fdatasync failed: this shard's journal cannot be trusted any more.
+    Failed = 4,
+}
+
+/// What became of some records, in the order in which they were appended.
+#[derive(Debug)]
+pub struct Completion {
+    /// How many.
+    pub records: u32,
+    /// It.
+    pub outcome: Outcome,
+    /// The emptied group, with its last completion.
+    pub group: Option<Box<Group>>,
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is durable, in this segment.
+    Durable(Origin),
+    /// Nothing of it was written.
+    Refused(Closed),
+    /// A write failed half-way: it may come back at the next start or not. Nobody may be told either.
+    Unknown,
+}
+
+/// See the module.
+pub struct Lane {
+    /// The shard.
+    pub shard: usize,
+    /// Whose segments.
+    pub stream: Stream,
+    /// What its records are marked with.
+    pub mark: Mark,
+    mailbox: AtomicCell<Option<Box<Group>>>,
+    completions: (Sender<Completion>, Receiver<Completion>),
+    /// Registered by the shard, woken by the thread.
+    pub(super) shard_waker: AtomicWaker,
+    thread: OnceLock<Thread>,
+    /// A [`Closed`], or 0; written by the thread (and once by the replay), read by the shard.
+    state: AtomicU8,
+    /// Set by the keeper: the segment is old, begin another when idle.
+    pub(super) wants_seal: AtomicBool,
+    /// Set by the thread when it waits for a segment, so that it is told where there is none.
+    pub(super) wants_segment: AtomicBool,
+    /// Set at the end: commit what is left and end.
+    pub(super) stop: AtomicBool,
+    pub(super) progress: Progress,
+}
+
+/// See [`Lane`]. Each number has one writer.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// By the shard.
+    pub appended: AtomicU64,
+    /// By the thread.
+    pub written: AtomicU64,
+    /// By the thread.
+    pub durable: AtomicU64,
+    /// By the shard.
+    pub released: AtomicU64,
+}
+
+impl Progress {
+    /// # Panics
+    /// Where the invariant does not hold: somebody was promised what is not durable.
+    pub fn check(&self) {
+        // From the last to the first: each may have advanced since the one before was read, never the other way.
+        let [released, durable, written, appended] =
+            [&self.released, &self.durable, &self.written, &self.appended].map(|n| n.load(Ordering::Acquire));
+        assert!(
+            appended >= written && written >= durable && durable >= released,
+            "appended {appended} ≥ written {written} ≥ durable {durable} ≥ released {released}"
+        );
+    }
+}
+
+impl Lane {
+    pub(super) fn new(shard: usize, stream: Stream, mark: Mark) -> Self {
+        Self {
+            shard,
+            stream,
+            mark,
+            mailbox: AtomicCell::new(None),
+            completions: bounded(COMPLETIONS_MAX),
+            shard_waker: AtomicWaker::new(),
+            thread: OnceLock::new(),
+            state: AtomicU8::new(Closed::Replaying as u8),
+            wants_seal: AtomicBool::new(false),
+            wants_segment: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            progress: Progress::default(),
+        }
+    }
+
+    /// Why nothing is taken at the moment; `None` where something is.
+    pub fn closed(&self) -> Option<Closed> {
+        match self.state.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Closed::Replaying),
+            2 => Some(Closed::NoSpace),
+            3 => Some(Closed::Full),
+            _ => Some(Closed::Failed),
+        }
+    }
+
+    /// Takes what is appended, unless it was closed for another reason meanwhile.
+    pub(super) fn open(&self, was: Closed) {
+        let _ = self.state.compare_exchange(was as u8, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn close(&self, why: Closed) {
+        self.state.store(why as u8, Ordering::Relaxed);
+    }
+
+    /// The group that is in the mailbox. On the shard: put one back before anything else.
+    pub(super) fn take_group(&self) -> Option<Box<Group>> {
+        self.mailbox.take()
+    }
+
+    pub(super) fn put_group(&self, group: Box<Group>) {
+        let other = self.mailbox.swap(Some(group));
+        debug_assert!(other.is_none(), "only the shard puts groups into the mailbox");
+    }
+
+    /// Has the thread look into the mailbox.
+    pub(super) fn wake_thread(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    pub(super) fn set_thread(&self, thread: Thread) {
+        let _ = self.thread.set(thread);
+    }
+
+    /// On the thread. Blocks where the shard does not look.
+    pub(super) fn complete(&self, completion: Completion) {
+        // The receiver is in the lane itself: it cannot be gone.
+        let _ = self.completions.0.send(completion);
+        self.shard_waker.wake();
+    }
+
+    pub(super) fn next_completion(&self) -> Option<Completion> {
+        self.completions.1.try_recv().ok()
+    }
+}
