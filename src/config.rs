@@ -26,7 +26,6 @@ pub use flags::{COMMON_FLAGS_HEADING, Flags, KeyFlags, ServerFlags, StoreFlags};
 pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
-use crate::handoff::journal::segment::SEGMENT_BYTES_MIN;
 use crate::key::Argon2Cost;
 use crate::limits;
 use crate::logging;
@@ -221,13 +220,6 @@ impl Config {
                 "queue_overflow",
                 "\"reject\" where durability is \"memory\": there is no journal to spill into",
             ));
-        }
-        let least = self.shards as u64 * 2 * SEGMENT_BYTES_MIN as u64;
-        if self.durability != Durability::Memory && self.journal_bytes_max < least {
-            return Err(ConfigError::Unusable(format!(
-                "journal_bytes_max ({}) is too little for {} shards\n  fix: set it to at least {least}, or run fewer shards",
-                self.journal_bytes_max, self.shards
-            )));
         }
         Ok(())
     }

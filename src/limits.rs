@@ -142,13 +142,13 @@ pub const SQLITE_DEADLINE_CHECK_STEPS: i32 = 4096;
 
 // ---- journal -----------------------------------------------------------------------------------------------
 
-/// Segment files, all shards together. A slot of the ledger each: 384 KiB.
+/// Segment files. A slot of the ledger each: 384 KiB.
 pub const JOURNAL_SEGMENTS_MAX: usize = 16_384;
-/// Length of a segment, by default. Each shard has one in use and one prepared.
+/// Length of a segment, by default. One is in use and one prepared.
 pub const JOURNAL_SEGMENT_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
 /// All segments together, by default. Over it: 429 `queue_full`.
 pub const JOURNAL_BYTES_MAX_DEFAULT: u64 = 8 * 1024 * 1024 * 1024;
-/// Least that can be configured: two of the shortest segments for one shard.
+/// Least that can be configured: two of the shortest segments.
 pub const JOURNAL_BYTES_CONFIGURED_MIN: u64 = 1024 * 1024;
 /// Most that can be configured: what the ledger has slots for, in segments of the default length.
 pub const JOURNAL_BYTES_CONFIGURED_MAX: u64 = JOURNAL_SEGMENTS_MAX as u64 * JOURNAL_SEGMENT_BYTES_DEFAULT;

@@ -197,7 +197,7 @@ fn a_bad_configuration_exits_with_64_and_names_the_fault() {
             &["--durability", "memory", "--queue-overflow", "spill"],
             &["--queue-overflow is \"spill\"", "no journal to spill into"],
         ),
-        (&["--journal-bytes-max", "1048576", "--shards", "2"], &["journal_bytes_max", "at least 2097152"]),
+        (&["--journal-bytes-max", "1000000"], &["--journal-bytes-max is 1000000", "from 1048576"]),
         (&["--durability", "none"], &["fsync, os, memory"]),
     ] {
         for command in [&["config", "check"][..], &["serve"]] {

@@ -230,7 +230,7 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Count("BYTES", SEGMENT_BYTES_MIN as u64, SEGMENT_BYTES_MAX as u64),
         preset: Preset::Count(limits::JOURNAL_SEGMENT_BYTES_DEFAULT),
         scope: Scope::Server,
-        help: "Length of one file of the journal; each shard has one in use and one prepared",
+        help: "Length of one file of the journal; one is in use and one prepared",
     },
     Setting {
         key: "rate_limit_per_minute",

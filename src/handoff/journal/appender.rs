@@ -9,10 +9,9 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
-use super::lane::{Closed, Completion, Group, Lane, Outcome};
+use super::lane::{Closed, Completion, Group, Lane, Outcome, advance};
 use super::record;
 use crate::event::Event;
 use crate::handoff::queue::Queue;
@@ -26,7 +25,6 @@ pub struct Appender {
     may_spill: bool,
     pending: RefCell<VecDeque<Pending>>,
     spare: Cell<Option<Box<Group>>>,
-    next_sequence: Cell<u64>,
     /// Whether something was appended since the thread was last told.
     is_dirty: Cell<bool>,
     tender: RefCell<Option<Waker>>,
@@ -102,7 +100,6 @@ impl Appender {
             may_spill,
             pending: RefCell::default(),
             spare: Cell::default(),
-            next_sequence: Cell::new(0),
             is_dirty: Cell::new(false),
             tender: RefCell::default(),
         }
@@ -131,14 +128,9 @@ impl Appender {
             self.lane.put_group(group);
             return Err(Closed::Full);
         }
-        let sequence = self.next_sequence.get();
-        self.next_sequence.set(sequence + 1);
-        if group.records == 0 {
-            group.first_sequence = sequence;
-        }
-        record::encode(&mut group.bytes, self.lane.mark, sequence, is_spilled, &event);
+        record::frame(&mut group.bytes, is_spilled, &event);
         group.records += 1;
-        self.lane.progress.appended.store(sequence + 1, Ordering::Release);
+        advance(&self.lane.progress.appended, 1);
         self.lane.put_group(group);
         ticket.appended.set(ticket.appended.get() + 1);
         self.pending
@@ -193,8 +185,7 @@ impl Appender {
                 Outcome::Unknown => Some(Trouble::Unknown),
             });
         }
-        let released = self.lane.progress.released.load(Ordering::Relaxed) + u64::from(records);
-        self.lane.progress.released.store(released, Ordering::Release);
+        advance(&self.lane.progress.released, records);
         self.lane.progress.check();
         if let Some(mut group) = group {
             group.reset();

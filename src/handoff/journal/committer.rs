@@ -1,8 +1,9 @@
-//! One `journal-N` thread for each shard: takes groups out of the lane and makes them durable, one at a time.
+//! The `journal` thread: takes what the lanes have gathered and makes it durable, with one write and one fdatasync
+//! for all of them.
 //!
 //! Blocks on the disk, on nothing else for long. An error of a write or of fdatasync is never retried: what the
-//! kernel could not write it may have dropped, and a second fdatasync would say nothing about it. That lane is
-//! closed until the next start.
+//! kernel could not write it may have dropped, and a second fdatasync would say nothing about it. The journal is
+//! closed then until the next start.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, TryRecvError};
 
-use super::lane::{Closed, Completion, Group, Lane, Outcome};
+use super::lane::{Closed, Completion, Gate, Group, Lane, Outcome, advance};
 use super::ledger::Ledger;
-use super::record;
+use super::record::{self, Mark};
 use super::segment::{BLOCK_BYTES, SegmentId};
 use super::storage::SegmentFile;
 use crate::event::Origin;
@@ -22,6 +23,8 @@ use crate::metrics::{JournalFailure, Metrics};
 
 /// How often an idle thread looks whether it is closed and there is room again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// A write buffer that grew beyond this is not kept.
+const KEPT_BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A segment that is made, durable in name and length, and empty.
 pub(super) struct Prepared {
@@ -35,67 +38,65 @@ pub(super) struct Prepared {
 pub(super) type Supply = Result<Prepared, Closed>;
 
 pub(super) struct Committer {
-    lane: Arc<Lane>,
-    ledger: Arc<Ledger>,
-    metrics: Arc<Metrics>,
-    supply: Receiver<Supply>,
-    keeper: Thread,
+    pub lanes: Vec<Arc<Lane>>,
+    pub gate: Arc<Gate>,
+    pub mark: Mark,
+    pub ledger: Arc<Ledger>,
+    pub metrics: Arc<Metrics>,
+    pub supply: Receiver<Supply>,
+    pub keeper: Thread,
     /// Whether durable means synchronised, or written.
-    is_synchronised: bool,
-    current: Option<Current>,
-    /// The number that comes next.
-    next_sequence: u64,
-    /// Whether the last numbers were refused.
-    follows_refused: bool,
+    pub is_synchronised: bool,
+    /// The segment in use.
+    pub current: Option<Current>,
+    /// The number of the next record that is written.
+    pub next_sequence: u64,
+    /// What is written next: records of several lanes, one behind the other.
+    pub buffer: Vec<u8>,
 }
 
-struct Current {
+pub(super) struct Current {
     segment: Prepared,
-    /// Where the next group goes.
+    /// Where the next write goes.
     position: u64,
 }
 
-impl Current {
-    fn room(&self) -> usize {
-        (self.segment.bytes - self.position) as usize
-    }
+/// One lane's group on its way to the disk.
+struct Load {
+    lane: Arc<Lane>,
+    group: Box<Group>,
+    /// Where its first record is that is not taken yet.
+    at: usize,
+    /// How many are not taken yet.
+    left: u32,
+    /// How many the present write takes.
+    taken: u32,
 }
 
 impl Committer {
-    pub(super) fn new(
-        lane: Arc<Lane>,
-        ledger: Arc<Ledger>,
-        metrics: Arc<Metrics>,
-        supply: Receiver<Supply>,
-        keeper: Thread,
-        is_synchronised: bool,
-    ) -> Self {
-        Self {
-            lane,
-            ledger,
-            metrics,
-            supply,
-            keeper,
-            is_synchronised,
-            current: None,
-            next_sequence: 0,
-            follows_refused: false,
-        }
-    }
-
-    /// Until the lane is stopped and empty.
+    /// Until the gate is stopped and the lanes are empty.
     pub(super) fn run(mut self) {
-        self.lane.set_thread(thread::current());
+        self.lanes.iter().for_each(|lane| lane.set_thread(thread::current()));
+        let mut loads = Vec::with_capacity(self.lanes.len());
         loop {
-            // Read before the mailbox: what was appended before the stop is found after it.
-            let is_stopped = self.lane.stop.load(Ordering::Acquire);
-            match self.lane.take_group() {
-                Some(group) => self.commit(group),
-                None if is_stopped => break,
-                None => {
-                    self.look_around();
-                    thread::park_timeout(IDLE_CHECK_INTERVAL);
-                }
+            // Read before the mailboxes: what was appended before the stop is found after it.
+            let is_stopped = self.gate.stop.load(Ordering::Acquire);
+            for lane in &self.lanes {
+                loads.extend(lane.take_group().map(|group| Load {
+                    lane: Arc::clone(lane),
+                    at: 0,
+                    left: group.records,
+                    taken: 0,
+                    group,
+                }));
+            }
+            if !loads.is_empty() {
+                self.commit(&mut loads);
+            } else if is_stopped {
+                break;
+            } else {
+                self.look_around();
+                thread::park_timeout(IDLE_CHECK_INTERVAL);
             }
         }
         self.seal();
@@ -103,55 +104,44 @@ impl Committer {
 
     /// With nothing to do: reopens where there is room again, and leaves a segment that is old.
     fn look_around(&mut self) {
-        if let Some(Closed::NoSpace | Closed::Full) = self.lane.closed() {
+        if let Some(Closed::NoSpace | Closed::Full) = self.gate.closed() {
             let _ = self.acquire();
         }
-        if self.lane.wants_seal.swap(false, Ordering::Relaxed) {
+        if self.gate.wants_seal.swap(false, Ordering::Relaxed) {
             self.seal();
         }
     }
 
-    fn commit(&mut self, mut group: Box<Group>) {
-        assert_eq!(group.first_sequence, self.next_sequence, "groups come in the order of their numbers");
-        let (mut at, mut left) = (0, group.records);
-        while left > 0 {
-            let taken = match self.make_room(&group.bytes[at..], left) {
-                Ok(taken) => taken,
-                Err(why) => {
-                    self.refuse(why, left, group);
-                    return;
-                }
+    /// Brings all of `loads` to an end, one way or another.
+    fn commit(&mut self, loads: &mut Vec<Load>) {
+        while !loads.is_empty() {
+            let room = match self.make_room(record::len_at(&loads[0].group.bytes[loads[0].at..])) {
+                Ok(room) => room,
+                Err(why) => return self.refuse(why, loads),
             };
+            let spilled = self.fill(loads, room);
+            let records = loads.iter().map(|load| load.taken).sum();
             let started = Instant::now();
-            let written = self.write(&mut group.bytes, at, &taken);
+            let outcome = self.write(loads, records, spilled);
             self.metrics.journal.commit_seconds.observe(started.elapsed().as_secs_f64());
-            self.metrics.journal.group_size.observe(f64::from(taken.records));
-            at += taken.len;
-            left -= taken.records;
-            self.next_sequence += u64::from(taken.records);
-            // Also where it failed: these numbers are passed, and nobody will be promised anything of them.
-            self.lane.progress.written.store(self.next_sequence, Ordering::Release);
-            self.lane.progress.durable.store(self.next_sequence, Ordering::Release);
-            let outcome = written.map_or(Outcome::Unknown, Outcome::Durable);
-            if left == 0 {
-                self.lane.complete(Completion { records: taken.records, outcome, group: Some(group) });
-                return;
-            }
-            self.lane.complete(Completion { records: taken.records, outcome, group: None });
+            self.metrics.journal.group_size.observe(f64::from(records));
+            settle(loads, outcome);
+        }
+        if self.buffer.capacity() > KEPT_BUFFER_BYTES_MAX {
+            self.buffer = Vec::new();
         }
     }
 
-    /// How many of the records in `bytes` go into one segment now; takes the next segment where the present one has
-    /// no room for any.
-    fn make_room(&mut self, bytes: &[u8], records: u32) -> Result<Taken, Closed> {
-        if self.lane.closed() == Some(Closed::Failed) {
+    /// How many bytes the segment in use has left; the next one where a record of `len` bytes does not fit.
+    fn make_room(&mut self, len: usize) -> Result<usize, Closed> {
+        if self.gate.closed() == Some(Closed::Failed) {
             return Err(Closed::Failed);
         }
         loop {
             if let Some(current) = &self.current {
-                let taken = Taken::fitting(bytes, records, current.room());
-                if taken.records > 0 {
-                    return Ok(taken);
+                let room = (current.segment.bytes - current.position) as usize;
+                if len.next_multiple_of(BLOCK_BYTES) <= room {
+                    return Ok(room);
                 }
                 self.seal();
             }
@@ -164,78 +154,102 @@ impl Committer {
         let supplied = match self.supply.try_recv() {
             Ok(supplied) => Ok(supplied),
             Err(TryRecvError::Empty) => {
-                self.lane.wants_segment.store(true, Ordering::Release);
+                self.gate.wants_segment.store(true, Ordering::Release);
                 self.keeper.unpark();
                 self.supply.recv()
             }
             Err(TryRecvError::Disconnected) => Err(RecvError),
         };
-        let segment = supplied.expect("the keeper ends after the committers")?;
+        let segment = supplied.expect("the keeper ends after this thread")?;
         self.keeper.unpark();
         self.current = Some(Current { segment, position: BLOCK_BYTES as u64 });
-        if let Some(why @ (Closed::NoSpace | Closed::Full)) = self.lane.closed() {
-            tracing::info!(shard = self.lane.shard, "the journal has room again");
-            self.lane.open(why);
+        if let Some(why @ (Closed::NoSpace | Closed::Full)) = self.gate.closed() {
+            tracing::info!("the journal has room again");
+            self.gate.open(why);
         }
         Ok(())
     }
 
-    /// Writes the taken records at the beginning of a block and makes them durable. `None` where that failed.
-    fn write(&mut self, bytes: &mut Vec<u8>, at: usize, taken: &Taken) -> Option<Origin> {
-        if std::mem::take(&mut self.follows_refused) {
-            record::note_refused_before(&mut bytes[at..], self.lane.mark);
-        }
-        let current = self.current.as_mut().expect("make_room found room in it");
-        let end = at + taken.len;
-        let padded = taken.len.next_multiple_of(BLOCK_BYTES);
-        let result = if end == bytes.len() {
-            bytes.resize(at + padded, 0);
-            current.segment.file.write(current.position, &bytes[at..])
-        } else {
-            let mut part = bytes[at..end].to_vec();
-            part.resize(padded, 0);
-            current.segment.file.write(current.position, &part)
-        };
-        let result = result.and_then(|()| if self.is_synchronised { current.segment.file.sync() } else { Ok(()) });
-        match result {
-            Ok(()) => {
-                current.position += padded as u64;
-                let slot = self.ledger.slot(current.segment.origin);
-                slot.add_durable(taken.records, taken.spilled, current.position);
-                Some(current.segment.origin)
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-                // A file system that does not keep what was allocated. The half-written segment is left as it is.
-                tracing::error!(shard = self.lane.shard, %error, segment = %current.segment.id, "the journal's disk is full");
-                self.metrics.journal.failed(JournalFailure::NoSpace);
-                self.seal();
-                None
-            }
-            Err(error) => {
-                tracing::error!(
-                    shard = self.lane.shard,
-                    %error,
-                    segment = %current.segment.id,
-                    "the journal could not be written; this shard accepts no event until the server is started again"
-                );
-                self.metrics.journal.failed(JournalFailure::Io);
-                self.lane.close(Closed::Failed);
-                self.seal();
-                None
+    /// Puts as many records into the buffer as fit into `room`, numbered and sealed. Returns how many of them are
+    /// spilled ones.
+    fn fill(&mut self, loads: &mut [Load], room: usize) -> u32 {
+        self.buffer.clear();
+        let (mut sequence, mut spilled) = (self.next_sequence, 0);
+        for load in loads {
+            while load.left > 0 {
+                let framed = &load.group.bytes[load.at..];
+                let framed = &framed[..record::len_at(framed)];
+                let start = self.buffer.len();
+                if (start + framed.len()).next_multiple_of(BLOCK_BYTES) > room {
+                    return spilled;
+                }
+                self.buffer.extend_from_slice(framed);
+                record::seal(&mut self.buffer[start..], self.mark, sequence);
+                spilled += u32::from(record::is_spilled_at(framed));
+                sequence += 1;
+                load.at += framed.len();
+                load.left -= 1;
+                load.taken += 1;
             }
         }
+        spilled
     }
 
-    fn refuse(&mut self, why: Closed, records: u32, group: Box<Group>) {
-        if why != Closed::Failed && self.lane.closed() != Some(why) {
-            tracing::warn!(shard = self.lane.shard, ?why, "the journal has no room; events are refused until it has");
+    /// Writes the buffer at the beginning of a block and makes it durable.
+    fn write(&mut self, loads: &[Load], records: u32, spilled: u32) -> Outcome {
+        self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK_BYTES), 0);
+        let current = self.current.as_mut().expect("there is room in it");
+        let Current { segment, position } = current;
+        let mut result = segment.file.write(*position, &self.buffer);
+        // Also where it failed: nobody will be promised anything of it.
+        for load in loads {
+            advance(&load.lane.progress.written, load.taken);
         }
-        self.lane.close(why);
-        self.follows_refused = true;
-        self.next_sequence += u64::from(records);
-        self.lane.progress.written.store(self.next_sequence, Ordering::Release);
-        self.lane.progress.durable.store(self.next_sequence, Ordering::Release);
-        self.lane.complete(Completion { records, outcome: Outcome::Refused(why), group: Some(group) });
+        if self.is_synchronised && result.is_ok() {
+            result = segment.file.sync();
+        }
+        for load in loads {
+            advance(&load.lane.progress.durable, load.taken);
+        }
+        let error = match result {
+            Ok(()) => {
+                *position += self.buffer.len() as u64;
+                self.next_sequence += u64::from(records);
+                self.ledger.slot(segment.origin).add_durable(records, spilled, *position);
+                return Outcome::Durable(segment.origin);
+            }
+            Err(error) => error,
+        };
+        let name = segment.id;
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            // A file system that does not keep what was allocated. The half-written segment is left as it is; the
+            // numbers are used again in the next.
+            tracing::error!(%error, segment = %name, "the journal's disk is full");
+            self.metrics.journal.failed(JournalFailure::NoSpace);
+        } else {
+            tracing::error!(
+                %error,
+                segment = %name,
+                "the journal could not be written; no event is accepted until the server is started again"
+            );
+            self.metrics.journal.failed(JournalFailure::Io);
+            self.gate.close(Closed::Failed);
+        }
+        self.seal();
+        Outcome::Unknown
+    }
+
+    fn refuse(&self, why: Closed, loads: &mut Vec<Load>) {
+        if why != Closed::Failed && self.gate.closed() != Some(why) {
+            tracing::warn!(?why, "the journal has no room; events are refused until it has");
+        }
+        self.gate.close(why);
+        for load in &mut *loads {
+            load.taken = std::mem::take(&mut load.left);
+            advance(&load.lane.progress.written, load.taken);
+            advance(&load.lane.progress.durable, load.taken);
+        }
+        settle(loads, Outcome::Refused(why));
     }
 
     fn seal(&mut self) {
@@ -246,27 +260,15 @@ impl Committer {
     }
 }
 
-/// Records at the beginning of a group that go into one segment.
-struct Taken {
-    len: usize,
-    records: u32,
-    spilled: u32,
-}
-
-impl Taken {
-    /// As many of `records` as fit into `room`.
-    fn fitting(bytes: &[u8], records: u32, room: usize) -> Self {
-        let mut taken = Self { len: 0, records: 0, spilled: 0 };
-        while taken.records < records {
-            let rest = &bytes[taken.len..];
-            let len = record::len_at(rest);
-            if (taken.len + len).next_multiple_of(BLOCK_BYTES) > room {
-                break;
-            }
-            taken.len += len;
-            taken.records += 1;
-            taken.spilled += u32::from(record::is_spilled_at(rest));
-        }
-        taken
+/// Tells the lanes what became of what was taken; what is left stays in `loads`.
+fn settle(loads: &mut Vec<Load>, outcome: Outcome) {
+    let done = loads.iter().take_while(|load| load.left == 0).count();
+    for load in loads.drain(..done) {
+        load.lane.complete(Completion { records: load.taken, outcome, group: Some(load.group) });
+    }
+    if let Some(Load { lane, taken, .. }) = loads.first_mut()
+        && *taken > 0
+    {
+        lane.complete(Completion { records: std::mem::take(taken), outcome, group: None });
     }
 }

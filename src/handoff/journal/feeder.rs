@@ -168,9 +168,8 @@ fn feed_segment(
             "the segment is shorter than what was written",
         ));
     }
-    let mark = journal.lanes.iter().find(|lane| lane.stream == id.stream).map(|lane| lane.mark);
-    let mark = mark.expect("only segments of this run have spilled events");
-    for found in Scan::new(&bytes, mark, None).from(0) {
+    debug_assert_eq!(id.stream, journal.stream, "only segments of this run have spilled events");
+    for found in Scan::new(&bytes, journal.mark, None).from(0) {
         match found {
             Found::Record { record, .. } if record.is_spilled => {
                 if !feed(queue, record.event, origin, stop) {

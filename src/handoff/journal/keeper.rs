@@ -1,9 +1,9 @@
-//! KEEPER: the `journal-keeper` thread. Makes each lane's next segment before it is needed, deletes those whose
-//! events are all in the database, and keeps the gauges.
+//! KEEPER: the `journal-keeper` thread. Makes the next segment before it is needed, deletes those whose events are all
+//! in the database, and keeps the gauges.
 //!
 //! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
 //! A segment that could not be read whole is kept aside under another name instead. What is kept is bounded by
-//! `journal_bytes_max`; over it the lanes are told so.
+//! `journal_bytes_max`; over it the `journal` thread is told so.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -15,9 +15,10 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::committer::{Prepared, Supply};
-use super::lane::{Closed, Lane};
+use super::lane::{Closed, Gate};
 use super::ledger::Ledger;
 use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
+use super::record::Mark;
 use super::segment::{BLOCK_BYTES, Header, SegmentId};
 use super::storage::{SegmentFile, Storage};
 use crate::clock::Timestamp;
@@ -90,24 +91,22 @@ impl Kepts {
     }
 }
 
-/// What one lane is supplied with.
-pub(super) struct Customer {
-    pub lane: Arc<Lane>,
-    pub supply: Sender<Supply>,
-    pub next_number: u32,
-    /// Why the last segment could not be made, and when that is tried again.
-    pub shortage: Option<(Closed, Instant)>,
-}
-
 pub(super) struct Keeper {
     pub storage: Arc<dyn Storage>,
     pub ledger: Arc<Ledger>,
     pub metrics: Arc<Metrics>,
     pub kepts: Arc<Kepts>,
-    pub customers: Vec<Customer>,
+    pub gate: Arc<Gate>,
+    /// Where prepared segments go; `None` where nothing is written.
+    pub supply: Option<Sender<Supply>>,
+    /// The segment that is made next.
+    pub next: SegmentId,
+    pub mark: Mark,
+    /// Why the last segment could not be made, and when that is tried again.
+    pub shortage: Option<(Closed, Instant)>,
     pub segment_bytes: u64,
     pub bytes_max: u64,
-    /// Set when the committers have ended: look once more, and end.
+    /// Set when the `journal` thread has ended: look once more, and end.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -115,10 +114,8 @@ impl Keeper {
     pub(super) fn run(mut self) {
         loop {
             let is_stopped = self.stop.load(Ordering::Acquire);
-            if !is_stopped {
-                for at in 0..self.customers.len() {
-                    self.supply(at);
-                }
+            if !is_stopped && let Some(supply) = self.supply.clone().filter(Sender::is_empty) {
+                self.supply(&supply);
             }
             self.release(is_stopped);
             if is_stopped {
@@ -128,44 +125,34 @@ impl Keeper {
         }
     }
 
-    fn supply(&mut self, at: usize) {
-        let customer = &self.customers[at];
-        if !customer.supply.is_empty() {
-            return;
-        }
-        let is_due = customer.shortage.is_none_or(|(_, retry_at)| Instant::now() >= retry_at);
-        if is_due {
-            match self.prepare(at) {
+    fn supply(&mut self, supply: &Sender<Supply>) {
+        if self.shortage.is_none_or(|(_, retry_at)| Instant::now() >= retry_at) {
+            match self.prepare() {
                 Ok(prepared) => {
-                    let customer = &mut self.customers[at];
-                    customer.shortage = None;
-                    customer.lane.wants_segment.store(false, Ordering::Relaxed);
-                    return send(&customer.supply, Ok(prepared));
+                    self.shortage = None;
+                    self.gate.wants_segment.store(false, Ordering::Relaxed);
+                    return send(supply, Ok(prepared));
                 }
-                Err(why) => {
-                    self.customers[at].shortage = Some((why, Instant::now() + limits::JOURNAL_RETRY_INTERVAL));
-                }
+                Err(why) => self.shortage = Some((why, Instant::now() + limits::JOURNAL_RETRY_INTERVAL)),
             }
         }
-        let customer = &self.customers[at];
-        if let Some((why, _)) = customer.shortage
-            && customer.lane.wants_segment.swap(false, Ordering::Acquire)
+        if let Some((why, _)) = self.shortage
+            && self.gate.wants_segment.swap(false, Ordering::Acquire)
         {
-            send(&customer.supply, Err(why));
+            send(supply, Err(why));
         }
     }
 
-    fn prepare(&mut self, at: usize) -> Result<Prepared, Closed> {
+    fn prepare(&mut self) -> Result<Prepared, Closed> {
         if self.kepts.bytes() + self.segment_bytes > self.bytes_max {
             return Err(Closed::Full);
         }
         let origin = self.ledger.claim().ok_or(Closed::Full)?;
-        let customer = &mut self.customers[at];
-        let id = SegmentId { stream: customer.lane.stream, number: customer.next_number };
-        let header = Header { id, mark: customer.lane.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
+        let id = self.next;
+        let header = Header { id, mark: self.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
         match make(&*self.storage, &header) {
             Ok(file) => {
-                customer.next_number += 1;
+                self.next.number += 1;
                 self.kepts
                     .add(id, Kept { origin, bytes: self.segment_bytes, since: header.created_at, is_damaged: false });
                 Ok(Prepared { id, origin, file, bytes: self.segment_bytes })
@@ -175,7 +162,7 @@ impl Keeper {
                 let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
                 let failure = if is_full { JournalFailure::NoSpace } else { JournalFailure::Io };
                 self.metrics.journal.failed(failure);
-                if customer.shortage.is_none() {
+                if self.shortage.is_none() {
                     tracing::warn!(%error, segment = %id, "the journal's next segment cannot be made; trying again");
                 }
                 Err(Closed::NoSpace)
@@ -205,7 +192,7 @@ impl Keeper {
             held_stream = Some(id.stream);
             let is_old = now.as_micros() - kept.since.as_micros() > limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64;
             if is_old && outstanding == 0 && slot.durable() > 0 && !is_sealed {
-                self.ask_for_seal(id);
+                self.gate.wants_seal.store(true, Ordering::Relaxed);
             }
         }
         self.kepts.oldest.store(oldest, Ordering::Relaxed);
@@ -232,12 +219,6 @@ impl Keeper {
         }
         self.kepts.remove(id);
         self.ledger.give_back(kept.origin);
-    }
-
-    fn ask_for_seal(&self, id: SegmentId) {
-        if let Some(customer) = self.customers.iter().find(|customer| customer.lane.stream == id.stream) {
-            customer.lane.wants_seal.store(true, Ordering::Relaxed);
-        }
     }
 }
 

@@ -1,11 +1,10 @@
-//! LANE: the crossing between one shard and its `journal-N` thread. No locks: the shard never waits.
+//! LANE: the crossing between one shard and the `journal` thread. No locks: the shard never waits.
 //!
 //! Records travel in a [`Group`] through a mailbox of one: the shard takes the group out, appends to it and puts
-//! it back, the thread takes it away as soon as it is free. So while one group is being written the next one
-//! gathers, and a group is as large as what arrived meanwhile. What became of it comes back through a bounded
-//! channel.
+//! it back, the thread takes it away as soon as it is free. So while one write is under way the next groups gather,
+//! and a group is as large as what arrived meanwhile. What became of it comes back through a bounded channel.
 //!
-//! Invariant, in sequence numbers of the stream: appended ≥ written ≥ durable ≥ released.
+//! Invariant, in records of the lane: appended ≥ written ≥ durable ≥ released.
 //!
 //! | number | is advanced by | when |
 //! |---|---|---|
@@ -14,18 +13,16 @@
 //! | durable | the thread | fdatasync has returned (`durability = "os"`: with written) |
 //! | released | the shard | the answer may be sent |
 //!
-//! Refused numbers count as passed: nobody was promised anything.
+//! Refused records count as passed: nobody was promised anything.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use crossbeam_utils::atomic::AtomicCell;
 use futures_util::task::AtomicWaker;
 
-use super::record::Mark;
-use super::segment::Stream;
 use crate::event::Origin;
 
 /// Completions waiting for a shard. There are two groups, and a group is split only where a segment ends.
@@ -35,15 +32,13 @@ const KEPT_GROUP_BYTES_MAX: usize = 1024 * 1024;
 
 const _: () = assert!(AtomicCell::<Option<Box<Group>>>::is_lock_free());
 
-/// Encoded records that are made durable together.
+/// Framed records of one shard that are made durable together.
 #[derive(Debug, Default)]
 pub struct Group {
     /// The records, one behind the other.
     pub bytes: Vec<u8>,
     /// How many.
     pub records: u32,
-    /// The number of the first.
-    pub first_sequence: u64,
 }
 
 impl Group {
@@ -67,7 +62,7 @@ pub enum Closed {
     NoSpace = 2,
     /// `journal_bytes_max` is reached.
     Full = 3,
-    /// A write or fdatasync failed: this shard's journal cannot be trusted any more.
+    /// A write or fdatasync failed: the journal cannot be trusted any more.
     Failed = 4,
 }
 
@@ -78,7 +73,7 @@ pub struct Completion {
     pub records: u32,
     /// It.
     pub outcome: Outcome,
-    /// The emptied group, with its last completion.
+    /// The group, with its last completion.
     pub group: Option<Box<Group>>,
 }
 
@@ -93,27 +88,60 @@ pub enum Outcome {
     Unknown,
 }
 
+/// Whether the journal takes anything; what its threads tell each other. Shared by all lanes.
+pub(super) struct Gate {
+    /// A [`Closed`], or 0; written by the `journal` thread (and once by the replay), read by the shards.
+    state: AtomicU8,
+    /// Set by the keeper: the segment is old, begin another when idle.
+    pub wants_seal: AtomicBool,
+    /// Set by the `journal` thread when it waits for a segment, so that it is told where there is none.
+    pub wants_segment: AtomicBool,
+    /// Set at the end: commit what is left and end.
+    pub stop: AtomicBool,
+}
+
+impl Default for Gate {
+    /// Closed until what the last run left is replayed.
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(Closed::Replaying as u8),
+            wants_seal: AtomicBool::default(),
+            wants_segment: AtomicBool::default(),
+            stop: AtomicBool::default(),
+        }
+    }
+}
+
+impl Gate {
+    /// Why nothing is taken at the moment; `None` where something is.
+    pub fn closed(&self) -> Option<Closed> {
+        match self.state.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Closed::Replaying),
+            2 => Some(Closed::NoSpace),
+            3 => Some(Closed::Full),
+            _ => Some(Closed::Failed),
+        }
+    }
+
+    /// Takes what is appended, unless it was closed for another reason meanwhile.
+    pub fn open(&self, was: Closed) {
+        let _ = self.state.compare_exchange(was as u8, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub fn close(&self, why: Closed) {
+        self.state.store(why as u8, Ordering::Relaxed);
+    }
+}
+
 /// See the module.
 pub struct Lane {
-    /// The shard.
-    pub shard: usize,
-    /// Whose segments.
-    pub stream: Stream,
-    /// What its records are marked with.
-    pub mark: Mark,
+    gate: Arc<Gate>,
     mailbox: AtomicCell<Option<Box<Group>>>,
     completions: (Sender<Completion>, Receiver<Completion>),
     /// Registered by the shard, woken by the thread.
     pub(super) shard_waker: AtomicWaker,
     thread: OnceLock<Thread>,
-    /// A [`Closed`], or 0; written by the thread (and once by the replay), read by the shard.
-    state: AtomicU8,
-    /// Set by the keeper: the segment is old, begin another when idle.
-    pub(super) wants_seal: AtomicBool,
-    /// Set by the thread when it waits for a segment, so that it is told where there is none.
-    pub(super) wants_segment: AtomicBool,
-    /// Set at the end: commit what is left and end.
-    pub(super) stop: AtomicBool,
     pub(super) progress: Progress,
 }
 
@@ -144,42 +172,26 @@ impl Progress {
     }
 }
 
+/// Adds `n` to a number that only the calling thread writes.
+pub(super) fn advance(number: &AtomicU64, n: u32) {
+    number.store(number.load(Ordering::Relaxed) + u64::from(n), Ordering::Release);
+}
+
 impl Lane {
-    pub(super) fn new(shard: usize, stream: Stream, mark: Mark) -> Self {
+    pub(super) fn new(gate: Arc<Gate>) -> Self {
         Self {
-            shard,
-            stream,
-            mark,
+            gate,
             mailbox: AtomicCell::new(None),
             completions: bounded(COMPLETIONS_MAX),
             shard_waker: AtomicWaker::new(),
             thread: OnceLock::new(),
-            state: AtomicU8::new(Closed::Replaying as u8),
-            wants_seal: AtomicBool::new(false),
-            wants_segment: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
             progress: Progress::default(),
         }
     }
 
     /// Why nothing is taken at the moment; `None` where something is.
     pub fn closed(&self) -> Option<Closed> {
-        match self.state.load(Ordering::Relaxed) {
-            0 => None,
-            1 => Some(Closed::Replaying),
-            2 => Some(Closed::NoSpace),
-            3 => Some(Closed::Full),
-            _ => Some(Closed::Failed),
-        }
-    }
-
-    /// Takes what is appended, unless it was closed for another reason meanwhile.
-    pub(super) fn open(&self, was: Closed) {
-        let _ = self.state.compare_exchange(was as u8, 0, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    pub(super) fn close(&self, why: Closed) {
-        self.state.store(why as u8, Ordering::Relaxed);
+        self.gate.closed()
     }
 
     /// The group that is in the mailbox. On the shard: put one back before anything else.

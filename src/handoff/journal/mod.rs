@@ -1,12 +1,12 @@
 //! THE JOURNAL: what makes a 202 mean durable.
 //!
-//! One stream of append-only segment files for each shard, in `journal/` under the data directory. A shard appends
-//! ([`appender`]), its `journal-N` thread makes groups durable ([`committer`]) and tells the shard through the lane
-//! between them ([`lane`]); the `journal-keeper` thread makes segments and deletes them when the database has all
+//! Append-only segment files in `journal/` under the data directory. Each shard appends to a lane of its own
+//! ([`appender`], [`lane`]); one thread, `journal`, makes what all lanes gathered durable with one write and one
+//! fdatasync ([`committer`]); the `journal-keeper` thread makes segments and deletes them when the database has all
 //! their events ([`keeper`], [`ledger`]); at the start, what the last run left is replayed ([`feeder`]).
 //!
-//! The invariant, in each lane's sequence numbers: **appended ≥ written ≥ durable ≥ released**, asserted at every
-//! completion. And in each segment: **durable ≥ committed**, equal before the file goes.
+//! The invariant, in records of each lane: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
+//! And in each segment: **durable ≥ committed**, equal before the file goes.
 //!
 //! See [`segment`] for what a file looks like and [`record`] for what an event looks like in it. All of it does its
 //! file operations through [`storage`], which tests tear, drop and fail.
@@ -26,7 +26,7 @@ pub mod storage;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -38,8 +38,8 @@ pub use lane::Closed;
 pub use ledger::Ledger;
 
 use committer::Committer;
-use keeper::{Customer, Keeper};
-use lane::Lane;
+use keeper::Keeper;
+use lane::{Gate, Lane};
 use reader::ReadError;
 use record::Mark;
 use segment::{BLOCK_BYTES, SEGMENT_BYTES_MIN, SegmentId, Stream};
@@ -53,11 +53,11 @@ use crate::metrics::Metrics;
 /// How the journal is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalConfig {
-    /// How many lanes.
+    /// How many lanes. None: nothing is written, only what earlier runs left is replayed.
     pub shards: usize,
     /// Whether durable means synchronised, or only written to the operating system.
     pub is_synchronised: bool,
-    /// Length of a segment; made shorter where `bytes_max` would not hold two for each shard.
+    /// Length of a segment; made shorter where `bytes_max` would not hold two.
     pub segment_bytes: u64,
     /// All segments together.
     pub bytes_max: u64,
@@ -69,7 +69,10 @@ pub struct Journal {
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
     kepts: Arc<Kepts>,
+    gate: Arc<Gate>,
     lanes: Vec<Arc<Lane>>,
+    stream: Stream,
+    mark: Mark,
     /// What earlier runs left, the oldest first.
     left: Vec<SegmentId>,
     keeper_stop: Arc<AtomicBool>,
@@ -78,7 +81,7 @@ pub struct Journal {
 
 #[derive(Default)]
 struct Threads {
-    committers: Vec<JoinHandle<()>>,
+    committer: Option<JoinHandle<()>>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -99,61 +102,60 @@ impl Journal {
                 "a damaged segment is kept here; `millrace journal verify` shows its damage"
             );
         }
-        let started = Timestamp::now();
-        let lanes = (0..config.shards).map(|shard| {
-            let mark = getrandom::u64().map_err(io::Error::other)?;
-            Ok(Arc::new(Lane::new(shard, Stream::new(started, shard), Mark(mark))))
-        });
-        let lanes: Vec<Arc<Lane>> = lanes.collect::<io::Result<_>>()?;
+        let newest = listing.segments.last().map_or(0, |id| id.stream.0);
+        // Later than everything that is there, whatever the clock says: names are never used twice.
+        let stream = Stream((Timestamp::now().as_micros().max(0) as u64).max(newest.saturating_add(1)));
+        let mark = Mark(getrandom::u64().map_err(io::Error::other)?);
+        let gate = Arc::new(Gate::default());
+        let lanes: Vec<Arc<Lane>> = (0..config.shards).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
         let (ledger, kepts) = (Arc::new(Ledger::default()), Arc::new(Kepts::default()));
         let keeper_stop = Arc::new(AtomicBool::new(false));
-        let (supplies, receivers): (Vec<_>, Vec<_>) = lanes.iter().map(|_| bounded(1)).unzip();
-        let customers = lanes.iter().zip(supplies).map(|(lane, supply)| Customer {
-            lane: Arc::clone(lane),
-            supply,
-            next_number: 0,
-            shortage: None,
-        });
+        let (supply, supplied) = bounded(1);
         let keeper = Keeper {
             storage: Arc::clone(&storage),
             ledger: Arc::clone(&ledger),
             metrics: Arc::clone(metrics),
             kepts: Arc::clone(&kepts),
-            customers: customers.collect(),
+            gate: Arc::clone(&gate),
+            supply: (!lanes.is_empty()).then_some(supply),
+            next: SegmentId { stream, number: 0 },
+            mark,
+            shortage: None,
             segment_bytes: segment_bytes(&config),
             bytes_max: config.bytes_max,
             stop: Arc::clone(&keeper_stop),
         };
         let keeper = critical_thread::spawn("journal-keeper", move || keeper.run())?;
-        let mut threads = Threads::default();
-        for (lane, supply) in lanes.iter().zip(receivers) {
-            let committer = Committer::new(
-                Arc::clone(lane),
-                Arc::clone(&ledger),
-                Arc::clone(metrics),
-                supply,
-                keeper.thread().clone(),
-                config.is_synchronised,
-            );
-            threads
-                .committers
-                .push(critical_thread::spawn(&format!("journal-{}", lane.shard), move || committer.run())?);
-        }
-        threads.keeper = Some(keeper);
+        let committer = Committer {
+            lanes: lanes.clone(),
+            gate: Arc::clone(&gate),
+            mark,
+            ledger: Arc::clone(&ledger),
+            metrics: Arc::clone(metrics),
+            supply: supplied,
+            keeper: keeper.thread().clone(),
+            is_synchronised: config.is_synchronised,
+            current: None,
+            next_sequence: 0,
+            buffer: Vec::new(),
+        };
+        let committer = critical_thread::spawn("journal", move || committer.run())?;
         {
             let kepts = Arc::clone(&kepts);
             metrics.set_journal(move || (kepts.bytes(), kepts.count(), kepts.oldest_unreleased_seconds()));
         }
-        let metrics = Arc::clone(metrics);
         Ok(Arc::new(Self {
             storage,
             ledger,
-            metrics,
+            metrics: Arc::clone(metrics),
             kepts,
+            gate,
             lanes,
+            stream,
+            mark,
             left: listing.segments,
             keeper_stop,
-            threads: Mutex::new(threads),
+            threads: Mutex::new(Threads { committer: Some(committer), keeper: Some(keeper) }),
         }))
     }
 
@@ -174,7 +176,7 @@ impl Journal {
 
     /// Takes events from now on.
     pub fn open(&self) {
-        self.lanes.iter().for_each(|lane| lane.open(Closed::Replaying));
+        self.gate.open(Closed::Replaying);
     }
 
     /// Starts the thread that feeds spilled events to the writers.
@@ -183,19 +185,17 @@ impl Journal {
         critical_thread::spawn("journal-feeder", move || feeder::feed_spilled(&journal, &queue, &stop))
     }
 
-    /// Whether a lane can take nothing until the next start.
+    /// Whether nothing can be taken until the next start.
     pub fn has_failed(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.closed() == Some(Closed::Failed))
+        self.gate.closed() == Some(Closed::Failed)
     }
 
-    /// Commits what is appended and ends the lanes' threads; nothing may be appended any more. At most until `deadline`.
+    /// Commits what is appended and ends the `journal` thread; nothing may be appended any more. At most until `deadline`.
     pub fn close(&self, deadline: Instant) {
-        let committers = std::mem::take(&mut self.threads().committers);
-        for lane in &self.lanes {
-            lane.stop.store(true, Ordering::Release);
-            lane.wake_thread();
+        self.gate.stop.store(true, Ordering::Release);
+        if let Some(committer) = self.threads().committer.take() {
+            wait_for(&committer, deadline);
         }
-        wait_for(&committers, deadline);
     }
 
     /// Deletes what the database has and ends the last thread. After [`Self::close`], and after the writers. Returns how
@@ -203,8 +203,7 @@ impl Journal {
     pub fn end(&self) -> u64 {
         self.keeper_stop.store(true, Ordering::Release);
         if let Some(keeper) = self.threads().keeper.take() {
-            keeper.thread().unpark();
-            wait_for(&[keeper], Instant::now() + Duration::from_secs(5));
+            wait_for(&keeper, Instant::now() + Duration::from_secs(5));
         }
         self.kepts.lock().values().map(|kept| u64::from(self.ledger.slot(kept.origin).outstanding())).sum()
     }
@@ -214,15 +213,14 @@ impl Journal {
     }
 }
 
-fn wait_for(threads: &[JoinHandle<()>], deadline: Instant) {
-    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
-        threads.iter().map(JoinHandle::thread).for_each(Thread::unpark);
+fn wait_for(thread: &JoinHandle<()>, deadline: Instant) {
+    while !thread.is_finished() && Instant::now() < deadline {
+        thread.thread().unpark();
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 fn segment_bytes(config: &JournalConfig) -> u64 {
-    let each = config.bytes_max / (config.shards.max(1) as u64 * 2);
-    let bytes = config.segment_bytes.min(each).max(SEGMENT_BYTES_MIN as u64);
+    let bytes = config.segment_bytes.min(config.bytes_max / 2).max(SEGMENT_BYTES_MIN as u64);
     bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
 }

@@ -9,7 +9,7 @@
 //! | 12 | 4 | length of type, dedup id and payload together |
 //! | 16 | 8 | sequence number: one more than the record before, through all segments of a stream |
 //! | 24 | 1 | version of this layout: 1 |
-//! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted), 4 = the numbers before this one were refused and are not missing |
+//! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted) |
 //! | 26 | 1 | length of the type |
 //! | 27 | 1 | 0 |
 //! | 28 | 2 | length of the dedup id |
@@ -18,6 +18,9 @@
 //! | 48 | 16 | organisation |
 //! | 64 | 8 | when it was received, microseconds since 1970 |
 //! | 72 | | type, dedup id, payload |
+//!
+//! A record is made in two steps: [`frame`] on the shard, which knows the event, and [`seal`] on the journal's thread,
+//! which knows its number. [`encode`] is both.
 //!
 //! Pure: no files, no threads.
 
@@ -38,7 +41,6 @@ const BODY_BYTES_MAX: usize = limits::EVENT_TYPE_BYTES_MAX + limits::DEDUP_ID_BY
 const VERSION: u8 = 1;
 const HAS_DEDUP_ID: u8 = 1;
 const IS_SPILLED: u8 = 2;
-const FOLLOWS_REFUSED: u8 = 4;
 
 /// Proves that a record belongs to its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +53,6 @@ pub struct Record {
     pub sequence: u64,
     /// Whether the event was not handed to the writers when it was accepted.
     pub is_spilled: bool,
-    /// Whether the numbers between the record before and this one were never promised to anybody.
-    pub follows_refused: bool,
     /// The event.
     pub event: Event,
     /// Bytes up to the next record.
@@ -88,12 +88,17 @@ pub fn unpadded_len(event: &Event) -> usize {
 /// Appends the record of `event` to `out`, padding included.
 pub fn encode(out: &mut Vec<u8>, mark: Mark, sequence: u64, is_spilled: bool, event: &Event) {
     let start = out.len();
+    frame(out, is_spilled, event);
+    seal(&mut out[start..], mark, sequence);
+}
+
+/// Appends a record to `out` that lacks mark, number and checksum.
+pub fn frame(out: &mut Vec<u8>, is_spilled: bool, event: &Event) {
+    let start = out.len();
     let (body, dedup_id) = (event.body(), event.dedup_id());
     let flags = if dedup_id.is_some() { HAS_DEDUP_ID } else { 0 } | if is_spilled { IS_SPILLED } else { 0 };
     let mut header = [0u8; RECORD_HEADER_BYTES];
-    header[..8].copy_from_slice(&mark.0.to_le_bytes());
     header[12..16].copy_from_slice(&(body.len() as u32).to_le_bytes());
-    header[16..24].copy_from_slice(&sequence.to_le_bytes());
     header[24] = VERSION;
     header[25] = flags;
     header[26] = event.event_type().len() as u8;
@@ -101,27 +106,26 @@ pub fn encode(out: &mut Vec<u8>, mark: Mark, sequence: u64, is_spilled: bool, ev
     header[32..48].copy_from_slice(event.id.0.as_bytes());
     header[48..64].copy_from_slice(event.org.0.as_bytes());
     header[64..72].copy_from_slice(&event.received_at.as_micros().to_le_bytes());
-    let crc = crc32c::crc32c_append(checksum(mark, &header[12..]), body);
-    header[8..12].copy_from_slice(&crc.to_le_bytes());
     out.extend_from_slice(&header);
     out.extend_from_slice(body);
     out.resize(start + padded(RECORD_HEADER_BYTES + body.len()), 0);
 }
 
-/// Notes in the encoded record at the beginning of `bytes` that the numbers before its own were refused.
-pub fn note_refused_before(bytes: &mut [u8], mark: Mark) {
+/// Completes the framed record at the beginning of `bytes`.
+pub fn seal(bytes: &mut [u8], mark: Mark, sequence: u64) {
     let end = RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize;
-    bytes[25] |= FOLLOWS_REFUSED;
+    bytes[..8].copy_from_slice(&mark.0.to_le_bytes());
+    bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
     let crc = checksum(mark, &bytes[12..end]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The length of the encoded record at the beginning of `bytes`, padding included.
+/// The length of the framed record at the beginning of `bytes`, padding included.
 pub fn len_at(bytes: &[u8]) -> usize {
     padded(RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize)
 }
 
-/// Whether the encoded record at the beginning of `bytes` is a spilled one.
+/// Whether the framed record at the beginning of `bytes` is a spilled one.
 pub fn is_spilled_at(bytes: &[u8]) -> bool {
     bytes[25] & IS_SPILLED != 0
 }
@@ -147,7 +151,6 @@ pub fn decode(bytes: &[u8], mark: Mark) -> Result<Record, NoRecord> {
     Ok(Record {
         sequence: u64_at(header, 16),
         is_spilled: flags & IS_SPILLED != 0,
-        follows_refused: flags & FOLLOWS_REFUSED != 0,
         event: event.ok_or(NoRecord::Damaged)?,
         len: padded(RECORD_HEADER_BYTES + body_len),
     })
@@ -205,11 +208,8 @@ mod tests {
             assert_eq!(bytes.len(), encoded_len(&event));
             let record = decode(&bytes, MARK).unwrap();
             let is_spilled = dedup_id.is_some();
-            let expected = Record { sequence: 9, is_spilled, follows_refused: false, event, len: bytes.len() };
-            assert_eq!(record, expected);
-            assert_eq!(len_at(&bytes), bytes.len());
-            note_refused_before(&mut bytes, MARK);
-            assert_eq!(decode(&bytes, MARK), Ok(Record { follows_refused: true, ..expected }));
+            assert_eq!(record, Record { sequence: 9, is_spilled, event, len: bytes.len() });
+            assert_eq!((len_at(&bytes), is_spilled_at(&bytes)), (bytes.len(), is_spilled));
         }
     }
 

@@ -28,27 +28,9 @@ const HEADER_BYTES: usize = 60;
 pub const FORMAT: u32 = 1;
 const SUFFIX: &str = ".segment";
 
-/// The segments that one shard wrote from one start of the server to its end: when that start was, in
-/// microseconds since 1970, times 1024, plus the shard. Sorts by time.
+/// The segments that one run of the server wrote: when it began, in microseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stream(pub u64);
-
-impl Stream {
-    const SHARD_BITS: u32 = 10;
-
-    /// The stream of `shard` in the run that began at `started`.
-    pub fn new(started: Timestamp, shard: usize) -> Self {
-        assert!(shard < 1 << Self::SHARD_BITS, "limits::SHARDS_MAX");
-        Self((started.as_micros().max(0) as u64) << Self::SHARD_BITS | shard as u64)
-    }
-
-    /// Which shard wrote it.
-    pub fn shard(self) -> usize {
-        (self.0 & ((1 << Self::SHARD_BITS) - 1)) as usize
-    }
-}
-
-const _: () = assert!(crate::limits::SHARDS_MAX <= 1 << Stream::SHARD_BITS);
 
 /// Which segment a file is; also its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -246,8 +228,8 @@ impl<'a> Scan<'a> {
         let begun = if self.next_sequence.is_none() { self.start } else { begun };
         let surely = u64::from(begun != offset);
         let records_lost = match self.next_sequence {
-            Some(next) if !record.follows_refused => record.sequence.saturating_sub(next),
-            _ => surely,
+            Some(next) => record.sequence.saturating_sub(next),
+            None => surely,
         };
         self.next_sequence = Some(record.sequence.saturating_add(1));
         self.position = offset + record.len;

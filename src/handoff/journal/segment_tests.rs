@@ -40,11 +40,7 @@ fn build(groups: &[&[usize]], first_sequence: u64, spare: usize) -> Built {
         encode(&mut built.bytes, MARK, sequence, false, &event);
         let unpadded = unpadded_len(&event);
         let len = built.bytes.len() - offset;
-        built.records.push((
-            offset,
-            unpadded,
-            Record { sequence, is_spilled: false, follows_refused: false, event, len },
-        ));
+        built.records.push((offset, unpadded, Record { sequence, is_spilled: false, event, len }));
     }
     let end = built.bytes.len().next_multiple_of(BLOCK_BYTES) + spare * BLOCK_BYTES;
     built.bytes.resize(end, 0);
