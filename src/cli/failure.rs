@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use super::EX_USAGE;
+use super::{EX_DATAERR, EX_USAGE};
 use crate::config::ConfigError;
 
 /// A command that did not succeed.
@@ -15,6 +15,8 @@ pub enum Failure {
     Argument(String),
     /// The command could not be carried out: cause and remedy. 1.
     Refused(String),
+    /// The journal is damaged; what more there is to say than the result did. 65.
+    Damaged(Option<String>),
     /// The result could not be written; it can be asked for again. 1, or 0 where its reader went away (`| head`).
     Output(io::Error),
 }
@@ -25,6 +27,7 @@ impl Failure {
         match self {
             Self::Config(error) => Some(error.to_string()),
             Self::Argument(why) | Self::Refused(why) => Some(why.clone()),
+            Self::Damaged(why) => why.clone(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Self::Output(error) => Some(format!("the result cannot be written: {error}")),
         }
@@ -34,6 +37,7 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Argument(_) => ExitCode::from(EX_USAGE),
+            Self::Damaged(_) => ExitCode::from(EX_DATAERR),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Self::Refused(_) | Self::Output(_) => ExitCode::FAILURE,
         }

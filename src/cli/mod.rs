@@ -2,7 +2,7 @@
 //!
 //! Runs on the main thread. Results go to standard output, errors and the log to standard error. Exit codes:
 //! 0 done; 1 it could not be done, with the cause and the command that mends it; 64 the arguments or the
-//! configuration are wrong (`EX_USAGE`). An API key is printed once, where it is made, and never in an error.
+//! configuration are wrong (`EX_USAGE`); 65 the journal is damaged (`EX_DATAERR`). An API key is printed once, where it is made, and never in an error.
 //!
 //! Clap's own messages repeat what was typed, so whatever may hold a secret (a database URL, a key given where
 //! a key id belongs) reaches it as plain text and is judged here or in `config`.
@@ -10,6 +10,7 @@
 mod config_check;
 mod failure;
 mod first_run;
+mod journal;
 mod key;
 mod migrate;
 mod org;
@@ -31,6 +32,8 @@ use failure::Failure;
 
 /// Exit code for wrong arguments and wrong configuration.
 const EX_USAGE: u8 = 64;
+/// Exit code for a damaged journal.
+const EX_DATAERR: u8 = 65;
 
 /// [`config::CONFIG_FILE_ENV`], in words.
 const CONFIG_HELP: &str = "TOML file with settings\n[env: MILLRACE_CONFIG]";
@@ -75,6 +78,8 @@ enum Command {
     ///
     /// Safe to run from several machines at once, and beside running servers of this version or the one before.
     Migrate,
+    /// Look into the journal on disk: what it holds, what is damaged, all its events
+    Journal(journal::Journal),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -123,6 +128,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, cores: Vec<CoreId>) -> Exit
         Command::Org(org) => org::run(&invocation, org),
         Command::Key(key) => key::run(&invocation, key),
         Command::Migrate => migrate::run(&invocation),
+        Command::Journal(journal) => journal::run(journal),
         Command::Config(ConfigCommand::Check(flags)) => config_check::run(&invocation, flags.0),
     };
     match done {

@@ -21,6 +21,8 @@ pub mod lock;
 pub mod reader;
 pub mod record;
 pub mod segment;
+#[doc(hidden)]
+pub mod segment_fuzz;
 pub mod storage;
 
 use std::io;

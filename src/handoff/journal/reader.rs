@@ -7,15 +7,16 @@
 //! What is damage and what is not:
 //! - A stream may begin at any number and sequence: its older segments were released, in order.
 //! - A torn tail is a write that nobody was told of. Were those records acknowledged, the next segment's sequence
-//!   would say so: it does not begin where this one ends.
-//! - A segment may begin lower than expected: numbers of a group that failed are used again in the next segment.
+//!   says so: it does not begin where this one ends. So what ends strangely is held against the segment behind it.
+//! - Numbers that were refused are missing and no loss: the record behind them says so.
+//! - A file of zeros is damage: a segment gets its name when its header is durable.
 
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 
-use super::record::Record;
-use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId};
+use super::record::{RECORD_BYTES_MAX, Record};
+use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId, is_zero};
 use super::storage::Storage;
 use crate::clock::Timestamp;
 
@@ -86,7 +87,9 @@ struct Expected {
 impl Chain {
     fn expected(&self, storage: &dyn Storage, id: SegmentId) -> io::Result<Expected> {
         let Some(link) = self.behind.filter(|link| link.id.stream == id.stream) else {
-            return Ok(Expected { sequence: None, is_behind_missing: false });
+            // A stream's first segment begins with its first number.
+            let sequence = (id.number == 0).then_some(0);
+            return Ok(Expected { sequence, is_behind_missing: false });
         };
         let between = id.number.saturating_sub(link.id.number).saturating_sub(1);
         if between == 0 {
@@ -131,6 +134,8 @@ pub struct SegmentReport {
     pub id: SegmentId,
     /// Length of the file.
     pub file_bytes: u64,
+    /// Where its last record ends.
+    pub used_bytes: u64,
     /// When it was made; `None` where its header does not tell.
     pub created_at: Option<Timestamp>,
     /// Intact records.
@@ -162,8 +167,9 @@ impl SegmentReport {
         self.damage.push(Damage { offset: offset as u64, bytes: bytes as u64, records_lost, what });
     }
 
-    fn count(&mut self, record: &Record) {
+    fn count(&mut self, offset: usize, record: &Record) {
         let at = record.event.received_at;
+        self.used_bytes = (offset + record.len) as u64;
         self.records += 1;
         self.spilled += u64::from(record.is_spilled);
         self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
@@ -261,6 +267,7 @@ fn read_file(
     let mut report = SegmentReport {
         id,
         file_bytes: bytes.len() as u64,
+        used_bytes: 0,
         created_at: None,
         records: 0,
         spilled: 0,
@@ -269,7 +276,7 @@ fn read_file(
         damage: Vec::new(),
         torn_tail: None,
     };
-    match Header::decode(&bytes, id) {
+    let next_sequence = match Header::decode(&bytes, id) {
         Ok((header, is_damaged)) => {
             report.created_at = Some(header.created_at).filter(|at| at.as_micros() != 0);
             let is_other = header.id != id;
@@ -280,11 +287,7 @@ fn read_file(
                 report.add(0, BLOCK_BYTES.min(bytes.len()), 0, "the header is damaged");
             }
             let mut scan = Scan::new(&bytes, header.mark, None);
-            scan_records(&mut scan, is_other, &expected, &mut report, on_record)?;
-            let missing = header.bytes.saturating_sub(bytes.len() as u64);
-            if missing > 0 {
-                report.add(bytes.len(), missing as usize, 0, "the file was cut short");
-            }
+            let is_read = scan_records(&mut scan, is_other, &expected, &mut report, on_record)?;
             let (ended, before) = (scan.next_sequence(), expected.sequence);
             let next_sequence = match is_other {
                 false => ended.or(before),
@@ -292,43 +295,109 @@ fn read_file(
                 true if header.id.stream == id.stream => ended.max(before),
                 true => before,
             };
-            chain.behind = Some(Link { id, next_sequence });
+            if is_read.is_continue() {
+                check_end(storage, &bytes, header.bytes as usize, is_other, next_sequence, &mut report)
+            } else {
+                next_sequence
+            }
         }
         Err(NoHeader::UnknownFormat(format)) => return Err(ReadError::UnknownFormat { id, format }),
         Err(no_header) => {
             report_missing(&expected, 0, &mut report);
-            if no_header == NoHeader::Damaged {
-                report.add(0, bytes.len(), 0, "nothing in it can be read");
-            }
-            chain.behind = Some(Link { id, next_sequence: expected.sequence });
+            let what = match no_header {
+                NoHeader::Empty => "nothing in it but zeros, not even a header",
+                _ => "nothing in it can be read",
+            };
+            let (lost, next_sequence) = lost_behind(storage, id, expected.sequence);
+            report.add(0, bytes.len(), lost, what);
+            next_sequence
         }
-    }
+    };
+    chain.behind = Some(Link { id, next_sequence });
     if bytes.len() == SEGMENT_BYTES_MAX {
         look_behind(storage, name, &mut report).map_err(named)?;
     }
     Ok(report)
 }
 
-/// Goes through the records; `is_other` where they are another segment's, so that their numbers say nothing here.
+/// What is wrong behind the last record of a file that should be `whole` long. Returns which number comes next.
+fn check_end(
+    storage: &dyn Storage,
+    bytes: &[u8],
+    whole: usize,
+    is_other: bool,
+    next_sequence: Option<u64>,
+    report: &mut SegmentReport,
+) -> Option<u64> {
+    let cut = whole.saturating_sub(bytes.len());
+    if cut == 0 && bytes.len() <= whole && report.torn_tail.is_none() {
+        return next_sequence;
+    }
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if used > whole {
+        report.add(whole, used - whole, 0, "bytes behind the end of the segment");
+        report.torn_tail = report.torn_tail.filter(|at| *at < whole as u64 && !is_zero(&bytes[*at as usize..whole]));
+    }
+    if cut == 0 && report.torn_tail.is_none() {
+        return next_sequence;
+    }
+    let (lost, behind) = if is_other { (0, next_sequence) } else { lost_behind(storage, report.id, next_sequence) };
+    match report.torn_tail {
+        Some(at) if lost > 0 => {
+            report.torn_tail = None;
+            let end = if cut > 0 { bytes.len() } else { used };
+            report.add(at as usize, end - at as usize, lost, "damaged records");
+            if cut > 0 {
+                report.add(bytes.len(), cut, 0, CUT_SHORT);
+            }
+        }
+        _ if cut > 0 => report.add(bytes.len(), cut, lost, CUT_SHORT),
+        _ => {}
+    }
+    behind
+}
+
+const CUT_SHORT: &str = "the file was cut short";
+
+/// How many records are missing between a segment, behind which `next_sequence` should come, and the first record of the
+/// segment behind it, and which number comes next then.
+fn lost_behind(storage: &dyn Storage, id: SegmentId, next_sequence: Option<u64>) -> (u64, Option<u64>) {
+    let first_behind = || {
+        let id = SegmentId { number: id.number.checked_add(1)?, ..id };
+        // Where it cannot be read, or begins with damage, its own turn will tell.
+        let bytes = storage.read(&id.to_string(), 0, BLOCK_BYTES + RECORD_BYTES_MAX).ok()?;
+        let (header, _) = Header::decode(&bytes, id).ok().filter(|(header, _)| header.id == id)?;
+        match Scan::new(&bytes, header.mark, None).next()? {
+            Found::Record { record, .. } if !record.follows_refused => Some(record.sequence),
+            _ => None,
+        }
+    };
+    let Some(next) = next_sequence else { return (0, None) };
+    let lost = first_behind().map_or(0, |first| first.saturating_sub(next));
+    (lost, Some(next + lost))
+}
+
+/// Goes through the records until `on_record` breaks; `is_other` where they are another segment's, so that their numbers
+/// say nothing here.
 fn scan_records(
     scan: &mut Scan<'_>,
     is_other: bool,
     expected: &Expected,
     report: &mut SegmentReport,
     on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
-) -> Result<(), ReadError> {
+) -> Result<ControlFlow<()>, ReadError> {
     let mut before_first = None;
     for found in scan {
         match found {
             Found::Record { offset, record } => {
                 if report.records == 0 {
-                    let before = expected.sequence.filter(|_| !is_other);
+                    let before = expected.sequence.filter(|_| !is_other && !record.follows_refused);
                     let gap = before.map_or(0, |before| record.sequence.saturating_sub(before));
                     report_first(expected, before_first.take(), gap, offset, report);
                 }
-                report.count(&record);
+                report.count(offset, &record);
                 if on_record(offset as u64, record).is_break() {
-                    return Ok(());
+                    return Ok(ControlFlow::Break(()));
                 }
             }
             Found::Damage { offset, bytes, records_lost } if report.records == 0 => {
@@ -346,7 +415,7 @@ fn scan_records(
     if report.records == 0 {
         report_missing(expected, 0, report);
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 /// What is wrong before the first record, at `offset`: `gap` numbers are missing, `damage` is in front of it.
@@ -375,7 +444,7 @@ fn report_missing(expected: &Expected, records_lost: u64, report: &mut SegmentRe
 
 fn in_words(bytes: usize, records_lost: u64) -> &'static str {
     match (bytes, records_lost) {
-        (0, 0) => "the padding behind a record is damaged",
+        (0, 0) => "a record is intact, its mark or its padding is not",
         (0, _) => "records are missing",
         (_, 0) => "bytes that belong to no record",
         _ => "damaged records",
@@ -384,16 +453,16 @@ fn in_words(bytes: usize, records_lost: u64) -> &'static str {
 
 /// What is behind the greatest length of a segment was never written by us.
 fn look_behind(storage: &dyn Storage, name: &str, report: &mut SegmentReport) -> io::Result<()> {
-    let mut is_zero = true;
+    let mut is_empty = true;
     loop {
         let chunk = storage.read(name, report.file_bytes, CHUNK_BYTES)?;
         if chunk.is_empty() {
             break;
         }
-        is_zero &= chunk.iter().all(|byte| *byte == 0);
+        is_empty &= is_zero(&chunk);
         report.file_bytes += chunk.len() as u64;
     }
-    if !is_zero {
+    if !is_empty {
         let behind = report.file_bytes as usize - SEGMENT_BYTES_MAX;
         report.add(SEGMENT_BYTES_MAX, behind, 0, "bytes behind the greatest length of a segment");
     }

@@ -77,11 +77,11 @@ pub struct Header {
 /// Why a file cannot be read as a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoHeader {
-    /// Both copies of the header are damaged, and so is the first record.
+    /// Both copies of the header are damaged, and there is no intact record.
     Damaged,
     /// A later version of Millrace wrote it.
     UnknownFormat(u32),
-    /// All zeros: made, and not a single byte of it is on disk.
+    /// All zeros, or no bytes at all.
     Empty,
 }
 
@@ -115,10 +115,11 @@ impl Header {
             [Err(NoHeader::UnknownFormat(format)), _] | [_, Err(NoHeader::UnknownFormat(format))] => {
                 return Err(NoHeader::UnknownFormat(format));
             }
-            _ if bytes.iter().all(|byte| *byte == 0) => return Err(NoHeader::Empty),
+            _ if is_zero(bytes) => return Err(NoHeader::Empty),
             _ => return Self::from_first_record(bytes, name).map(|header| (header, true)).ok_or(NoHeader::Damaged),
         };
-        Ok((header, header.encode() != *block))
+        // A file that is cut in its first block is not damaged there; its length tells.
+        Ok((header, !header.encode().starts_with(block)))
     }
 
     fn decode_copy(copy: &[u8]) -> Result<Self, NoHeader> {
@@ -140,15 +141,22 @@ impl Header {
 
     /// The mark is in every record, too: the first one that proves its own is believed.
     fn from_first_record(bytes: &[u8], id: SegmentId) -> Option<Self> {
-        let mut blocks = bytes.chunks(BLOCK_BYTES).enumerate().skip(1);
-        blocks.find_map(|(block, head)| {
-            let mark = Mark(u64::from_le_bytes(head.get(..8)?.try_into().expect("eight bytes")));
-            match record::decode(&bytes[block * BLOCK_BYTES..], mark) {
-                // A later version's record proves its mark, too.
-                Ok(_) | Err(NoRecord::UnknownVersion(_)) => {}
-                Err(NoRecord::Short | NoRecord::Damaged) => return None,
+        let mut places = (BLOCK_BYTES..bytes.len()).step_by(RECORD_ALIGNMENT);
+        places.find_map(|at| {
+            let mark = u64::from_le_bytes(bytes[at..].first_chunk().copied()?);
+            if mark == 0 {
+                return None;
             }
-            Some(Self { id, mark, created_at: Timestamp::from_micros(0), bytes: bytes.len() as u64 })
+            match record::decode(&bytes[at..], Mark(mark)) {
+                // A later version's record proves its mark, too.
+                Ok(_) | Err(NoRecord::UnknownVersion(_)) => Some(Self {
+                    id,
+                    mark: Mark(mark),
+                    created_at: Timestamp::from_micros(0),
+                    bytes: bytes.len() as u64,
+                }),
+                Err(NoRecord::Short | NoRecord::Damaged) => None,
+            }
         })
     }
 }
@@ -278,8 +286,14 @@ impl<'a> Scan<'a> {
     }
 
     fn is_zero(&self, from: usize, to: usize) -> bool {
-        self.bytes[from..to].iter().all(|byte| *byte == 0)
+        is_zero(&self.bytes[from..to])
     }
+}
+
+/// Whether there is nothing in `bytes`, compared a block at a time: most of a segment may be empty.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    bytes.chunks(BLOCK_BYTES).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
 
 impl Iterator for Scan<'_> {
