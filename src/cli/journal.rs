@@ -46,7 +46,7 @@ enum JournalCommand {
     Verify(Looked),
     /// Write every event that can be read as a line of JSON
     ///
-    /// {"id","org_id","type","dedup_id","payload","received_at"}; payloads are as they were sent, but for line breaks
+    /// `{"id","org_id","type","dedup_id","payload","received_at"}`; payloads are as they were sent, but for line breaks
     /// between their values, which become spaces. Some of the events may be in the database already. Those in files
     /// that were kept aside as `.damaged` are, and are left out. Exit code 65 where damage kept events out.
     Export {
@@ -94,7 +94,6 @@ struct InspectedJson<'a> {
 #[derive(Serialize)]
 struct SegmentJson<'a> {
     file: &'a str,
-    shard: usize,
     created_at: Option<String>,
     events: u64,
     spilled: u64,
@@ -160,33 +159,32 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
         })?;
         return survey.unread();
     }
-    let mut text = String::new();
     if !survey.files.is_empty() {
-        let headings = ["SEGMENT", "SHARD", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
-        text = table(headings, &survey.files.iter().map(row).collect::<Vec<_>>()) + "\n";
+        let headings = ["SEGMENT", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
+        show(&(table(headings, &survey.files.iter().map(row).collect::<Vec<_>>()) + "\n"))?;
     }
     let Totals { segments, events, spilled, bytes_used, bytes, oldest, .. } = totals;
-    text += &format!(
+    show(&format!(
         "{segments} segments, {events} events ({spilled} spilled), {bytes_used} of {bytes} bytes used: {}\n",
         directory.path().display()
-    );
-    text += &match oldest {
-        Some(oldest) => format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()),
-        None => "No event waits for the database.\n".to_owned(),
-    };
-    if !survey.foreign.is_empty() {
-        text += &format!("Not the journal's: {}\n", survey.foreign.join(", "));
+    ))?;
+    match oldest {
+        Some(oldest) => {
+            show(&format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()))?;
+        }
+        None => show("No event waits for the database.\n")?,
     }
-    show(&text)?;
+    if !survey.foreign.is_empty() {
+        show(&format!("Not the journal's: {}\n", survey.foreign.join(", ")))?;
+    }
     survey.unread()
 }
 
-fn row(file: &Surveyed) -> [String; 9] {
+fn row(file: &Surveyed) -> [String; 8] {
     let report = &file.report;
     let moment = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), Timestamp::to_rfc3339);
     [
         file.name.clone(),
-        report.id.stream.shard().to_string(),
         report.records.to_string(),
         report.spilled.to_string(),
         report.used_bytes.to_string(),
@@ -213,7 +211,6 @@ fn segment_json(file: &Surveyed) -> SegmentJson<'_> {
     let report = &file.report;
     SegmentJson {
         file: &file.name,
-        shard: report.id.stream.shard(),
         created_at: report.created_at.map(Timestamp::to_rfc3339),
         events: report.records,
         spilled: report.spilled,
@@ -248,15 +245,13 @@ fn verify(directory: &Directory, json: bool) -> Result<(), Failure> {
     } else if damage.is_empty() && survey.unreadable.is_empty() {
         show(&format!("Sound: {segments} segments, {events} events.\n"))?;
     } else {
-        let mut text = String::new();
         for DamageJson { file, offset, bytes, events_lost, what } in &damage {
-            text += &format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n");
+            show(&format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n"))?;
         }
-        text += &format!(
+        show(&format!(
             "DAMAGED in {} places, at least {lost} events lost; {events} events in {segments} segments are intact.\n",
             damage.len()
-        );
-        show(&text)?;
+        ))?;
     }
     survey.unread()?;
     if damage.is_empty() { Ok(()) } else { Err(Failure::Damaged(None)) }

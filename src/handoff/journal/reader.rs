@@ -8,7 +8,7 @@
 //! - A stream may begin at any number and sequence: its older segments were released, in order.
 //! - A torn tail is a write that nobody was told of. Were those records acknowledged, the next segment's sequence
 //!   says so: it does not begin where this one ends. So what ends strangely is held against the segment behind it.
-//! - Numbers that were refused are missing and no loss: the record behind them says so.
+//! - A segment may begin lower than expected: numbers of a write that failed are used again in the next segment.
 //! - A file of zeros is damage: a segment gets its name when its header is durable.
 
 use std::fmt;
@@ -30,7 +30,7 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 /// What is in a journal directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Segments, sorted by stream (time, then shard) and number.
+    /// Segments, sorted by stream (time) and number.
     pub segments: Vec<SegmentId>,
     /// Names of segments whose making was cut short; they never hold records.
     pub unfinished: Vec<String>,
@@ -368,7 +368,7 @@ fn lost_behind(storage: &dyn Storage, id: SegmentId, next_sequence: Option<u64>)
         let bytes = storage.read(&id.to_string(), 0, BLOCK_BYTES + RECORD_BYTES_MAX).ok()?;
         let (header, _) = Header::decode(&bytes, id).ok().filter(|(header, _)| header.id == id)?;
         match Scan::new(&bytes, header.mark, None).next()? {
-            Found::Record { record, .. } if !record.follows_refused => Some(record.sequence),
+            Found::Record { record, .. } => Some(record.sequence),
             _ => None,
         }
     };
@@ -391,7 +391,7 @@ fn scan_records(
         match found {
             Found::Record { offset, record } => {
                 if report.records == 0 {
-                    let before = expected.sequence.filter(|_| !is_other && !record.follows_refused);
+                    let before = expected.sequence.filter(|_| !is_other);
                     let gap = before.map_or(0, |before| record.sequence.saturating_sub(before));
                     report_first(expected, before_first.take(), gap, offset, report);
                 }

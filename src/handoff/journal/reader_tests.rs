@@ -13,7 +13,7 @@ use crate::handoff::journal::record::{self, Mark, unpadded_len};
 use crate::handoff::journal::segment::{SEGMENT_BYTES_MIN, Stream};
 use crate::handoff::journal::storage::Disk;
 
-const STREAM: Stream = Stream(77 << 10);
+const STREAM: Stream = Stream(77);
 const WHOLE: usize = 4 * BLOCK_BYTES;
 
 fn id(number: u32) -> SegmentId {
@@ -67,11 +67,6 @@ impl Segment {
         self.records.push((self.bytes.len(), unpadded_len(&event), self.next));
         record::encode(&mut self.bytes, mark, self.next, self.next.is_multiple_of(3), &event);
         self.next += 1;
-    }
-
-    fn note_refused_before(&mut self, n: usize) {
-        let at = self.records[n].0;
-        record::note_refused_before(&mut self.bytes[at..], mark(STREAM));
     }
 
     /// Damages record `n` beyond recognition of its content.
@@ -326,30 +321,6 @@ fn zeros_where_the_last_records_were_are_noticed_by_the_next_segment() {
 }
 
 #[test]
-fn refused_numbers_are_not_missing() {
-    let directory = Directory::of(2);
-    let mut after = Segment::new(id(2), 17, &[2, 3]);
-    after.note_refused_before(0);
-    directory.put(id(2), &after);
-    assert_eq!(directory.read().damage(), []);
-
-    // Nor behind a write that failed half-way.
-    let mut torn = healthy(1);
-    torn.spoil(4);
-    directory.put(id(1), &torn);
-    let told = directory.read();
-    assert_eq!((told.damage(), told.reports[1].torn_tail), (vec![], Some(torn.records[4].0 as u64)));
-
-    // Behind a missing segment nothing tells how many of the numbers were refused.
-    directory.put(id(1), &healthy(1));
-    fs::rename(directory.path(id(2)), directory.path(id(3))).unwrap();
-    let mut after = Segment::new(id(3), 17, &[2]);
-    after.note_refused_before(0);
-    directory.put(id(3), &after);
-    assert_eq!(directory.read().damage(), [(3, 0, 0, 0, "the segment before it is missing")]);
-}
-
-#[test]
 fn a_cut_file_says_what_it_lacks() {
     let directory = Directory::of(3);
     let (at, _, _) = healthy(1).records[3];
@@ -573,8 +544,8 @@ fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
         let told = directory.read_from(&mut chain.clone(), &ids);
         // The mark of a record that is where it should be is not needed to read it.
         let hit = segment.records.iter().find(|(from, len, _)| (from + 8..from + len).contains(&at));
-        let lost = hit.map(|(_, _, sequence)| *sequence);
-        let expected: Vec<u64> = (101..segment.next + 1).filter(|sequence| Some(*sequence) != lost).collect();
+        let missing = hit.map(|(_, _, sequence)| *sequence);
+        let expected: Vec<u64> = (101..=segment.next).filter(|sequence| Some(*sequence) != missing).collect();
         assert_eq!(told.sequences, expected, "byte {at}");
         let [report, next] = &told.reports[..] else { unreachable!("two were read") };
         assert_eq!((report.records_lost(), next.damage.len()), (u64::from(hit.is_some()), 0), "byte {at}: {told:?}");

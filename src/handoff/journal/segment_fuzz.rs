@@ -45,7 +45,7 @@ fn check_scan(bytes: &[u8], mark: Mark) -> u64 {
                 (records, end, next_sequence) = (records + 1, offset + record.len, record.sequence.saturating_add(1));
             }
             Found::Damage { offset, bytes: len, .. } => {
-                assert!(offset + len <= bytes.len(), "{offset} and {len} bytes")
+                assert!(offset + len <= bytes.len(), "{offset} and {len} bytes");
             }
             Found::TornTail { offset } | Found::UnknownVersion { offset, .. } => {
                 assert!((BLOCK_BYTES..bytes.len()).contains(&offset), "{offset} is outside");
@@ -59,9 +59,6 @@ fn check_scan(bytes: &[u8], mark: Mark) -> u64 {
 fn check_record(record: &Record, mark: Mark) {
     let mut again = Vec::new();
     record::encode(&mut again, mark, record.sequence, record.is_spilled, &record.event);
-    if record.follows_refused {
-        record::note_refused_before(&mut again, mark);
-    }
     assert_eq!(record::decode(&again, mark).as_ref(), Ok(record));
     assert_eq!((again.len(), record::len_at(&again)), (record.len, record.len));
     assert_eq!(record::is_spilled_at(&again), record.is_spilled);

@@ -59,7 +59,6 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("groups", groups()),
         ("longest_texts", changed(file(&[]), |bytes| record::encode(bytes, MARK, 0, true, &longest))),
         ("last_number", changed(file(&[]), |bytes| record::encode(bytes, MARK, u64::MAX, false, &longest))),
-        ("refused_before", changed(groups(), |bytes| record::note_refused_before(&mut bytes[BLOCK_BYTES..], MARK))),
         ("torn", changed(groups(), |bytes| bytes.truncate(bytes.len() - 50))),
         ("damaged", changed(groups(), |bytes| bytes[BLOCK_BYTES + 40] ^= 1)),
         ("no_header", changed(groups(), |bytes| bytes[..BLOCK_BYTES].fill(0xee))),
