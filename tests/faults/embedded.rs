@@ -1,42 +1,11 @@
 //! The embedded store: a full disk, and kill -9.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use crate::common::server::{Options, Server, eventually};
 use crate::load::{Connection, Ids, Load, Log, Told};
 use crate::oracle;
-
-/// A small file system in memory, gone when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"]).arg(dir.path());
-        let mounted = mount.output().expect("`mount` is there");
-        assert!(
-            mounted.status.success(),
-            "this test fills a small disk of its own and must be allowed to mount one; run the tests as root, in a \
-             container with CAP_SYS_ADMIN: {}",
-            String::from_utf8_lossy(&mounted.stderr)
-        );
-        Self(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("--lazy").arg(self.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking(), "the disk is unmounted");
-    }
-}
+use crate::small_disk::SmallDisk;
 
 #[test]
 fn a_full_disk_fills_the_queue_and_loses_nothing() {

@@ -1,5 +1,7 @@
 //! LOST, DUP and PHANTOM: the clients' log against the rows.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -59,8 +61,42 @@ pub fn check_after_kill(log: &Log, rows: &[Row]) {
     check_stored(log, rows, false);
 }
 
+/// What was found: numbers of events.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Rows.
+    pub stored: usize,
+    /// Accepted and not stored.
+    pub lost: Vec<u64>,
+    /// Stored twice.
+    pub dup: Vec<u64>,
+    /// Refused, and stored.
+    pub phantom: Vec<u64>,
+    /// Stored with another id or payload.
+    pub changed: Vec<u64>,
+}
+
 #[expect(clippy::print_stdout, reason = "what was found, for whoever reads a failed test")]
 fn check_stored(log: &Log, rows: &[Row], nothing_lost: bool) {
+    let Verdict { stored, lost, dup, phantom, changed } = verdict(log, rows);
+    println!(
+        "sent {}, accepted {}, refused {:?}, unanswered {}, stored {stored}, lost {}, dup {}, phantom {}",
+        log.entries().len(),
+        log.accepted(),
+        log.refusals(),
+        log.unanswered(),
+        lost.len(),
+        dup.len(),
+        phantom.len()
+    );
+    assert_eq!(dup, [0; 0], "DUP");
+    assert_eq!(phantom, [0; 0], "PHANTOM");
+    assert_eq!(changed, [0; 0], "stored with another id or payload");
+    assert!(!nothing_lost || lost.is_empty(), "LOST: {lost:?}");
+}
+
+/// Holds the rows against the log.
+pub fn verdict(log: &Log, rows: &[Row]) -> Verdict {
     let mut stored: BTreeMap<u64, &str> = BTreeMap::new();
     let (mut dup, mut phantom, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     let entries = log.entries();
@@ -84,19 +120,5 @@ fn check_stored(log: &Log, rows: &[Row], nothing_lost: bool) {
         .filter(|(number, told)| matches!(told, Told::Accepted(_)) && !stored.contains_key(number))
         .map(|(number, _)| *number)
         .collect();
-    println!(
-        "sent {}, accepted {}, refused {:?}, unanswered {}, stored {}, lost {}, dup {}, phantom {}",
-        entries.len(),
-        log.accepted(),
-        log.refusals(),
-        log.unanswered(),
-        stored.len(),
-        lost.len(),
-        dup.len(),
-        phantom.len()
-    );
-    assert_eq!(dup, [0; 0], "DUP");
-    assert_eq!(phantom, [0; 0], "PHANTOM");
-    assert_eq!(changed, [0; 0], "stored with another id or payload");
-    assert!(!nothing_lost || lost.is_empty(), "LOST: {lost:?}");
+    Verdict { stored: stored.len(), lost, dup, phantom, changed }
 }

@@ -1,5 +1,7 @@
 //! Clients that keep a log: what each request carried, and what its sender was told.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -233,18 +235,39 @@ pub struct Load {
 impl Load {
     /// `clients` connections to `addr`, until [`Self::stop`]. Returns when each has had its first answer.
     pub fn start(addr: SocketAddr, key: &str, clients: usize, ids: Ids, log: &Arc<Log>) -> Self {
+        Self::start_with(addr, key, clients, log, move |connection, log| connection.post_event(log, "load", ids))
+    }
+
+    /// The same with single events and batches, both kinds of ids.
+    pub fn start_mixed(addr: SocketAddr, key: &str, clients: usize, log: &Arc<Log>) -> Self {
+        Self::start_with(addr, key, clients, log, |connection, log| match next_number() % 8 {
+            0 => match connection.post_batch(log, &["load"; 20], Ids::Both) {
+                Ok(()) => Told::Accepted(String::new()),
+                Err(told) => told,
+            },
+            _ => connection.post_event(log, "load", Ids::Both),
+        })
+    }
+
+    fn start_with(
+        addr: SocketAddr,
+        key: &str,
+        clients: usize,
+        log: &Arc<Log>,
+        post: impl Fn(&mut Connection, &Log) -> Told + Clone + Send + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let begun = Arc::new(Barrier::new(clients + 1));
         let clients = (0..clients)
             .map(|_| {
                 let (stop, log, begun) = (Arc::clone(&stop), Arc::clone(log), Arc::clone(&begun));
-                let mut connection = Connection::new(addr, key);
+                let (mut connection, post) = (Connection::new(addr, key), post.clone());
                 thread::spawn(move || {
-                    connection.post_event(&log, "load", ids);
+                    post(&mut connection, &log);
                     begun.wait();
                     while !stop.load(Ordering::Relaxed) {
                         // Paced: the tests share a machine, and only the answers matter.
-                        thread::sleep(match connection.post_event(&log, "load", ids) {
+                        thread::sleep(match post(&mut connection, &log) {
                             Told::Accepted(_) => Duration::from_millis(1),
                             Told::Refused(..) | Told::Nothing | Told::Unsent => Duration::from_millis(20),
                         });
