@@ -46,7 +46,7 @@ enum JournalCommand {
     Verify(Looked),
     /// Write every event that can be read as a line of JSON
     ///
-    /// {"id","org_id","type","dedup_id","payload","received_at"}; payloads are as they were sent, but for line breaks
+    /// `{"id","org_id","type","dedup_id","payload","received_at"}`; payloads are as they were sent, but for line breaks
     /// between their values, which become spaces. Some of the events may be in the database already. Those in files
     /// that were kept aside as `.damaged` are, and are left out. Exit code 65 where damage kept events out.
     Export {
@@ -160,23 +160,25 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
         })?;
         return survey.unread();
     }
-    let mut text = String::new();
-    if !survey.files.is_empty() {
-        let headings = ["SEGMENT", "SHARD", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
-        text = table(headings, &survey.files.iter().map(row).collect::<Vec<_>>()) + "\n";
-    }
+    let headings = ["SEGMENT", "SHARD", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
+    let rows: Vec<_> = survey.files.iter().map(row).collect();
     let Totals { segments, events, spilled, bytes_used, bytes, oldest, .. } = totals;
-    text += &format!(
-        "{segments} segments, {events} events ({spilled} spilled), {bytes_used} of {bytes} bytes used: {}\n",
-        directory.path().display()
-    );
-    text += &match oldest {
-        Some(oldest) => format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()),
-        None => "No event waits for the database.\n".to_owned(),
-    };
-    if !survey.foreign.is_empty() {
-        text += &format!("Not the journal's: {}\n", survey.foreign.join(", "));
-    }
+    let text = [
+        if rows.is_empty() { String::new() } else { table(headings, &rows) + "\n" },
+        format!(
+            "{segments} segments, {events} events ({spilled} spilled), {bytes_used} of {bytes} bytes used: {}\n",
+            directory.path().display()
+        ),
+        match oldest {
+            Some(oldest) => format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()),
+            None => "No event waits for the database.\n".to_owned(),
+        },
+        match &survey.foreign[..] {
+            [] => String::new(),
+            foreign => format!("Not the journal's: {}\n", foreign.join(", ")),
+        },
+    ];
+    let text = text.concat();
     show(&text)?;
     survey.unread()
 }
@@ -247,16 +249,16 @@ fn verify(directory: &Directory, json: bool) -> Result<(), Failure> {
         show_json(&VerifiedJson { sound, segments, events, events_lost: lost, damage: &damage })?;
     } else if damage.is_empty() && survey.unreadable.is_empty() {
         show(&format!("Sound: {segments} segments, {events} events.\n"))?;
-    } else {
-        let mut text = String::new();
-        for DamageJson { file, offset, bytes, events_lost, what } in &damage {
-            text += &format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n");
-        }
-        text += &format!(
-            "DAMAGED in {} places, at least {lost} events lost; {events} events in {segments} segments are intact.\n",
-            damage.len()
-        );
-        show(&text)?;
+    } else if !damage.is_empty() {
+        let in_words = |DamageJson { file, offset, bytes, events_lost, what }: &DamageJson<'_>| {
+            format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n")
+        };
+        let places: Vec<String> = damage.iter().map(in_words).collect();
+        show(&format!(
+            "{}DAMAGED in {} places, at least {lost} events lost; {events} events in {segments} segments are intact.\n",
+            places.concat(),
+            places.len()
+        ))?;
     }
     survey.unread()?;
     if damage.is_empty() { Ok(()) } else { Err(Failure::Damaged(None)) }

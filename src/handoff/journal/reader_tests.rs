@@ -567,14 +567,14 @@ fn sweep() -> (Directory, Chain, Segment, [SegmentId; 2]) {
 fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
     let (directory, chain, segment, ids) = sweep();
     let file = File::options().write(true).open(directory.path(id(4))).unwrap();
-    let last = segment.records.last().map(|(at, len, _)| at + len).unwrap();
+    let end = segment.records.last().map(|(at, len, _)| at + len).unwrap();
     for at in 0..WHOLE {
         file.write_all_at(&[segment.bytes[at] ^ 0x11], at as u64).unwrap();
         let told = directory.read_from(&mut chain.clone(), &ids);
         // The mark of a record that is where it should be is not needed to read it.
         let hit = segment.records.iter().find(|(from, len, _)| (from + 8..from + len).contains(&at));
         let lost = hit.map(|(_, _, sequence)| *sequence);
-        let expected: Vec<u64> = (101..segment.next + 1).filter(|sequence| Some(*sequence) != lost).collect();
+        let expected: Vec<u64> = (101..=segment.next).filter(|sequence| Some(*sequence) != lost).collect();
         assert_eq!(told.sequences, expected, "byte {at}");
         let [report, next] = &told.reports[..] else { unreachable!("two were read") };
         assert_eq!((report.records_lost(), next.damage.len()), (u64::from(hit.is_some()), 0), "byte {at}: {told:?}");
@@ -584,7 +584,7 @@ fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
                 assert!((*from as u64..*from as u64 + report.damage[0].bytes).contains(&(at as u64)), "byte {at}");
             }
             // Where a write may have been cut short, nothing is lost and nothing wrong.
-            None if at >= last.next_multiple_of(8) => assert!(report.torn_tail.is_some(), "byte {at}: {report:?}"),
+            None if at >= end.next_multiple_of(8) => assert!(report.torn_tail.is_some(), "byte {at}: {report:?}"),
             None => assert!(report.is_damaged(), "byte {at}: {report:?}"),
         }
         file.write_all_at(&[segment.bytes[at]], at as u64).unwrap();

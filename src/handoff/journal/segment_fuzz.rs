@@ -45,7 +45,7 @@ fn check_scan(bytes: &[u8], mark: Mark) -> u64 {
                 (records, end, next_sequence) = (records + 1, offset + record.len, record.sequence.saturating_add(1));
             }
             Found::Damage { offset, bytes: len, .. } => {
-                assert!(offset + len <= bytes.len(), "{offset} and {len} bytes")
+                assert!(offset + len <= bytes.len(), "{offset} and {len} bytes");
             }
             Found::TornTail { offset } | Found::UnknownVersion { offset, .. } => {
                 assert!((BLOCK_BYTES..bytes.len()).contains(&offset), "{offset} is outside");
