@@ -458,6 +458,14 @@ fn files_that_changed_names_are_read_and_said() {
     assert_eq!(told.damage()[0], (2, 0, 0, 0, what));
     assert_eq!(told.damage().last(), Some(&(4, 0, 0, 0, what)));
 
+    // Its numbers say nothing about the end of the file before it.
+    let directory = Directory::of(2);
+    let mut torn = Segment::new(id(2), 10, &[2, 3]);
+    torn.spoil(4);
+    directory.put(id(2), &torn);
+    fs::write(directory.path(id(3)), Segment::new(other, 100, &[3]).bytes).unwrap();
+    assert_eq!(directory.read().damage(), [(3, 0, 0, 0, what)]);
+
     // A copy is read twice, as itself and as what it is not: never as new numbers.
     let directory = Directory::of(3);
     fs::copy(directory.path(id(0)), directory.path(id(3))).unwrap();
