@@ -159,24 +159,26 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
         })?;
         return survey.unread();
     }
-    if !survey.files.is_empty() {
-        let headings = ["SEGMENT", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
-        show(&(table(headings, &survey.files.iter().map(row).collect::<Vec<_>>()) + "\n"))?;
-    }
+    let headings = ["SEGMENT", "EVENTS", "SPILLED", "USED", "BYTES", "OLDEST", "NEWEST", "STATE"];
+    let rows: Vec<_> = survey.files.iter().map(row).collect();
     let Totals { segments, events, spilled, bytes_used, bytes, oldest, .. } = totals;
-    show(&format!(
-        "{segments} segments, {events} events ({spilled} spilled), {bytes_used} of {bytes} bytes used: {}\n",
-        directory.path().display()
-    ))?;
-    match oldest {
-        Some(oldest) => {
-            show(&format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()))?;
-        }
-        None => show("No event waits for the database.\n")?,
-    }
-    if !survey.foreign.is_empty() {
-        show(&format!("Not the journal's: {}\n", survey.foreign.join(", ")))?;
-    }
+    let text = [
+        if rows.is_empty() { String::new() } else { table(headings, &rows) + "\n" },
+        format!(
+            "{segments} segments, {events} events ({spilled} spilled), {bytes_used} of {bytes} bytes used: {}\n",
+            directory.path().display()
+        ),
+        match oldest {
+            Some(oldest) => format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()),
+            None => "No event waits for the database.\n".to_owned(),
+        },
+        match &survey.foreign[..] {
+            [] => String::new(),
+            foreign => format!("Not the journal's: {}\n", foreign.join(", ")),
+        },
+    ];
+    let text = text.concat();
+    show(&text)?;
     survey.unread()
 }
 
@@ -244,13 +246,15 @@ fn verify(directory: &Directory, json: bool) -> Result<(), Failure> {
         show_json(&VerifiedJson { sound, segments, events, events_lost: lost, damage: &damage })?;
     } else if damage.is_empty() && survey.unreadable.is_empty() {
         show(&format!("Sound: {segments} segments, {events} events.\n"))?;
-    } else {
-        for DamageJson { file, offset, bytes, events_lost, what } in &damage {
-            show(&format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n"))?;
-        }
+    } else if !damage.is_empty() {
+        let in_words = |DamageJson { file, offset, bytes, events_lost, what }: &DamageJson<'_>| {
+            format!("{file}: offset {offset}, {bytes} bytes, {events_lost} events lost: {what}\n")
+        };
+        let places: Vec<String> = damage.iter().map(in_words).collect();
         show(&format!(
-            "DAMAGED in {} places, at least {lost} events lost; {events} events in {segments} segments are intact.\n",
-            damage.len()
+            "{}DAMAGED in {} places, at least {lost} events lost; {events} events in {segments} segments are intact.\n",
+            places.concat(),
+            places.len()
         ))?;
     }
     survey.unread()?;

@@ -7,6 +7,8 @@
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::boot::JOURNAL_DIRECTORY;
 use crate::cli::failure::Failure;
@@ -14,6 +16,9 @@ use crate::handoff::journal::reader::{self, Chain, ReadError, SegmentReport};
 use crate::handoff::journal::record::Record;
 use crate::handoff::journal::segment::SegmentId;
 use crate::handoff::journal::storage::Disk;
+
+/// How long after the first reading the second is: longer than a write is under way.
+const SECOND_READING_AFTER: Duration = Duration::from_millis(100);
 
 /// A journal directory.
 pub struct Directory {
@@ -132,6 +137,7 @@ impl Directory {
 
     /// Reads the segment `before` and this one again, and keeps what is still damaged.
     fn confirm(&self, report: &mut SegmentReport, before: Option<(SegmentId, Chain)>, chain_before: Chain) {
+        thread::sleep(SECOND_READING_AFTER);
         let mut chain = match before {
             Some((id, mut chain)) => {
                 let _ = reader::read(&self.disk, id, &mut chain, &mut ignore);

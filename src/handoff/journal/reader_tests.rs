@@ -429,6 +429,14 @@ fn files_that_changed_names_are_read_and_said() {
     assert_eq!(told.damage()[0], (2, 0, 0, 0, what));
     assert_eq!(told.damage().last(), Some(&(4, 0, 0, 0, what)));
 
+    // Its numbers say nothing about the end of the file before it.
+    let directory = Directory::of(2);
+    let mut torn = Segment::new(id(2), 10, &[2, 3]);
+    torn.spoil(4);
+    directory.put(id(2), &torn);
+    fs::write(directory.path(id(3)), Segment::new(other, 100, &[3]).bytes).unwrap();
+    assert_eq!(directory.read().damage(), [(3, 0, 0, 0, what)]);
+
     // A copy is read twice, as itself and as what it is not: never as new numbers.
     let directory = Directory::of(3);
     fs::copy(directory.path(id(0)), directory.path(id(3))).unwrap();
@@ -538,7 +546,7 @@ fn sweep() -> (Directory, Chain, Segment, [SegmentId; 2]) {
 fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
     let (directory, chain, segment, ids) = sweep();
     let file = File::options().write(true).open(directory.path(id(4))).unwrap();
-    let last = segment.records.last().map(|(at, len, _)| at + len).unwrap();
+    let end = segment.records.last().map(|(at, len, _)| at + len).unwrap();
     for at in 0..WHOLE {
         file.write_all_at(&[segment.bytes[at] ^ 0x11], at as u64).unwrap();
         let told = directory.read_from(&mut chain.clone(), &ids);
@@ -555,7 +563,7 @@ fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
                 assert!((*from as u64..*from as u64 + report.damage[0].bytes).contains(&(at as u64)), "byte {at}");
             }
             // Where a write may have been cut short, nothing is lost and nothing wrong.
-            None if at >= last.next_multiple_of(8) => assert!(report.torn_tail.is_some(), "byte {at}: {report:?}"),
+            None if at >= end.next_multiple_of(8) => assert!(report.torn_tail.is_some(), "byte {at}: {report:?}"),
             None => assert!(report.is_damaged(), "byte {at}: {report:?}"),
         }
         file.write_all_at(&[segment.bytes[at]], at as u64).unwrap();
