@@ -152,8 +152,9 @@ impl Committer {
     /// Waits for the keeper's next segment, or for its word that there is none.
     fn acquire(&mut self) -> Result<(), Closed> {
         let supplied = match self.supply.try_recv() {
-            Ok(supplied) => Ok(supplied),
-            Err(TryRecvError::Empty) => {
+            Ok(Ok(prepared)) => Ok(Ok(prepared)),
+            // A refusal that nobody waits for is an old one: it answered a question that a segment answered, too.
+            Ok(Err(_)) | Err(TryRecvError::Empty) => {
                 self.gate.wants_segment.store(true, Ordering::Release);
                 self.keeper.unpark();
                 self.supply.recv()

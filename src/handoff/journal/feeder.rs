@@ -57,7 +57,10 @@ pub(super) fn replay(journal: &Journal, queue: &Queue, stop: &AtomicBool) -> Res
         let report = match reader::read(&*journal.storage, *id, &mut chain, &mut hand_over) {
             Ok(report) => report,
             Err(error) => {
-                journal.ledger.give_back(origin);
+                // What was handed over before is still counted there; another segment must not get those counts.
+                if slot.durable() == 0 {
+                    journal.ledger.give_back(origin);
+                }
                 return Err(error);
             }
         };
