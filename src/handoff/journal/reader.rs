@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::record::{RECORD_BYTES_MAX, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId, is_zero};
@@ -262,7 +262,7 @@ fn read_file(
     on_record: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
 ) -> Result<SegmentReport, ReadError> {
     let named = |error: io::Error| ReadError::Io(io::Error::new(error.kind(), format!("{name}: {error}")));
-    let bytes = storage.read_segment(name).map_err(named)?;
+    let Content { bytes, unreadable } = read_whole(storage, name).map_err(named)?;
     let expected = chain.expected(storage, id).map_err(ReadError::Io)?;
     let mut report = SegmentReport {
         id,
@@ -276,6 +276,9 @@ fn read_file(
         damage: Vec::new(),
         torn_tail: None,
     };
+    for range in unreadable {
+        report.add(range.start, range.len(), 0, "the disk cannot read this");
+    }
     let next_sequence = match Header::decode(&bytes, id) {
         Ok((header, is_damaged)) => {
             report.created_at = Some(header.created_at).filter(|at| at.as_micros() != 0);
@@ -318,6 +321,40 @@ fn read_file(
         look_behind(storage, name, &mut report).map_err(named)?;
     }
     Ok(report)
+}
+
+/// A segment as far as the disk gives it away.
+struct Content {
+    bytes: Vec<u8>,
+    /// Where there are zeros instead of what could not be read.
+    unreadable: Vec<Range<usize>>,
+}
+
+/// Reads a whole segment; what is longer than a segment can be is cut. A bad sector costs what it holds, not the
+/// segment.
+fn read_whole(storage: &dyn Storage, name: &str) -> io::Result<Content> {
+    let is_bad_sector = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    match storage.read(name, 0, SEGMENT_BYTES_MAX) {
+        Err(error) if is_bad_sector(&error) => {}
+        read => return Ok(Content { bytes: read?, unreadable: Vec::new() }),
+    }
+    let mut content = Content { bytes: Vec::new(), unreadable: Vec::new() };
+    while content.bytes.len() < SEGMENT_BYTES_MAX {
+        let at = content.bytes.len();
+        match storage.read(name, at as u64, BLOCK_BYTES) {
+            Ok(block) if block.is_empty() => break,
+            Ok(block) => content.bytes.extend(block),
+            Err(error) if is_bad_sector(&error) => {
+                content.bytes.resize(at + BLOCK_BYTES, 0);
+                match content.unreadable.last_mut() {
+                    Some(last) if last.end == at => last.end += BLOCK_BYTES,
+                    _ => content.unreadable.push(at..at + BLOCK_BYTES),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(content)
 }
 
 /// What is wrong behind the last record of a file that should be `whole` long. Returns which number comes next.

@@ -11,7 +11,7 @@ use super::*;
 use crate::event::{Event, EventId, OrgId};
 use crate::handoff::journal::record::{self, Mark, unpadded_len};
 use crate::handoff::journal::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::handoff::journal::storage::Disk;
+use crate::handoff::journal::storage::{Disk, SegmentFile};
 
 const STREAM: Stream = Stream(77);
 const WHOLE: usize = 4 * BLOCK_BYTES;
@@ -601,4 +601,61 @@ fn segments_of_the_shortest_real_length_are_read_as_well() {
     directory.put(id(0), &segment);
     let told = directory.read();
     assert_eq!((told.damage(), told.sequences), (vec![], (0..segment.next).collect()));
+}
+
+/// A disk that cannot read one block of one file.
+struct BadSector {
+    disk: Disk,
+    name: String,
+    block: u64,
+}
+
+impl Storage for BadSector {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+
+    fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        if name == self.name && (offset..offset + len as u64).contains(&(self.block * FIRST_BLOCK)) {
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
+        }
+        self.disk.read(name, offset, len)
+    }
+
+    fn create(&self, _: &str) -> io::Result<Box<dyn SegmentFile>> {
+        unreachable!("reading creates nothing")
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        unreachable!("reading renames nothing")
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        unreachable!("reading removes nothing")
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        unreachable!("reading changes nothing")
+    }
+}
+
+#[test]
+fn a_bad_sector_costs_what_it_holds_and_no_more() {
+    let directory = Directory::of(3);
+    // The header, the first group (two records), the second (three), and the zeros behind.
+    for (block, lost) in [(0, 0), (1, 2), (2, 3), (3, 0)] {
+        let disk = Disk::open(&directory.temp.path().join("journal")).unwrap();
+        let bad = BadSector { disk, name: id(1).to_string(), block };
+        let (mut chain, mut sequences, mut damage) = (Chain::default(), Vec::new(), Vec::new());
+        for number in 0..3 {
+            let mut on_record = |_, record: Record| {
+                sequences.push(record.sequence);
+                ControlFlow::Continue(())
+            };
+            damage.extend(read(&bad, id(number), &mut chain, &mut on_record).unwrap().damage);
+        }
+        assert!(damage.iter().any(|at| at.offset == block * FIRST_BLOCK && at.what == "the disk cannot read this"));
+        assert_eq!(damage.iter().map(|at| at.records_lost).sum::<u64>(), lost, "block {block}: {damage:?}");
+        assert_eq!(sequences.len() as u64, 15 - lost, "block {block}");
+    }
 }

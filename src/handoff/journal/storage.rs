@@ -11,8 +11,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::segment::SEGMENT_BYTES_MAX;
-
 /// One directory of segments.
 pub trait Storage: Send + Sync + 'static {
     /// The names of the files in it, in no order.
@@ -32,11 +30,6 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Makes the names durable.
     fn sync_directory(&self) -> io::Result<()>;
-
-    /// Reads a whole segment; what is longer than a segment can be is cut.
-    fn read_segment(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.read(name, 0, SEGMENT_BYTES_MAX)
-    }
 }
 
 /// A file that is written at given places and made durable.
