@@ -9,6 +9,8 @@
 //! `MILLRACE_POWER_LOSS_CASES` sets how many cases are run, `MILLRACE_POWER_LOSS_SEED` runs one again and again: its plan
 //! is always the same, what its threads make of it is not.
 
+#[path = "common/lanes.rs"]
+mod lanes;
 #[path = "power_loss/lives.rs"]
 mod lives;
 #[path = "power_loss/random.rs"]

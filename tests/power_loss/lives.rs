@@ -6,29 +6,23 @@
 //! What the threads do between two of its steps is up to the scheduler; the plan of a case (its seed) is not.
 
 use std::collections::{HashMap, HashSet};
-use std::future::Future;
-use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use millrace::clock::Timestamp;
 use millrace::event::{Event, EventId, OrgId, Origin};
 use millrace::handoff::journal::segment::SEGMENT_BYTES_MIN;
-use millrace::handoff::journal::{Appender, Journal, JournalConfig, Replayed, Ticket, Trouble, reader};
+use millrace::handoff::journal::{Journal, JournalConfig, Replayed, Trouble, reader};
 use millrace::handoff::queue::{Accepted, Queue, queue};
 use millrace::limits;
 use millrace::metrics::Metrics;
 use uuid::Uuid;
 
+use crate::lanes::{Lanes, PATIENCE};
 use crate::random::Random;
 use crate::sim_disk::{Honesty, Image, Plan, SimDisk, Tearing};
-
-/// A case hangs where nothing happens for so long.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What was done in a case, or in many.
 #[derive(Clone, Copy, Debug, Default)]
@@ -188,9 +182,6 @@ struct Server {
     accepted: Accepted,
     stop: Arc<AtomicBool>,
 }
-
-/// What is under way at the clients.
-type Waiting = Vec<(EventId, Rc<Ticket>)>;
 
 impl Case {
     /// A life that ends with the power.
@@ -354,27 +345,20 @@ impl Case {
 
     /// Takes events for a while, or until the power goes; with `may_end` perhaps stops the server or cuts the power then.
     fn work(&mut self, server: &Server, storing: u64, may_end: bool) -> Result<(), String> {
-        let lanes = (0..server.shards).map(|shard| server.journal.lane(shard));
-        let appenders: Vec<Appender> =
-            lanes.map(|lane| Appender::new(lane, server.queue.clone(), server.may_spill)).collect();
-        let mut tasks: Vec<Task<'_>> =
-            appenders.iter().map(|appender| Box::pin(appender.tend(|_| ())) as Task<'_>).collect();
-        let mut waiting = Waiting::new();
+        let mut lanes = Lanes::new(&server.journal, server.shards, &server.queue, server.may_spill);
         let bursts = 1 + self.random.below(14);
         for _ in 0..bursts {
             for _ in 0..=self.random.pick(&[0, 2, 10]) {
                 let event = self.world.event(&mut self.random);
-                let (id, ticket) = (event.id, Rc::new(Ticket::default()));
-                let shard = self.random.below(server.shards as u64) as usize;
-                match appenders[shard].accept(event, &ticket) {
-                    Ok(()) => waiting.push((id, ticket)),
-                    Err(_) => self.refused(id),
+                let id = event.id;
+                if lanes.accept(self.random.below(server.shards as u64) as usize, event).is_err() {
+                    self.refused(id);
                 }
             }
             if self.random.chance(2, 3) {
-                self.settle(&mut tasks, &mut waiting)?;
+                self.settle(&mut lanes)?;
             } else {
-                tend(&mut tasks, &Waker::noop().clone());
+                lanes.tend();
             }
             self.store(server, storing, Duration::ZERO)?;
             if server.disk.is_cut() {
@@ -384,7 +368,7 @@ impl Case {
         if may_end && self.random.chance(1, 3) && !server.disk.is_cut() {
             // As a server that is stopped: the power may go in the middle of that, too.
             server.journal.close(Instant::now() + PATIENCE);
-            self.settle(&mut tasks, &mut waiting)?;
+            self.settle(&mut lanes)?;
             self.store(server, storing, Duration::ZERO)?;
             if self.random.chance(1, 2) {
                 server.journal.end();
@@ -393,7 +377,7 @@ impl Case {
             server.disk.cut();
         }
         // Also with the power gone: what was made durable before is promised, the rest comes to nothing.
-        self.settle(&mut tasks, &mut waiting)?;
+        self.settle(&mut lanes)?;
         self.store(server, storing, Duration::ZERO)
     }
 
@@ -403,33 +387,16 @@ impl Case {
     }
 
     /// Tells the clients what became of their events, until all know.
-    fn settle(&mut self, tasks: &mut [Task<'_>], waiting: &mut Waiting) -> Result<(), String> {
-        let begun = Instant::now();
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        loop {
-            tend(tasks, &waker);
-            waiting.retain(|(id, ticket)| {
-                if pin!(ticket.settled()).as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-                    return true;
-                }
-                match ticket.clear().first() {
-                    None => {
-                        self.tally.promised += 1;
-                        self.world.tell(*id, Told::Promised);
-                    }
-                    Some((_, Trouble::Refused(_))) => self.refused(*id),
-                    Some((_, Trouble::Unknown)) => self.tally.unknown += 1,
-                }
-                false
-            });
-            if waiting.is_empty() {
-                return Ok(());
+    fn settle(&mut self, lanes: &mut Lanes) -> Result<(), String> {
+        let settled = lanes.settle(|id, trouble| match trouble {
+            None => {
+                self.tally.promised += 1;
+                self.world.tell(id, Told::Promised);
             }
-            if begun.elapsed() > PATIENCE {
-                return Err(format!("{} events are never settled", waiting.len()));
-            }
-            thread::park_timeout(PATIENCE);
-        }
+            Some(Trouble::Refused(_)) => self.refused(id),
+            Some(Trouble::Unknown) => self.tally.unknown += 1,
+        });
+        settled.map_err(|left| format!("{left} events are never settled"))
     }
 
     /// The power goes, unless it has; then it comes back.
@@ -451,21 +418,5 @@ impl Server {
     fn start_feeder(&self) -> Option<JoinHandle<()>> {
         let start = || self.journal.start_feeder(self.queue.clone(), Arc::clone(&self.stop)).expect("a thread");
         self.may_spill.then(start)
-    }
-}
-
-type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
-
-fn tend(tasks: &mut [Task<'_>], waker: &Waker) {
-    for task in tasks {
-        let _ = task.as_mut().poll(&mut Context::from_waker(waker));
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

@@ -21,7 +21,7 @@ impl Random {
 
     /// One of 0 to `end` - 1.
     pub fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(end) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
     /// True in `times` of `of` cases.

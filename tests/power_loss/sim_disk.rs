@@ -199,7 +199,11 @@ impl SimDisk {
     }
 
     /// The same for an operation that changes the directory.
-    fn change(&self, what: impl FnOnce() -> String, make: impl FnOnce(&mut State) -> io::Result<Change>) -> io::Result<()> {
+    fn change(
+        &self,
+        what: impl FnOnce() -> String,
+        make: impl FnOnce(&mut State) -> io::Result<Change>,
+    ) -> io::Result<()> {
         let was_cut = self.is_cut();
         let (mut state, result) = self.begin(what);
         if !was_cut {
