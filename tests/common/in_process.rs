@@ -1,6 +1,8 @@
 //! What a shard needs around it, in the process of a test or a bench: an embedded store with one organisation, the
 //! verifier of its key, the control pool, the queue. No writers: whoever holds `accepted` plays them.
 
+#![allow(dead_code, reason = "each test binary uses its own part of what is shared")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 

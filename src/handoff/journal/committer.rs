@@ -45,7 +45,7 @@ pub(super) struct Committer {
     current: Option<Current>,
     /// The number that comes next.
     next_sequence: u64,
-    /// Whether the last numbers were refused.
+    /// Whether the last numbers were refused, or came to nothing that is known.
     follows_refused: bool,
 }
 
@@ -182,7 +182,7 @@ impl Committer {
 
     /// Writes the taken records at the beginning of a block and makes them durable. `None` where that failed.
     fn write(&mut self, bytes: &mut Vec<u8>, at: usize, taken: &Taken) -> Option<Origin> {
-        if std::mem::take(&mut self.follows_refused) {
+        if self.follows_refused {
             record::note_refused_before(&mut bytes[at..], self.lane.mark);
         }
         let current = self.current.as_mut().expect("make_room found room in it");
@@ -197,6 +197,8 @@ impl Committer {
             current.segment.file.write(current.position, &part)
         };
         let result = result.and_then(|()| if self.is_synchronised { current.segment.file.sync() } else { Ok(()) });
+        // Numbers of a group that failed are passed like refused ones: nobody was promised anything of them.
+        self.follows_refused = result.is_err();
         match result {
             Ok(()) => {
                 current.position += padded as u64;
