@@ -11,27 +11,20 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::Poll;
 
-use millrace::auth::feed::Feed;
-use millrace::auth::verifier::Verifier;
-use millrace::control::ControlPool;
-use millrace::handoff::queue::{Accepted, queue};
-use millrace::health::Readiness;
-use millrace::ingest::shard::{Neighbours, Shard};
-use millrace::key::{ApiKey, Argon2Cost};
-use millrace::limits;
-use millrace::metrics::Metrics;
-use millrace::store::open::{StoreConfig, open};
+use millrace::handoff::queue::Accepted;
+use millrace::ingest::shard::Shard;
+use millrace::key::ApiKey;
 use monoio::buf::{IoBuf, IoBufMut, IoVecBuf, IoVecBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::{BufResult, LegacyDriver, Runtime, RuntimeBuilder};
 use tempfile::TempDir;
 
-/// Far above what can be replayed in a minute: every request is counted against it, none is refused.
-const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;
+#[path = "in_process.rs"]
+mod in_process;
+
+use in_process::InProcess;
 
 /// A shard with one organisation, and the writers' end of its queue.
 pub struct Replay {
@@ -47,40 +40,7 @@ pub struct Replay {
 impl Replay {
     /// A shard that nothing was sent to yet.
     pub fn new() -> Self {
-        let data_dir = tempfile::tempdir().expect("a temporary directory");
-        let config = StoreConfig { database_url: None, data_dir: data_dir.path().to_owned(), connections_max: 4 };
-        let store = open(&config).expect("an embedded store");
-        store.migrate().expect("a fresh schema");
-        let key = ApiKey::generate().expect("randomness");
-        store
-            .create_organization(
-                "replay",
-                Some(RATE_LIMIT_PER_MINUTE),
-                (key.id(), &key.verifier(Argon2Cost::default())),
-            )
-            .expect("a first organisation");
-        let metrics = Metrics::new(1);
-        let feed = Feed::new(1);
-        let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
-        let control = ControlPool::start(Arc::clone(&store), Arc::clone(&metrics), Argon2Cost::default(), 1, 1)
-            .expect("a thread");
-        let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
-        let neighbours = Neighbours {
-            queue,
-            journal: None,
-            may_spill: false,
-            started: verifier.started(),
-            verifier,
-            feed,
-            control: Arc::new(control),
-            metrics,
-            ready: Arc::new(|| Readiness::Ready),
-            draining: Arc::new(AtomicBool::new(false)),
-            leaving: Arc::new(AtomicBool::new(false)),
-            connections_open: Arc::new(AtomicUsize::new(0)),
-            connections_max: 1,
-            connections_turned_away: Arc::new(AtomicUsize::new(0)),
-        };
+        let InProcess { neighbours, accepted, key, data_dir } = InProcess::new(1);
         Self {
             accepted,
             key,

@@ -1,0 +1,75 @@
+//! What a shard needs around it, in the process of a test or a bench: an embedded store with one organisation, the
+//! verifier of its key, the control pool, the queue. No writers: whoever holds `accepted` plays them.
+
+#![allow(dead_code, reason = "each test binary uses its own part of what is shared")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use millrace::auth::feed::Feed;
+use millrace::auth::verifier::Verifier;
+use millrace::control::ControlPool;
+use millrace::handoff::queue::{Accepted, queue};
+use millrace::health::Readiness;
+use millrace::ingest::shard::Neighbours;
+use millrace::key::{ApiKey, Argon2Cost};
+use millrace::limits;
+use millrace::metrics::Metrics;
+use millrace::store::open::{StoreConfig, open};
+use tempfile::TempDir;
+
+/// Far above what can be sent in a minute: every request is counted against it, none is refused.
+const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;
+
+/// See the module.
+pub struct InProcess {
+    /// For a shard; without a journal.
+    pub neighbours: Neighbours,
+    /// The writers' end of the queue.
+    pub accepted: Accepted,
+    /// The organisation's.
+    pub key: ApiKey,
+    /// The embedded store's, until the end.
+    pub data_dir: TempDir,
+}
+
+impl InProcess {
+    /// Surroundings of `shards` shards.
+    pub fn new(shards: usize) -> Self {
+        let data_dir = tempfile::tempdir().expect("a temporary directory");
+        let config = StoreConfig { database_url: None, data_dir: data_dir.path().to_owned(), connections_max: 4 };
+        let store = open(&config).expect("an embedded store");
+        store.migrate().expect("a fresh schema");
+        let key = ApiKey::generate().expect("randomness");
+        store
+            .create_organization(
+                "in-process",
+                Some(RATE_LIMIT_PER_MINUTE),
+                (key.id(), &key.verifier(Argon2Cost::default())),
+            )
+            .expect("a first organisation");
+        let metrics = Metrics::new(shards);
+        let feed = Feed::new(shards);
+        let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
+        let control = ControlPool::start(Arc::clone(&store), Arc::clone(&metrics), Argon2Cost::default(), 1, 1)
+            .expect("a thread");
+        let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
+        let neighbours = Neighbours {
+            queue,
+            journal: None,
+            may_spill: false,
+            started: verifier.started(),
+            verifier,
+            feed,
+            control: Arc::new(control),
+            metrics,
+            ready: Arc::new(|| Readiness::Ready),
+            draining: Arc::new(AtomicBool::new(false)),
+            leaving: Arc::new(AtomicBool::new(false)),
+            connections_open: Arc::new(AtomicUsize::new(0)),
+            connections_max: 64,
+            connections_turned_away: Arc::new(AtomicUsize::new(0)),
+        };
+        Self { neighbours, accepted, key, data_dir }
+    }
+}
