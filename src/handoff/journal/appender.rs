@@ -193,3 +193,7 @@ impl Appender {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "appender_tests.rs"]
+mod tests;

@@ -273,3 +273,7 @@ fn settle(loads: &mut Vec<Load>, outcome: Outcome) {
         lane.complete(Completion { records: std::mem::take(taken), outcome, group: None });
     }
 }
+
+#[cfg(test)]
+#[path = "committer_tests.rs"]
+mod tests;

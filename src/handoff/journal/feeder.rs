@@ -190,3 +190,7 @@ fn feed_segment(
     }
     Ok(to)
 }
+
+#[cfg(test)]
+#[path = "feeder_tests.rs"]
+mod tests;

@@ -259,3 +259,7 @@ fn send(supply: &Sender<Supply>, supplied: Supply) {
         unreachable!("only the keeper sends, and it looked");
     }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

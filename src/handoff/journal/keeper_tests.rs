@@ -1,0 +1,187 @@
+//! The keeper alone: the test plays committers and writers, on a real directory.
+
+use std::collections::BTreeSet;
+
+use crossbeam_channel::{Receiver, bounded};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::event::{Event, EventId, OrgId};
+use crate::handoff::journal::reader;
+use crate::handoff::journal::record::Mark;
+use crate::handoff::journal::segment::{SEGMENT_BYTES_MIN, Stream};
+use crate::handoff::journal::storage::Disk;
+
+struct Rig {
+    keeper: Keeper,
+    supplied: Receiver<Supply>,
+    directory: TempDir,
+}
+
+impl Rig {
+    /// With room for so many segments.
+    fn new(segments_max: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (supply, supplied) = bounded(1);
+        let keeper = Keeper {
+            storage: Arc::new(Disk::open(directory.path()).unwrap()),
+            ledger: Arc::default(),
+            metrics: Metrics::new(1),
+            kepts: Arc::default(),
+            gate: Arc::default(),
+            supply: Some(supply),
+            next: SegmentId { stream: Stream(50), number: 0 },
+            mark: Mark(1),
+            shortage: None,
+            segment_bytes: SEGMENT_BYTES_MIN as u64,
+            bytes_max: segments_max * SEGMENT_BYTES_MIN as u64,
+            stop: Arc::default(),
+        };
+        Self { keeper, supplied, directory }
+    }
+
+    fn supply(&mut self) {
+        let supply = self.keeper.supply.clone().unwrap();
+        self.keeper.supply(&supply);
+    }
+
+    /// A segment, taken into use.
+    fn take(&mut self) -> Prepared {
+        self.supply();
+        self.supplied.try_recv().unwrap().unwrap()
+    }
+
+    /// `records` events of a segment become durable; of these `stored` are stored.
+    fn use_up(&self, segment: &Prepared, records: u32, stored: u32) {
+        self.keeper.ledger.slot(segment.origin).add_durable(records, 0, 8192);
+        self.store(segment.origin, stored);
+    }
+
+    fn store(&self, origin: Origin, count: u32) {
+        let mut event =
+            Event::new(EventId(Uuid::nil()), OrgId(Uuid::nil()), Timestamp::from_micros(0), "t", None, b"1");
+        event.origin = origin;
+        self.keeper.ledger.commit(&vec![event; count as usize]);
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        std::fs::read_dir(&self.directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn expect(&self, segments: &[&Prepared]) {
+        assert_eq!(self.names(), segments.iter().map(|segment| segment.id.to_string()).collect());
+        assert_eq!(self.keeper.kepts.count(), segments.len() as u64);
+        assert_eq!(self.keeper.kepts.bytes(), segments.iter().map(|segment| segment.bytes).sum::<u64>());
+    }
+}
+
+#[test]
+fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_gone() {
+    let mut rig = Rig::new(100);
+    let [a, b, c] = std::array::from_fn(|_| rig.take());
+    rig.use_up(&a, 2, 1);
+    rig.use_up(&b, 2, 2);
+    rig.use_up(&c, 1, 1);
+    for segment in [&a, &b] {
+        rig.keeper.ledger.slot(segment.origin).seal();
+    }
+    rig.keeper.release(false);
+    rig.expect(&[&a, &b, &c]);
+    assert!(rig.keeper.kepts.oldest_unreleased_seconds() > 0.0);
+    rig.store(a.origin, 1);
+    rig.keeper.release(false);
+    rig.expect(&[&c]);
+    assert!(rig.keeper.kepts.oldest_unreleased_seconds().abs() < f64::EPSILON);
+    rig.keeper.ledger.slot(c.origin).seal();
+    rig.keeper.release(false);
+    rig.expect(&[]);
+}
+
+#[test]
+fn segments_of_other_streams_do_not_hold_each_other_up() {
+    let mut rig = Rig::new(100);
+    let a = rig.take();
+    rig.keeper.next = SegmentId { stream: Stream(51), number: 0 };
+    let b = rig.take();
+    rig.use_up(&a, 1, 0);
+    rig.use_up(&b, 1, 1);
+    for segment in [&a, &b] {
+        rig.keeper.ledger.slot(segment.origin).seal();
+    }
+    rig.keeper.release(false);
+    rig.expect(&[&a]);
+}
+
+#[test]
+fn at_the_end_segments_without_events_go_and_those_with_events_stay() {
+    let mut rig = Rig::new(100);
+    let [a, b] = std::array::from_fn(|_| rig.take());
+    rig.use_up(&a, 1, 1);
+    rig.keeper.ledger.slot(a.origin).seal();
+    rig.keeper.release(true);
+    rig.expect(&[]);
+    let [c, d] = std::array::from_fn(|_| rig.take());
+    rig.use_up(&c, 1, 0);
+    rig.keeper.ledger.slot(c.origin).seal();
+    rig.keeper.release(true);
+    // Behind one that is needed an empty one stays: the stream has no gap.
+    rig.expect(&[&c, &d]);
+    drop(b);
+}
+
+#[test]
+fn a_damaged_segment_is_kept_under_another_name() {
+    let mut rig = Rig::new(100);
+    let a = rig.take();
+    rig.use_up(&a, 1, 1);
+    rig.keeper.ledger.slot(a.origin).seal();
+    rig.keeper.kepts.lock().get_mut(&a.id).unwrap().is_damaged = true;
+    rig.keeper.release(false);
+    assert_eq!(rig.names(), [format!("{}{KEPT_ASIDE_SUFFIX}", a.id)].into());
+    assert_eq!(rig.keeper.kepts.count(), 0);
+    assert_eq!(reader::list(&*rig.keeper.storage).unwrap().segments, []);
+}
+
+#[test]
+fn an_old_segment_whose_events_are_stored_is_to_be_left() {
+    let mut rig = Rig::new(100);
+    let a = rig.take();
+    let wants_seal = |rig: &Rig| rig.keeper.gate.wants_seal.load(Ordering::Relaxed);
+    let age = |rig: &Rig, age: i64| {
+        let since = Timestamp::from_micros(Timestamp::now().as_micros() - age);
+        rig.keeper.kepts.lock().get_mut(&a.id).unwrap().since = since;
+        rig.keeper.release(false);
+    };
+    let old = limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64 + 1_000_000;
+    age(&rig, old);
+    assert!(!wants_seal(&rig), "it is empty");
+    rig.use_up(&a, 2, 1);
+    age(&rig, old);
+    assert!(!wants_seal(&rig), "it is needed");
+    rig.store(a.origin, 1);
+    age(&rig, 0);
+    assert!(!wants_seal(&rig), "it is young");
+    age(&rig, old);
+    assert!(wants_seal(&rig));
+    rig.expect(&[&a]);
+}
+
+#[test]
+fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
+    let mut rig = Rig::new(2);
+    let [a, _b] = std::array::from_fn(|_| rig.take());
+    rig.supply();
+    assert!(rig.supplied.is_empty(), "nobody asked");
+    rig.keeper.gate.wants_segment.store(true, Ordering::Release);
+    rig.supply();
+    assert!(matches!(rig.supplied.try_recv(), Ok(Err(Closed::Full))));
+    rig.supply();
+    assert!(rig.supplied.is_empty(), "one answer to one question");
+    rig.use_up(&a, 1, 1);
+    rig.keeper.ledger.slot(a.origin).seal();
+    rig.keeper.release(false);
+    // As when the time of the next attempt has come.
+    rig.keeper.shortage = None;
+    assert_eq!(rig.take().id.number, 2);
+}
