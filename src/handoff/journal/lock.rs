@@ -24,6 +24,9 @@ impl DirectoryLock {
     /// Locks `directory`, which is created (for its owner only) where it is missing.
     pub fn take(directory: &Path) -> Result<Self, LockError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(LockError::Io)?;
+        // Its own entry must survive a power loss, too, as far as this user may see to that.
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let _ = File::open(parent).and_then(|parent| parent.sync_all());
         let open = OpenOptions::new()
             .read(true)
             .write(true)
