@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use millrace::handoff::journal::storage::{Disk, SegmentFile, Storage};
@@ -56,6 +57,8 @@ struct State {
     /// Synchronisations of segments in use wait.
     is_held: bool,
     waiting: u64,
+    /// Of the segment that is being made: whether it is made.
+    making: Arc<AtomicBool>,
 }
 
 /// See the module. Clones are the same disk.
@@ -130,6 +133,12 @@ impl FaultyDisk {
         Err(io::Error::from_raw_os_error(fault.errno))
     }
 
+    fn file(&self, file: Box<dyn SegmentFile>) -> Box<dyn SegmentFile> {
+        let is_made = Arc::new(AtomicBool::new(false));
+        self.lock().making = Arc::clone(&is_made);
+        Box::new(FaultyFile { disk: self.clone(), file, is_made, has_failed: false })
+    }
+
     fn meet_name(&self, kind: Kind, name: &str) -> io::Result<()> {
         self.meet(kind, name.contains(".preparing"), false)
     }
@@ -143,12 +152,12 @@ impl Storage for FaultyDisk {
 
     fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
         self.meet_name(Kind::Create, name)?;
-        Ok(Box::new(FaultyFile {
-            disk: self.clone(),
-            file: self.disk.create(name)?,
-            is_made: false,
-            has_failed: false,
-        }))
+        Ok(self.file(self.disk.create(name)?))
+    }
+
+    fn reopen(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
+        self.meet_name(Kind::Create, name)?;
+        Ok(self.file(self.disk.reopen(name)?))
     }
 
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -158,7 +167,11 @@ impl Storage for FaultyDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.meet_name(Kind::Rename, from)?;
-        self.disk.rename(from, to)
+        self.disk.rename(from, to)?;
+        if from.contains(".preparing") {
+            self.lock().making.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -175,8 +188,8 @@ impl Storage for FaultyDisk {
 struct FaultyFile {
     disk: FaultyDisk,
     file: Box<dyn SegmentFile>,
-    /// Its first synchronisation is over.
-    is_made: bool,
+    /// It has its name.
+    is_made: Arc<AtomicBool>,
     has_failed: bool,
 }
 
@@ -185,7 +198,8 @@ impl FaultyFile {
         if self.has_failed {
             self.disk.lock().retried += 1;
         }
-        let met = self.disk.meet(kind, !self.is_made, self.is_made);
+        let is_made = self.is_made.load(Ordering::Relaxed);
+        let met = self.disk.meet(kind, !is_made, is_made);
         self.has_failed |= met.is_err();
         met
     }
@@ -207,8 +221,6 @@ impl SegmentFile for FaultyFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.meet(Kind::Sync)?;
-        self.file.sync()?;
-        self.is_made = true;
-        Ok(())
+        self.file.sync()
     }
 }

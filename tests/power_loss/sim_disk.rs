@@ -289,7 +289,14 @@ impl Storage for SimDisk {
                 Ok(vec![(name.to_owned(), Some(index))])
             },
         )?;
-        Ok(Box::new(SimFile { disk: self.clone(), index }))
+        Ok(Box::new(SimFile { disk: self.clone(), index, is_fresh: true }))
+    }
+
+    fn reopen(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
+        let (state, result) = self.begin(|| format!("reopen {name}"));
+        result?;
+        let index = *state.seen.get(name).ok_or_else(|| not_found(name))?;
+        Ok(Box::new(SimFile { disk: self.clone(), index, is_fresh: false }))
     }
 
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -334,6 +341,8 @@ struct SimFile {
     disk: SimDisk,
     /// Also where its name is gone.
     index: usize,
+    /// Whether it was created empty.
+    is_fresh: bool,
 }
 
 impl SimFile {
@@ -361,9 +370,9 @@ impl SegmentFile for SimFile {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        // The journal writes zeros only to a file that has nothing there.
-        let bytes_there = (bytes.len() > ZEROS.len() || *bytes != ZEROS[..bytes.len()]).then_some(bytes);
-        SimFile::write(self, "write", offset, bytes.len() as u64, bytes_there)
+        // Zeros written to a file that has nothing there are not kept: there are many.
+        let is_anything = !self.is_fresh || bytes.len() > ZEROS.len() || *bytes != ZEROS[..bytes.len()];
+        SimFile::write(self, "write", offset, bytes.len() as u64, is_anything.then_some(bytes))
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -1,5 +1,5 @@
-//! KEEPER: the `journal-keeper` thread. Makes the next segment before it is needed, deletes those whose events are all
-//! in the database, and keeps the gauges.
+//! KEEPER: the `journal-keeper` thread. Makes the next segment before it is needed, out of one whose events are all in
+//! the database where there is one, deletes the others of those, and keeps the gauges.
 //!
 //! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
 //! A segment that could not be read whole is kept aside under another name instead. What is kept is bounded by
@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 
@@ -26,8 +26,15 @@ use crate::event::Origin;
 use crate::limits;
 use crate::metrics::{JournalFailure, Metrics};
 
-/// Zeros are written this many bytes at a time.
-const FILL_BYTES: usize = 1024 * 1024;
+/// Zeros are written this many bytes at a time: a commit waits for whatever the disk has begun.
+const FILL_BYTES: usize = 128 * 1024;
+/// How long the disk is left to the commits between two of them.
+const FILL_PAUSE: Duration = Duration::from_millis(1);
+
+/// What becomes the next segment is called this until it is one.
+fn preparing() -> String {
+    format!("next{UNFINISHED_SUFFIX}")
+}
 
 /// A segment that is on disk.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +109,8 @@ pub(super) struct Keeper {
     /// The segment that is made next.
     pub next: SegmentId,
     pub mark: Mark,
+    /// Whether a segment that is not needed any more waits to become the next.
+    pub has_spare: bool,
     /// Why the last segment could not be made, and when that is tried again.
     pub shortage: Option<(Closed, Instant)>,
     pub segment_bytes: u64,
@@ -150,7 +159,9 @@ impl Keeper {
         let origin = self.ledger.claim().ok_or(Closed::Full)?;
         let id = self.next;
         let header = Header { id, mark: self.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
-        match make(&*self.storage, &header) {
+        let made = self.make(&header);
+        self.has_spare = false;
+        match made {
             Ok(file) => {
                 self.next.number += 1;
                 self.kepts
@@ -170,9 +181,50 @@ impl Keeper {
         }
     }
 
+    /// Makes a segment: its length, its header and its name are durable, its data all zeros. The zeros are written, not
+    /// only promised: a later write must change nothing but data, or its synchronisation takes twice as long.
+    fn make(&self, header: &Header) -> io::Result<Box<dyn SegmentFile>> {
+        let (storage, preparing, name) = (&*self.storage, preparing(), header.id.to_string());
+        let made = (|| {
+            let mut file = if self.has_spare {
+                storage.reopen(&preparing)?
+            } else {
+                remove_if_there(storage, &preparing)?;
+                let mut file = storage.create(&preparing)?;
+                file.allocate(header.bytes)?;
+                file
+            };
+            file.write(0, &header.encode())?;
+            let zeros = vec![0; FILL_BYTES];
+            let mut at = BLOCK_BYTES as u64;
+            while at < header.bytes {
+                let len = FILL_BYTES.min((header.bytes - at) as usize);
+                file.write(at, &zeros[..len])?;
+                file.sync()?;
+                at += len as u64;
+                self.leave_the_disk();
+            }
+            storage.rename(&preparing, &name)?;
+            storage.sync_directory()?;
+            Ok(file)
+        })();
+        if made.is_err() {
+            // What is left of it must not take the room of the next attempt.
+            let _ = storage.remove(&preparing).or_else(|_| storage.remove(&name));
+        }
+        made
+    }
+
+    /// Between two pieces of a segment that nobody waits for yet.
+    fn leave_the_disk(&self) {
+        if !self.gate.wants_segment.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+            thread::sleep(FILL_PAUSE);
+        }
+    }
+
     /// Deletes what is not needed any more, from the oldest on. `is_last` also counts segments that no event was
     /// written to as not needed.
-    fn release(&self, is_last: bool) {
+    fn release(&mut self, is_last: bool) {
         let now = Timestamp::now();
         let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
         let (mut held_stream, mut oldest, mut is_directory_changed) = (None, 0, false);
@@ -196,16 +248,28 @@ impl Keeper {
             }
         }
         self.kepts.oldest.store(oldest, Ordering::Relaxed);
+        let mut is_spare_needed = !is_last;
         if is_directory_changed && let Err(error) = self.storage.sync_directory() {
-            // The files may come back after a power loss; storing their events again changes nothing.
+            // The files may come back after a power loss; storing their events again changes nothing. But then they
+            // must be what they were.
             tracing::warn!(%error, "the journal's directory could not be synchronised");
+            is_spare_needed = false;
+        }
+        if self.has_spare && !is_spare_needed {
+            self.has_spare = false;
+            let _ = self.storage.remove(&preparing());
         }
     }
 
-    fn drop_segment(&self, id: SegmentId, kept: Kept) {
+    fn drop_segment(&mut self, id: SegmentId, kept: Kept) {
         let name = id.to_string();
+        let is_spare = !self.has_spare && self.supply.is_some() && kept.bytes == self.segment_bytes;
         let dropped = if kept.is_damaged {
             self.storage.rename(&name, &format!("{name}{KEPT_ASIDE_SUFFIX}"))
+        } else if is_spare {
+            let renamed = self.storage.rename(&name, &preparing());
+            self.has_spare = renamed.is_ok();
+            renamed.or_else(|_| self.storage.remove(&name))
         } else {
             self.storage.remove(&name)
         };
@@ -222,36 +286,11 @@ impl Keeper {
     }
 }
 
-/// Makes a segment: its length, its header and its name are durable, its data all zeros. The zeros are written, not
-/// only promised: a later write must change nothing but data, or its synchronisation takes twice as long.
-fn make(storage: &dyn Storage, header: &Header) -> io::Result<Box<dyn SegmentFile>> {
-    let name = header.id.to_string();
-    let preparing = format!("{name}{UNFINISHED_SUFFIX}");
-    match storage.remove(&preparing) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
+fn remove_if_there(storage: &dyn Storage, name: &str) -> io::Result<()> {
+    match storage.remove(name) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    let made = (|| {
-        let mut file = storage.create(&preparing)?;
-        file.allocate(header.bytes)?;
-        file.write(0, &header.encode())?;
-        let zeros = vec![0; FILL_BYTES];
-        let mut at = BLOCK_BYTES as u64;
-        while at < header.bytes {
-            let len = FILL_BYTES.min((header.bytes - at) as usize);
-            file.write(at, &zeros[..len])?;
-            at += len as u64;
-        }
-        file.sync()?;
-        storage.rename(&preparing, &name)?;
-        storage.sync_directory()?;
-        Ok(file)
-    })();
-    if made.is_err() {
-        // What is left of it must not take the room of the next attempt.
-        let _ = storage.remove(&preparing).or_else(|_| storage.remove(&name));
-    }
-    made
 }
 
 fn send(supply: &Sender<Supply>, supplied: Supply) {

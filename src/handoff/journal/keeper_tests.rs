@@ -1,6 +1,7 @@
 //! The keeper alone: the test plays committers and writers, on a real directory.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use crossbeam_channel::{Receiver, bounded};
 use tempfile::TempDir;
@@ -33,6 +34,7 @@ impl Rig {
             supply: Some(supply),
             next: SegmentId { stream: Stream(50), number: 0 },
             mark: Mark(1),
+            has_spare: false,
             shortage: None,
             segment_bytes: SEGMENT_BYTES_MIN as u64,
             bytes_max: segments_max * SEGMENT_BYTES_MIN as u64,
@@ -65,8 +67,14 @@ impl Rig {
         self.keeper.ledger.commit(&vec![event; count as usize]);
     }
 
+    /// All but the spare.
     fn names(&self) -> BTreeSet<String> {
-        std::fs::read_dir(&self.directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        let names = std::fs::read_dir(&self.directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| *name != preparing()).collect()
+    }
+
+    fn spare(&self) -> PathBuf {
+        self.directory.path().join(preparing())
     }
 
     fn expect(&self, segments: &[&Prepared]) {
@@ -96,6 +104,33 @@ fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_go
     rig.keeper.ledger.slot(c.origin).seal();
     rig.keeper.release(false);
     rig.expect(&[]);
+}
+
+#[test]
+fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
+    let mut rig = Rig::new(100);
+    let [mut a, b] = std::array::from_fn(|_| rig.take());
+    let len = rig.keeper.segment_bytes;
+    a.file.write(BLOCK_BYTES as u64, &vec![7; len as usize - BLOCK_BYTES]).unwrap();
+    for segment in [&a, &b] {
+        rig.use_up(segment, 1, 1);
+        rig.keeper.ledger.slot(segment.origin).seal();
+    }
+    rig.keeper.release(false);
+    rig.expect(&[]);
+    assert_eq!(std::fs::metadata(rig.spare()).unwrap().len(), len);
+    assert_eq!(reader::list(&*rig.keeper.storage).unwrap().segments, [], "it is none for who starts now");
+    let c = rig.take();
+    rig.expect(&[&c]);
+    assert!(!rig.spare().exists());
+    let bytes = std::fs::read(rig.directory.path().join(c.id.to_string())).unwrap();
+    assert_eq!(Header::decode(&bytes, c.id).map(|(header, is_damaged)| (header.id, is_damaged)), Ok((c.id, false)));
+    assert_eq!(bytes.len() as u64, len);
+    assert!(bytes[BLOCK_BYTES..].iter().all(|byte| *byte == 0));
+    rig.use_up(&c, 1, 1);
+    rig.keeper.ledger.slot(c.origin).seal();
+    rig.keeper.release(true);
+    assert!(!rig.spare().exists(), "the last to leave takes it along");
 }
 
 #[test]
@@ -148,21 +183,21 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
     let mut rig = Rig::new(100);
     let a = rig.take();
     let wants_seal = |rig: &Rig| rig.keeper.gate.wants_seal.load(Ordering::Relaxed);
-    let age = |rig: &Rig, age: i64| {
+    let age = |rig: &mut Rig, age: i64| {
         let since = Timestamp::from_micros(Timestamp::now().as_micros() - age);
         rig.keeper.kepts.lock().get_mut(&a.id).unwrap().since = since;
         rig.keeper.release(false);
     };
     let old = limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64 + 1_000_000;
-    age(&rig, old);
+    age(&mut rig, old);
     assert!(!wants_seal(&rig), "it is empty");
     rig.use_up(&a, 2, 1);
-    age(&rig, old);
+    age(&mut rig, old);
     assert!(!wants_seal(&rig), "it is needed");
     rig.store(a.origin, 1);
-    age(&rig, 0);
+    age(&mut rig, 0);
     assert!(!wants_seal(&rig), "it is young");
-    age(&rig, old);
+    age(&mut rig, old);
     assert!(wants_seal(&rig));
     rig.expect(&[&a]);
 }

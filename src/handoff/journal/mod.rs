@@ -122,6 +122,7 @@ impl Journal {
             supply: (!lanes.is_empty()).then_some(supply),
             next: SegmentId { stream, number: 0 },
             mark,
+            has_spare: false,
             shortage: None,
             segment_bytes: segment_bytes(&config),
             bytes_max: config.bytes_max,

@@ -626,6 +626,10 @@ impl Storage for BadSector {
         unreachable!("reading creates nothing")
     }
 
+    fn reopen(&self, _: &str) -> io::Result<Box<dyn SegmentFile>> {
+        unreachable!("reading writes nothing")
+    }
+
     fn rename(&self, _: &str, _: &str) -> io::Result<()> {
         unreachable!("reading renames nothing")
     }

@@ -121,6 +121,10 @@ impl Storage for Memory {
         Err(ErrorKind::ReadOnlyFilesystem.into())
     }
 
+    fn reopen(&self, _: &str) -> io::Result<Box<dyn SegmentFile>> {
+        Err(ErrorKind::ReadOnlyFilesystem.into())
+    }
+
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let bytes = self.0.get(name).ok_or(ErrorKind::NotFound)?;
         let rest = &bytes[bytes.len().min(offset as usize)..];

@@ -19,6 +19,9 @@ pub trait Storage: Send + Sync + 'static {
     /// Creates an empty file for writing. `AlreadyExists` where there is one.
     fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>>;
 
+    /// Opens a file that is there for writing over what it holds.
+    fn reopen(&self, name: &str) -> io::Result<Box<dyn SegmentFile>>;
+
     /// Reads a file from `offset` on, at most `len` bytes; fewer at its end.
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>>;
 
@@ -86,6 +89,10 @@ impl Storage for Disk {
     fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(name))?;
         Ok(Box::new(file))
+    }
+
+    fn reopen(&self, name: &str) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).open(self.path(name))?))
     }
 
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
