@@ -256,6 +256,9 @@ fn without_descriptors_the_server_waits_without_spinning_and_recovers() {
     on_both_drivers(&["--shards", "2"], |f| {
         let pid = f.server.pid();
         let mut held = hold(f, 3);
+        // The one in use, and the next: the journal needs no further descriptor for what is sent here.
+        f.is_well();
+        eventually("the journal has its segments", || f.server.metric("journal_segments") >= 2.0);
         let limit = Some(limit_that_leaves(8, pid));
         let process = Pid::from_raw(pid.cast_signed());
         prlimit(process, Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();

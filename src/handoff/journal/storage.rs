@@ -51,6 +51,8 @@ pub trait SegmentFile: Send {
 #[derive(Debug)]
 pub struct Disk {
     directory: PathBuf,
+    /// The same, held open: it is synchronised even when the process has no descriptor left.
+    entries: File,
 }
 
 impl Disk {
@@ -68,7 +70,7 @@ impl Disk {
     /// The segments in `directory`, which is there.
     pub fn open(directory: &Path) -> io::Result<Self> {
         fs::read_dir(directory)?;
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self { directory: directory.to_owned(), entries: File::open(directory)? })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -113,7 +115,7 @@ impl Storage for Disk {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
+        self.entries.sync_all()
     }
 }
 
