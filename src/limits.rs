@@ -163,6 +163,33 @@ pub const JOURNAL_KEEPER_INTERVAL: Duration = Duration::from_millis(50);
 /// How long after a segment could not be made it is tried again.
 pub const JOURNAL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
+// ---- sending webhooks --------------------------------------------------------------------------------------
+
+/// Endpoints of the whole installation: every server keeps them all in memory, about 1 KiB each.
+pub const ENDPOINTS_MAX: usize = 100_000;
+/// Deliveries in one server's memory, from planned or claimed to recorded.
+pub const DELIVERIES_HELD_MAX: usize = 8192;
+/// The same in bytes of their bodies.
+pub const DELIVERIES_HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Endpoints that are asked for due deliveries in one call.
+pub const CLAIM_ENDPOINTS_MAX: usize = 32;
+/// Endpoints with something due that are found in one call.
+pub const DUE_ENDPOINTS_PAGE: u32 = 256;
+/// Results of attempts written in one transaction.
+pub const DELIVERY_RESULTS_BATCH_MAX: usize = 1000;
+/// Requests to endpoints at a time, all endpoints together.
+pub const WEBHOOK_REQUESTS_MAX: usize = 1024;
+/// Requests to one endpoint at a time, where nothing else is configured.
+pub const WEBHOOK_CONCURRENCY_DEFAULT: u64 = 32;
+/// Most of them that may be configured.
+pub const WEBHOOK_CONCURRENCY_MAX: u64 = WEBHOOK_REQUESTS_MAX as u64;
+/// How long an endpoint has to answer, connecting included.
+pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// How long its name, its connection and TLS may take of it.
+pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// The longest of both that may be configured.
+pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
 // ---- control -----------------------------------------------------------------------------------------------
 
 /// Threads that answer the reading and managing routes.

@@ -68,6 +68,15 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("store_events_quarantined_total", "counter"),
             ("store_events_stored_total", "counter"),
             ("validation_errors_total", "counter"),
+            ("webhook_attempt_latency_seconds", "histogram"),
+            ("webhook_deliveries_total", "counter"),
+            ("webhook_delivery_latency_seconds", "histogram"),
+            ("webhook_held", "gauge"),
+            ("webhook_in_flight", "gauge"),
+            ("webhook_leases_lost_total", "counter"),
+            ("webhook_oldest_pending_seconds", "gauge"),
+            ("webhook_open_circuits", "gauge"),
+            ("webhook_pending", "gauge"),
         ]
     );
     assert_eq!(scrape.value("millrace_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);

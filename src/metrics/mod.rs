@@ -15,6 +15,7 @@ mod process;
 mod render;
 mod shard;
 mod store;
+mod webhook;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -23,10 +24,11 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::names::{
-    CacheLookup, DbOperation, JournalFailure, Label, RetryReason, Route, TimeoutPhase, ValidationErrorKind,
+    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase, ValidationErrorKind,
 };
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};
 pub use self::store::{CommittedBatch, StoreMetrics};
+pub use self::webhook::WebhookMetrics;
 
 /// `Content-Type` of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub store: StoreMetrics,
     /// Recorded by the journal's threads.
     pub journal: JournalMetrics,
+    /// Recorded by the sender of webhooks.
+    pub webhook: WebhookMetrics,
     shared: Arc<Shared>,
     registry: Registry,
 }
@@ -78,9 +82,10 @@ impl Metrics {
         let registry = Registry::new();
         let store = StoreMetrics::register(&registry).expect(VALID);
         let journal = JournalMetrics::register(&registry).expect(VALID);
+        let webhook = WebhookMetrics::register(&registry).expect(VALID);
         let merged = render::MergedCollector::new(Arc::clone(&shared)).expect(VALID);
         registry.register(Box::new(merged)).expect(VALID);
-        Arc::new(Self { store, journal, shared, registry })
+        Arc::new(Self { store, journal, webhook, shared, registry })
     }
 
     /// The right to write the cells of shard `index`, to be moved to its thread.

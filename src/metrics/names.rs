@@ -56,6 +56,20 @@ definitions! {
     JOURNAL_REPLAYED = "journal_replayed_total", "Events read from the journal at the start and handed to the writers.";
     JOURNAL_DAMAGED_RECORDS = "journal_damaged_records_total", "Events known to be missing from a damaged journal.";
     JOURNAL_FAILURES = "journal_failures_total", "Operations of the journal on its disk that failed.";
+    // Recorded by the sender of webhooks.
+    WEBHOOK_DELIVERIES = "webhook_deliveries_total",
+        "Attempts that were made, by what became of the delivery: delivered; retried later; failed for good, or blocked \
+         because its address is not allowed.";
+    WEBHOOK_ATTEMPT_LATENCY = "webhook_attempt_latency_seconds", "One attempt: from its start to the end of the answer.";
+    WEBHOOK_DELIVERY_LATENCY = "webhook_delivery_latency_seconds",
+        "From the acceptance of an event to the endpoint's 2xx, for deliveries that took one attempt.";
+    WEBHOOK_PENDING = "webhook_pending", "Deliveries that are neither delivered nor given up, in the database.";
+    WEBHOOK_OLDEST_PENDING = "webhook_oldest_pending_seconds", "Age of the oldest of them; 0 where there is none.";
+    WEBHOOK_HELD = "webhook_held", "Deliveries in this server's memory, those in flight included.";
+    WEBHOOK_IN_FLIGHT = "webhook_in_flight", "Requests to endpoints that wait for their answer.";
+    WEBHOOK_OPEN_CIRCUITS = "webhook_open_circuits", "Endpoints that get nothing for now because they keep failing.";
+    WEBHOOK_LEASES_LOST = "webhook_leases_lost_total",
+        "Deliveries that were not sent, or were sent and may be sent again, because their lease had run out.";
     // Recorded by writers and whoever else calls the store.
     DB_OPERATIONS_LATENCY = "db_operations_latency_seconds", "Calls of the store, failed ones included.";
     STORE_BATCH_EVENTS = "store_batch_events", "Events in a committed batch.";
@@ -154,6 +168,10 @@ pub(super) const STORE_BATCH_EVENTS_BUCKETS: &[f64] =
 pub(super) const STORE_BATCH_BYTES_BUCKETS: &[f64] =
     &[1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 8_388_608.0, 16_777_216.0];
 
+/// Buckets of the webhooks' latencies, in seconds.
+pub(super) const WEBHOOK_SECONDS: &[f64] =
+    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0];
+
 /// Buckets of `journal_commit_seconds`: a good disk takes 0.1 ms.
 pub(super) const JOURNAL_COMMIT_SECONDS: &[f64] = &[
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
@@ -208,6 +226,14 @@ labels! {
         Keys = "keys",
         KeysRotate = "keys_rotate",
         KeyDelete = "key_delete",
+        Endpoints = "endpoints",
+        Endpoint = "endpoint",
+        EndpointRotateSecret = "endpoint_rotate_secret",
+        EndpointTest = "endpoint_test",
+        EndpointRecover = "endpoint_recover",
+        EventDeliveries = "event_deliveries",
+        Deliveries = "deliveries",
+        DeliveryRetry = "delivery_retry",
         Health = "health",
         Ready = "ready",
         Metrics = "metrics",
@@ -254,6 +280,19 @@ labels! {
         Keys = "keys",
         Migrate = "migrate",
         Maintain = "maintain",
+        Endpoints = "endpoints",
+        Deliveries = "deliveries",
+        ClaimDeliveries = "claim_deliveries",
+        RecordAttempts = "record_attempts",
+        CountDeliveries = "count_deliveries",
+    }
+
+    /// Label `status` of `webhook_deliveries_total`.
+    DeliveryOutcome {
+        Delivered = "delivered",
+        Failed = "failed",
+        Retried = "retried",
+        Blocked = "blocked",
     }
 
     /// Label `reason` of `journal_failures_total`.
