@@ -24,7 +24,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::names::{
-    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase, ValidationErrorKind,
+    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase,
+    ValidationErrorKind,
 };
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};
 pub use self::store::{CommittedBatch, StoreMetrics};
