@@ -46,6 +46,26 @@ impl fmt::Display for EventId {
     }
 }
 
+/// Identifies a webhook endpoint: a `UUIDv7`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub Uuid);
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Identifies the delivery of an event to an endpoint: a `UUIDv7`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId(pub Uuid);
+
+impl fmt::Display for DeliveryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One event on its way to the store.
 ///
 /// Text and payload live in one buffer, `type || dedup_id || payload`, all valid UTF-8; the payload is the

@@ -163,7 +163,7 @@ pub const JOURNAL_KEEPER_INTERVAL: Duration = Duration::from_millis(50);
 /// How long after a segment could not be made it is tried again.
 pub const JOURNAL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-// ---- sending webhooks --------------------------------------------------------------------------------------
+// ---- webhooks ----------------------------------------------------------------------------------------------
 
 /// Endpoints of the whole installation: every server keeps them all in memory, about 1 KiB each.
 pub const ENDPOINTS_MAX: usize = 100_000;
@@ -189,6 +189,19 @@ pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// Endpoints of one organisation, and so deliveries of one event.
+pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
+/// Pending deliveries that become failed in the call that deletes their endpoint; the others follow when they come due.
+pub const ENDPOINT_DELETE_DELIVERIES_MAX: i64 = 10_000;
+/// Deliveries claimed in one call: 64 MiB of payloads at most.
+pub const CLAIM_DELIVERIES_MAX: u32 = 256;
+/// Pending deliveries that Postgres counts one by one for the metrics, every few seconds; beyond, it estimates.
+pub const PENDING_COUNT_EXACT_MAX: i64 = 100_000;
+/// Attempts shown with a delivery, the newest. Only retries asked for by somebody can make it more.
+pub const DELIVERY_ATTEMPTS_SHOWN_MAX: i64 = 100;
+/// Deliveries whose attempts are read at once for a page.
+pub const LIST_DELIVERIES_CHUNK: usize = 64;
 
 // ---- control -----------------------------------------------------------------------------------------------
 
@@ -270,6 +283,7 @@ const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 // A fully escaped dedup_id (12 bytes a character) and type fit beside the largest payload.
 const _: () =
     assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
+const _: () = assert!(CLAIM_DELIVERIES_MAX as usize * PAYLOAD_BYTES_MAX <= 64 * 1024 * 1024);
 const _: () = assert!(STORE_BATCH_BYTES_MAX > EVENT_BODY_BYTES_MAX);
 const _: () = assert!(STORE_CONNECT_TIMEOUT.as_secs() + STORE_CALL_TIMEOUT.as_secs() <= 30);
 const _: () = assert!(STORE_STATEMENT_TIMEOUT.as_secs() < STORE_CALL_TIMEOUT.as_secs());

@@ -94,7 +94,9 @@ impl Feed {
                     tracing::info!("credential changes are being received again");
                 }
                 pause = limits::STORE_BACKOFF_MIN;
-                self.publish(change);
+                if change.concerns_credentials() {
+                    self.publish(change);
+                }
             });
             self.is_connected.store(false, Ordering::Relaxed);
             if let Err(error) = watched

@@ -1,13 +1,18 @@
 //! A store in memory for this room's tests: the part of the trait that control uses, as its contract says. The real
 //! stores meet the same contract in their conformance suite.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
+use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
+use crate::store::webhooks::{
+    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, Endpoint, EndpointChange, NewEndpoint,
+    PendingStats, PlannedDelivery, SealedSecret, StoredBatch, WebhookStore,
+};
 use crate::store::{
     CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
 };
@@ -102,7 +107,7 @@ impl Store for FakeStore {
         unreachable!("control does no housekeeping")
     }
 
-    fn store_events(&self, _: &[Event]) -> Result<u64, StoreError> {
+    fn store_events(&self, _: &[Event], _: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
         unreachable!("control stores no events")
     }
 
@@ -149,6 +154,108 @@ impl Store for FakeStore {
 
     fn create_key(&self, _: OrgId, _: (KeyId, &KeyVerifier)) -> Result<(), StoreError> {
         unreachable!("control makes keys by rotation only")
+    }
+}
+
+impl WebhookStore for FakeStore {
+    fn create_endpoint(&self, _: &NewEndpoint) -> Result<Endpoint, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn endpoint(&self, _: OrgId, _: EndpointId) -> Result<Option<Endpoint>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn endpoints(&self, _: OrgId) -> Result<Vec<Endpoint>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn all_endpoints(&self, _: Option<EndpointId>, _: u32) -> Result<Vec<Endpoint>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn update_endpoint(&self, _: OrgId, _: EndpointId, _: &EndpointChange) -> Result<Option<Endpoint>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn delete_endpoint(&self, _: OrgId, _: EndpointId) -> Result<bool, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn rotate_endpoint_secret(
+        &self,
+        _: OrgId,
+        _: EndpointId,
+        _: &SealedSecret,
+        _: Timestamp,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn disable_endpoint(&self, _: EndpointId, _: &str) -> Result<bool, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn note_failing(
+        &self,
+        _: &[(EndpointId, Option<Timestamp>)],
+    ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn due_endpoints(&self, _: Timestamp, _: Option<EndpointId>, _: u32) -> Result<Vec<EndpointId>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn claim(&self, _: Timestamp, _: Timestamp, _: &[(EndpointId, u32)]) -> Result<Claims, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn record(&self, _: &[AttemptResult]) -> Result<u64, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn extend(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<Vec<DeliveryId>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn release(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<(), StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn pending_stats(&self) -> Result<PendingStats, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn delivery(&self, _: OrgId, _: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn deliveries_of_event(&self, _: OrgId, _: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn deliveries(&self, _: OrgId, _: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn retry_delivery(&self, _: OrgId, _: DeliveryId, _: Timestamp) -> Result<Option<Delivery>, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn recover_deliveries(
+        &self,
+        _: OrgId,
+        _: EndpointId,
+        _: Range<Timestamp>,
+        _: u32,
+        _: Timestamp,
+    ) -> Result<u64, StoreError> {
+        unreachable!("no route to it yet")
+    }
+
+    fn insert_test(&self, _: &Event, _: &PlannedDelivery) -> Result<(), StoreError> {
+        unreachable!("no route to it yet")
     }
 }
 

@@ -57,6 +57,7 @@ impl Tenant {
             CredentialChange::Key(key) => self.grant.key == key,
             CredentialChange::Org(org) => self.grant.org == org,
             CredentialChange::All => true,
+            CredentialChange::Endpoints(_) | CredentialChange::Due(_) => false,
         }
     }
 }

@@ -13,14 +13,16 @@ pub mod open;
 mod pool;
 pub mod postgres;
 pub mod sqlite;
+pub mod webhooks;
 pub mod writer;
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use self::webhooks::{PlannedDelivery, StoredBatch, WebhookStore};
 use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
+use crate::event::{EndpointId, Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
 use crate::limits;
 
@@ -110,15 +112,29 @@ pub struct EventQuery {
     pub limit: u32,
 }
 
-/// A change that makes cached credentials stale.
+/// A change that makes something cached stale: credentials, endpoints, or when the sender looks next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialChange {
     /// One key was rotated, revoked or given an expiry.
     Key(KeyId),
     /// An organisation's limit, name or state changed.
     Org(OrgId),
+    /// An organisation's endpoints changed: one was made, changed, deleted, enabled or disabled.
+    Endpoints(OrgId),
+    /// Somebody asked for deliveries to this endpoint: some are due now.
+    Due(EndpointId),
     /// Changes may have been missed (the connection that brings them was lost): ask about everything again.
     All,
+}
+
+impl CredentialChange {
+    /// Whether it may make a cached credential stale.
+    pub const fn concerns_credentials(self) -> bool {
+        match self {
+            Self::Key(_) | Self::Org(_) | Self::All => true,
+            Self::Endpoints(_) | Self::Due(_) => false,
+        }
+    }
 }
 
 /// Why a store could not do what it was asked.
@@ -149,8 +165,8 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
-/// A database of organisations, keys and events.
-pub trait Store: Send + Sync + 'static {
+/// A database of organisations, keys and events; endpoints and deliveries are in [`WebhookStore`].
+pub trait Store: WebhookStore + Send + Sync + 'static {
     /// `"postgres"` or `"sqlite"`, for logs and metrics.
     fn kind(&self) -> &'static str;
 
@@ -162,8 +178,9 @@ pub trait Store: Send + Sync + 'static {
     fn maintain(&self) -> Result<(), StoreError>;
 
     /// Stores a batch in one transaction, idempotent by event id: a copy of an event stored less than 24 hours
-    /// ago is skipped. Returns how many rows are new. All or nothing.
-    fn store_events(&self, batch: &[Event]) -> Result<u64, StoreError>;
+    /// ago is skipped. With it, `planned`: the deliveries of its events, each stored only if its event is new, and once
+    /// for an event and endpoint. All or nothing.
+    fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError>;
 
     /// Sets one refused event aside, with the reason, idempotent by event id.
     fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError>;
@@ -174,7 +191,7 @@ pub trait Store: Send + Sync + 'static {
     /// Notes that the key was verified now.
     fn touch_key(&self, id: KeyId) -> Result<(), StoreError>;
 
-    /// Reports credential changes made by any process until `stop` is set, within a second of each; blocks.
+    /// Reports changes made by any process until `stop` is set, within a second of each; blocks.
     /// Calls `on_change(CredentialChange::All)` first and whenever changes may have been missed. Returns at
     /// the first error (the caller reconnects with backoff).
     fn watch_credentials(

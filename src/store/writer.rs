@@ -123,14 +123,14 @@ impl Shared {
     fn store_slice<'a>(&self, events: &'a [Event], bytes: usize, refused: &mut Vec<(&'a Event, String)>) -> Committed {
         let stored = self.persist(|| {
             let started = Instant::now();
-            let stored = self.store.store_events(events);
+            let stored = self.store.store_events(events, &[]);
             self.metrics.store.observe(DbOperation::StoreEvents, started.elapsed());
             stored
         });
         match stored {
             Some(Ok(stored)) => {
                 self.committed(events, bytes);
-                Committed { events: events.len(), bytes, stored }
+                Committed { events: events.len(), bytes, stored: stored.new_events }
             }
             Some(Err(reason)) if events.len() == 1 => {
                 refused.push((&events[0], reason));

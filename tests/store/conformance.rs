@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, at, derived_at, event, event_at, on_both_stores, org, stored};
+use crate::fixture::{Fixture, StorePlain, at, derived_at, event, event_at, on_both_stores, org, stored};
 
 on_both_stores!(
     events_come_back_as_they_went_in,
@@ -33,7 +33,7 @@ fn events_come_back_as_they_went_in(fixture: &Fixture) {
     for (dedup_id, payload) in [(None, "null"), (Some("order-7"), "{\"a\" : 1}"), (Some("żółw 🐢"), "[]")] {
         let id = dedup_id.map_or_else(|| EventId(Uuid::now_v7()), |dedup_id| EventId::derived(org, dedup_id));
         let event = Event::new(id, org, Timestamp::now(), "user.login", dedup_id, payload.as_bytes());
-        assert_eq!(store.store_events(std::slice::from_ref(&event)), Ok(1));
+        assert_eq!(store.store_plain(std::slice::from_ref(&event)), Ok(1));
         let expected = StoredEvent {
             id,
             event_type: "user.login".to_owned(),
@@ -43,7 +43,7 @@ fn events_come_back_as_they_went_in(fixture: &Fixture) {
         };
         assert_eq!(store.event(org, id), Ok(Some(expected)));
     }
-    assert_eq!(store.store_events(&[]), Ok(0));
+    assert_eq!(store.store_plain(&[]), Ok(0));
 }
 
 /// Any JSON text, with all the freedom the grammar leaves.
@@ -91,7 +91,7 @@ fn payloads_come_back_byte_for_byte(fixture: &Fixture) {
     let mut runner = TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() });
     let run = runner.run(&prop::collection::vec(json_text(), 1..8), |payloads| {
         let batch: Vec<Event> = payloads.iter().map(|payload| event(org, payload)).collect();
-        prop_assert_eq!(store.store_events(&batch), Ok(batch.len() as u64));
+        prop_assert_eq!(store.store_plain(&batch), Ok(batch.len() as u64));
         for event in &batch {
             let stored = store.event(org, event.id).unwrap().unwrap();
             prop_assert_eq!(stored.payload.as_bytes(), event.payload());
@@ -107,10 +107,10 @@ fn storing_again_stores_nothing(fixture: &Fixture) {
     let now = Timestamp::now();
     let plain = [event(org, "1"), event(org, "2")];
     let mixed = [event(org, "3"), derived_at(org, now, "d"), derived_at(org, now, "d"), derived_at(org, now, "e")];
-    assert_eq!(store.store_events(&plain), Ok(2));
-    assert_eq!(store.store_events(&plain), Ok(0));
-    assert_eq!(store.store_events(&mixed), Ok(3));
-    assert_eq!(store.store_events(&mixed), Ok(0));
+    assert_eq!(store.store_plain(&plain), Ok(2));
+    assert_eq!(store.store_plain(&plain), Ok(0));
+    assert_eq!(store.store_plain(&mixed), Ok(3));
+    assert_eq!(store.store_plain(&mixed), Ok(0));
     assert_eq!(stored(&*store, org).len(), 5);
 }
 
@@ -126,13 +126,13 @@ fn a_batch_with_a_poison_row_stores_nothing(fixture: &Fixture) {
         let id = dedup_id.map_or_else(|| EventId(Uuid::now_v7()), |dedup_id| EventId::derived(org, dedup_id));
         let poison = Event::new(id, org, Timestamp::now(), "t", dedup_id, b"\"poison\"");
         let batch = [event(org, "1"), poison, event(org, "2")];
-        let refused = store.store_events(&batch).unwrap_err();
+        let refused = store.store_plain(&batch).unwrap_err();
         let StoreError::RowRefused(why) = &refused else { panic!("{refused}") };
         assert!(why.contains("no_poison"), "{why}");
         assert!(!why.contains("\"poison\""), "{why} quotes the payload");
     }
     assert_eq!(stored(&*store, org), []);
-    assert_eq!(store.store_events(&[event(org, "1"), event(org, "2")]), Ok(2));
+    assert_eq!(store.store_plain(&[event(org, "1"), event(org, "2")]), Ok(2));
 }
 
 fn quarantine_is_idempotent(fixture: &Fixture) {
@@ -159,7 +159,7 @@ fn one_row_per_derived_id_from_many_threads(fixture: &Fixture) {
                     // The same ids in another order in each thread.
                     let ids = (0..100).map(|n| (n * 7 + thread * 13) % 100);
                     let batch: Vec<Event> = ids.map(|n| derived_at(org, Timestamp::now(), &format!("d{n}"))).collect();
-                    batch.chunks(25).map(|part| store.store_events(part).unwrap()).sum::<u64>()
+                    batch.chunks(25).map(|part| store.store_plain(part).unwrap()).sum::<u64>()
                 })
             })
             .collect();
@@ -173,7 +173,7 @@ fn an_event_belongs_to_its_organisation(fixture: &Fixture) {
     let store = fixture.migrated();
     let (mine, theirs) = (org(), org());
     let event = event(mine, "1");
-    store.store_events(std::slice::from_ref(&event)).unwrap();
+    store.store_plain(std::slice::from_ref(&event)).unwrap();
     assert!(store.event(mine, event.id).unwrap().is_some());
     assert_eq!(store.event(theirs, event.id), Ok(None));
     assert_eq!(stored(&*store, theirs), []);
@@ -188,7 +188,7 @@ fn lists_filter_by_type_and_time(fixture: &Fixture) {
         .zip(["a", "b", "a"])
         .map(|(at, kind)| Event::new(EventId(Uuid::now_v7()), org, *at, kind, None, b"1"))
         .collect();
-    store.store_events(&batch).unwrap();
+    store.store_plain(&batch).unwrap();
     let list = |event_type: Option<&str>, after, before| {
         let query = EventQuery { event_type: event_type.map(str::to_owned), after, before, cursor: None, limit: 10 };
         let (events, more) = store.events(org, &query).unwrap();
@@ -209,7 +209,7 @@ fn pages_meet_without_overlap_where_times_are_equal(fixture: &Fixture) {
     let org = org();
     let times = ["2024-05-01T23:59:59.999999Z", "2024-05-02T00:00:00Z"].map(at);
     let batch: Vec<Event> = (0..300).map(|n| event_at(org, times[n % 2], "1")).collect();
-    store.store_events(&batch).unwrap();
+    store.store_plain(&batch).unwrap();
     let mut expected: Vec<_> = batch.iter().map(|event| (event.received_at, event.id)).collect();
     expected.sort_by(|a, b| b.cmp(a));
     for limit in [1, 7, 64, 65, 150, 299, 300, 301] {
@@ -235,7 +235,7 @@ fn a_page_ends_before_it_is_too_large(fixture: &Fixture) {
     let fitting = limits::LIST_BYTES_MAX / payload.len();
     for _ in 0..2 {
         let batch: Vec<Event> = (0..fitting).map(|_| event(org, &payload)).collect();
-        assert_eq!(store.store_events(&batch), Ok(fitting as u64));
+        assert_eq!(store.store_plain(&batch), Ok(fitting as u64));
     }
     let query = EventQuery { limit: 1000, ..EventQuery::default() };
     let (page, more) = store.events(org, &query).unwrap();
@@ -265,5 +265,5 @@ fn housekeeping_can_always_run(fixture: &Fixture) {
     let store = fixture.migrated();
     store.maintain().unwrap();
     store.maintain().unwrap();
-    assert_eq!(store.store_events(&[event(org(), "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[event(org(), "1")]), Ok(1));
 }

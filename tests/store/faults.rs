@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use millrace::store::{CredentialChange, Store, StoreError};
 
 use crate::common::postgres::{Cluster, Options, wait_for};
-use crate::fixture::{Fixture, event, key, org};
+use crate::fixture::{Fixture, StorePlain, event, key, org};
 
 /// What every call is promised: connecting plus the call itself, and a margin for a busy machine.
 const CALL_MAX: Duration = Duration::from_secs(30);
@@ -51,7 +51,7 @@ fn a_store_opens_without_its_database_and_works_once_it_is_there() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     cluster.start();
     assert!(store.migrate().unwrap() > 0);
-    assert_eq!(store.store_events(&[event(org(), "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[event(org(), "1")]), Ok(1));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn writers_go_on_within_two_seconds_of_the_databases_return() {
                     let mut failures = 0;
                     let event = event(org(), "1");
                     let mut pause = Duration::from_millis(50);
-                    while let Err(error) = store.store_events(std::slice::from_ref(&event)) {
+                    while let Err(error) = store.store_plain(std::slice::from_ref(&event)) {
                         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
                         failures += 1;
                         thread::sleep(pause);
@@ -104,7 +104,7 @@ fn after_a_crash_stale_sessions_are_not_handed_out() {
         }
         cluster.start();
         for _ in 0..10 {
-            assert_eq!(store.store_events(&[event(org(), "1")]), Ok(1));
+            assert_eq!(store.store_plain(&[event(org(), "1")]), Ok(1));
         }
     }
 }
@@ -126,7 +126,7 @@ fn a_frozen_server_frees_every_caller_in_time() {
             scope.spawn(move || {
                 let began = Instant::now();
                 match n % 4 {
-                    0 => is_unavailable(store.store_events(&[event(org(), "1")])),
+                    0 => is_unavailable(store.store_plain(&[event(org(), "1")])),
                     1 => is_unavailable(store.find_key(key().0)),
                     2 => is_unavailable(store.quarantine(&event(org(), "1"), "why")),
                     _ => is_unavailable(store.maintain()),
@@ -136,7 +136,7 @@ fn a_frozen_server_frees_every_caller_in_time() {
         }
     });
     cluster.thaw();
-    wait_for("the store to recover", || store.store_events(&[event(org(), "1")]).is_ok());
+    wait_for("the store to recover", || store.store_plain(&[event(org(), "1")]).is_ok());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use millrace::clock::Timestamp;
 use millrace::event::{Event, EventId, OrgId};
 use millrace::key::{ApiKey, Argon2Cost, KeyId, KeyVerifier};
 use millrace::store::open::{StoreConfig, open};
-use millrace::store::{EventQuery, Store, StoredEvent};
+use millrace::store::{EventQuery, Store, StoreError, StoredEvent};
 use uuid::Uuid;
 
 use crate::common::postgres::Cluster;
@@ -83,6 +83,20 @@ impl Fixture {
 /// A plain connection to the database of a URL.
 pub fn admin(url: &str) -> postgres::Client {
     postgres::Client::connect(url, postgres::NoTls).unwrap()
+}
+
+/// Storing where nobody waits for a delivery.
+pub trait StorePlain {
+    /// Returns how many events are new.
+    fn store_plain(&self, batch: &[Event]) -> Result<u64, StoreError>;
+}
+
+impl StorePlain for dyn Store {
+    fn store_plain(&self, batch: &[Event]) -> Result<u64, StoreError> {
+        let stored = self.store_events(batch, &[])?;
+        assert_eq!(stored.deliveries, []);
+        Ok(stored.new_events)
+    }
 }
 
 pub fn org() -> OrgId {

@@ -11,7 +11,7 @@ use millrace::store::{Store, StoreError};
 use uuid::Uuid;
 
 use crate::common::postgres::{Cluster, PASSWORD_ROLE, wait_for};
-use crate::fixture::{Fixture, admin, derived_at, event, org, stored};
+use crate::fixture::{Fixture, StorePlain, admin, derived_at, event, org, stored};
 
 /// Stands in for what a client entrusts to us.
 const SECRET: &str = "hunter2";
@@ -40,11 +40,11 @@ fn postgres_refuses_rows_by_their_data() {
     let store = fixture.migrated();
     let org = org();
     let payload = |payload: &[u8]| Event::new(EventId(Uuid::now_v7()), org, Timestamp::now(), "t", None, payload);
-    row_refused(store.store_events(&[payload(b"{\"hunter2\": hunter2}")]), "22P02");
-    row_refused(store.store_events(&[payload(b"\"hunter2 \xff\"")]), "22021");
-    row_refused(store.store_events(&[payload("[".repeat(100_000).as_bytes())]), "54001");
+    row_refused(store.store_plain(&[payload(b"{\"hunter2\": hunter2}")]), "22P02");
+    row_refused(store.store_plain(&[payload(b"\"hunter2 \xff\"")]), "22021");
+    row_refused(store.store_plain(&[payload("[".repeat(100_000).as_bytes())]), "54001");
     fixture.sql("ALTER TABLE events ADD CONSTRAINT short CHECK (length(payload::text) < 99)", "");
-    row_refused(store.store_events(&[event(org, &format!("\"{}\"", SECRET.repeat(20)))]), "constraint short");
+    row_refused(store.store_plain(&[event(org, &format!("\"{}\"", SECRET.repeat(20)))]), "constraint short");
     fixture.sql(
         "CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF NEW.type = 'cast' THEN PERFORM (NEW.payload #>> '{}')::integer; END IF;
@@ -58,11 +58,11 @@ fn postgres_refuses_rows_by_their_data() {
         for dedup_id in [None, Some(SECRET)] {
             let event =
                 Event::new(EventId(Uuid::now_v7()), org, Timestamp::now(), event_type, dedup_id, b"\"hunter2\"");
-            row_refused(store.store_events(&[event]), code);
+            row_refused(store.store_plain(&[event]), code);
         }
     }
     assert_eq!(stored(&*store, org), []);
-    assert_eq!(store.store_events(&[event(org, "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[event(org, "1")]), Ok(1));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn postgres_refuses_this_server_as_configured() {
     let fixture = Fixture::on(Some(cluster.create_database()));
     let url = fixture.config.database_url.clone().unwrap();
     let store = fixture.open();
-    misconfigured(store.store_events(&[event(org(), "1")]), "42883");
+    misconfigured(store.store_plain(&[event(org(), "1")]), "42883");
     misconfigured(store.organizations(), "42P01");
     let open = |url: &str| PostgresStore::new(url, 2).unwrap();
     misconfigured(open(&cluster.url("nowhere")).organizations(), "3D000");
@@ -126,11 +126,11 @@ fn postgres_is_unavailable_for_a_while() {
     };
     admin.batch_execute(&read_only("on")).unwrap();
     let store = fixture.open();
-    unavailable(store.store_events(&[event(org(), "1")]), "25006");
-    unavailable(store.store_events(&[derived_at(org(), Timestamp::now(), "d")]), "25006");
+    unavailable(store.store_plain(&[event(org(), "1")]), "25006");
+    unavailable(store.store_plain(&[derived_at(org(), Timestamp::now(), "d")]), "25006");
     admin.batch_execute("SET default_transaction_read_only = off").unwrap();
     admin.batch_execute(&read_only("off")).unwrap();
-    assert_eq!(store.store_events(&[event(org(), "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[event(org(), "1")]), Ok(1));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn sqlite_waits_for_other_processes_and_says_what_is_wrong_with_its_file() {
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| store.store_events(&[event(org(), "1")]));
+        let waiting = scope.spawn(|| store.store_plain(&[event(org(), "1")]));
         thread::sleep(Duration::from_millis(300));
         assert!(!waiting.is_finished());
         other.execute_batch("COMMIT").unwrap();
@@ -167,7 +167,7 @@ fn sqlite_waits_for_other_processes_and_says_what_is_wrong_with_its_file() {
 fn the_data_directory_is_private() {
     use std::os::unix::fs::PermissionsExt;
     let fixture = Fixture::sqlite();
-    fixture.migrated().store_events(&[event(org(), "1")]).unwrap();
+    fixture.migrated().store_plain(&[event(org(), "1")]).unwrap();
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&fixture.config.data_dir), 0o700);
     for file in std::fs::read_dir(&fixture.config.data_dir).unwrap() {

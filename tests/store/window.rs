@@ -7,7 +7,7 @@ use millrace::clock::Timestamp;
 use millrace::event::{Event, OrgId};
 
 use crate::common::postgres::wait_for;
-use crate::fixture::{Fixture, admin, at, derived_at, event_at, org, stored};
+use crate::fixture::{Fixture, StorePlain, admin, at, derived_at, event_at, org, stored};
 
 const BEFORE: &str = "2024-05-01T23:59:59.999999Z";
 const AFTER: &str = "2024-05-02T00:00:00Z";
@@ -26,16 +26,16 @@ fn a_retry_after_midnight_stores_nothing() {
         ("2024-05-12T23:59:59.999999Z", "2024-05-13T23:59:59.999999Z"),
     ] {
         let dedup_id = format!("{first}, {retry}");
-        assert_eq!(store.store_events(&[derived_at(org, at(first), &dedup_id)]), Ok(1), "{dedup_id}");
+        assert_eq!(store.store_plain(&[derived_at(org, at(first), &dedup_id)]), Ok(1), "{dedup_id}");
         let retry = derived_at(org, at(retry), &dedup_id);
-        assert_eq!(store.store_events(std::slice::from_ref(&retry)), Ok(0), "{dedup_id}");
+        assert_eq!(store.store_plain(std::slice::from_ref(&retry)), Ok(0), "{dedup_id}");
         // Among others, of that day and of another.
         let others =
             [retry, derived_at(org, at(AFTER), &format!("other of {dedup_id}")), event_at(org, at(BEFORE), "1")];
-        assert_eq!(store.store_events(&others), Ok(2), "{dedup_id}");
+        assert_eq!(store.store_plain(&others), Ok(2), "{dedup_id}");
     }
     let both = [derived_at(org, at(BEFORE), "both"), derived_at(org, at(AFTER), "both")];
-    assert_eq!(store.store_events(&both), Ok(1));
+    assert_eq!(store.store_plain(&both), Ok(1));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn concurrent_retries_across_midnight_store_one_row() {
                                 derived_at(org, at(day), &format!("{round}-{n}"))
                             })
                             .collect();
-                        new += store.store_events(&batch).unwrap();
+                        new += store.store_plain(&batch).unwrap();
                     }
                     new
                 })
@@ -91,20 +91,20 @@ fn one_days_batches_run_beside_each_other_and_wait_for_a_neighbours() {
     let fixture = Fixture::postgres();
     let store = fixture.migrated();
     let org = org();
-    assert_eq!(store.store_events(&[event_at(org, at(BEFORE), "1"), event_at(org, at(AFTER), "1")]), Ok(2));
+    assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1"), event_at(org, at(AFTER), "1")]), Ok(2));
     let url = fixture.config.database_url.as_deref().unwrap();
     let mut session = admin(url);
     store_and_hold(&mut session, org, &derived_at(org, at(BEFORE), "held"), BEFORE);
 
     // The same day, and events without a dedup_id of any day: at once.
     let began = Instant::now();
-    assert_eq!(store.store_events(&[derived_at(org, at(BEFORE), "free")]), Ok(1));
-    assert_eq!(store.store_events(&[event_at(org, at(AFTER), "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[derived_at(org, at(BEFORE), "free")]), Ok(1));
+    assert_eq!(store.store_plain(&[event_at(org, at(AFTER), "1")]), Ok(1));
     assert!(began.elapsed() < Duration::from_secs(5));
 
     // The same id on the next day: only when it is decided whether the first copy stays.
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| store.store_events(&[derived_at(org, at(AFTER), "held")]));
+        let waiting = scope.spawn(|| store.store_plain(&[derived_at(org, at(AFTER), "held")]));
         wait_for("the neighbour's batch to wait", || {
             fixture.count(
                 "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'events_day_lock_0'::regclass
@@ -124,10 +124,10 @@ fn a_retry_is_stored_where_the_first_copy_was_rolled_back() {
     let store = fixture.migrated();
     let org = org();
     let mut session = admin(fixture.config.database_url.as_deref().unwrap());
-    assert_eq!(store.store_events(&[event_at(org, at(BEFORE), "1")]), Ok(1));
+    assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1")]), Ok(1));
     store_and_hold(&mut session, org, &derived_at(org, at(BEFORE), "held"), BEFORE);
     session.batch_execute("ROLLBACK").unwrap();
-    assert_eq!(store.store_events(&[derived_at(org, at(AFTER), "held")]), Ok(1));
+    assert_eq!(store.store_plain(&[derived_at(org, at(AFTER), "held")]), Ok(1));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_window_holds_on_a_database_with_another_default_isolation() {
     store_and_hold(&mut session, org, &derived_at(org, at(AFTER), "d"), &Timestamp::now().to_rfc3339());
     let tomorrow = Timestamp::now().plus(Duration::from_secs(86_400));
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| store.store_events(&[derived_at(org, tomorrow, "d")]));
+        let waiting = scope.spawn(|| store.store_plain(&[derived_at(org, tomorrow, "d")]));
         wait_for("the batch to wait", || fixture.count("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0);
         session.batch_execute("COMMIT").unwrap();
         assert_eq!(waiting.join().unwrap(), Ok(0));
@@ -159,9 +159,9 @@ fn a_day_without_partition_gets_one() {
     let org = org();
     let late = ["1969-12-31T23:59:59Z", "1999-12-31T00:00:00Z", "2024-02-29T12:00:00Z", "2199-01-01T00:00:00Z"].map(at);
     let batch: Vec<Event> = late.iter().map(|at| event_at(org, *at, "1")).collect();
-    assert_eq!(store.store_events(&batch), Ok(4));
+    assert_eq!(store.store_plain(&batch), Ok(4));
     let batch: Vec<Event> = late.iter().map(|at| derived_at(org, *at, "d")).collect();
-    assert_eq!(store.store_events(&batch), Ok(4));
+    assert_eq!(store.store_plain(&batch), Ok(4));
     let times: Vec<Timestamp> = stored(&*store, org).iter().map(|event| event.received_at).collect();
     assert_eq!(times, [late[3], late[3], late[2], late[2], late[1], late[1], late[0], late[0]]);
 }
@@ -172,8 +172,8 @@ fn a_dropped_partition_is_made_again_and_nothing_is_refused() {
     let store = fixture.migrated();
     let org = org();
     for _ in 0..3 {
-        assert_eq!(store.store_events(&[event_at(org, at(BEFORE), "1")]), Ok(1));
-        assert_eq!(store.store_events(&[derived_at(org, at(BEFORE), "d")]), Ok(1));
+        assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1")]), Ok(1));
+        assert_eq!(store.store_plain(&[derived_at(org, at(BEFORE), "d")]), Ok(1));
         fixture.sql("DROP TABLE events_p20240501", "");
     }
     assert_eq!(stored(&*store, org), []);
@@ -188,7 +188,7 @@ fn instances_may_make_the_same_partition_at_once() {
         let day = at(&format!("2024-07-0{day}T12:00:00Z"));
         thread::scope(|scope| {
             let threads: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| fixture.open().store_events(&[event_at(org, day, "1")]))).collect();
+                (0..4).map(|_| scope.spawn(|| fixture.open().store_plain(&[event_at(org, day, "1")]))).collect();
             for thread in threads {
                 assert_eq!(thread.join().unwrap(), Ok(1));
             }

@@ -223,11 +223,11 @@ fn rate_limit(row: &Row) -> Result<Option<u32>, StoreError> {
     Ok(limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, StoreError> {
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, StoreError> {
     row.try_get(column).map_err(|error| unexpected(&error))
 }
 
 /// A row that does not look like this program's schema.
-fn unexpected(why: &dyn std::fmt::Display) -> StoreError {
+pub(super) fn unexpected(why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Misconfigured(format!("the database's tables are not this program's: {why}"))
 }

@@ -6,14 +6,16 @@
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use super::columns::{At, Column, Field, Text, Verbatim};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
 use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
+use crate::event::{DeliveryId, Event, EventId, OrgId};
 use crate::limits;
+use crate::store::webhooks::{PlannedDelivery, StoredBatch, without_copies};
 use crate::store::{EventQuery, StoredEvent};
 
 const INSERT: &str = "
@@ -21,6 +23,26 @@ const INSERT: &str = "
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::json[])
     ON CONFLICT DO NOTHING";
 const INSERT_DERIVED: &str = "SELECT store_events_v1($1, $2, $3, $4, $5, $6)";
+
+/// The same with the deliveries of what is new, in one statement.
+const INSERT_PLANNED: &str = "
+    WITH stored AS (
+        INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)
+        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::json[])
+        ON CONFLICT DO NOTHING
+        RETURNING id, received_at
+    ), added AS (
+        INSERT INTO deliveries (id, event_id, endpoint_id, org_id, event_received_at, next_attempt_at)
+        SELECT planned.id, stored.id, planned.endpoint_id, planned.org_id, stored.received_at,
+            COALESCE(planned.lease_until, stored.received_at)
+        FROM unnest($7::uuid[], $8::uuid[], $9::uuid[], $10::uuid[], $11::timestamptz[])
+            AS planned (id, event_id, endpoint_id, org_id, lease_until)
+            JOIN stored ON stored.id = planned.event_id
+        RETURNING id
+    )
+    SELECT (SELECT count(*) FROM stored), ARRAY(SELECT id FROM added)";
+const INSERT_DERIVED_PLANNED: &str =
+    "SELECT stored, deliveries FROM store_events_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
 
 const QUARANTINE: &str = "
     INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
@@ -37,10 +59,15 @@ const LIST: &str = "
         AND (received_at, id) < ($4, $5) AND ($6::text IS NULL OR type = $6)
     ORDER BY received_at DESC, id DESC LIMIT $7";
 
-/// Stores a batch; returns how many of it are new.
-pub(super) fn store(session: &mut Session, partitions: &Partitions, batch: &[Event]) -> Result<u64, CallError> {
+/// Stores a batch with the deliveries planned for it; returns what of it is new.
+pub(super) fn store(
+    session: &mut Session,
+    partitions: &Partitions,
+    batch: &[Event],
+    planned: &[PlannedDelivery],
+) -> Result<StoredBatch, CallError> {
     if batch.is_empty() {
-        return Ok(0);
+        return Ok(StoredBatch::default());
     }
     let mut rows: Vec<&Event> = batch.iter().collect();
     let derived = batch.iter().any(Event::has_derived_id);
@@ -48,29 +75,65 @@ pub(super) fn store(session: &mut Session, partitions: &Partitions, batch: &[Eve
         // Two batches with the same ids in different orders would wait for each other.
         rows.sort_unstable_by_key(|event| event.id);
     }
+    let planned = without_copies(planned);
     partitions.ensure(session, &rows)?;
-    match insert(session, &rows, derived) {
+    match insert(session, &rows, derived, &planned) {
         Err(error) if error.is_missing_partition() => {
             partitions.forget(&rows);
             partitions.ensure(session, &rows)?;
-            insert(session, &rows, derived)
+            insert(session, &rows, derived, &planned)
         }
         result => result,
     }
 }
 
-fn insert(session: &mut Session, rows: &[&Event], derived: bool) -> Result<u64, CallError> {
+fn insert(
+    session: &mut Session,
+    rows: &[&Event],
+    derived: bool,
+    planned: &[&PlannedDelivery],
+) -> Result<StoredBatch, CallError> {
+    if !planned.is_empty() {
+        return insert_planned(session, rows, derived, planned);
+    }
     let columns = Field::ALL.map(|field| Column { rows, field });
     let params = columns.each_ref().map(|column| column as &(dyn ToSql + Sync));
-    if derived {
+    let new_events = if derived {
         session.within(async |conversation: &mut Conversation| {
             let statement = conversation.prepare(INSERT_DERIVED).await?;
             let row = conversation.client.query_one(&statement, &params).await?;
             row.try_get::<_, i64>(0).map(|stored| stored as u64)
-        })
+        })?
     } else {
-        session.execute(INSERT, &params)
-    }
+        session.execute(INSERT, &params)?
+    };
+    Ok(StoredBatch { new_events, deliveries: Vec::new() })
+}
+
+fn insert_planned(
+    session: &mut Session,
+    rows: &[&Event],
+    derived: bool,
+    planned: &[&PlannedDelivery],
+) -> Result<StoredBatch, CallError> {
+    let columns = Field::ALL.map(|field| Column { rows, field });
+    let mut params: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+    let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
+        [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
+    let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
+    let leases: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
+    params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
+    params.push(&leases);
+    let sql = if derived { INSERT_DERIVED_PLANNED } else { INSERT_PLANNED };
+    session.within(async |conversation: &mut Conversation| {
+        let statement = conversation.prepare(sql).await?;
+        let row = conversation.client.query_one(&statement, &params).await?;
+        let deliveries: Vec<Uuid> = row.try_get(1)?;
+        Ok(StoredBatch {
+            new_events: row.try_get::<_, i64>(0)? as u64,
+            deliveries: deliveries.into_iter().map(DeliveryId).collect(),
+        })
+    })
 }
 
 /// Sets an event aside, once.
@@ -114,7 +177,7 @@ pub(super) fn list(
     session.within(async |conversation: &mut Conversation| {
         let mut page: Vec<StoredEvent> = Vec::new();
         let mut page_bytes = 0;
-        let mut cursor = query.cursor.map_or((At::MAX, uuid::Uuid::max()), |(at, id)| (At(at), id.0));
+        let mut cursor = query.cursor.map_or((At::MAX, Uuid::max()), |(at, id)| (At(at), id.0));
         loop {
             // One more than is asked for tells whether there are more.
             let wanted = (limit + 1 - page.len()).min(limits::LIST_CHUNK_ROWS as usize);

@@ -9,7 +9,10 @@ use super::session::{Conversation, Session};
 use crate::clock::Timestamp;
 
 /// Numbered from 1, without gaps, never changed once released.
-const MIGRATIONS: &[(&str, &str)] = &[("0001_events", include_str!("../../../migrations/postgres/0001_events.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("0001_events", include_str!("../../../migrations/postgres/0001_events.sql")),
+    ("0002_webhooks", include_str!("../../../migrations/postgres/0002_webhooks.sql")),
+];
 
 /// Excludes other processes that migrate.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7235440125741001)";

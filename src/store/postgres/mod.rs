@@ -6,6 +6,8 @@
 
 mod columns;
 mod credentials;
+mod deliveries;
+mod endpoints;
 mod error;
 mod events;
 mod migrate;
@@ -13,6 +15,7 @@ mod partitions;
 mod session;
 mod target;
 mod watch;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +26,7 @@ use self::partitions::Partitions;
 use self::session::Session;
 use self::target::Target;
 use super::pool::{Connector, Pool, Pooled};
+use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
 };
@@ -89,8 +93,8 @@ impl Store for PostgresStore {
         self.partitions.create_ahead(&mut *self.session()?).map_err(CallError::into)
     }
 
-    fn store_events(&self, batch: &[Event]) -> Result<u64, StoreError> {
-        events::store(&mut *self.session()?, &self.partitions, batch).map_err(CallError::into)
+    fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
+        events::store(&mut *self.session()?, &self.partitions, batch, planned).map_err(CallError::into)
     }
 
     fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError> {

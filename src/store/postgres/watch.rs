@@ -1,4 +1,4 @@
-//! Hears of credential changes: a session of its own that listens to `millrace_credentials`.
+//! Hears of changes to credentials, endpoints and what is due: a session of its own that listens to `millrace_credentials`.
 //!
 //! Notifications are not kept for who is away, so every (re)connection begins with [`CredentialChange::All`],
 //! after LISTEN has taken effect. A connection that has died in silence is found out by a periodic ping.
@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 
 use super::session::Session;
 use super::target::Target;
-use crate::event::OrgId;
+use crate::event::{EndpointId, OrgId};
 use crate::key::KeyId;
 use crate::limits;
 use crate::store::{CredentialChange, StoreError};
@@ -50,9 +50,12 @@ pub(super) fn watch(
 
 /// What a payload says; what a newer version says in words not known here may concern anything.
 fn parse(payload: &str) -> CredentialChange {
+    let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match payload.split_once(':') {
         Some(("key", id)) => KeyId::parse(id).map(CredentialChange::Key),
-        Some(("org", id)) => uuid::Uuid::try_parse(id).ok().map(|id| CredentialChange::Org(OrgId(id))),
+        Some(("org", id)) => uuid(id).map(|id| CredentialChange::Org(OrgId(id))),
+        Some(("endpoints", id)) => uuid(id).map(|id| CredentialChange::Endpoints(OrgId(id))),
+        Some(("due", id)) => uuid(id).map(|id| CredentialChange::Due(EndpointId(id))),
         _ => None,
     };
     known.unwrap_or(CredentialChange::All)
@@ -67,7 +70,9 @@ mod tests {
         let org = OrgId(uuid::Uuid::from_u128(7));
         assert_eq!(parse("key:abcdefghijkl"), CredentialChange::Key(KeyId::parse("abcdefghijkl").unwrap()));
         assert_eq!(parse(&format!("org:{org}")), CredentialChange::Org(org));
-        for payload in ["", "key:", "key:short", "org:7", "endpoint:7"] {
+        assert_eq!(parse(&format!("endpoints:{org}")), CredentialChange::Endpoints(org));
+        assert_eq!(parse(&format!("due:{org}")), CredentialChange::Due(EndpointId(org.0)));
+        for payload in ["", "key:", "key:short", "org:7", "due:7", "endpoints:", "weather:7"] {
             assert_eq!(parse(payload), CredentialChange::All, "{payload}");
         }
     }

@@ -1,5 +1,7 @@
 //! Events in the embedded store. One unique index on the id spans all days, so the deduplication window has no end.
 
+use std::collections::HashMap;
+
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, named_params, params};
 use uuid::Uuid;
@@ -7,12 +9,16 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::event::{Event, EventId, OrgId};
 use crate::limits;
+use crate::store::webhooks::{PlannedDelivery, StoredBatch, without_copies};
 use crate::store::{EventQuery, StoredEvent};
 
 // DO NOTHING names the id: OR IGNORE would also swallow what a CHECK refuses.
 const INSERT: &str = "
     INSERT INTO events (id, org_id, received_at, type, dedup_id, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (id) DO NOTHING";
+const INSERT_DELIVERY: &str = "
+    INSERT INTO deliveries (id, event_id, endpoint_id, org_id, event_received_at, next_attempt_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const QUARANTINE: &str = "
     INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
@@ -33,12 +39,21 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// Stores a batch; returns how many of it are new.
-pub(super) fn store(transaction: &Transaction<'_>, batch: &[Event]) -> rusqlite::Result<u64> {
+/// Stores a batch with the deliveries planned for it; returns what of it is new.
+pub(super) fn store(
+    transaction: &Transaction<'_>,
+    batch: &[Event],
+    planned: &[PlannedDelivery],
+) -> rusqlite::Result<StoredBatch> {
     let mut insert = transaction.prepare_cached(INSERT)?;
-    let mut stored = 0;
+    let mut insert_delivery = transaction.prepare_cached(INSERT_DELIVERY)?;
+    let mut planned_for: HashMap<EventId, Vec<&PlannedDelivery>> = HashMap::new();
+    for planned in without_copies(planned) {
+        planned_for.entry(planned.event).or_default().push(planned);
+    }
+    let mut stored = StoredBatch::default();
     for event in batch {
-        stored += insert.execute(params![
+        let new = insert.execute(params![
             event.id.0.as_bytes(),
             event.org.0.as_bytes(),
             event.received_at.as_micros(),
@@ -46,8 +61,23 @@ pub(super) fn store(transaction: &Transaction<'_>, batch: &[Event]) -> rusqlite:
             event.dedup_id().map(Text),
             Text(event.payload()),
         ])?;
+        if new == 0 {
+            continue;
+        }
+        stored.new_events += 1;
+        for planned in planned_for.remove(&event.id).unwrap_or_default() {
+            insert_delivery.execute(params![
+                planned.id.0.as_bytes(),
+                planned.event.0.as_bytes(),
+                planned.endpoint.0.as_bytes(),
+                planned.org.0.as_bytes(),
+                event.received_at.as_micros(),
+                planned.lease_until.unwrap_or(event.received_at).as_micros(),
+            ])?;
+            stored.deliveries.push(planned.id);
+        }
     }
-    Ok(stored as u64)
+    Ok(stored)
 }
 
 /// Sets an event aside, once.

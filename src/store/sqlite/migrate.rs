@@ -8,7 +8,10 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use crate::clock::Timestamp;
 
 /// Numbered from 1, without gaps, never changed once released.
-const MIGRATIONS: &[(&str, &str)] = &[("0001_events", include_str!("../../../migrations/sqlite/0001_events.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("0001_events", include_str!("../../../migrations/sqlite/0001_events.sql")),
+    ("0002_webhooks", include_str!("../../../migrations/sqlite/0002_webhooks.sql")),
+];
 
 const CREATE_VERSIONS: &str = "
     CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -6,10 +6,13 @@
 
 mod connection;
 mod credentials;
+mod deliveries;
+mod endpoints;
 mod error;
 mod events;
 mod migrate;
 mod watch;
+mod webhooks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use std::time::Duration;
 
 use self::connection::{Connections, SqliteConnection, create_file};
 use super::pool::{Pool, Pooled};
+use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
     check_organization_name,
@@ -75,11 +79,11 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn store_events(&self, batch: &[Event]) -> Result<u64, StoreError> {
+    fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
         if batch.is_empty() {
-            return Ok(0);
+            return Ok(StoredBatch::default());
         }
-        self.writer()?.write(|transaction| events::store(transaction, batch))
+        self.writer()?.write(|transaction| events::store(transaction, batch, planned))
     }
 
     fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! Credential changes between the processes on one file: a numbered table, read five times a second.
+//! Changes to credentials and endpoints, and what is due, between the processes on one file: a numbered table, read five times a second.
 //!
 //! A change is noted in the transaction that makes it, so whoever reads the number sees the change. Notes are
 //! trimmed after [`limits::CREDENTIAL_CHANGES_KEPT`]; a watcher that slept longer finds a gap in the numbers
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::clock::Timestamp;
-use crate::event::OrgId;
+use crate::event::{EndpointId, OrgId};
 use crate::key::KeyId;
 use crate::limits;
 use crate::store::{CredentialChange, StoreError};
@@ -20,6 +20,8 @@ pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChang
     let (kind, id) = match change {
         CredentialChange::Key(id) => ("key", id.to_string()),
         CredentialChange::Org(id) => ("org", id.to_string()),
+        CredentialChange::Endpoints(id) => ("endpoints", id.to_string()),
+        CredentialChange::Due(id) => ("due", id.to_string()),
         CredentialChange::All => return Ok(()),
     };
     let kept_since = now.as_micros() - limits::CREDENTIAL_CHANGES_KEPT.as_micros() as i64;
@@ -84,9 +86,12 @@ pub(super) fn changes_since(connection: &Connection, seen: i64) -> rusqlite::Res
 
 /// What a note says; what a newer version says in words not known here may concern anything.
 fn parse(kind: &str, id: &str) -> CredentialChange {
+    let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match kind {
         "key" => KeyId::parse(id).map(CredentialChange::Key),
-        "org" => uuid::Uuid::try_parse(id).ok().map(|id| CredentialChange::Org(OrgId(id))),
+        "org" => uuid(id).map(|id| CredentialChange::Org(OrgId(id))),
+        "endpoints" => uuid(id).map(|id| CredentialChange::Endpoints(OrgId(id))),
+        "due" => uuid(id).map(|id| CredentialChange::Due(EndpointId(id))),
         _ => None,
     };
     known.unwrap_or(CredentialChange::All)
