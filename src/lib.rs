@@ -23,6 +23,8 @@ pub mod handoff;
 
 pub mod store;
 
+pub mod deliver;
+
 pub mod control;
 
 pub mod health;
