@@ -136,6 +136,11 @@ impl Event {
         &self.body[..usize::from(self.type_len)]
     }
 
+    /// The event's type, as text.
+    pub fn type_text(&self) -> &str {
+        std::str::from_utf8(self.event_type()).expect("a type is made of text")
+    }
+
     /// The client's deduplication id; UTF-8.
     pub fn dedup_id(&self) -> Option<&[u8]> {
         let start = usize::from(self.type_len);

@@ -95,7 +95,7 @@ pub const AUTH_QUEUE_MAX: usize = 256;
 pub const AUTH_NOTES_MAX: usize = 1024;
 /// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
 pub const AUTH_WAITERS_MAX: usize = 4096;
-/// Credential changes waiting for one shard; past it the shard drops its whole cache instead.
+/// Changes waiting for one shard, or for the claiming thread; past it the shard drops its whole cache instead.
 pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
 
 // ---- queue and writers -------------------------------------------------------------------------------------
@@ -165,8 +165,13 @@ pub const JOURNAL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 // ---- webhooks ----------------------------------------------------------------------------------------------
 
-/// Endpoints of the whole installation: every server keeps them all in memory, about 1 KiB each.
-pub const ENDPOINTS_MAX: usize = 100_000;
+/// What a lease is longer than the longest attempt: how long a delivery may wait in memory for its turn, and its result
+/// for the database.
+pub const DELIVERY_LEASE_MARGIN: Duration = Duration::from_secs(45);
+/// Names that are looked up at a time, each on a thread.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 32;
+/// Endpoints that are read in one call, about 1 KiB each.
+pub const ENDPOINTS_PAGE: u32 = 1000;
 /// Deliveries in one server's memory, from planned or claimed to recorded.
 pub const DELIVERIES_HELD_MAX: usize = 8192;
 /// The same in bytes of their bodies.

@@ -1,5 +1,5 @@
 //! The way down, front to back: no new connections, requests in flight answered, the journal committed, the queue
-//! drained, with a deadline; a second signal ends the process at once.
+//! drained, webhook attempts in flight recorded, with a deadline; a second signal ends the process at once.
 //!
 //! Runs on the main thread.
 
@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
 
 use crate::boot::Stage;
+use crate::deliver::Deliver;
 use crate::handoff::journal::Journal;
 use crate::store::writer::Writers;
 
@@ -47,6 +48,8 @@ pub struct Running {
     pub journal: Option<Arc<Journal>>,
     /// The writers.
     pub writers: Writers,
+    /// The webhooks' threads.
+    pub deliver: Deliver,
     /// Whether everything accepted is in the journal.
     pub is_journaling: bool,
     /// How long all of it may take.
@@ -71,6 +74,7 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     running.stage.drain();
     running.stop.store(true, Ordering::Relaxed);
     running.draining.store(true, Ordering::Relaxed);
+    running.deliver.close();
     // Requests in flight get half of the grace; what they were promised needs the other half.
     wait_for(&running.shards, begun + running.grace / 2);
     running.leaving.store(true, Ordering::Relaxed);
@@ -84,6 +88,7 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
         journal.close(commit_deadline);
     }
     let waiting = running.writers.drain(deadline);
+    running.deliver.drain(deadline);
     let seconds = begun.elapsed().as_secs_f32();
     let journaled = running.journal.map_or(0, |journal| journal.end());
     if journaled > 0 {

@@ -1,4 +1,4 @@
-//! Carries credential changes from the database to every shard's cache, within a second.
+//! Carries changes from the database to every shard's cache of keys and to the webhooks' claiming thread, within a second.
 //!
 //! One thread watches the store (`LISTEN` on Postgres, a version poll on SQLite) and puts each change into a
 //! bounded inbox per shard. A shard compares one counter per request with the last it has seen: unchanged means
@@ -23,6 +23,8 @@ pub struct Feed {
     /// Whether changes can reach us: written by the watching thread, read by shards when an entry expires.
     is_connected: AtomicBool,
     inboxes: Vec<Inbox>,
+    /// The claiming thread's: what concerns endpoints and deliveries.
+    webhooks: Inbox,
 }
 
 #[derive(Debug)]
@@ -32,16 +34,34 @@ struct Inbox {
     overflowed: AtomicBool,
 }
 
+impl Inbox {
+    fn new() -> Self {
+        let (sender, receiver) = bounded(limits::CREDENTIAL_CHANGES_MAX);
+        Self { sender, receiver, overflowed: AtomicBool::new(false) }
+    }
+
+    fn put(&self, change: CredentialChange) {
+        if let Err(TrySendError::Full(_)) = self.sender.try_send(change) {
+            self.overflowed.store(true, Ordering::Release);
+        }
+    }
+
+    /// `false` where there were others that did not fit.
+    fn drain(&self, mut apply: impl FnMut(CredentialChange)) -> bool {
+        let has_overflowed = self.overflowed.swap(false, Ordering::AcqRel);
+        while let Ok(change) = self.receiver.try_recv() {
+            apply(change);
+        }
+        !has_overflowed
+    }
+}
+
 impl Feed {
     /// A feed for `shards` shards.
     pub fn new(shards: usize) -> Arc<Self> {
-        let inboxes = (0..shards)
-            .map(|_| {
-                let (sender, receiver) = bounded(limits::CREDENTIAL_CHANGES_MAX);
-                Inbox { sender, receiver, overflowed: AtomicBool::new(false) }
-            })
-            .collect();
-        Arc::new(Self { epoch: AtomicU64::new(0), is_connected: AtomicBool::new(false), inboxes })
+        let inboxes = (0..shards).map(|_| Inbox::new()).collect();
+        let (epoch, is_connected) = Default::default();
+        Arc::new(Self { epoch, is_connected, inboxes, webhooks: Inbox::new() })
     }
 
     /// Moves with every change: two equal readings mean that no inbox got one between them.
@@ -55,13 +75,18 @@ impl Feed {
     }
 
     /// Hands shard `shard` its waiting changes. `false` where there were others that did not fit its inbox.
-    pub fn drain(&self, shard: usize, mut apply: impl FnMut(CredentialChange)) -> bool {
-        let inbox = &self.inboxes[shard];
-        let has_overflowed = inbox.overflowed.swap(false, Ordering::AcqRel);
-        while let Ok(change) = inbox.receiver.try_recv() {
-            apply(change);
-        }
-        !has_overflowed
+    pub fn drain(&self, shard: usize, apply: impl FnMut(CredentialChange)) -> bool {
+        self.inboxes[shard].drain(apply)
+    }
+
+    /// Ready when changes wait for [`Self::drain_webhooks`]; not to be received from.
+    pub fn webhook_changes(&self) -> &Receiver<CredentialChange> {
+        &self.webhooks.receiver
+    }
+
+    /// Hands the claiming thread what has changed of endpoints and deliveries. `false` where something did not fit.
+    pub fn drain_webhooks(&self, apply: impl FnMut(CredentialChange)) -> bool {
+        self.webhooks.drain(apply)
     }
 
     /// As the watching thread does, for tests of the shards' side.
@@ -75,9 +100,7 @@ impl Feed {
         // verifier from then on must not be answered from a verdict of before the change.
         self.epoch.fetch_add(1, Ordering::Release);
         for inbox in &self.inboxes {
-            if let Err(TrySendError::Full(_)) = inbox.sender.try_send(change) {
-                inbox.overflowed.store(true, Ordering::Release);
-            }
+            inbox.put(change);
         }
         // And after: a shard that sees this finds the change.
         self.epoch.fetch_add(1, Ordering::Release);
@@ -96,6 +119,9 @@ impl Feed {
                 pause = limits::STORE_BACKOFF_MIN;
                 if change.concerns_credentials() {
                     self.publish(change);
+                }
+                if change.concerns_webhooks() {
+                    self.webhooks.put(change);
                 }
             });
             self.is_connected.store(false, Ordering::Relaxed);

@@ -1,16 +1,185 @@
-//! DELIVER: the second half of the walk. Events that are stored reach their organisation's endpoints, signed, retried,
-//! visible; over there are strangers: slow, failing, hostile.
+//! DELIVER: the second half of the walk. Events that are stored reach their organisation's endpoints: signed, retried,
+//! visible. Over there are strangers: slow, failing, hostile.
 //!
 //! ```text
-//! writers ─ outbox ─▶ sender (async, one thread) ─▶ recorder ─▶ the database
-//!             claims ──┘  fair ─▶ breaker ─▶ client ─▶ target ─▶ the stranger
+//! writers ─▶ outbox ─┐  reserves room, plans; rows are stored with their events, born claimed
+//!            claims ─┴▶ sender ─▶ fair ─▶ circuit ─▶ client ─▶ target ─▶ the stranger
+//!                          └─▶ recorder ─▶ the database
 //! ```
+//!
+//! Threads: `deliver` (a tokio runtime of one thread, which makes all requests), `deliver-claims` and `deliver-record`
+//! (which ask the database). The outbox runs on the writers, the directory is read by all of them.
+//!
+//! **At least once.** A delivery's row is made by the transaction that stores its event, and it leaves `pending` only
+//! when an attempt's result is recorded. Whoever sends one holds its lease, which is longer than an attempt may take; a
+//! holder that dies leaves it due. So none vanishes, and one is sent twice only where a result could not be recorded
+//! before its lease ran out.
+//!
+//! **Nothing here delays ingestion**, beyond the rows themselves: what finds no room in memory waits in the database.
+//! Never: a lock held across a request, a secret or a URL in a log or a label.
 
+mod breaker;
+mod claims;
 pub mod client;
+pub mod config;
+pub mod directory;
+mod fair;
 pub mod filter;
 pub mod headers;
+mod judgement;
+pub mod management;
+pub mod outbox;
 pub mod outcome;
+mod outgoing;
+mod recorder;
+mod room;
 pub mod schedule;
 pub mod secret;
+mod sender;
 pub mod signature;
 pub mod target;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+pub use self::config::{DeliverConfig, Roots};
+pub use self::management::Management;
+
+use self::claims::Claims;
+use self::client::WebhookClient;
+use self::directory::Directory;
+use self::fair::Fair;
+use self::outbox::Outbox;
+use self::recorder::Recorder;
+use self::room::Room;
+use self::sender::Sender;
+use crate::auth::feed::Feed;
+use crate::critical_thread;
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// The room with its threads.
+pub struct Deliver {
+    outbox: Arc<Outbox>,
+    room: Arc<Room>,
+    stop_claims: Arc<AtomicBool>,
+    stop_sender: watch::Sender<Option<Instant>>,
+    give_up: Arc<AtomicBool>,
+    claims: JoinHandle<()>,
+    sender: JoinHandle<()>,
+    recorder: JoinHandle<()>,
+}
+
+/// What the threads need of the rest of the server.
+pub struct Neighbours {
+    /// Where endpoints and deliveries are.
+    pub store: Arc<dyn Store>,
+    /// Says what has changed there.
+    pub feed: Arc<Feed>,
+    /// Which endpoints there are; whoever prepares the database reads it for the first time.
+    pub directory: Arc<Directory>,
+    /// Shown to operators.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Deliver {
+    /// Starts the threads. Nothing is sent until the directory has been read.
+    ///
+    /// # Errors
+    /// Where the operating system refuses a thread or a runtime.
+    pub fn start(config: &DeliverConfig, client: WebhookClient, neighbours: Neighbours) -> io::Result<Self> {
+        let Neighbours { store, feed, directory, metrics } = neighbours;
+        let (room, bell) = Room::new();
+        let (to_sender, inbox) = mpsc::unbounded_channel();
+        let (to_recorder, notes) = unbounded();
+        let (stop_sender, stopped) = watch::channel(None);
+        let (stop_claims, give_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let lease = config.timeout + limits::DELIVERY_LEASE_MARGIN;
+        let outbox = Outbox::new(Arc::clone(&directory), Arc::clone(&room), to_sender.clone(), lease);
+        let recorder = Recorder {
+            notes,
+            store: Arc::clone(&store),
+            metrics: Arc::clone(&metrics),
+            give_up: Arc::clone(&give_up),
+        };
+        let sender = Sender {
+            inbox,
+            notes: to_recorder,
+            directory: Arc::clone(&directory),
+            room: Arc::clone(&room),
+            client: Arc::new(client),
+            schedule: config.schedule.clone(),
+            timeout: config.timeout,
+            metrics: Arc::clone(&metrics),
+            stop: stopped,
+            fair: Fair::new(config.concurrency),
+            attempts: JoinSet::new(),
+            circuits: HashMap::new(),
+            healed: HashMap::new(),
+            open_circuits: 0,
+        };
+        let claims = Claims {
+            store,
+            directory,
+            room: Arc::clone(&room),
+            sender: to_sender,
+            feed,
+            bell,
+            lease,
+            metrics,
+            stop: Arc::clone(&stop_claims),
+        };
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(limits::WEBHOOK_LOOKUPS_MAX).build()?;
+        Ok(Self {
+            outbox: Arc::new(outbox),
+            room,
+            stop_claims,
+            stop_sender,
+            give_up,
+            recorder: critical_thread::spawn("deliver-record", move || recorder.run())?,
+            sender: critical_thread::spawn("deliver", move || {
+                runtime.block_on(sender.run());
+                // A name that is still being looked up is nobody's any more.
+                runtime.shutdown_background();
+            })?,
+            claims: critical_thread::spawn("deliver-claims", move || claims.run())?,
+        })
+    }
+
+    /// What the writers plan with.
+    pub fn outbox(&self) -> Arc<Outbox> {
+        Arc::clone(&self.outbox)
+    }
+
+    /// From now on what is planned or due stays in the database; what is in memory is still sent.
+    pub fn close(&self) {
+        self.outbox.close();
+        self.stop_claims.store(true, Ordering::Relaxed);
+        self.room.ring();
+    }
+
+    /// After the writers have ended: attempts in flight may end until `deadline`, and are recorded. The rest is due for
+    /// the next start.
+    pub fn drain(self, deadline: Instant) {
+        self.close();
+        self.stop_sender.send_replace(Some(deadline));
+        // One commit takes a call of the database.
+        let recorded_by = deadline.max(Instant::now() + Duration::from_secs(1));
+        let threads = [self.claims, self.sender, self.recorder];
+        while Instant::now() < recorded_by && threads.iter().any(|thread| !thread.is_finished()) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.give_up.store(true, Ordering::Relaxed);
+    }
+}

@@ -23,6 +23,8 @@ pub enum ErrorClass {
     ConnectionClosed,
     /// What came is not HTTP, or over its limits.
     InvalidResponse,
+    /// The endpoint's secret cannot be opened with the keys this server has, so nothing can be signed.
+    SecretUnavailable,
 }
 
 impl ErrorClass {
@@ -38,6 +40,7 @@ impl ErrorClass {
             Self::Timeout => "timeout",
             Self::ConnectionClosed => "connection_closed",
             Self::InvalidResponse => "invalid_response",
+            Self::SecretUnavailable => "secret_unavailable",
         }
     }
 }

@@ -128,6 +128,14 @@ pub enum CredentialChange {
 }
 
 impl CredentialChange {
+    /// Whether it may make a known endpoint stale, or a delivery due.
+    pub const fn concerns_webhooks(self) -> bool {
+        match self {
+            Self::Endpoints(_) | Self::Due(_) | Self::All => true,
+            Self::Key(_) | Self::Org(_) => false,
+        }
+    }
+
     /// Whether it may make a cached credential stale.
     pub const fn concerns_credentials(self) -> bool {
         match self {

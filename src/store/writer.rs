@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::auth::feed::sleep_unless;
 use crate::critical_thread;
+use crate::deliver::outbox::Outbox;
 use crate::event::Event;
 use crate::handoff::journal::Ledger;
 use crate::handoff::queue::{Accepted, Slots};
@@ -37,6 +38,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     gatherer: Gatherer,
     slots: Arc<Slots>,
+    /// What the events owe their organisations' endpoints.
+    outbox: Arc<Outbox>,
     /// The journal's, where there is one.
     ledger: Option<Arc<Ledger>>,
     outage: Outage,
@@ -63,6 +66,7 @@ impl Writers {
         store: &Arc<dyn Store>,
         accepted: Accepted,
         ledger: Option<Arc<Ledger>>,
+        outbox: Arc<Outbox>,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -70,6 +74,7 @@ impl Writers {
             metrics: Arc::clone(metrics),
             gatherer: Gatherer::new(accepted.receiver),
             slots: accepted.slots,
+            outbox,
             ledger,
             outage: Outage::default(),
             give_up: AtomicBool::new(false),
@@ -122,14 +127,17 @@ impl Shared {
     /// `refused` with the reason, to be quarantined.
     fn store_slice<'a>(&self, events: &'a [Event], bytes: usize, refused: &mut Vec<(&'a Event, String)>) -> Committed {
         let stored = self.persist(|| {
+            // Anew for each attempt: leases and places in memory are not held through an outage.
+            let plan = self.outbox.plan(events)?;
             let started = Instant::now();
-            let stored = self.store.store_events(events, &[]);
+            let stored = self.store.store_events(events, &plan.deliveries);
             self.metrics.store.observe(DbOperation::StoreEvents, started.elapsed());
-            stored
+            stored.map(|stored| (plan, stored))
         });
         match stored {
-            Some(Ok(stored)) => {
+            Some(Ok((plan, stored))) => {
                 self.committed(events, bytes);
+                self.outbox.committed(plan, events, &stored.deliveries);
                 Committed { events: events.len(), bytes, stored: stored.new_events }
             }
             Some(Err(reason)) if events.len() == 1 => {

@@ -1,0 +1,67 @@
+//! JUDGEMENT: what follows from an attempt, as one pure step: no clock, no network, no database.
+
+use std::time::Duration;
+
+use super::outcome::{Outcome, Verdict};
+use super::outgoing::Outgoing;
+use super::schedule::RetrySchedule;
+use crate::clock::Timestamp;
+use crate::event::DeliveryId;
+use crate::metrics::DeliveryOutcome;
+use crate::store::webhooks::{Attempt, AttemptResult, Next};
+
+/// One attempt that was made.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+/// What is recorded of `made`, and what becomes of the delivery.
+pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySchedule) -> AttemptResult {
+    let number = outgoing.attempts_made + 1;
+    let next = match made.outcome.verdict() {
+        Verdict::Delivered => Next::Delivered,
+        Verdict::Blocked => Next::Blocked,
+        Verdict::Gone => Next::Failed,
+        Verdict::Retry(after) => {
+            let random = random(outgoing.delivery, number);
+            schedule.next_attempt(outgoing.schedule_step + 1, now, after, random).map_or(Next::Failed, Next::RetryAt)
+        }
+    };
+    let (status_code, response_body) = match made.outcome.answer {
+        Some(answer) => (Some(answer.status), Some(answer.body).filter(|body| !body.is_empty())),
+        None => (None, None),
+    };
+    let attempt = Attempt {
+        delivery: outgoing.delivery,
+        number,
+        at: made.at,
+        status_code,
+        error: made.outcome.error.map(|error| error.as_str().to_owned()),
+        latency: made.latency,
+        response_body,
+    };
+    AttemptResult { attempt, lease: outgoing.lease, next }
+}
+
+/// How the metric counts it.
+pub fn counted(next: Next) -> DeliveryOutcome {
+    match next {
+        Next::Delivered => DeliveryOutcome::Delivered,
+        Next::RetryAt(_) => DeliveryOutcome::Retried,
+        Next::Failed => DeliveryOutcome::Failed,
+        Next::Blocked => DeliveryOutcome::Blocked,
+    }
+}
+
+/// In 0..1, spread evenly over deliveries and attempts: what spreads retries need not be unpredictable, and the low bits
+/// of a `UUIDv7` are random.
+fn random(delivery: DeliveryId, number: u32) -> f64 {
+    let bits = (delivery.0.as_u128() as u32).wrapping_add(number.wrapping_mul(0x9E37_79B9));
+    f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+}
