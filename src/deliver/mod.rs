@@ -7,8 +7,10 @@
 //! ```
 
 pub mod client;
+pub mod config;
 pub mod filter;
 pub mod headers;
+pub mod management;
 pub mod outcome;
 pub mod schedule;
 pub mod secret;
