@@ -22,6 +22,7 @@ use crate::auth::verifier::Verifier;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
+use crate::deliver::management::Management;
 use crate::handoff::journal::lock::{DirectoryLock, LockError};
 use crate::handoff::journal::storage::{Disk, Storage};
 use crate::handoff::journal::{Journal, JournalConfig, Replayed};
@@ -128,10 +129,13 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
+    let secrets = Arc::new(config.deliver.open_secrets(&config.data_dir).map_err(StartError)?);
+    let management = Management { policy: config.deliver.policy(Vec::new()), secrets, on_change: Box::new(|_org| ()) };
     let control = ControlPool::start(
         Arc::clone(&store),
         Arc::clone(&metrics),
         config.argon2,
+        Arc::new(management),
         limits::CONTROL_WORKERS,
         limits::CONTROL_QUEUE_MAX,
     )
