@@ -22,9 +22,8 @@ use crate::auth::verifier::Verifier;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
-use crate::deliver::client::WebhookClient;
+use crate::deliver::Deliver;
 use crate::deliver::directory::Directory;
-use crate::deliver::{self, Deliver, Management};
 use crate::handoff::journal::lock::{DirectoryLock, LockError};
 use crate::handoff::journal::storage::{Disk, Storage};
 use crate::handoff::journal::{Journal, JournalConfig, Replayed};
@@ -131,10 +130,14 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
+    let own_addresses = [listen_addr.ip(), ops_addr.ip()];
+    let deliver = Deliver::start(&config.deliver, &config.data_dir, &own_addresses, &store, &feed, &metrics)
+        .map_err(StartError)?;
     let control = ControlPool::start(
         Arc::clone(&store),
         Arc::clone(&metrics),
         config.argon2,
+        Arc::new(deliver.management()),
         limits::CONTROL_WORKERS,
         limits::CONTROL_QUEUE_MAX,
     )
@@ -155,6 +158,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         connections_max,
         connections_turned_away: Arc::new(AtomicUsize::new(0)),
     };
+    let endpoints = deliver.directory();
     let running = Running {
         draining: Arc::clone(&neighbours.draining),
         leaving: Arc::clone(&neighbours.leaving),
@@ -166,17 +170,31 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
             &store,
             accepted,
             journal.as_ref().map(|journal| journal.ledger()),
+            deliver.outbox(),
             &metrics,
         )
         .map_err(thread_error)?,
+        deliver,
         journal: journal.clone(),
         is_journaling,
         grace: config.shutdown_grace,
     };
     tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
-    let preparation =
-        Preparation { welcome, store, metrics, feed, stage, config, listen_addr, ops_addr, journal, queue, stop };
+    let preparation = Preparation {
+        welcome,
+        store,
+        endpoints,
+        metrics,
+        feed,
+        stage,
+        config,
+        listen_addr,
+        ops_addr,
+        journal,
+        queue,
+        stop,
+    };
     critical_thread::spawn("maintenance", move || preparation.run()).map_err(thread_error)?;
 
     let lost = shutdown::wait_and_drain(signals, running);
@@ -241,6 +259,7 @@ fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<J
 struct Preparation {
     welcome: Welcome,
     store: Arc<dyn Store>,
+    endpoints: Arc<Directory>,
     metrics: Arc<Metrics>,
     feed: Arc<Feed>,
     stage: Arc<Stage>,
@@ -328,7 +347,8 @@ impl Preparation {
         if self.config.database_url.is_none() {
             self.welcome()?;
         }
-        Ok(())
+        // Before the replay: what the journal holds is owed to them as well.
+        self.endpoints.refresh_all(&*self.store)
     }
 
     /// Hands what the journal holds to the writers, and opens it. `false` where the server was stopped first.
@@ -388,9 +408,9 @@ fn cannot_listen(setting: &str, addr: SocketAddr, error: &std::io::Error) -> Sta
 }
 
 /// One for each thread that may be in the store at once: writers, auth and its notes, control, credentials,
-/// maintenance.
+/// maintenance, webhooks' claims and results.
 fn store_connections(writers: usize) -> u32 {
-    let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2;
+    let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2 + 2;
     u32::try_from(threads).expect("the number of writers was checked")
 }
 

@@ -7,6 +7,7 @@
 //!
 //! Runs on the main thread only. Never shows a secret: not in an error, not in [`Loaded::to_toml`].
 
+mod deliver;
 mod error;
 mod flags;
 mod layer;
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::ConfigError;
-pub use flags::{COMMON_FLAGS_HEADING, Flags, KeyFlags, ServerFlags, StoreFlags};
+pub use flags::{COMMON_FLAGS_HEADING, EndpointFlags, Flags, KeyFlags, ServerFlags, StoreFlags};
 pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
+use crate::deliver::config::DeliverConfig;
 use crate::key::Argon2Cost;
 use crate::limits;
 use crate::logging;
@@ -73,8 +75,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Whether `serve` applies migrations.
     pub migrate_on_start: bool,
-    /// Whether endpoints may be plain http and on private addresses.
-    pub allow_insecure_webhooks: bool,
+    /// How webhooks are kept and sent.
+    pub deliver: DeliverConfig,
     /// Cost of hashing a new key.
     pub argon2: Argon2Cost,
     /// A filter that [`logging::parse_filter`] takes.
@@ -198,7 +200,7 @@ impl Config {
             rate_limit_per_minute: values.count("rate_limit_per_minute") as u32,
             shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
             migrate_on_start: values.switch("migrate"),
-            allow_insecure_webhooks: values.switch("allow_insecure_webhooks"),
+            deliver: deliver::deliver(values)?,
             argon2: argon2.validate().map_err(|why| refuse_argon2(&why))?,
             log: log.to_owned(),
             log_format: if values.text("log_format") == "json" { LogFormat::Json } else { LogFormat::Text },
@@ -240,12 +242,15 @@ impl Loaded {
         let mut lines = Vec::new();
         for slot in self.values.slots() {
             let key = slot.setting.key;
-            let line = match (&slot.value, slot.setting.kind, &self.config.database_url) {
-                (Some(Value::Text(_)), Kind::Secret(_), Some(url)) => format!("{key} = {}", quoted(&url.to_string())),
-                (None, ..) | (_, Kind::Secret(_), _) => format!("# {key} is not set"),
-                (Some(Value::Text(text)), ..) => format!("{key} = {}", quoted(text)),
-                (Some(Value::Count(count)), ..) => format!("{key} = {count}"),
-                (Some(Value::Switch(on)), ..) => format!("{key} = {on}"),
+            let line = match (&slot.value, slot.setting.kind) {
+                (Some(Value::Text(text)), Kind::Secret(_)) if !text.is_empty() => match self.masked(key) {
+                    Some(masked) => format!("{key} = {}", quoted(&masked)),
+                    None => format!("# {key} is set, and not shown"),
+                },
+                (None, _) | (_, Kind::Secret(_)) => format!("# {key} is not set"),
+                (Some(Value::Text(text)), _) => format!("{key} = {}", quoted(text)),
+                (Some(Value::Count(count)), _) => format!("{key} = {count}"),
+                (Some(Value::Switch(on)), _) => format!("{key} = {on}"),
             };
             let origin = match &slot.origin {
                 Origin::Default => "default".to_owned(),
@@ -258,6 +263,15 @@ impl Loaded {
             writeln!(text, "{line:width$}  # {origin}").expect("writing to a String cannot fail");
             text
         })
+    }
+
+    /// A secret setting with its secrets masked; `None` where that leaves nothing.
+    fn masked(&self, key: &str) -> Option<String> {
+        match key {
+            "database_url" => self.config.database_url.as_ref().map(SecretUrl::to_string),
+            "webhook_proxy" => self.config.deliver.shown_proxy(),
+            _ => None,
+        }
     }
 }
 

@@ -194,6 +194,19 @@ pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Longest body an endpoint may answer with, in bytes, where nothing else is configured. A request in flight holds
+/// what is kept of it, 1 KiB; the rest is read so that the connection can be used again.
+pub const WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT: u64 = 64 * 1024;
+/// Least of it that may be configured: what is kept.
+pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN: u64 = 1024;
+/// Most of it that may be configured.
+pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MAX: u64 = 16 * 1024 * 1024;
+/// Networks that may be allowed although they are special; each costs a comparison for every new connection.
+pub const WEBHOOK_NETWORKS_MAX: usize = 64;
+/// Days that deliveries which have ended are kept, where nothing else is configured.
+pub const WEBHOOK_RETENTION_DAYS_DEFAULT: u64 = 30;
+/// Most days that may be configured: ten years.
+pub const WEBHOOK_RETENTION_DAYS_MAX: u64 = 3660;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
@@ -310,3 +323,6 @@ const _: () = assert!(CONNECTIONS_MAX as u64 <= CONNECTIONS_CONFIGURED_MAX);
 const _: () = assert!(RATE_LIMIT_PER_MINUTE_DEFAULT <= RATE_LIMIT_PER_MINUTE_MAX);
 const _: () = assert!(RATE_LIMIT_PER_MINUTE_MAX <= i32::MAX as u64);
 const _: () = assert!(SHUTDOWN_GRACE_DEFAULT.as_secs() <= SHUTDOWN_GRACE_MAX.as_secs());
+const _: () = assert!(WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_DEFAULT.as_secs());
+const _: () = assert!(WEBHOOK_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_MAX.as_secs());
+const _: () = assert!(WEBHOOK_CONCURRENCY_DEFAULT <= WEBHOOK_CONCURRENCY_MAX);

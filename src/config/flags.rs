@@ -111,6 +111,10 @@ flag_group! {
     KeyFlags, &[Scope::Keys]
 }
 flag_group! {
+    /// The flags of the commands that make endpoints.
+    EndpointFlags, &[Scope::Endpoints]
+}
+flag_group! {
     /// The flags of the server.
-    ServerFlags, &[Scope::Server, Scope::Keys]
+    ServerFlags, &[Scope::Server, Scope::Keys, Scope::Endpoints]
 }

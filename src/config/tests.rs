@@ -4,6 +4,8 @@ use clap::{Command, FromArgMatches as _};
 
 use super::setting::{Preset, SETTINGS};
 use super::*;
+use crate::deliver::config::Roots;
+use crate::deliver::schedule::RetrySchedule;
 
 /// Loads from the text of a file, variables and flags, on a machine of 3 cores.
 fn load_layers(file: Option<&str>, environment: &[(&str, &str)], flags: &[&str]) -> Result<Loaded, ConfigError> {
@@ -40,6 +42,15 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "journal_bytes_max" | "journal_segment_bytes" => ["8388608", "16777216"],
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
+        "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
+        "webhook_ca_file" => ["/one.pem", "/two.pem"],
+        "webhook_proxy" => ["http://one:1", "http://two:2"],
+        "webhook_response_bytes_max" => ["1024", "2048"],
+        "webhook_retry_schedule" => ["1s,2m", "3h"],
+        "webhook_roots" => ["system", "webpki"],
+        "webhook_secret_key" => {
+            ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="]
+        }
         _ => match setting.kind {
             Kind::Switch { .. } => ["true", "false"],
             _ => ["9", "10"],
@@ -51,6 +62,14 @@ fn in_toml(setting: &setting::Setting, value: &str) -> String {
     match setting.kind {
         Kind::Count(..) | Kind::Switch { .. } => format!("{} = {value}\n", setting.key),
         Kind::Text(_) | Kind::Secret(_) | Kind::Choice(_) => format!("{} = {value:?}\n", setting.key),
+    }
+}
+
+/// What `to_toml` says of a setting that has this value.
+fn as_printed(setting: &setting::Setting, value: &str) -> String {
+    match setting.key {
+        "webhook_secret_key" => "# webhook_secret_key is set, and not shown".to_owned(),
+        _ => in_toml(setting, value).trim_end().to_owned(),
     }
 }
 
@@ -74,29 +93,37 @@ fn the_contract_s_defaults_hold() {
     assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
     assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
-    assert_eq!((config.migrate_on_start, config.allow_insecure_webhooks), (true, false));
+    assert_eq!((config.migrate_on_start, config.deliver.allow_insecure), (true, false));
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
     assert_eq!(config.argon2, Argon2Cost::default());
+    let deliver = config.deliver;
+    assert_eq!(deliver.schedule, RetrySchedule::parse("5s,5m,30m,2h,5h,10h,14h,20h,24h").unwrap());
+    assert_eq!((deliver.timeout, deliver.connect_timeout), (Duration::from_secs(15), Duration::from_secs(5)));
+    assert_eq!((deliver.concurrency, deliver.response_bytes_max, deliver.roots), (32, 65_536, Roots::Webpki));
+    assert_eq!((deliver.allowed_networks, deliver.ca_file, deliver.proxy), (vec![], None, None));
+    assert!(deliver.secret_key.is_none());
+    assert_eq!(deliver.retention, Duration::from_secs(30 * 24 * 3600));
 }
 
 #[test]
 fn every_setting_is_laid_file_then_environment_then_flag() {
     for setting in SETTINGS {
         let [one, two] = samples(setting);
-        let (file_one, file_two) = (in_toml(setting, one), in_toml(setting, two));
+        let file_one = in_toml(setting, one);
+        let (printed_one, printed_two) = (as_printed(setting, one), as_printed(setting, two));
 
         let defaults = load_layers(None, &[], &[]).unwrap();
         assert_eq!(effective(&defaults, setting.key).1, "default", "{}", setting.key);
 
         let file = load_layers(Some(&file_one), &[], &[]).unwrap();
         let (value, origin) = effective(&file, setting.key);
-        assert_eq!(value, file_one.trim_end(), "{}", setting.key);
+        assert_eq!(value, printed_one, "{}", setting.key);
         assert!(origin.ends_with("millrace.toml"), "{origin}");
 
         let over_file = load_layers(Some(&file_one), &[(setting.env, two)], &[]).unwrap();
-        assert_eq!(effective(&over_file, setting.key), (file_two.trim_end().to_owned(), setting.env.to_owned()));
+        assert_eq!(effective(&over_file, setting.key), (printed_two.clone(), setting.env.to_owned()));
         let empty = load_layers(Some(&file_one), &[(setting.env, "")], &[]).unwrap();
-        assert_eq!(effective(&empty, setting.key).0, file_one.trim_end(), "an empty variable is not set");
+        assert_eq!(effective(&empty, setting.key).0, printed_one, "an empty variable is not set");
 
         let flag = format!("--{}", setting.flag);
         let (flags, under) = match setting.kind {
@@ -104,9 +131,9 @@ fn every_setting_is_laid_file_then_environment_then_flag() {
             Kind::Switch { flag_means: false } => (vec![flag.as_str()], one),
             _ => (vec![flag.as_str(), one], two),
         };
-        let over = if under == one { &file_two } else { &file_one };
+        let over = if under == one { printed_two } else { printed_one };
         let over_all = load_layers(Some(&in_toml(setting, under)), &[(setting.env, under)], &flags).unwrap();
-        assert_eq!(effective(&over_all, setting.key), (over.trim_end().to_owned(), flag.clone()));
+        assert_eq!(effective(&over_all, setting.key), (over, flag.clone()));
     }
 }
 
@@ -147,6 +174,34 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
             ["--queue-overflow is \"spill\"", "no journal to spill into"],
         ),
         (None, &[("MILLRACE_DURABILITY", "disk")], &[], ["MILLRACE_DURABILITY is \"disk\"", "fsync, os, memory"]),
+        (
+            None,
+            &[("MILLRACE_WEBHOOK_TIMEOUT", "4")],
+            &[],
+            [
+                "webhook_connect_timeout (5 s) is longer than webhook_timeout (4 s)",
+                "--webhook-connect-timeout to at most 4",
+            ],
+        ),
+        (None, &[], &["--webhook-timeout", "0"], ["--webhook-timeout is 0", "from 1 to 120"]),
+        (None, &[], &["--webhook-retry-schedule", "soon"], ["--webhook-retry-schedule is \"soon\"", "it must be"]),
+        (
+            None,
+            &[("MILLRACE_WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/8,")],
+            &[],
+            ["MILLRACE_WEBHOOK_ALLOWED_NETWORKS is \"10.0.0.0/8,\"", "10.20.0.0/16"],
+        ),
+        (
+            None,
+            &[],
+            &["--webhook-allowed-networks", "10.0.0.0/33"],
+            ["--webhook-allowed-networks", "separated by commas"],
+        ),
+        (None, &[("MILLRACE_WEBHOOK_PROXY", "proxy:3128")], &[], ["MILLRACE_WEBHOOK_PROXY", "http://HOST:PORT"]),
+        (None, &[], &["--webhook-proxy", "https://proxy:3128"], ["--webhook-proxy", "http://HOST:PORT"]),
+        (None, &[], &["--webhook-proxy", "http://proxy/path"], ["--webhook-proxy", "http://HOST:PORT"]),
+        (Some("webhook_secret_key = 'short'"), &[], &[], ["`webhook_secret_key` in ", "32 bytes"]),
+        (Some("webhook_roots = 'none'"), &[], &[], ["`webhook_roots` in ", "webpki, system"]),
         (Some("shards = '4'"), &[], &[], ["`shards` in ", "is a string; it must be a whole number"]),
         (Some("shards = 0"), &[], &[], ["`shards` in ", "is 0"]),
         (Some("listen = 3000"), &[], &[], ["`listen` in ", "is an integer; it must be text"]),
@@ -180,6 +235,26 @@ fn no_refusal_shows_a_database_password() {
     let loaded = load_layers(None, &[("DATABASE_URL", "postgres://u:hunter2@h/db")], &[]).unwrap();
     assert!(!format!("{loaded:?} {}", loaded.to_toml()).contains("hunter2"));
     assert_eq!(loaded.config.store(1).database_url.as_deref(), Some("postgres://u:hunter2@h/db"));
+}
+
+#[test]
+fn no_refusal_and_no_listing_shows_a_webhook_s_secrets() {
+    let key = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+    for (environment, flags) in [
+        ([("MILLRACE_WEBHOOK_PROXY", "https://u:hunter2@h:1")].as_slice(), [].as_slice()),
+        (&[("MILLRACE_WEBHOOK_SECRET_KEY", "hunter2")], &[]),
+        (&[], &["--webhook-proxy", "u:hunter2@h", "--webhook-secret-key", key]),
+        (&[], &["--webhook-secret-key", "hunter2"]),
+    ] {
+        let message = refusal(None, environment, flags);
+        assert!(!message.contains("hunter2") && !message.contains(key), "{message}");
+    }
+    let proxy = "http://u:hunter2@h:3128";
+    let loaded = load_layers(None, &[], &["--webhook-proxy", proxy, "--webhook-secret-key", key]).unwrap();
+    let shown = format!("{loaded:?} {}", loaded.to_toml());
+    assert!(!shown.contains("hunter2") && !shown.contains(key), "{shown}");
+    assert_eq!(effective(&loaded, "webhook_proxy").0, "webhook_proxy = \"http://u:***@h:3128\"");
+    assert_eq!(loaded.config.deliver.proxy.unwrap().password(), Some("hunter2"));
 }
 
 #[test]
@@ -242,7 +317,7 @@ fn the_table_is_consistent() {
         let fits = matches!(
             (setting.kind, setting.preset),
             (Kind::Text(_) | Kind::Choice(_), Preset::Text(_))
-                | (Kind::Secret(_), Preset::Unset)
+                | (Kind::Text(_) | Kind::Secret(_), Preset::Unset)
                 | (Kind::Count(..), Preset::Count(_) | Preset::PerCore(_))
                 | (Kind::Switch { .. }, Preset::Switch(_))
         );

@@ -2,11 +2,14 @@
 //! stores meet the same contract in their conformance suite.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::deliver::management::Management;
+use crate::deliver::secret::SecretBox;
+use crate::deliver::target::TargetPolicy;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
 use crate::store::webhooks::{
@@ -261,4 +264,10 @@ impl WebhookStore for FakeStore {
 
 pub(super) fn key_info(id: KeyId, org: OrgId, created_at: Timestamp) -> KeyInfo {
     KeyInfo { id, org, created_at, last_used_at: None, expires_at: None, revoked_at: None }
+}
+
+/// A key of its own and no webhook target but https, and nobody to tell of changes.
+pub(super) fn management() -> Arc<Management> {
+    let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
+    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| ()) })
 }

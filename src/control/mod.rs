@@ -28,6 +28,7 @@ use std::time::Instant;
 pub use admission::ReplyHold;
 pub use pool::ControlPool;
 
+use crate::deliver::management::Management;
 use crate::event::{EventId, OrgId};
 use crate::key::{Argon2Cost, KeyId};
 use crate::metrics::{DbOperation, Metrics};
@@ -135,6 +136,7 @@ struct Desk {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     argon2: Argon2Cost,
+    management: Arc<Management>,
     complaints: Complaints,
 }
 

@@ -16,6 +16,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 
+use crate::deliver::management::Management;
 use crate::key::Argon2Cost;
 use crate::limits::{CONTROL_QUEUE_WAIT_MAX, CONTROL_REPLY_BYTES_MAX};
 use crate::metrics::Metrics;
@@ -42,7 +43,8 @@ pub struct ControlPool {
 }
 
 impl ControlPool {
-    /// Starts `workers` threads behind a queue of `queue_max` jobs; new keys are hashed at `argon2` cost.
+    /// Starts `workers` threads behind a queue of `queue_max` jobs; new keys are hashed at `argon2` cost, endpoints
+    /// are managed with `management`.
     ///
     /// # Errors
     /// Where the operating system gives no thread.
@@ -50,11 +52,12 @@ impl ControlPool {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
         argon2: Argon2Cost,
+        management: Arc<Management>,
         workers: usize,
         queue_max: usize,
     ) -> io::Result<Self> {
         let (queue, jobs) = bounded(queue_max);
-        let desk = Arc::new(Desk { store, metrics, argon2, complaints: Complaints::default() });
+        let desk = Arc::new(Desk { store, metrics, argon2, management, complaints: Complaints::default() });
         for worker in 0..workers {
             let (desk, jobs) = (Arc::clone(&desk), jobs.clone());
             thread::Builder::new().name(format!("control-{worker}")).spawn(move || work(&desk, &jobs))?;
@@ -120,7 +123,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::control::fake_store::FakeStore;
+    use crate::control::fake_store::{FakeStore, management};
     use crate::control::{Caller, Request};
     use crate::event::OrgId;
     use crate::key::KeyId;
@@ -131,6 +134,7 @@ mod tests {
             store: Arc::new(FakeStore::with_hook(|| unreachable!("the store is not asked"))),
             metrics: Metrics::new(0),
             argon2: Argon2Cost { memory_kib: 8, iterations: 1 },
+            management: management(),
             complaints: Complaints::default(),
         };
         let caller = Caller { org: OrgId(Uuid::nil()), key: KeyId::parse("ourOwnKey000").unwrap() };

@@ -9,7 +9,7 @@ use futures_channel::oneshot;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::fake_store::{FakeStore, key_info};
+use super::fake_store::{FakeStore, key_info, management};
 use super::*;
 use crate::clock::Timestamp;
 use crate::key;
@@ -41,7 +41,7 @@ fn event(n: u128, event_type: &str, payload: &str) -> StoredEvent {
 
 fn pool(store: FakeStore) -> (ControlPool, Arc<FakeStore>) {
     let store = Arc::new(store);
-    (ControlPool::start(store.clone(), Metrics::new(0), CHEAP, CONTROL_WORKERS, 8).unwrap(), store)
+    (ControlPool::start(store.clone(), Metrics::new(0), CHEAP, management(), CONTROL_WORKERS, 8).unwrap(), store)
 }
 
 fn wait(answered: oneshot::Receiver<Result<Reply, Problem>>) -> Result<Reply, Problem> {
@@ -246,7 +246,7 @@ fn held_pool(queue_max: usize) -> (ControlPool, Receiver<()>, Sender<()>) {
         Ok(())
     };
     let store = Arc::new(FakeStore::with_hook(hook));
-    (ControlPool::start(store, Metrics::new(0), CHEAP, 1, queue_max).unwrap(), entries, go)
+    (ControlPool::start(store, Metrics::new(0), CHEAP, management(), 1, queue_max).unwrap(), entries, go)
 }
 
 fn list_keys(org: OrgId) -> Job {
@@ -316,7 +316,7 @@ fn unsent_replies_are_bounded_for_reads_and_a_change_is_always_told() {
 #[test]
 fn when_the_pool_goes_its_threads_finish_what_is_queued_and_end() {
     let store = Arc::new(FakeStore::new());
-    let pool = ControlPool::start(store.clone(), Metrics::new(0), CHEAP, CONTROL_WORKERS, 8).unwrap();
+    let pool = ControlPool::start(store.clone(), Metrics::new(0), CHEAP, management(), CONTROL_WORKERS, 8).unwrap();
     let queued: Vec<_> = (0..4).map(|_| pool.submit(list_keys(OURS)).unwrap()).collect();
     drop(pool);
     for answered in queued {
@@ -344,6 +344,7 @@ fn a_store_that_is_away_costs_one_line_and_not_one_a_request() {
         store: Arc::new(FakeStore::with_hook(|| Err(StoreError::Unavailable("away".into())))),
         metrics: Metrics::new(0),
         argon2: CHEAP,
+        management: management(),
         complaints: Complaints::default(),
     };
     let writer = CountLines(lines.clone());

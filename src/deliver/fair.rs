@@ -111,7 +111,8 @@ impl<T> Fair<T> {
             }
             if let Some(rate) = lane.rate {
                 let earliest = now.checked_sub(PACE_SLACK).unwrap_or(now);
-                lane.paced = Some(lane.paced.map_or(now, |due| due.max(earliest)) + Duration::from_secs(1) / rate.max(1));
+                lane.paced =
+                    Some(lane.paced.map_or(now, |due| due.max(earliest)) + Duration::from_secs(1) / rate.max(1));
             }
             let item = lane.waiting.pop_front()?;
             lane.in_flight += 1;

@@ -41,6 +41,8 @@ pub mod target;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -61,7 +63,9 @@ use self::fair::Fair;
 use self::outbox::Outbox;
 use self::recorder::Recorder;
 use self::room::Room;
+use self::secret::SecretBox;
 use self::sender::Sender;
+use self::target::TargetPolicy;
 use crate::auth::feed::Feed;
 use crate::critical_thread;
 use crate::limits;
@@ -70,57 +74,54 @@ use crate::store::Store;
 
 /// The room with its threads.
 pub struct Deliver {
+    store: Arc<dyn Store>,
+    secrets: Arc<SecretBox>,
+    policy: TargetPolicy,
+    directory: Arc<Directory>,
     outbox: Arc<Outbox>,
     room: Arc<Room>,
     stop_claims: Arc<AtomicBool>,
     stop_sender: watch::Sender<Option<Instant>>,
     give_up: Arc<AtomicBool>,
-    claims: JoinHandle<()>,
-    sender: JoinHandle<()>,
-    recorder: JoinHandle<()>,
-}
-
-/// What the threads need of the rest of the server.
-pub struct Neighbours {
-    /// Where endpoints and deliveries are.
-    pub store: Arc<dyn Store>,
-    /// Says what has changed there.
-    pub feed: Arc<Feed>,
-    /// Which endpoints there are; whoever prepares the database reads it for the first time.
-    pub directory: Arc<Directory>,
-    /// Shown to operators.
-    pub metrics: Arc<Metrics>,
+    threads: [JoinHandle<()>; 3],
 }
 
 impl Deliver {
-    /// Starts the threads. Nothing is sent until the directory has been read.
+    /// Starts the threads. Nothing is sent until the directory has been read, which whoever prepares the database does.
+    /// `own_addresses` are where the server itself listens: not to be sent to.
     ///
     /// # Errors
-    /// Where the operating system refuses a thread or a runtime.
-    pub fn start(config: &DeliverConfig, client: WebhookClient, neighbours: Neighbours) -> io::Result<Self> {
-        let Neighbours { store, feed, directory, metrics } = neighbours;
+    /// What is wrong with the key or the certificates, and what mends it; or that the operating system refuses a thread.
+    pub fn start(
+        config: &DeliverConfig,
+        data_dir: &Path,
+        own_addresses: &[IpAddr],
+        store: &Arc<dyn Store>,
+        feed: &Arc<Feed>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, String> {
+        let secrets = Arc::new(config.open_secrets(data_dir)?);
+        let policy = config.policy(own_addresses);
+        let client = Arc::new(WebhookClient::new(config.client(policy.clone()))?);
+        let directory = Arc::new(Directory::new(Arc::clone(&secrets), policy.clone()));
         let (room, bell) = Room::new();
         let (to_sender, inbox) = mpsc::unbounded_channel();
         let (to_recorder, notes) = unbounded();
         let (stop_sender, stopped) = watch::channel(None);
         let (stop_claims, give_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let lease = config.timeout + limits::DELIVERY_LEASE_MARGIN;
-        let outbox = Outbox::new(Arc::clone(&directory), Arc::clone(&room), to_sender.clone(), lease);
-        let recorder = Recorder {
-            notes,
-            store: Arc::clone(&store),
-            metrics: Arc::clone(&metrics),
-            give_up: Arc::clone(&give_up),
-        };
+        let outbox = Arc::new(Outbox::new(Arc::clone(&directory), Arc::clone(&room), to_sender.clone(), lease));
+        let (stop, abandon) = (Arc::clone(&stop_claims), Arc::clone(&give_up));
+        let recorder = Recorder { notes, store: Arc::clone(store), metrics: Arc::clone(metrics), give_up: abandon };
         let sender = Sender {
             inbox,
             notes: to_recorder,
             directory: Arc::clone(&directory),
             room: Arc::clone(&room),
-            client: Arc::new(client),
+            client,
             schedule: config.schedule.clone(),
             timeout: config.timeout,
-            metrics: Arc::clone(&metrics),
+            metrics: Arc::clone(metrics),
             stop: stopped,
             fair: Fair::new(config.concurrency),
             attempts: JoinSet::new(),
@@ -129,37 +130,42 @@ impl Deliver {
             open_circuits: 0,
         };
         let claims = Claims {
-            store,
-            directory,
+            store: Arc::clone(store),
+            directory: Arc::clone(&directory),
             room: Arc::clone(&room),
             sender: to_sender,
-            feed,
+            feed: Arc::clone(feed),
             bell,
             lease,
-            metrics,
-            stop: Arc::clone(&stop_claims),
+            metrics: Arc::clone(metrics),
+            stop,
         };
-        let runtime =
-            Builder::new_current_thread().enable_all().max_blocking_threads(limits::WEBHOOK_LOOKUPS_MAX).build()?;
-        Ok(Self {
-            outbox: Arc::new(outbox),
-            room,
-            stop_claims,
-            stop_sender,
-            give_up,
-            recorder: critical_thread::spawn("deliver-record", move || recorder.run())?,
-            sender: critical_thread::spawn("deliver", move || {
-                runtime.block_on(sender.run());
-                // A name that is still being looked up is nobody's any more.
-                runtime.shutdown_background();
-            })?,
-            claims: critical_thread::spawn("deliver-claims", move || claims.run())?,
-        })
+        let threads = start_threads(claims, sender, recorder)
+            .map_err(|error| format!("the threads that send webhooks could not be started: {error}"))?;
+        let store = Arc::clone(store);
+        Ok(Self { store, secrets, policy, directory, outbox, room, stop_claims, stop_sender, give_up, threads })
     }
 
     /// What the writers plan with.
     pub fn outbox(&self) -> Arc<Outbox> {
         Arc::clone(&self.outbox)
+    }
+
+    /// Which endpoints there are.
+    pub fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory)
+    }
+
+    /// What the managing routes need.
+    pub fn management(&self) -> Management {
+        let (directory, store) = (Arc::clone(&self.directory), Arc::clone(&self.store));
+        let on_change = Box::new(move |org| {
+            if let Err(error) = directory.refresh(&*store, org) {
+                // The claiming thread hears of the change and tries until it has it.
+                tracing::warn!(%org, %error, "an organisation's changed endpoints could not be read at once");
+            }
+        });
+        Management { policy: self.policy.clone(), secrets: Arc::clone(&self.secrets), on_change }
     }
 
     /// From now on what is planned or due stays in the database; what is in memory is still sent.
@@ -176,10 +182,24 @@ impl Deliver {
         self.stop_sender.send_replace(Some(deadline));
         // One commit takes a call of the database.
         let recorded_by = deadline.max(Instant::now() + Duration::from_secs(1));
-        let threads = [self.claims, self.sender, self.recorder];
-        while Instant::now() < recorded_by && threads.iter().any(|thread| !thread.is_finished()) {
+        while Instant::now() < recorded_by && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(5));
         }
         self.give_up.store(true, Ordering::Relaxed);
     }
+}
+
+fn start_threads(claims: Claims, sender: Sender, recorder: Recorder) -> io::Result<[JoinHandle<()>; 3]> {
+    let runtime =
+        Builder::new_current_thread().enable_all().max_blocking_threads(limits::WEBHOOK_LOOKUPS_MAX).build()?;
+    let send = move || {
+        runtime.block_on(sender.run());
+        // A name that is still being looked up is nobody's any more.
+        runtime.shutdown_background();
+    };
+    Ok([
+        critical_thread::spawn("deliver-claims", move || claims.run())?,
+        critical_thread::spawn("deliver", send)?,
+        critical_thread::spawn("deliver-record", move || recorder.run())?,
+    ])
 }

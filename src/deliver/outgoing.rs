@@ -36,7 +36,8 @@ pub struct Outgoing {
 pub fn body(event_type: &str, received_at: Timestamp, payload: &[u8]) -> Bytes {
     let timestamp = received_at.to_rfc3339();
     let mut body = Vec::with_capacity(event_type.len() + timestamp.len() + payload.len() + 35);
-    for part in [b"{\"type\":\"", event_type.as_bytes(), b"\",\"timestamp\":\"", timestamp.as_bytes(), b"\",\"data\":"] {
+    for part in [b"{\"type\":\"", event_type.as_bytes(), b"\",\"timestamp\":\"", timestamp.as_bytes(), b"\",\"data\":"]
+    {
         body.extend_from_slice(part);
     }
     body.extend_from_slice(payload);

@@ -173,7 +173,8 @@ impl Sender {
 
     /// An attempt has ended: the books of its endpoint, and what follows for the delivery.
     fn settle(&mut self, ended: Result<Ended, JoinError>) {
-        let Ended { outgoing, endpoint, made } = ended.expect("an attempt's panics are contained, and none is cancelled");
+        let Ended { outgoing, endpoint, made } =
+            ended.expect("an attempt's panics are contained, and none is cancelled");
         let (now, latency) = (Timestamp::now(), made.latency);
         self.fair.done(endpoint.id, Instant::now());
         let is_gone = made.outcome.answer.as_ref().is_some_and(|answer| answer.status == 410);
@@ -240,7 +241,7 @@ impl Sender {
     }
 
     fn show(&self) {
-        self.metrics.webhook.in_flight.set(self.attempts.len() as i64);
+        self.metrics.webhook.in_flight.set(self.fair.in_flight() as i64);
         self.metrics.webhook.held.set(self.room.held() as i64);
         self.metrics.webhook.open_circuits.set(self.open_circuits as i64);
     }

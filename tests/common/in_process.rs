@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use millrace::auth::feed::Feed;
 use millrace::auth::verifier::Verifier;
 use millrace::control::ControlPool;
+use millrace::deliver::management::Management;
+use millrace::deliver::secret::SecretBox;
+use millrace::deliver::target::TargetPolicy;
 use millrace::handoff::queue::{Accepted, queue};
 use millrace::health::Readiness;
 use millrace::ingest::shard::Neighbours;
@@ -51,8 +54,18 @@ impl InProcess {
         let metrics = Metrics::new(shards);
         let feed = Feed::new(shards);
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
-        let control = ControlPool::start(Arc::clone(&store), Arc::clone(&metrics), Argon2Cost::default(), 1, 1)
-            .expect("a thread");
+        let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").expect("a key");
+        let management =
+            Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| ()) };
+        let control = ControlPool::start(
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            Argon2Cost::default(),
+            Arc::new(management),
+            1,
+            1,
+        )
+        .expect("a thread");
         let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
         let neighbours = Neighbours {
             queue,

@@ -1,0 +1,80 @@
+//! The webhooks' settings as one checked [`DeliverConfig`].
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use super::error::ConfigError;
+use super::layer::Values;
+use crate::deliver::config::{DeliverConfig, Roots, SecretKey};
+use crate::deliver::schedule::RetrySchedule;
+use crate::limits;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
+    let key = "webhook_secret_key";
+    let secret_key =
+        given(values, key).map(SecretKey::parse).transpose().map_err(|right| values.refuse_text(key, right))?;
+    let key = "webhook_retry_schedule";
+    let schedule = RetrySchedule::parse(values.text(key)).map_err(|right| values.refuse_text(key, right))?;
+    let [timeout, connect_timeout] =
+        ["webhook_timeout", "webhook_connect_timeout"].map(|key| Duration::from_secs(values.count(key)));
+    if connect_timeout > timeout {
+        return Err(ConfigError::Unusable(format!(
+            "webhook_connect_timeout ({} s) is longer than webhook_timeout ({} s), which it is a part of\n  fix: set \
+             --webhook-connect-timeout to at most {1}, or --webhook-timeout to at least {0}",
+            connect_timeout.as_secs(),
+            timeout.as_secs()
+        )));
+    }
+    Ok(DeliverConfig {
+        allow_insecure: values.switch("allow_insecure_webhooks"),
+        allowed_networks: allowed_networks(values)?,
+        secret_key,
+        schedule,
+        timeout,
+        connect_timeout,
+        concurrency: values.count("webhook_concurrency") as usize,
+        response_bytes_max: values.count("webhook_response_bytes_max") as usize,
+        ca_file: given(values, "webhook_ca_file").map(Into::into),
+        roots: if values.text("webhook_roots") == "system" { Roots::System } else { Roots::Webpki },
+        proxy: proxy(values)?,
+        retention: DAY * values.count("webhook_retention_days") as u32,
+    })
+}
+
+/// The text of a setting that may be empty.
+fn given<'a>(values: &'a Values, key: &str) -> Option<&'a str> {
+    Some(values.text(key)).filter(|text| !text.is_empty())
+}
+
+fn allowed_networks(values: &Values) -> Result<Vec<IpNet>, ConfigError> {
+    let key = "webhook_allowed_networks";
+    let Some(text) = given(values, key) else { return Ok(Vec::new()) };
+    let networks: Result<Vec<IpNet>, _> = text.split(',').map(|network| network.trim().parse()).collect();
+    networks.ok().filter(|networks| networks.len() <= limits::WEBHOOK_NETWORKS_MAX).ok_or_else(|| {
+        values.refuse_text(
+            key,
+            format!(
+                "at most {} networks, separated by commas, such as 10.20.0.0/16,fd00:1::/32",
+                limits::WEBHOOK_NETWORKS_MAX
+            ),
+        )
+    })
+}
+
+fn proxy(values: &Values) -> Result<Option<Url>, ConfigError> {
+    let key = "webhook_proxy";
+    let Some(text) = given(values, key) else { return Ok(None) };
+    let is_proxy = |url: &Url| {
+        url.scheme() == "http"
+            && url.has_host()
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    let proxy = Url::parse(text).ok().filter(is_proxy);
+    proxy.map(Some).ok_or_else(|| values.refuse_text(key, "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"))
+}
