@@ -1,5 +1,5 @@
-//! Webhook secrets: generated or given, sealed while they rest, opened to sign. Pure but for [`SecretBox::load_or_create`].
-//! Run by the control threads and the CLI, which seal, and by the sender, which opens.
+//! Webhook secrets: generated or given, sealed while they rest, opened to sign. Pure but for the key file. Run by the
+//! control threads and the CLI, which seal, and by the sender, which opens.
 //!
 //! A sealed secret is `version ‖ key fingerprint ‖ nonce ‖ AES-256-GCM(secret) ‖ tag`, and version and endpoint id are
 //! authenticated with it: a row copied to another endpoint does not open. The fingerprint, eight bytes of a hash of the
@@ -14,10 +14,10 @@
 //! Limits: secrets of [`limits::WEBHOOK_SECRET_BYTES_MIN`] to [`limits::WEBHOOK_SECRET_BYTES_MAX`] bytes;
 //! [`limits::WEBHOOK_SECRET_KEYS_MAX`] keys.
 
+mod key_file;
+
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ impl WebhookSecret {
     /// # Errors
     /// What would be right; never quotes the text.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const RULE: &str = "must be `whsec_` and 24 to 64 bytes in base64 (A-Z a-z 0-9 + /, with = at the end)";
+        const RULE: &str = "must be `whsec_` and 24 to 64 bytes in base64 (A-Z a-z 0-9 + /, padded with =)";
         let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() <= ENCODED_LEN_MAX).ok_or(RULE)?;
         let key = decode(encoded).ok_or(RULE)?;
         is_length(key.len()).then_some(Self(key)).ok_or(RULE)
@@ -131,31 +131,7 @@ impl SecretBox {
     /// # Errors
     /// What the operating system says, or what is wrong with the file; the caller names it.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create_key_file(path)?;
-                File::open(path)?
-            }
-            opened => opened?,
-        };
-        // Whoever made it may not have come to this yet, and what is sealed from here on needs it after a power loss. A
-        // directory that this user cannot read is its owner's business.
-        let _ = sync_directory_of(path);
-        Self::from_file(file)
-    }
-
-    fn from_file(file: File) -> io::Result<Self> {
-        if file.metadata()?.mode() & 0o077 != 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "others than its owner may read or write the key: `chmod 600` it",
-            ));
-        }
-        let mut text = Zeroizing::new(String::with_capacity(limits::WEBHOOK_SECRET_KEY_FILE_BYTES_MAX as usize + 1));
-        file.take(limits::WEBHOOK_SECRET_KEY_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > limits::WEBHOOK_SECRET_KEY_FILE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large for a file of keys"));
-        }
+        let text = key_file::read_or_create(path)?;
         Self::from_config(&text).map_err(|rule| io::Error::new(io::ErrorKind::InvalidData, format!("it {rule}")))
     }
 
@@ -232,46 +208,12 @@ fn bound_to(version: u8, endpoint: EndpointId) -> Aad<[u8; 17]> {
     Aad::from(bound)
 }
 
-/// Puts a new key at `path` unless somebody else did first. It is whole and on the disk before it has that name.
-fn create_key_file(path: &Path) -> io::Result<()> {
-    let mut key = Zeroizing::new([0; KEY_LEN]);
-    let mut suffix = [0; 8];
-    getrandom::fill(key.as_mut())?;
-    getrandom::fill(&mut suffix)?;
-    let mut text = Zeroizing::new(String::with_capacity(KEY_LEN.div_ceil(3) * 4 + 1));
-    STANDARD.encode_string(*key, &mut text);
-    text.push('\n');
-
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{:016x}.new", u64::from_ne_bytes(suffix)));
-    let unfinished = Path::new(&unfinished);
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    // A link, not a rename: it does not replace what is there.
-    let linked = written.and_then(|()| match fs::hard_link(unfinished, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        linked => linked,
-    });
-    let _ = fs::remove_file(unfinished);
-    linked?;
-    sync_directory_of(path)
-}
-
-fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
-}
-
 // The rules in the errors are words; this keeps them true.
 const _: () = assert!(limits::WEBHOOK_SECRET_BYTES_MIN == 24 && limits::WEBHOOK_SECRET_BYTES_MAX == 64);
 const _: () = assert!(limits::WEBHOOK_SECRET_KEYS_MAX == 8);
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use uuid::Uuid;
 
     use super::*;
@@ -378,55 +320,5 @@ mod tests {
             assert!(refused.contains("32 random bytes"), "{bad}");
         }
         assert!(SecretBox::from_config(&format!("  {} ,\n{}\n", key(1), key(2))).is_ok());
-    }
-
-    #[test]
-    fn a_key_file_is_made_once_and_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        let sealed = std::thread::scope(|scope| {
-            let racers: Vec<_> = (0..8)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let keys = SecretBox::load_or_create(&path).unwrap();
-                        keys.seal(endpoint(1), &WebhookSecret::generate().unwrap()).unwrap()
-                    })
-                })
-                .collect();
-            racers.into_iter().map(|racer| racer.join().unwrap()).collect::<Vec<_>>()
-        });
-        let later = SecretBox::load_or_create(&path).unwrap();
-        assert!(sealed.iter().all(|sealed| later.open(endpoint(1), sealed).is_ok()));
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing unfinished is left behind");
-    }
-
-    #[test]
-    fn key_files_of_others_and_junk_are_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        for (text, mode, expected) in [
-            (key(1), 0o600, None),
-            (format!("{}\n", key(1)), 0o400, None),
-            (format!("{},{}", key(1), key(2)), 0o600, None),
-            (key(1), 0o640, Some("chmod 600")),
-            (key(1), 0o604, Some("chmod 600")),
-            (key(1), 0o620, Some("chmod 600")),
-            (String::new(), 0o600, Some("32 random bytes")),
-            ("hunter2".to_owned(), 0o600, Some("32 random bytes")),
-            (format!("{}{}", key(1), "\n".repeat(980)), 0o600, None),
-            (format!("{}{}", key(1), "\n".repeat(981)), 0o600, Some("too large")),
-        ] {
-            let _ = fs::remove_file(&path);
-            fs::write(&path, &text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let error = SecretBox::load_or_create(&path).err().map(|error| error.to_string());
-            match expected {
-                None => assert_eq!(error, None),
-                Some(words) => assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{error:?}"),
-            }
-        }
-        let missing = SecretBox::load_or_create(&directory.path().join("no/such/key")).unwrap_err();
-        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 }
