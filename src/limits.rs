@@ -189,6 +189,8 @@ pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Longest URL of an endpoint, in bytes, as given and as normalised.
+pub const WEBHOOK_URL_BYTES_MAX: usize = 2048;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
