@@ -30,9 +30,9 @@ use self::connect::Connector;
 use self::lookup::Lookups;
 use self::pool::{Gate, Key, Lease, Pool};
 use self::proxy::Proxy;
-use super::outcome::{Answer, ErrorClass, Outcome};
+use super::outcome::{self, Answer, ErrorClass, Outcome};
 use super::target::TargetPolicy;
-use crate::limits::WEBHOOK_RESPONSE_SHOWN_BYTES;
+use crate::limits::ANSWER_BODY_SHOWN_BYTES_MAX;
 
 mod connect;
 mod connection;
@@ -210,8 +210,8 @@ impl WebhookClient {
         let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let answer = Answer {
             status: head.status.as_u16(),
-            retry_after: retry_after.and_then(|text| retry_after_pause(text, SystemTime::now())),
-            body: shown_body(&shown),
+            retry_after: retry_after.and_then(|text| outcome::retry_after(text, SystemTime::now())),
+            body: outcome::shown_body(&shown),
         };
         Outcome { answer: Some(answer), error }
     }
@@ -227,7 +227,7 @@ enum Drained {
 /// would be read.
 async fn drain(body: &mut Incoming, shown: &mut Vec<u8>, bytes_max: usize) -> Result<Drained, hyper::Error> {
     let announced = body.size_hint().lower();
-    let bytes_max = if announced > bytes_max as u64 { WEBHOOK_RESPONSE_SHOWN_BYTES.min(bytes_max) } else { bytes_max };
+    let bytes_max = if announced > bytes_max as u64 { ANSWER_BODY_SHOWN_BYTES_MAX.min(bytes_max) } else { bytes_max };
     let mut read = 0;
     while !body.is_end_stream() {
         if read >= bytes_max {
@@ -235,17 +235,9 @@ async fn drain(body: &mut Incoming, shown: &mut Vec<u8>, bytes_max: usize) -> Re
         }
         let Some(frame) = body.frame().await else { break };
         let Ok(data) = frame?.into_data() else { continue };
-        let room = WEBHOOK_RESPONSE_SHOWN_BYTES - shown.len();
+        let room = ANSWER_BODY_SHOWN_BYTES_MAX - shown.len();
         shown.extend_from_slice(&data[..data.len().min(room)]);
         read += data.len();
     }
     Ok(Drained::Whole)
-}
-
-fn retry_after_pause(text: &str, _now: SystemTime) -> Option<Duration> {
-    text.parse().ok().map(Duration::from_secs)
-}
-
-fn shown_body(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
