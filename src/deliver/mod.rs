@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod config;
+pub mod definition;
 pub mod filter;
 pub mod headers;
 pub mod management;
