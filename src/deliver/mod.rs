@@ -6,6 +6,7 @@
 //!             claims ──┘  fair ─▶ breaker ─▶ client ─▶ target ─▶ the stranger
 //! ```
 
+pub mod breaker;
 pub mod client;
 pub mod config;
 pub mod definition;
