@@ -202,11 +202,11 @@ pub const WEBHOOK_NETWORKS_MAX: usize = 64;
 pub const WEBHOOK_RETENTION_DAYS_DEFAULT: u64 = 30;
 /// Most days that may be configured: ten years.
 pub const WEBHOOK_RETENTION_DAYS_MAX: u64 = 3660;
+/// Longest URL of an endpoint, in bytes, as given and as normalised.
+pub const WEBHOOK_URL_BYTES_MAX: usize = 2048;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
-/// Longest URL of an endpoint, in bytes.
-pub const ENDPOINT_URL_BYTES_MAX: usize = 2048;
 /// Longest description of an endpoint, in characters.
 pub const ENDPOINT_DESCRIPTION_CHARS_MAX: usize = 500;
 /// Highest rate an endpoint can be limited to, in requests per second.
@@ -395,7 +395,7 @@ const _: () = assert!(RECOVER_DELIVERIES_MAX.is_multiple_of(RECOVER_CHUNK as u64
 const _: () = assert!(
     ENDPOINTS_PER_ORG_MAX
         * 6
-        * (ENDPOINT_URL_BYTES_MAX
+        * (WEBHOOK_URL_BYTES_MAX
             + ENDPOINT_DESCRIPTION_CHARS_MAX * 4
             + EVENT_TYPE_FILTERS_BYTES_MAX
             + ENDPOINT_HEADERS_BYTES_MAX

@@ -96,7 +96,7 @@ fn description(value: &RawValue) -> Result<String, Message> {
 }
 
 fn event_types(value: &RawValue) -> Result<Vec<String>, Message> {
-    definition::event_types(texts(value)?).map_err(|why| format!("{why}, or null for all events").into())
+    definition::event_types(texts(value)?).map_err(Message::from)
 }
 
 fn headers(value: &RawValue) -> Result<Vec<(String, String)>, Message> {
@@ -108,7 +108,7 @@ fn rate_limit(value: &RawValue) -> Result<u32, Message> {
 }
 
 fn secret(value: &RawValue) -> Result<WebhookSecret, Message> {
-    WebhookSecret::parse(&text(value)?).map_err(|right| format!("must be {right}").into())
+    WebhookSecret::parse(&text(value)?).map_err(Message::from)
 }
 
 fn time(value: &RawValue) -> Result<Timestamp, Message> {
