@@ -18,6 +18,8 @@ mod endpoints;
 mod events;
 #[cfg(test)]
 mod fake_store;
+#[cfg(test)]
+mod fake_webhooks;
 mod json;
 mod keys;
 mod pool;
