@@ -240,6 +240,20 @@ pub const WEBHOOK_TLS_SESSIONS_MAX: usize = 1024;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
+/// Longest description of an endpoint, in characters.
+pub const ENDPOINT_DESCRIPTION_CHARS_MAX: usize = 500;
+/// Highest rate an endpoint can be limited to, in requests per second.
+pub const ENDPOINT_RATE_LIMIT_MAX: u32 = 100_000;
+/// How long an endpoint's secret signs beside its successor, where a rotation does not say.
+pub const SECRET_OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Longest that a rotation may say.
+pub const SECRET_OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Deliveries that one call of the store makes due again: a short transaction.
+pub const RECOVER_CHUNK: u32 = 1000;
+/// Deliveries that one request makes due again; it says where there are more.
+pub const RECOVER_DELIVERIES_MAX: u64 = 10_000;
+/// A recovery begins no further call of the store after this time: it holds a control thread.
+pub const RECOVER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Pending deliveries that become failed in the call that deletes their endpoint; the others follow when they come due.
 pub const ENDPOINT_DELETE_DELIVERIES_MAX: i64 = 10_000;
 /// Deliveries claimed in one call: 64 MiB of payloads at most.
@@ -411,3 +425,16 @@ const _: () = assert!(SHUTDOWN_GRACE_DEFAULT.as_secs() <= SHUTDOWN_GRACE_MAX.as_
 const _: () = assert!(WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_DEFAULT.as_secs());
 const _: () = assert!(WEBHOOK_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_MAX.as_secs());
 const _: () = assert!(WEBHOOK_CONCURRENCY_DEFAULT <= WEBHOOK_CONCURRENCY_MAX);
+const _: () = assert!(SECRET_OVERLAP_DEFAULT.as_secs() <= SECRET_OVERLAP_MAX.as_secs());
+const _: () = assert!(RECOVER_DELIVERIES_MAX.is_multiple_of(RECOVER_CHUNK as u64));
+// One page of endpoints, each escaped at its worst, fits in an organisation's share of the replies.
+const _: () = assert!(
+    ENDPOINTS_PER_ORG_MAX
+        * 6
+        * (WEBHOOK_URL_BYTES_MAX
+            + ENDPOINT_DESCRIPTION_CHARS_MAX * 4
+            + EVENT_TYPE_FILTERS_BYTES_MAX
+            + ENDPOINT_HEADERS_BYTES_MAX
+            + 1024)
+        <= CONTROL_REPLY_BYTES_MAX / 2
+);

@@ -100,7 +100,7 @@ impl DeliverConfig {
     /// What is wrong with the file, and what mends it.
     pub fn open_secrets(&self, data_dir: &Path) -> Result<SecretBox, String> {
         if let Some(SecretKey(text)) = &self.secret_key {
-            return SecretBox::from_config(text).map_err(|right| format!("webhook_secret_key must be {right}"));
+            return SecretBox::from_config(text).map_err(|rule| format!("webhook_secret_key {rule}"));
         }
         let path = data_dir.join(SECRET_KEY_FILE);
         // With Postgres and nothing to keep but this, nobody has made the directory yet.

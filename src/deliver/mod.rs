@@ -22,6 +22,7 @@ mod breaker;
 mod claims;
 pub mod client;
 pub mod config;
+pub mod definition;
 pub mod directory;
 mod fair;
 pub mod filter;
