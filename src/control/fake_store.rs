@@ -254,6 +254,10 @@ impl WebhookStore for FakeStore {
         unreachable!("no route to it yet")
     }
 
+    fn delete_old_deliveries(&self, _: Timestamp, _: Option<DeliveryId>) -> Result<Option<DeliveryId>, StoreError> {
+        unreachable!("no route to it")
+    }
+
     fn insert_test(&self, _: &Event, _: &PlannedDelivery) -> Result<(), StoreError> {
         unreachable!("no route to it yet")
     }
