@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
+use crate::clock::Timestamp;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
@@ -278,7 +279,7 @@ impl Preparation {
         if !self.prepare_until_done() || !self.replay() {
             return;
         }
-        let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
+        let (feed, store, stop) = (Arc::clone(&self.feed), Arc::clone(&self.store), Arc::clone(&self.stop));
         critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
             .expect("one thread more after all the others");
         if !self.stage.advance(Stage::REPLAYING, Stage::READY) {
@@ -302,12 +303,33 @@ impl Preparation {
             let maintained = self.store.maintain();
             self.metrics.store.observe(DbOperation::Maintain, started.elapsed());
             pause = match maintained {
-                Ok(()) => MAINTAIN_EVERY,
+                Ok(()) => {
+                    self.delete_old_deliveries();
+                    MAINTAIN_EVERY
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the coming days' partitions could not be prepared; trying again");
                     RETRY_AFTER
                 }
             };
+        }
+    }
+
+    /// Chunk by chunk, at rest as long as at work, so that nobody has to wait for it. What fails now is done next time.
+    fn delete_old_deliveries(&self) {
+        let kept_since = Timestamp::now().as_micros() - self.config.deliver.retention.as_micros() as i64;
+        let mut after = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            match self.store.delete_old_deliveries(Timestamp::from_micros(kept_since), after) {
+                Ok(None) => return,
+                Ok(last) => after = last,
+                Err(error) => {
+                    tracing::warn!(%error, "old deliveries could not be deleted; trying again in an hour");
+                    return;
+                }
+            }
+            sleep_unless(&self.stop, started.elapsed());
         }
     }
 
