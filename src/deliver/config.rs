@@ -83,6 +83,11 @@ impl DeliverConfig {
         TargetPolicy { allow_insecure: self.allow_insecure, allowed_networks: self.allowed_networks.clone(), forbidden }
     }
 
+    /// Whether [`Self::open_secrets`] finds a key, and need not make one.
+    pub fn has_secret_key(&self, data_dir: &Path) -> bool {
+        self.secret_key.is_some() || data_dir.join(SECRET_KEY_FILE).exists()
+    }
+
     /// What seals endpoints' secrets: the configured key, else the one in the data directory, which is made where there
     /// is none.
     ///
