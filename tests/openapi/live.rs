@@ -64,14 +64,7 @@ impl World {
 
     /// What to send to a route, with the status each must get: what it is for first, then what it refuses.
     fn requests(&self, method: &str, path: &str) -> Vec<(Vec<u8>, u16)> {
-        let target = match path {
-            "/api/events/{id}" | "/api/events/{id}/deliveries" => path.replace("{id}", &self.stored_event),
-            "/api/deliveries/{id}/retry" => path.replace("{id}", &self.delivery),
-            "/api/endpoints/{id}" if method == "DELETE" => path.replace("{id}", &self.doomed_endpoint),
-            endpoint if endpoint.starts_with("/api/endpoints/{id}") => path.replace("{id}", &self.endpoint),
-            "/api/keys/{id}" => path.replace("{id}", &self.spare_key_id),
-            plain => plain.to_owned(),
-        };
+        let target = self.target(method, path);
         let send = |target: &str, key: &str, body: Option<&str>| {
             request(method, target, (!key.is_empty()).then_some(key), body.map(str::as_bytes))
         };
@@ -79,7 +72,6 @@ impl World {
         let without = |target: &str| send(target, &self.key, None);
         let head = |fields: &str| format!("{method} {target} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes();
         let good = event("e", None, r#"{"a":[1,"two",null]}"#);
-        let absent = path.replace("{id}", "01890a5d-ac96-774b-bcce-b302099a8057");
         let mut requests = match (method, path) {
             ("POST", "/api/events") => vec![
                 (with(&good), 202),
@@ -110,6 +102,49 @@ impl World {
                 vec![(with(r#"{"grace_seconds":600}"#), 200), (with(r#"{"grace":1}"#), 400), (with("{"), 400)]
             }
             ("DELETE", "/api/keys/{id}") => vec![(without(&target), 204), (without("/api/keys/0aZ0aZ0aZ0aZ"), 404)],
+            ("GET", "/api/keys" | "/health" | "/ready" | "/metrics" | "/openapi.json") => vec![(without(&target), 200)],
+            _ => self.webhook_requests(method, path),
+        };
+        let body = (method == "POST").then_some("{}");
+        if path.starts_with("/api/") {
+            requests.push((send(&target, "", body), 401));
+            requests.push((send(&target, "nonsense", body), 401));
+            requests.push((send(&target, &self.disabled, body), 403));
+        }
+        // Refused before the route matters, hence on every route.
+        requests.push((request("PUT", &target, Some(&self.key), None), 405));
+        requests.push((request("BREW", &target, Some(&self.key), None), 501));
+        requests.push((head(&format!("X: {}\r\n", "x".repeat(20_000))), 431));
+        requests.push((head("Expect: tea\r\nContent-Length: 0\r\n"), 417));
+        requests.push((send(&format!("{target}?{}", "x".repeat(5000)), &self.key, None), 414));
+        requests.push((format!("{method} {target} HTTP/2.0\r\nHost: h\r\n\r\n").into_bytes(), 505));
+        requests
+    }
+
+    /// The path with an id of something that is there.
+    fn target(&self, method: &str, path: &str) -> String {
+        match path {
+            "/api/events/{id}" | "/api/events/{id}/deliveries" => path.replace("{id}", &self.stored_event),
+            "/api/deliveries/{id}/retry" => path.replace("{id}", &self.delivery),
+            "/api/endpoints/{id}" if method == "DELETE" => path.replace("{id}", &self.doomed_endpoint),
+            endpoint if endpoint.starts_with("/api/endpoints/{id}") => path.replace("{id}", &self.endpoint),
+            "/api/keys/{id}" => path.replace("{id}", &self.spare_key_id),
+            plain => plain.to_owned(),
+        }
+    }
+
+    /// The same for the routes of endpoints and deliveries.
+    fn webhook_requests(&self, method: &str, path: &str) -> Vec<(Vec<u8>, u16)> {
+        let target = self.target(method, path);
+        let absent = path.replace("{id}", "01890a5d-ac96-774b-bcce-b302099a8057");
+        let send = |target: &str, body: Option<&str>| request(method, target, Some(&self.key), body.map(str::as_bytes));
+        let with = |body: &str| send(&target, Some(body));
+        let without = |target: &str| send(target, None);
+        let head = |fields: &str| {
+            let key = &self.key;
+            format!("{method} {target} HTTP/1.1\r\nHost: h\r\nX-API-Key: {key}\r\n{fields}\r\n\r\n").into_bytes()
+        };
+        match (method, path) {
             ("GET", "/api/events/{id}/deliveries") => {
                 vec![(without(&target), 200), (without(&format!("{target}?limit=none")), 400), (without(&absent), 404)]
             }
@@ -128,8 +163,8 @@ impl World {
             ("POST", "/api/endpoints") => vec![
                 (with(r#"{"url":"https://example.com/","event_types":["a.*"],"headers":{"X-A":"1"}}"#), 201),
                 (with("{"), 400),
-                (head(&format!("X-API-Key: {}\r\nContent-Length: 99999999\r\n", self.key)), 413),
-                (head(&format!("X-API-Key: {}\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n", self.key)), 415),
+                (head("Content-Length: 99999999"), 413),
+                (head("Content-Type: text/plain\r\nContent-Length: 2"), 415),
                 (with(r#"{"url":"http://127.0.0.1/"}"#), 422),
             ],
             ("GET", "/api/endpoints/{id}") => vec![(without(&target), 200), (without(&absent), 404)],
@@ -140,7 +175,7 @@ impl World {
                 (with(r#"{"description":"d"}"#), 200),
                 (with("{"), 400),
                 (with(r#"{"url":null}"#), 422),
-                (send(&absent, &self.key, Some("{}")), 404),
+                (send(&absent, Some("{}")), 404),
             ],
             ("POST", "/api/endpoints/{id}/rotate-secret") => vec![
                 (with(r#"{"overlap_seconds":60}"#), 200),
@@ -158,26 +193,11 @@ impl World {
                 (with(r#"{"since":"2026-01-01T00:00:00Z"}"#), 202),
                 (with("{"), 400),
                 (with("{}"), 422),
-                (send(&absent, &self.key, Some(r#"{"since":"2026-01-01T00:00:00Z"}"#)), 404),
+                (send(&absent, Some(r#"{"since":"2026-01-01T00:00:00Z"}"#)), 404),
             ],
             ("POST", "/api/deliveries/{id}/retry") => vec![(without(&target), 202), (without(&absent), 404)],
-            ("GET", "/api/keys" | "/health" | "/ready" | "/metrics" | "/openapi.json") => vec![(without(&target), 200)],
             _ => panic!("{method} {path} has no request here"),
-        };
-        let body = (method == "POST").then_some("{}");
-        if path.starts_with("/api/") {
-            requests.push((send(&target, "", body), 401));
-            requests.push((send(&target, "nonsense", body), 401));
-            requests.push((send(&target, &self.disabled, body), 403));
         }
-        // Refused before the route matters, hence on every route.
-        requests.push((request("PUT", &target, Some(&self.key), None), 405));
-        requests.push((request("BREW", &target, Some(&self.key), None), 501));
-        requests.push((head(&format!("X: {}\r\n", "x".repeat(20_000))), 431));
-        requests.push((head("Expect: tea\r\nContent-Length: 0\r\n"), 417));
-        requests.push((send(&format!("{target}?{}", "x".repeat(5000)), &self.key, None), 414));
-        requests.push((format!("{method} {target} HTTP/2.0\r\nHost: h\r\n\r\n").into_bytes(), 505));
-        requests
     }
 }
 
