@@ -204,6 +204,39 @@ pub const WEBHOOK_RETENTION_DAYS_DEFAULT: u64 = 30;
 pub const WEBHOOK_RETENTION_DAYS_MAX: u64 = 3660;
 /// Longest URL of an endpoint, in bytes, as given and as normalised.
 pub const WEBHOOK_URL_BYTES_MAX: usize = 2048;
+/// Name lookups at a time, one a name. Each holds a thread of the sender's runtime until the system's resolver gives
+/// up, which may be long after the attempt did; that runtime needs this many blocking threads.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 64;
+/// Addresses of one name that are tried; all of them are vetted.
+pub const WEBHOOK_ADDRESSES_MAX: usize = 8;
+/// How long an address may take before the next one is tried beside it.
+pub const WEBHOOK_NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// Head of the egress proxy's answer, in bytes.
+pub const WEBHOOK_PROXY_HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Header fields in it.
+pub const WEBHOOK_PROXY_HEADERS_MAX: usize = 64;
+/// Idle connections kept, all endpoints together; over it the one idle for longest is closed. At about 16 KiB each,
+/// 48 KiB with TLS: 96 MiB. Busy ones are bounded by [`WEBHOOK_REQUESTS_MAX`].
+pub const WEBHOOK_IDLE_CONNECTIONS_MAX: usize = 2048;
+/// How long an idle connection is kept; receivers commonly close theirs after 60 s.
+pub const WEBHOOK_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// How long a connection may take after its answer to be ready for the next request.
+pub const WEBHOOK_SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Requests at a time on one HTTP/2 connection; beyond, another one is opened. Servers are told to allow no fewer.
+pub const WEBHOOK_STREAMS_PER_CONNECTION_MAX: usize = 100;
+/// Head of an answer, in bytes; also the most that is read at once.
+pub const WEBHOOK_RESPONSE_HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Header fields of an answer; HTTP/2 bounds their bytes alone.
+pub const WEBHOOK_RESPONSE_HEADERS_MAX: usize = 100;
+/// Of an answer's body: what is read so that the connection can be used again, where nothing else is configured. Past
+/// it the connection is closed, and the answer stands.
+pub const WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT: usize = 64 * 1024;
+/// What an HTTP/2 receiver may send ahead of us in one answer, in bytes, and in all answers on a connection.
+pub const WEBHOOK_STREAM_WINDOW_BYTES: u32 = 64 * 1024 - 1;
+/// See [`WEBHOOK_STREAM_WINDOW_BYTES`].
+pub const WEBHOOK_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+/// TLS sessions remembered for resumption, about 2 KiB each.
+pub const WEBHOOK_TLS_SESSIONS_MAX: usize = 1024;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
@@ -354,6 +387,9 @@ const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () =
     assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_DELIVERIES_MAX as usize * PAYLOAD_BYTES_MAX <= 64 * 1024 * 1024);
+// One endpoint at its highest concurrency evicts none of its own connections.
+const _: () = assert!(WEBHOOK_IDLE_CONNECTIONS_MAX >= WEBHOOK_REQUESTS_MAX);
+const _: () = assert!(ANSWER_BODY_SHOWN_BYTES_MAX <= WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT);
 // A filter as long as the longest type fits, and so does a header with a token of 2 KiB beside others.
 const _: () = assert!(EVENT_TYPE_BYTES_MAX <= EVENT_TYPE_FILTERS_BYTES_MAX && ENDPOINT_HEADERS_BYTES_MAX >= 2 * 2048);
 const _: () = assert!(WEBHOOK_SECRET_BYTES_MIN <= 32 && 32 <= WEBHOOK_SECRET_BYTES_MAX);

@@ -18,7 +18,7 @@ use crate::limits::WEBHOOK_URL_BYTES_MAX;
 
 /// IANA's special-purpose registry, multicast and the reserved top: first address and prefix length.
 const REFUSED_V4: [(Ipv4Addr, u32); 18] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),       // this network
+    (Ipv4Addr::UNSPECIFIED, 8),           // this network
     (Ipv4Addr::new(10, 0, 0, 0), 8),      // private
     (Ipv4Addr::new(100, 64, 0, 0), 10),   // carriers' shared space
     (Ipv4Addr::new(127, 0, 0, 0), 8),     // loopback
