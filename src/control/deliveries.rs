@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::json::{push_delivery, push_next_cursor};
+use super::json::{delivery_document, push_delivery, push_next_cursor};
 use super::{Answer, Desk, Refusal, query};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EventId, OrgId};
@@ -38,9 +38,7 @@ pub(super) fn retry(desk: &Desk, org: OrgId, id: DeliveryId) -> Result<Answer, R
     let record = desk.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(Problem::NotFound)?;
     let retried = desk.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, Timestamp::now()))?;
     let record = DeliveryRecord { delivery: retried.ok_or(Problem::NotFound)?, ..record };
-    let mut body = Vec::new();
-    push_delivery(&mut body, &record);
-    Ok((202, body))
+    Ok((202, delivery_document(&record)))
 }
 
 /// A page of as many records as fit in [`LIST_BYTES_MAX`] as written: the store counts the receivers' answers before
