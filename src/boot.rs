@@ -110,15 +110,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         None => None,
     };
     let stage = Arc::new(Stage::default());
-    let ready: Arc<dyn Fn() -> Readiness + Send + Sync> = {
-        let (stage, journal) = (Arc::clone(&stage), journal.clone());
-        Arc::new(move || match stage.readiness() {
-            Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => Readiness::NotReady(
-                "the journal's disk failed; a shard accepts nothing until the server is started again",
-            ),
-            readiness => readiness,
-        })
-    };
+    let ready = readiness(Arc::clone(&stage), journal.clone());
     metrics.set_readiness({
         let ready = Arc::clone(&ready);
         move || ready() == Readiness::Ready
@@ -200,13 +192,24 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
 
     let lost = shutdown::wait_and_drain(signals, running);
     drop(directory);
-    match lost {
-        0 => Ok(()),
-        lost => Err(StartError(format!(
-            "{lost} accepted events could not be stored before the shutdown's grace was over and are lost: they were \
-             in memory only (durability = \"memory\")"
-        ))),
-    }
+    if lost == 0 { Ok(()) } else { Err(lost_at_the_end(lost)) }
+}
+
+fn lost_at_the_end(events: usize) -> StartError {
+    StartError(format!(
+        "{events} accepted events could not be stored before the shutdown's grace was over and are lost: they were in \
+         memory only (durability = \"memory\")"
+    ))
+}
+
+/// What `/ready` says.
+fn readiness(stage: Arc<Stage>, journal: Option<Arc<Journal>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
+    Arc::new(move || match stage.readiness() {
+        Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => Readiness::NotReady(
+            "the journal's disk failed; a shard accepts nothing until the server is started again",
+        ),
+        readiness => readiness,
+    })
 }
 
 /// Locks the data directory where something in it must have one owner: the journal (one that an earlier run left, too)

@@ -35,7 +35,6 @@ fn a_killed_server_loses_no_delivery(installation: &Installation) {
     let arrived: HashSet<String> =
         receiver.requests().iter().map(|seen| seen.header("webhook-id").unwrap().to_owned()).collect();
     assert_eq!(arrived, ids.into_iter().collect());
-    println!("{} requests for {} deliveries", receiver.count(), ROUNDS * EACH);
 }
 
 fn a_server_that_is_stopped_records_what_it_sent(installation: &Installation) {

@@ -179,7 +179,7 @@ impl Given {
 
 /// An endpoint's URL, by the rules that hold without a server.
 pub(super) fn url(config: &Config, text: &str) -> Result<String, Failure> {
-    definition::url(&config.deliver.policy(Vec::new()), text).map_err(|why| wrong("the URL", &why))
+    definition::url(&config.deliver.policy(&[]), text).map_err(|why| wrong("the URL", &why))
 }
 
 /// A list that was given at all.
