@@ -205,9 +205,9 @@ fn lost_at_the_end(events: usize) -> StartError {
 /// What `/ready` says.
 fn readiness(stage: Arc<Stage>, journal: Option<Arc<Journal>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
     Arc::new(move || match stage.readiness() {
-        Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => Readiness::NotReady(
-            "the journal's disk failed; a shard accepts nothing until the server is started again",
-        ),
+        Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => {
+            Readiness::NotReady("the journal's disk failed; a shard accepts nothing until the server is started again")
+        }
         readiness => readiness,
     })
 }
