@@ -15,9 +15,11 @@ use crate::store::webhooks::DeliveryRecord;
 pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> Result<Answer, Refusal> {
     let page = query::page(query)?;
     let mut records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
-    // An event that nobody wanted has none; one that is not there is another matter.
-    if records.is_empty() && desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.is_none() {
-        return Err(Problem::NotFound.into());
+    if records.is_empty() {
+        // An event that nobody wanted has none; one that is not there is another matter. One that is there now, and was
+        // not yet when it was asked for its deliveries, was stored together with them.
+        desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(Problem::NotFound)?;
+        records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
     }
     records.retain(|record| page.cursor.is_none_or(|last| record.delivery.id.0 < last));
     let more = records.len() > page.limit as usize;
