@@ -66,6 +66,12 @@ impl fmt::Display for DeliveryId {
     }
 }
 
+/// Whether `text` is an event type: 1 to 128 of `A-Z a-z 0-9 _ . : / -`.
+pub fn is_event_type(text: &str) -> bool {
+    (1..=limits::EVENT_TYPE_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte))
+}
+
 /// One event on its way to the store.
 ///
 /// Text and payload live in one buffer, `type || dedup_id || payload`, all valid UTF-8; the payload is the

@@ -221,6 +221,47 @@ pub const DELIVERY_ATTEMPTS_SHOWN_MAX: i64 = 100;
 /// Deliveries whose attempts are read at once for a page.
 pub const LIST_DELIVERIES_CHUNK: usize = 64;
 
+/// Entries of an endpoint's `event_types`. Planning compares each of them with each event of its organisation.
+pub const EVENT_TYPE_FILTERS_MAX: usize = 100;
+/// The same in bytes, together. Every server keeps them: 400 MiB if each of [`ENDPOINTS_MAX`] used it up.
+pub const EVENT_TYPE_FILTERS_BYTES_MAX: usize = 4 * 1024;
+/// Headers of an endpoint's own.
+pub const ENDPOINT_HEADERS_MAX: usize = 16;
+/// Their names and values together, in bytes; costs what [`EVENT_TYPE_FILTERS_BYTES_MAX`] does. Receivers commonly take
+/// 8 KiB of headers; ours come beside them.
+pub const ENDPOINT_HEADERS_BYTES_MAX: usize = 4 * 1024;
+/// Shortest webhook secret, in bytes; Standard Webhooks says so.
+pub const WEBHOOK_SECRET_BYTES_MIN: usize = 24;
+/// Longest; the same says so.
+pub const WEBHOOK_SECRET_BYTES_MAX: usize = 64;
+/// Keys that seal and open secrets, the one in use and its predecessors.
+pub const WEBHOOK_SECRET_KEYS_MAX: usize = 8;
+/// Size of the file with those keys, in bytes.
+pub const WEBHOOK_SECRET_KEY_FILE_BYTES_MAX: u64 = 1024;
+/// Pauses between attempts, where nothing else is configured: ten attempts in 3 days and 4 hours.
+pub const WEBHOOK_RETRY_SCHEDULE_DEFAULT: &str = "5s,5m,30m,2h,5h,10h,14h,20h,24h";
+/// Most pauses that may be configured. Each retry is a request and a row.
+pub const WEBHOOK_RETRIES_MAX: usize = 30;
+/// Longest pause that may be.
+pub const WEBHOOK_RETRY_PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How far a pause is spread, to both sides, in percent of it.
+pub const WEBHOOK_RETRY_JITTER_PERCENT: u8 = 20;
+/// As long as a receiver's `Retry-After` can put off an attempt; what it asks beyond is not heard.
+pub const WEBHOOK_RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Shown of the body of an answer, in bytes. Every attempt's is a part of a row.
+pub const ANSWER_BODY_SHOWN_BYTES_MAX: usize = 1024;
+/// Failures after one another that open an endpoint's breaker: fewer than a full house of requests
+/// ([`WEBHOOK_CONCURRENCY_DEFAULT`]), so a dead endpoint's backlog is stopped while its first requests come back.
+pub const BREAKER_FAILURES: u32 = 8;
+/// First rest of an open breaker; doubles with each probe that fails.
+pub const BREAKER_REST_MIN: Duration = Duration::from_secs(5);
+/// Longest rest: how late at most an endpoint's recovery is noticed.
+pub const BREAKER_REST_MAX: Duration = Duration::from_secs(300);
+/// A probe without a result by then is taken for lost and another is made.
+pub const BREAKER_PROBE_WAIT: Duration = Duration::from_secs(150);
+/// An endpoint that has failed for this long and never succeeded in between is disabled.
+pub const ENDPOINT_DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * 3600);
+
 // ---- control -----------------------------------------------------------------------------------------------
 
 /// Threads that answer the reading and managing routes.
@@ -302,6 +343,17 @@ const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () =
     assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_DELIVERIES_MAX as usize * PAYLOAD_BYTES_MAX <= 64 * 1024 * 1024);
+// A filter as long as the longest type fits, and so does a header with a token of 2 KiB beside others.
+const _: () = assert!(EVENT_TYPE_BYTES_MAX <= EVENT_TYPE_FILTERS_BYTES_MAX && ENDPOINT_HEADERS_BYTES_MAX >= 2 * 2048);
+const _: () = assert!(WEBHOOK_SECRET_BYTES_MIN <= 32 && 32 <= WEBHOOK_SECRET_BYTES_MAX);
+// 44 characters of base64 a key, a comma and white space.
+const _: () = assert!(WEBHOOK_SECRET_KEYS_MAX as u64 * 48 <= WEBHOOK_SECRET_KEY_FILE_BYTES_MAX);
+const _: () = assert!(WEBHOOK_RETRY_JITTER_PERCENT <= 100);
+const _: () = assert!(WEBHOOK_RETRY_AFTER_MAX.as_secs() <= WEBHOOK_RETRY_PAUSE_MAX.as_secs());
+const _: () = assert!((BREAKER_FAILURES as u64) < WEBHOOK_CONCURRENCY_DEFAULT);
+const _: () = assert!(BREAKER_REST_MIN.as_secs() > 0 && BREAKER_REST_MIN.as_secs() <= BREAKER_REST_MAX.as_secs());
+const _: () = assert!(WEBHOOK_TIMEOUT_MAX.as_secs() < BREAKER_PROBE_WAIT.as_secs());
+const _: () = assert!(BREAKER_REST_MAX.as_secs() < ENDPOINT_DISABLE_AFTER.as_secs());
 const _: () = assert!(STORE_BATCH_BYTES_MAX > EVENT_BODY_BYTES_MAX);
 const _: () = assert!(STORE_CONNECT_TIMEOUT.as_secs() + STORE_CALL_TIMEOUT.as_secs() <= 30);
 const _: () = assert!(STORE_STATEMENT_TIMEOUT.as_secs() < STORE_CALL_TIMEOUT.as_secs());

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use crate::clock::Timestamp;
+use crate::event::is_event_type;
 use crate::limits::{EVENT_TYPE_BYTES_MAX, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX};
 use crate::problem::Problem;
 use crate::store::EventQuery;
@@ -66,9 +67,7 @@ fn bad(why: impl Into<Cow<'static, str>>) -> Problem {
 }
 
 fn type_of(text: &str) -> Option<String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte);
-    let fits = (1..=EVENT_TYPE_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed);
-    fits.then(|| text.to_owned())
+    is_event_type(text).then(|| text.to_owned())
 }
 
 fn limit_of(text: &str) -> Option<u32> {

@@ -65,3 +65,7 @@ fn random(delivery: DeliveryId, number: u32) -> f64 {
     let bits = (delivery.0.as_u128() as u32).wrapping_add(number.wrapping_mul(0x9E37_79B9));
     f64::from(bits) / (f64::from(u32::MAX) + 1.0)
 }
+
+#[cfg(test)]
+#[path = "judgement_tests.rs"]
+mod tests;

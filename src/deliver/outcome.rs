@@ -1,6 +1,14 @@
-//! What came of an attempt, and what that means.
+//! What came of an attempt, and what that means. Pure; made by the client, judged by the sender.
+//!
+//! Only a complete 2xx is a delivery. A redirect is an answer like any other that is not 2xx: it is never followed, its
+//! status is what the attempt shows, and it is tried again, because the owner may mend it. An answer that breaks off
+//! proves nothing, whatever its status: it is tried again, and a receiver that had meant yes sees the event twice.
+//!
+//! What the receiver says is bounded before it is kept: [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] of its body.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use crate::limits;
 
 /// What went wrong, where it was not the receiver's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +88,158 @@ pub enum Verdict {
 
 impl Outcome {
     /// What follows.
+    ///
+    /// `Retry-After` is heard on every answer that is not a delivery, not only on 429 and 503: whoever writes it means
+    /// it.
     pub fn verdict(&self) -> Verdict {
-        todo!()
+        match (&self.answer, self.error) {
+            (_, Some(ErrorClass::AddressNotAllowed)) => Verdict::Blocked,
+            (Some(answer), None) if (200..300).contains(&answer.status) => Verdict::Delivered,
+            (Some(answer), None) if answer.status == 410 => Verdict::Gone,
+            (answer, _) => Verdict::Retry(answer.as_ref().and_then(|answer| answer.retry_after)),
+        }
+    }
+}
+
+/// Reads `Retry-After`, seconds or a date, as a pause from `now`; `None` where it is neither. A date that has passed is
+/// no pause.
+pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim_matches([' ', '\t']);
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More seconds than fit are for ever; the schedule caps both.
+        return Some(text.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+/// What is kept of a body, given its beginning: at most [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] bytes of text, cut
+/// between characters. What is not UTF-8 becomes U+FFFD; NUL is left out, because Postgres' `text` does not take it.
+pub fn shown_body(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(limits::ANSWER_BODY_SHOWN_BYTES_MAX)];
+    // A character that the end cuts through is not wrong, only unfinished: left out.
+    let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let is_unfinished = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
+    let whole = if is_unfinished { &bytes[..bytes.len() - last.len()] } else { bytes };
+    let mut shown = String::with_capacity(bytes.len());
+    for character in String::from_utf8_lossy(whole).chars().filter(|character| *character != '\0') {
+        // A replacement is longer than the byte it stands for, so the text can outgrow the bytes.
+        if shown.len() + character.len_utf8() > limits::ANSWER_BODY_SHOWN_BYTES_MAX {
+            break;
+        }
+        shown.push(character);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: Option<u16>, retry_after: Option<Duration>, error: Option<ErrorClass>) -> Outcome {
+        Outcome { answer: status.map(|status| Answer { status, retry_after, body: String::new() }), error }
+    }
+
+    #[test]
+    fn verdicts() {
+        let minute = Some(Duration::from_secs(60));
+        let again = Verdict::Retry(None);
+        for (status, error, verdict) in [
+            (Some(200), None, Verdict::Delivered),
+            (Some(204), None, Verdict::Delivered),
+            (Some(299), None, Verdict::Delivered),
+            (Some(199), None, again),
+            (Some(300), None, again),
+            (Some(302), None, again),
+            (Some(308), None, again),
+            (Some(400), None, again),
+            (Some(404), None, again),
+            (Some(409), None, again),
+            (Some(410), None, Verdict::Gone),
+            (Some(500), None, again),
+            (Some(999), None, again),
+            (Some(200), Some(ErrorClass::ConnectionClosed), again),
+            (Some(200), Some(ErrorClass::Timeout), again),
+            (Some(410), Some(ErrorClass::InvalidResponse), again),
+            (None, Some(ErrorClass::AddressNotAllowed), Verdict::Blocked),
+            (None, Some(ErrorClass::DnsFailed), again),
+            (None, Some(ErrorClass::TlsFailed), again),
+            (None, None, again),
+        ] {
+            assert_eq!(outcome(status, None, error).verdict(), verdict, "{status:?} {error:?}");
+        }
+        for status in [429, 503, 302, 500] {
+            assert_eq!(outcome(Some(status), minute, None).verdict(), Verdict::Retry(minute), "{status}");
+        }
+        assert_eq!(outcome(Some(503), minute, Some(ErrorClass::Timeout)).verdict(), Verdict::Retry(minute));
+        assert_eq!(outcome(Some(200), minute, None).verdict(), Verdict::Delivered);
+        assert_eq!(outcome(Some(410), minute, None).verdict(), Verdict::Gone);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        // Sun, 06 Nov 1994 08:49:37 GMT.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, pause) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            (" 007\t", Some(7)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
+            ("Sun Nov  6 08:50:37 1994", Some(60)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(0)),
+            ("", None),
+            (" ", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("1 2", None),
+            ("0x10", None),
+            ("٣", None),
+            ("soon", None),
+            ("Sun, 06 Nov 1994", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+        ] {
+            assert_eq!(retry_after(text, now), pause.map(Duration::from_secs), "{text:?}");
+        }
+        assert_eq!(retry_after(&"9".repeat(500), now), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn bodies_are_shown_as_text_and_cut_between_characters() {
+        let max = limits::ANSWER_BODY_SHOWN_BYTES_MAX;
+        for (bytes, shown) in [
+            (&b""[..], ""),
+            (b"ok", "ok"),
+            ("grün".as_bytes(), "grün"),
+            (b"a\0b\0", "ab"),
+            (b"a\xffb", "a\u{fffd}b"),
+            (b"\xf0\x9f\x92 x", "\u{fffd} x"),
+            // Cut by whoever read it.
+            (b"a\xf0\x9f\x92", "a"),
+            (b"a\xff\xc3", "a\u{fffd}"),
+        ] {
+            assert_eq!(shown_body(bytes), shown, "{bytes:?}");
+        }
+        assert_eq!(shown_body(&vec![b'a'; max + 1]), "a".repeat(max));
+        assert_eq!(shown_body(format!("{}ü", "a".repeat(max - 1)).as_bytes()), "a".repeat(max - 1));
+        assert_eq!(shown_body(format!("{}ü", "a".repeat(max - 2)).as_bytes()).len(), max);
+        assert_eq!(shown_body(&vec![0xff; max]), "\u{fffd}".repeat(max / 3));
+        assert_eq!(shown_body(&vec![0; 2 * max]), "");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_bounded_text(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..2048)) {
+            let shown = shown_body(&bytes);
+            proptest::prop_assert!(shown.len() <= limits::ANSWER_BODY_SHOWN_BYTES_MAX && !shown.contains('\0'));
+        }
+
+        #[test]
+        fn any_retry_after_is_survived(text in ".*") {
+            let _ = retry_after(&text, SystemTime::UNIX_EPOCH);
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 
 use simd_json::{Buffers, Node, Tape};
 
+use crate::event::is_event_type;
 use crate::ingest::json_syntax;
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
@@ -194,10 +195,7 @@ impl<'a> Found<'a> {
             self.refuse("type", "must be a string", ValidationErrorKind::WrongType);
             return None;
         };
-        let is_valid = !text.is_empty()
-            && text.len() <= limits::EVENT_TYPE_BYTES_MAX
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:/-".contains(&b));
-        if !is_valid {
+        if !is_event_type(&text) {
             self.refuse("type", "must be 1 to 128 of A-Z a-z 0-9 _ . : / -", ValidationErrorKind::TypeInvalid);
             return None;
         }
