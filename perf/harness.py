@@ -78,6 +78,18 @@ def wait_for(what, check, child, log, seconds=READY_SECONDS):
     raise Failed(f"{what}: not within {seconds} s (exit code {child.poll()})\n{tail}")
 
 
+def until(what, check, seconds, every=0.05):
+    """Polls `check` until it returns something true; returns that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise Failed(f"{what}: not within {seconds} s")
+        time.sleep(every)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -234,16 +246,17 @@ def ready_line(log):
 
 
 class Metrics:
-    """One scrape: sums by name, histogram buckets aside."""
+    """One scrape: sums by name, histogram buckets aside, and each series by name and labels."""
 
     def __init__(self, ops):
         with urllib.request.urlopen(f"http://{ops}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        self.values = {}
+        self.values, self.series = {}, {}
         for line in text.splitlines():
             found = re.match(r"([a-zA-Z_:][\w:]*)(\{.*\})? (\S+)", line)
             if found and not found[1].endswith("_bucket"):
                 self.values[found[1]] = self.values.get(found[1], 0.0) + float(found[3])
+                self.series[found[1] + (found[2] or "")] = float(found[3])
 
     def __getitem__(self, name):
         if name not in self.values:
