@@ -189,11 +189,8 @@ pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
-/// Longest body an endpoint may answer with, in bytes, where nothing else is configured. A request in flight holds
-/// what is kept of it, 1 KiB; the rest is read so that the connection can be used again.
-pub const WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT: u64 = 64 * 1024;
-/// Least of it that may be configured: what is kept.
-pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN: u64 = 1024;
+/// Least that may be configured to be read of an endpoint's answer, in bytes: what is kept.
+pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN: u64 = ANSWER_BODY_SHOWN_BYTES_MAX as u64;
 /// Most of it that may be configured.
 pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MAX: u64 = 16 * 1024 * 1024;
 /// Networks that may be allowed although they are special; each costs a comparison for every new connection.

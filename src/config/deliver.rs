@@ -7,7 +7,8 @@ use url::Url;
 
 use super::error::ConfigError;
 use super::layer::Values;
-use crate::deliver::config::{DeliverConfig, Roots, SecretKey};
+use crate::deliver::client::Roots;
+use crate::deliver::config::{DeliverConfig, SecretKey};
 use crate::deliver::schedule::RetrySchedule;
 use crate::limits;
 

@@ -335,9 +335,9 @@ pub static SETTINGS: &[Setting] = &[
             limits::WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN,
             limits::WEBHOOK_RESPONSE_BYTES_CONFIGURED_MAX,
         ),
-        preset: Preset::Count(limits::WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT),
+        preset: Preset::Count(limits::WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT as u64),
         scope: Scope::Server,
-        help: "Longest body an endpoint may answer with; the first 1 KiB of it is kept",
+        help: "Bytes of an answer that are read, the first 1 KiB kept; past them the connection is closed",
     },
     Setting {
         key: "webhook_roots",

@@ -4,7 +4,7 @@ use clap::{Command, FromArgMatches as _};
 
 use super::setting::{Preset, SETTINGS};
 use super::*;
-use crate::deliver::config::Roots;
+use crate::deliver::client::Roots;
 use crate::deliver::schedule::RetrySchedule;
 
 /// Loads from the text of a file, variables and flags, on a machine of 3 cores.

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::client::{ClientConfig, Roots};
 use super::schedule::RetrySchedule;
 use super::secret::SecretBox;
 use super::target::TargetPolicy;
@@ -39,21 +40,12 @@ pub struct DeliverConfig {
     pub response_bytes_max: usize,
     /// Certificates (PEM) that are trusted beside the roots.
     pub ca_file: Option<PathBuf>,
-    /// The roots.
+    /// Whose certificates endpoints' are verified with.
     pub roots: Roots,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
     /// How long deliveries that have ended are kept, with their attempts.
     pub retention: Duration,
-}
-
-/// Whose certificates endpoints' are verified with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Roots {
-    /// Those built into the program.
-    Webpki,
-    /// Those of the machine.
-    System,
 }
 
 /// The configured key or keys, as text that [`SecretBox::from_config`] takes. Wiped when dropped.
@@ -81,6 +73,19 @@ impl DeliverConfig {
     /// Where requests may go; `forbidden` are addresses that only the server knows, such as its own.
     pub fn policy(&self, forbidden: Vec<IpAddr>) -> TargetPolicy {
         TargetPolicy { allow_insecure: self.allow_insecure, allowed_networks: self.allowed_networks.clone(), forbidden }
+    }
+
+    /// How requests are made under that policy.
+    pub fn client(&self, policy: TargetPolicy) -> ClientConfig {
+        ClientConfig {
+            policy,
+            timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
+            response_bytes_max: self.response_bytes_max,
+            roots: self.roots,
+            ca_file: self.ca_file.clone(),
+            proxy: self.proxy.clone(),
+        }
     }
 
     /// Whether [`Self::open_secrets`] finds a key, and need not make one.
