@@ -26,7 +26,7 @@ const ROUNDS: usize = 100;
 const PENDING: usize = 1_000_000;
 
 fn main() {
-    let pending = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(PENDING);
+    let pending = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(PENDING);
     let cluster = Cluster::start_own(Options { fsync: true });
     let store = PostgresStore::new(&cluster.create_database(), 4).unwrap();
     run(&store, pending, &|| cluster.cpu_time());
@@ -74,7 +74,7 @@ impl Bench<'_> {
     fn measure<T>(&self, what: &str, rows: usize, inputs: &[T], mut call: impl FnMut(&T)) {
         let (server, began) = ((self.server_time)(), Instant::now());
         inputs.iter().for_each(&mut call);
-        let (took, server) = (began.elapsed(), (self.server_time)() - server);
+        let (took, server) = (began.elapsed(), (self.server_time)().saturating_sub(server));
         let each = |time: Duration| time.as_secs_f64() * 1e6 / (rows * inputs.len()) as f64;
         println!("{what:50} {:9.2} {:9.2}", each(took), each(server));
     }

@@ -114,7 +114,9 @@ fn a_copy_after_midnight_brings_no_deliveries(fixture: &Fixture) {
         let mut all: Vec<PlannedDelivery> = batch.iter().map(|event| planned(event, id, None)).collect();
         let stored = store.store_events(&batch, &all).unwrap();
         assert_eq!((stored.new_events, stored.deliveries.len()), (3, 3), "{name}");
-        all.iter_mut().for_each(|planned| planned.id = DeliveryId(Uuid::now_v7()));
+        for planned in &mut all {
+            planned.id = DeliveryId(Uuid::now_v7());
+        }
         assert_eq!(store.store_events(&batch, &all), Ok(StoredBatch::default()));
     }
     // All of them find their events.
@@ -209,7 +211,9 @@ fn claims_are_bounded_for_each_endpoint_and_take_the_longest_due_first(fixture: 
             due.push((event.received_at, planned.id));
         }
     }
-    due.iter_mut().for_each(|due| due.sort());
+    for due in &mut due {
+        due.sort();
+    }
     let longest_due = |which: usize, count: usize| -> HashSet<DeliveryId> {
         due[which][..count].iter().map(|(_, delivery)| *delivery).collect()
     };
