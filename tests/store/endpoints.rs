@@ -32,8 +32,9 @@ on_both_stores!(
     other_instances_hear_of_every_change,
 );
 
-fn is_conflict<T: std::fmt::Debug>(result: &Result<T, StoreError>) {
-    assert!(matches!(result, Err(StoreError::Conflict(_))), "{result:?}");
+fn is_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, StoreError::Conflict(_)), "{error:?}");
 }
 
 fn an_endpoint_comes_back_as_it_was_made(fixture: &Fixture) {
@@ -58,8 +59,8 @@ fn an_endpoint_comes_back_as_it_was_made(fixture: &Fixture) {
     assert_eq!(store.endpoint(org, new.id), Ok(Some(made.clone())));
     let second = endpoint(&*store, org);
     assert_eq!(store.endpoints(org), Ok(vec![second, made]));
-    is_conflict(&store.create_endpoint(&new));
-    is_conflict(&store.create_endpoint(&new_endpoint(no_org())));
+    is_conflict(store.create_endpoint(&new));
+    is_conflict(store.create_endpoint(&new_endpoint(no_org())));
 }
 
 fn a_change_touches_what_it_names(fixture: &Fixture) {
@@ -142,7 +143,7 @@ fn an_organisation_has_a_bounded_number_also_from_many_threads(fixture: &Fixture
     endpoint(&*store, other);
     assert_eq!(store.delete_endpoint(org, all[0].id), Ok(true));
     endpoint(&*store, org);
-    is_conflict(&store.create_endpoint(&new_endpoint(org)));
+    is_conflict(store.create_endpoint(&new_endpoint(org)));
 }
 
 fn a_rotated_secret_stays_beside_the_new_one(fixture: &Fixture) {

@@ -68,11 +68,12 @@ const CLAIM: &str = "
 /// a row stays that says "due" of what is not: brought in line here.
 const MEND_QUEUE: &str = "
     WITH wrong AS MATERIALIZED (
-        SELECT delivery.* FROM delivery_queue AS queued CROSS JOIN LATERAL (
+        SELECT delivery.* FROM (
+            SELECT delivery_id FROM delivery_queue WHERE endpoint_id = ANY ($1) AND next_attempt_at <= $2 LIMIT $3
+        ) AS queued CROSS JOIN LATERAL (
             SELECT id, org_id, next_attempt_at FROM deliveries
             WHERE id = queued.delivery_id AND (status <> 0 OR next_attempt_at > $2) FOR UPDATE SKIP LOCKED
         ) AS delivery
-        WHERE queued.endpoint_id = ANY ($1) AND queued.next_attempt_at <= $2 LIMIT $3
     ), gone AS (
         DELETE FROM delivery_queue USING wrong
         WHERE wrong.next_attempt_at IS NULL AND delivery_queue.org_id = wrong.org_id AND delivery_id = wrong.id
@@ -136,8 +137,8 @@ const RECORD: &str = concat!(
         SELECT org_id, status, id, endpoint_id FROM changed WHERE status IN (2, 3)
         ON CONFLICT DO NOTHING
     ), no_more_failed AS (
-        DELETE FROM failed_deliveries AS failed USING changed
-        WHERE $11 AND failed.org_id = changed.org_id AND failed.status IN (2, 3) AND failed.delivery_id = changed.id
+        DELETE FROM failed_deliveries AS failed USING changed, (VALUES (2::smallint), (3)) AS code (status)
+        WHERE $11 AND failed.org_id = changed.org_id AND failed.status = code.status AND failed.delivery_id = changed.id
             AND changed.status = 1
     )
     SELECT id FROM changed"

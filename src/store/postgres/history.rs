@@ -74,6 +74,9 @@ const ATTEMPTS: &str = "
         LIMIT $2
     ) AS attempt ORDER BY attempt.delivery_id, attempt.number";
 
+// Of the two statuses in `failed_deliveries` each is looked up by itself: `status IN (2, 3)` would be a filter behind all
+// that an organisation has there.
+
 const RETRY: &str = concat!(
     "WITH retried AS (
         UPDATE deliveries SET status = 0, next_attempt_at = $3, attempts_before = attempts_made
@@ -85,17 +88,19 @@ const RETRY: &str = concat!(
         SELECT org_id, id, endpoint_id, next_attempt_at FROM retried
         ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
     ), no_more_failed AS (
-        DELETE FROM failed_deliveries AS failed USING retried
-        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id = retried.id
+        DELETE FROM failed_deliveries AS failed USING retried, (VALUES (2::smallint), (3)) AS code (status)
+        WHERE failed.org_id = retried.org_id AND failed.status = code.status AND failed.delivery_id = retried.id
     )
     SELECT retried.*, pg_notify('millrace_credentials', 'due:' || endpoint_id) FROM retried"
 );
 const RECOVER: &str = "
     WITH picked AS MATERIALIZED (
-        SELECT delivery.id FROM failed_deliveries AS failed CROSS JOIN LATERAL (
+        SELECT delivery.id FROM (VALUES (2::smallint), (3)) AS code (status)
+        JOIN failed_deliveries AS failed ON failed.status = code.status
+        CROSS JOIN LATERAL (
             SELECT id FROM deliveries WHERE id = failed.delivery_id AND status IN (2, 3) FOR UPDATE SKIP LOCKED
         ) AS delivery
-        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id >= $3 AND failed.delivery_id < $4
+        WHERE failed.org_id = $1 AND failed.delivery_id >= $3 AND failed.delivery_id < $4
             AND failed.endpoint_id = $2
         LIMIT $5
     ), recovered AS (
@@ -107,8 +112,8 @@ const RECOVER: &str = "
         SELECT org_id, id, endpoint_id, $6 FROM recovered
         ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
     ), no_more_failed AS (
-        DELETE FROM failed_deliveries AS failed USING recovered
-        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id = recovered.id
+        DELETE FROM failed_deliveries AS failed USING recovered, (VALUES (2::smallint), (3)) AS code (status)
+        WHERE failed.org_id = recovered.org_id AND failed.status = code.status AND failed.delivery_id = recovered.id
     ), total AS (SELECT count(*) AS count FROM recovered)
     SELECT count, CASE WHEN count > 0 THEN pg_notify('millrace_credentials', 'due:' || $2::uuid) END FROM total";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
@@ -128,8 +133,8 @@ const DELETE_OLD: &str = "
     ), queued AS (
         DELETE FROM delivery_queue USING old WHERE delivery_queue.org_id = old.org_id AND delivery_id = old.id
     ), failed AS (
-        DELETE FROM failed_deliveries AS failed USING old
-        WHERE failed.org_id = old.org_id AND failed.status IN (2, 3) AND failed.delivery_id = old.id
+        DELETE FROM failed_deliveries AS failed USING old, (VALUES (2::smallint), (3)) AS code (status)
+        WHERE failed.org_id = old.org_id AND failed.status = code.status AND failed.delivery_id = old.id
     )
     SELECT id, (SELECT count(*) FROM old) AS count FROM old ORDER BY id DESC LIMIT 1";
 

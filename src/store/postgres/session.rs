@@ -250,8 +250,8 @@ async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
     let lock_timeout = limits::STORE_LOCK_TIMEOUT.as_millis();
     let idle_timeout = limits::STORE_CALL_TIMEOUT.as_millis();
     // The isolation level is what store_events_v1 relies on; JIT compilation only delays statements this short.
-    // Every statement of ours reads by index and joins few rows to many. A plan is made early, remembers how small a
-    // table was then, and would go on reading all of it while it grows; so the planner is left no other way.
+    // Every statement of ours reads by index, in its order, and joins few rows to many. A plan is made early, remembers how
+    // small a table was then, and would go on reading all of it while it grows; so the planner is left no other way.
     let sql = format!(
         "SELECT set_config('statement_timeout', '{statement_timeout}', false),
             set_config('lock_timeout', '{lock_timeout}', false),
@@ -260,7 +260,8 @@ async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
             set_config('jit', 'off', false),
             set_config('enable_seqscan', 'off', false),
             set_config('enable_hashjoin', 'off', false),
-            set_config('enable_mergejoin', 'off', false);
+            set_config('enable_mergejoin', 'off', false),
+            set_config('enable_bitmapscan', 'off', false);
         SELECT name, setting FROM pg_settings
         WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'"
     );
