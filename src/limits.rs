@@ -201,7 +201,8 @@ pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN: u64 = 1024;
 pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MAX: u64 = 16 * 1024 * 1024;
 /// Networks that may be allowed although they are special; each costs a comparison for every new connection.
 pub const WEBHOOK_NETWORKS_MAX: usize = 64;
-/// Days that deliveries which have ended are kept, where nothing else is configured.
+/// Days that deliveries which have ended are kept, where nothing else is configured. At a thousand deliveries a second
+/// that is 2.6 billion rows: about 1 TB on Postgres.
 pub const WEBHOOK_RETENTION_DAYS_DEFAULT: u64 = 30;
 /// Most days that may be configured: ten years.
 pub const WEBHOOK_RETENTION_DAYS_MAX: u64 = 3660;
@@ -258,6 +259,8 @@ pub const RECOVER_TIME_MAX: Duration = Duration::from_secs(5);
 pub const ENDPOINT_DELETE_DELIVERIES_MAX: i64 = 10_000;
 /// Deliveries claimed in one call: 64 MiB of payloads at most.
 pub const CLAIM_DELIVERIES_MAX: u32 = 256;
+/// Deliveries that retention deletes in one transaction: some tens of milliseconds.
+pub const DELIVERIES_DELETED_MAX: u32 = 5000;
 /// Pending deliveries that Postgres counts one by one for the metrics, every few seconds; beyond, it estimates.
 pub const PENDING_COUNT_EXACT_MAX: i64 = 100_000;
 /// Attempts shown with a delivery, the newest. Only retries asked for by somebody can make it more.

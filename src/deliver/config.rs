@@ -93,6 +93,11 @@ impl DeliverConfig {
         }
     }
 
+    /// Whether [`Self::open_secrets`] finds a key, and need not make one.
+    pub fn has_secret_key(&self, data_dir: &Path) -> bool {
+        self.secret_key.is_some() || data_dir.join(SECRET_KEY_FILE).exists()
+    }
+
     /// What seals endpoints' secrets: the configured key, else the one in the data directory, which is made where there
     /// is none.
     ///
