@@ -40,7 +40,7 @@ pub struct DeliverConfig {
     pub response_bytes_max: usize,
     /// Certificates (PEM) that are trusted beside the roots.
     pub ca_file: Option<PathBuf>,
-    /// The roots.
+    /// Whose certificates endpoints' are verified with.
     pub roots: Roots,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
@@ -80,7 +80,7 @@ impl DeliverConfig {
         }
     }
 
-    /// How requests are made.
+    /// How requests are made under that policy.
     pub fn client(&self, policy: TargetPolicy) -> ClientConfig {
         ClientConfig {
             policy,
