@@ -30,6 +30,7 @@ READY_SECONDS = 60
 DRAIN_SECONDS = 60
 STOP_SECONDS = 45  # longer than the server's shutdown_grace
 BUILD_SECONDS = 1800
+GROWING_TABLES = ["events", "deliveries", "delivery_queue", "failed_deliveries", "delivery_attempts"]
 
 
 class Failed(Exception):
@@ -211,8 +212,8 @@ class Postgres:
 
     def fresh(self):
         """Every measurement starts with empty tables and no checkpoint due."""
-        growing = "(VALUES ('public.events'), ('public.deliveries'), ('public.delivery_attempts')) AS growing (name)"
-        found = self.sql(f"SELECT string_agg(name, ', ') FROM {growing} WHERE to_regclass(name) IS NOT NULL")
+        names = ", ".join(f"('public.{name}')" for name in GROWING_TABLES)
+        found = self.sql(f"SELECT string_agg(name, ', ') FROM (VALUES {names}) AS growing (name) WHERE to_regclass(name) IS NOT NULL")
         if found:
             self.sql(f"TRUNCATE {found}")
         self.sql("CHECKPOINT")
