@@ -10,6 +10,7 @@ pub mod auth_cache;
 mod batch;
 mod connection;
 mod connections;
+mod entrance;
 pub mod envelope;
 pub mod http;
 pub mod json_syntax;

@@ -5,19 +5,16 @@
 //! shard's own loop ends the process (see `boot`): a shard is never silently gone.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::os::fd::AsRawFd;
-use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use futures_util::FutureExt;
-use monoio::net::{TcpListener, TcpStream};
+use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
@@ -25,6 +22,7 @@ use uuid::{ContextV7, Uuid};
 use super::auth_cache::AuthCache;
 use super::connection::{Connection, Stream};
 use super::connections::{Connections, Phase};
+use super::entrance;
 use super::envelope::Scratch;
 use super::reply::http_date;
 use crate::auth::feed::Feed;
@@ -38,7 +36,6 @@ use crate::handoff::queue::Queue;
 use crate::health::Readiness;
 use crate::limits;
 use crate::metrics::{Metrics, ShardHandle, TimeoutPhase};
-use crate::problem::Problem;
 
 /// What all shards share, by reference counts only.
 #[derive(Clone)]
@@ -95,7 +92,7 @@ pub struct Shard {
     pub(super) connections: Rc<Connections>,
     /// Bytes of request bodies that are not complete yet.
     pub(super) arriving_bytes: Rc<Cell<usize>>,
-    neighbours: Neighbours,
+    pub(super) neighbours: Neighbours,
     date: Cell<[u8; 29]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     /// The last rendering of `/metrics` and when it was made.
@@ -155,7 +152,7 @@ impl Shard {
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        contain(Connection::new(self, stream).serve()).await;
+        entrance::contain(Connection::new(self, stream).serve()).await;
     }
 
     /// Moves the shard's end of the journal; a task for as long as the shard runs.
@@ -279,7 +276,7 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
 async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
-    monoio::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+    monoio::spawn(entrance::accept(Rc::clone(&shard), Rc::clone(&listener)));
     monoio::spawn(Rc::clone(&shard).tend_journal());
     let mut auth_swept_at = Instant::now();
     let mut is_listening = true;
@@ -307,79 +304,6 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
                 return shard.connections.close_all();
             }
         }
-    }
-}
-
-async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
-    const PAUSE: Duration = Duration::from_millis(100);
-    const REPEAT: Duration = Duration::from_secs(10);
-    let mut complained_at: Option<Instant> = None;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => admit(&shard, stream),
-            Err(_) if shard.is_draining() => return,
-            // The client gave up before it was accepted: its affair.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(error) => {
-                // Out of descriptors or memory: wait for some to come back instead of spinning.
-                if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
-                    complained_at = Some(Instant::now());
-                    tracing::error!(%error, "connections cannot be accepted; raise the limit on open files");
-                }
-                monoio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Takes a connection into service, or turns it away at the limit.
-fn admit(shard: &Rc<Shard>, stream: TcpStream) {
-    let open = Counted::enter(&shard.neighbours.connections_open);
-    let shard = Rc::clone(shard);
-    if open.count > shard.neighbours.connections_max {
-        drop(open);
-        shard.metrics.connections_refused_total.inc();
-        // Only so many are waited for, so that their descriptors stay within the reserve.
-        let turned_away = Counted::enter(&shard.neighbours.connections_turned_away);
-        let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
-        monoio::spawn(async move {
-            let connection = Connection::new(shard, stream);
-            contain(connection.turn_away(&Problem::TooManyConnections, may_linger)).await;
-            drop(turned_away);
-        });
-        return;
-    }
-    shard.metrics.connections_accepted_total.inc();
-    monoio::spawn(async move {
-        Rc::clone(&shard).attend(stream).await;
-        shard.metrics.connections_closed_total.inc();
-        drop(open);
-    });
-}
-
-/// A panic in a connection's task ends the connection, not the shard.
-async fn contain(task: impl Future<Output = ()>) {
-    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        tracing::error!("a bug ended one connection; the panic message above says where");
-    }
-}
-
-/// One connection in a count that all shards share.
-struct Counted {
-    all: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Counted {
-    fn enter(all: &Arc<AtomicUsize>) -> Self {
-        let count = all.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { all: Arc::clone(all), count }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
