@@ -168,8 +168,6 @@ pub const JOURNAL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// What a lease is longer than the longest attempt: how long a delivery may wait in memory for its turn, and its result
 /// for the database.
 pub const DELIVERY_LEASE_MARGIN: Duration = Duration::from_secs(45);
-/// Names that are looked up at a time, each on a thread.
-pub const WEBHOOK_LOOKUPS_MAX: usize = 32;
 /// Endpoints that are read in one call, about 1 KiB each.
 pub const ENDPOINTS_PAGE: u32 = 1000;
 /// Deliveries in one server's memory, from planned or claimed to recorded.
@@ -194,8 +192,8 @@ pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
-/// Longest body an endpoint may answer with, in bytes, where nothing else is configured. A request in flight holds
-/// what is kept of it, 1 KiB; the rest is read so that the connection can be used again.
+/// Of an answer's body, in bytes: what is read so that the connection can be used again, where nothing else is
+/// configured. Past it the connection is closed, and the answer stands. 1 KiB of it is kept.
 pub const WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT: u64 = 64 * 1024;
 /// Least of it that may be configured: what is kept.
 pub const WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN: u64 = 1024;
@@ -207,9 +205,55 @@ pub const WEBHOOK_NETWORKS_MAX: usize = 64;
 pub const WEBHOOK_RETENTION_DAYS_DEFAULT: u64 = 30;
 /// Most days that may be configured: ten years.
 pub const WEBHOOK_RETENTION_DAYS_MAX: u64 = 3660;
+/// Longest URL of an endpoint, in bytes, as given and as normalised.
+pub const WEBHOOK_URL_BYTES_MAX: usize = 2048;
+/// Name lookups at a time, one a name. Each holds a thread of the sender's runtime until the system's resolver gives
+/// up, which may be long after the attempt did; that runtime needs this many blocking threads.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 64;
+/// Addresses of one name that are tried; all of them are vetted.
+pub const WEBHOOK_ADDRESSES_MAX: usize = 8;
+/// How long an address may take before the next one is tried beside it.
+pub const WEBHOOK_NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// Head of the egress proxy's answer, in bytes.
+pub const WEBHOOK_PROXY_HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Header fields in it.
+pub const WEBHOOK_PROXY_HEADERS_MAX: usize = 64;
+/// Idle connections kept, all endpoints together; over it the one idle for longest is closed. At about 16 KiB each,
+/// 48 KiB with TLS: 96 MiB. Busy ones are bounded by [`WEBHOOK_REQUESTS_MAX`].
+pub const WEBHOOK_IDLE_CONNECTIONS_MAX: usize = 2048;
+/// How long an idle connection is kept; receivers commonly close theirs after 60 s.
+pub const WEBHOOK_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// How long a connection may take after its answer to be ready for the next request.
+pub const WEBHOOK_SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Requests at a time on one HTTP/2 connection; beyond, another one is opened. Servers are told to allow no fewer.
+pub const WEBHOOK_STREAMS_PER_CONNECTION_MAX: usize = 100;
+/// Head of an answer, in bytes; also the most that is read at once.
+pub const WEBHOOK_RESPONSE_HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Header fields of an answer; HTTP/2 bounds their bytes alone.
+pub const WEBHOOK_RESPONSE_HEADERS_MAX: usize = 100;
+/// What an HTTP/2 receiver may send ahead of us in one answer, in bytes, and in all answers on a connection.
+pub const WEBHOOK_STREAM_WINDOW_BYTES: u32 = 64 * 1024 - 1;
+/// See [`WEBHOOK_STREAM_WINDOW_BYTES`].
+pub const WEBHOOK_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+/// TLS sessions remembered for resumption, about 2 KiB each.
+pub const WEBHOOK_TLS_SESSIONS_MAX: usize = 1024;
 
 /// Endpoints of one organisation, and so deliveries of one event.
 pub const ENDPOINTS_PER_ORG_MAX: usize = 100;
+/// Longest description of an endpoint, in characters.
+pub const ENDPOINT_DESCRIPTION_CHARS_MAX: usize = 500;
+/// Highest rate an endpoint can be limited to, in requests per second.
+pub const ENDPOINT_RATE_LIMIT_MAX: u32 = 100_000;
+/// How long an endpoint's secret signs beside its successor, where a rotation does not say.
+pub const SECRET_OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Longest that a rotation may say.
+pub const SECRET_OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Deliveries that one call of the store makes due again: a short transaction.
+pub const RECOVER_CHUNK: u32 = 1000;
+/// Deliveries that one request makes due again; it says where there are more.
+pub const RECOVER_DELIVERIES_MAX: u64 = 10_000;
+/// A recovery begins no further call of the store after this time: it holds a control thread.
+pub const RECOVER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Pending deliveries that become failed in the call that deletes their endpoint; the others follow when they come due.
 pub const ENDPOINT_DELETE_DELIVERIES_MAX: i64 = 10_000;
 /// Deliveries claimed in one call: 64 MiB of payloads at most.
@@ -343,6 +387,9 @@ const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () =
     assert!(DEDUP_ID_CHARS_MAX * 12 + EVENT_TYPE_BYTES_MAX * 6 + 1024 < EVENT_BODY_BYTES_MAX - PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_DELIVERIES_MAX as usize * PAYLOAD_BYTES_MAX <= 64 * 1024 * 1024);
+// One endpoint at its highest concurrency evicts none of its own connections.
+const _: () = assert!(WEBHOOK_IDLE_CONNECTIONS_MAX >= WEBHOOK_REQUESTS_MAX);
+const _: () = assert!(ANSWER_BODY_SHOWN_BYTES_MAX as u64 <= WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN);
 // A filter as long as the longest type fits, and so does a header with a token of 2 KiB beside others.
 const _: () = assert!(EVENT_TYPE_BYTES_MAX <= EVENT_TYPE_FILTERS_BYTES_MAX && ENDPOINT_HEADERS_BYTES_MAX >= 2 * 2048);
 const _: () = assert!(WEBHOOK_SECRET_BYTES_MIN <= 32 && 32 <= WEBHOOK_SECRET_BYTES_MAX);
@@ -378,3 +425,16 @@ const _: () = assert!(SHUTDOWN_GRACE_DEFAULT.as_secs() <= SHUTDOWN_GRACE_MAX.as_
 const _: () = assert!(WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_DEFAULT.as_secs());
 const _: () = assert!(WEBHOOK_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_MAX.as_secs());
 const _: () = assert!(WEBHOOK_CONCURRENCY_DEFAULT <= WEBHOOK_CONCURRENCY_MAX);
+const _: () = assert!(SECRET_OVERLAP_DEFAULT.as_secs() <= SECRET_OVERLAP_MAX.as_secs());
+const _: () = assert!(RECOVER_DELIVERIES_MAX.is_multiple_of(RECOVER_CHUNK as u64));
+// One page of endpoints, each escaped at its worst, fits in an organisation's share of the replies.
+const _: () = assert!(
+    ENDPOINTS_PER_ORG_MAX
+        * 6
+        * (WEBHOOK_URL_BYTES_MAX
+            + ENDPOINT_DESCRIPTION_CHARS_MAX * 4
+            + EVENT_TYPE_FILTERS_BYTES_MAX
+            + ENDPOINT_HEADERS_BYTES_MAX
+            + 1024)
+        <= CONTROL_REPLY_BYTES_MAX / 2
+);

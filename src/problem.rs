@@ -6,8 +6,9 @@
 use std::borrow::Cow;
 
 use crate::handoff::journal::Closed;
+use crate::limits;
 
-/// One invalid field of an event.
+/// One invalid field of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     /// Path of the field, such as `type` or `payload`.
@@ -62,6 +63,10 @@ pub enum Problem {
     HttpVersionNotSupported,
     /// JSON, but not an event; with every field at fault.
     InvalidEvent(Vec<FieldError>),
+    /// JSON, but not what this route takes of an endpoint; with every field at fault.
+    InvalidEndpoint(Vec<FieldError>),
+    /// The organisation has as many endpoints as it may.
+    TooManyEndpoints,
     /// Over the organisation's limit; seconds until there is room.
     RateLimited {
         /// Whole seconds, at least 1.
@@ -123,6 +128,8 @@ impl Problem {
             Self::UnsupportedMediaType(_) => (415, "unsupported_media_type", None),
             Self::ExpectationFailed => (417, "expectation_failed", None),
             Self::InvalidEvent(_) => (422, "invalid_event", None),
+            Self::InvalidEndpoint(_) => (422, "invalid_endpoint", None),
+            Self::TooManyEndpoints => (422, "too_many_endpoints", None),
             Self::RateLimited { retry_after } => (429, "rate_limited", Some((*retry_after).max(1))),
             Self::QueueFull => (429, "queue_full", Some(1)),
             Self::AuthBusy => (429, "auth_busy", Some(1)),
@@ -161,6 +168,10 @@ impl Problem {
             Self::UnknownMethod => "this method is not known here".into(),
             Self::HttpVersionNotSupported => "HTTP/1.1 and HTTP/1.0 are spoken here".into(),
             Self::InvalidEvent(_) => "the event is not valid; `errors` names each field".into(),
+            Self::InvalidEndpoint(_) => "the body is not valid; `errors` names each field".into(),
+            Self::TooManyEndpoints => {
+                format!("an organisation has at most {} endpoints; delete one", limits::ENDPOINTS_PER_ORG_MAX).into()
+            }
             Self::RateLimited { .. } => "the organisation's requests per minute are used up".into(),
             Self::QueueFull => "the event queue is full; nothing of this event was stored; send it again later".into(),
             Self::AuthBusy => "too many API keys are being verified; send the request again".into(),
@@ -200,7 +211,7 @@ impl Problem {
             code: row.code,
             detail: &detail,
             offset: if let Self::InvalidJson { offset, .. } = self { *offset } else { None },
-            errors: if let Self::InvalidEvent(fields) = self {
+            errors: if let Self::InvalidEvent(fields) | Self::InvalidEndpoint(fields) = self {
                 Some(fields.iter().map(|f| Field { field: &f.field, message: &f.message }).collect())
             } else {
                 None

@@ -8,7 +8,7 @@
 
 use uuid::Uuid;
 
-use crate::event::EventId;
+use crate::event::{DeliveryId, EndpointId, EventId};
 use crate::key::KeyId;
 use crate::problem::Problem;
 
@@ -47,6 +47,28 @@ pub enum Route {
     ListEvents,
     /// `GET /api/events/{id}`
     GetEvent(EventId),
+    /// `GET /api/events/{id}/deliveries`
+    ListEventDeliveries(EventId),
+    /// `GET /api/deliveries`
+    ListDeliveries,
+    /// `POST /api/deliveries/{id}/retry`
+    RetryDelivery(DeliveryId),
+    /// `POST /api/endpoints`
+    CreateEndpoint,
+    /// `GET /api/endpoints`
+    ListEndpoints,
+    /// `GET /api/endpoints/{id}`
+    GetEndpoint(EndpointId),
+    /// `PATCH /api/endpoints/{id}`
+    UpdateEndpoint(EndpointId),
+    /// `DELETE /api/endpoints/{id}`
+    DeleteEndpoint(EndpointId),
+    /// `POST /api/endpoints/{id}/rotate-secret`
+    RotateEndpointSecret(EndpointId),
+    /// `POST /api/endpoints/{id}/test`
+    TestEndpoint(EndpointId),
+    /// `POST /api/endpoints/{id}/recover`
+    RecoverEndpoint(EndpointId),
     /// `GET /api/keys`
     ListKeys,
     /// `POST /api/keys/rotate`
@@ -69,6 +91,17 @@ pub const TABLE: &[(&str, &str)] = &[
     ("GET", "/api/events"),
     ("POST", "/api/events/batch"),
     ("GET", "/api/events/{id}"),
+    ("GET", "/api/events/{id}/deliveries"),
+    ("GET", "/api/deliveries"),
+    ("POST", "/api/deliveries/{id}/retry"),
+    ("POST", "/api/endpoints"),
+    ("GET", "/api/endpoints"),
+    ("GET", "/api/endpoints/{id}"),
+    ("PATCH", "/api/endpoints/{id}"),
+    ("DELETE", "/api/endpoints/{id}"),
+    ("POST", "/api/endpoints/{id}/rotate-secret"),
+    ("POST", "/api/endpoints/{id}/test"),
+    ("POST", "/api/endpoints/{id}/recover"),
     ("GET", "/api/keys"),
     ("POST", "/api/keys/rotate"),
     ("DELETE", "/api/keys/{id}"),
@@ -85,6 +118,14 @@ impl Route {
             Self::PostEvent | Self::ListEvents => "/api/events",
             Self::PostEventBatch => "/api/events/batch",
             Self::GetEvent(_) => "/api/events/{id}",
+            Self::ListEventDeliveries(_) => "/api/events/{id}/deliveries",
+            Self::ListDeliveries => "/api/deliveries",
+            Self::RetryDelivery(_) => "/api/deliveries/{id}/retry",
+            Self::CreateEndpoint | Self::ListEndpoints => "/api/endpoints",
+            Self::GetEndpoint(_) | Self::UpdateEndpoint(_) | Self::DeleteEndpoint(_) => "/api/endpoints/{id}",
+            Self::RotateEndpointSecret(_) => "/api/endpoints/{id}/rotate-secret",
+            Self::TestEndpoint(_) => "/api/endpoints/{id}/test",
+            Self::RecoverEndpoint(_) => "/api/endpoints/{id}/recover",
             Self::ListKeys => "/api/keys",
             Self::RotateKey => "/api/keys/rotate",
             Self::DeleteKey(_) => "/api/keys/{id}",
@@ -120,6 +161,12 @@ fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
             _ => Err(Problem::MethodNotAllowed("GET, HEAD, POST")),
         },
         b"/api/events/batch" => post(method, Route::PostEventBatch),
+        b"/api/deliveries" => get(method, Route::ListDeliveries),
+        b"/api/endpoints" => match method {
+            Method::Post => Ok(Route::CreateEndpoint),
+            Method::Get | Method::Head => Ok(Route::ListEndpoints),
+            _ => Err(Problem::MethodNotAllowed("GET, HEAD, POST")),
+        },
         b"/api/keys" => get(method, Route::ListKeys),
         b"/api/keys/rotate" => post(method, Route::RotateKey),
         b"/health" => get(method, Route::Health),
@@ -127,14 +174,49 @@ fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
         b"/metrics" => get(method, Route::Metrics),
         b"/openapi.json" => get(method, Route::OpenApi),
         _ => {
-            if let Some(id) = path.strip_prefix(b"/api/events/") {
-                get(method, Route::GetEvent(event_id(id).ok_or(Problem::NotFound)?))
+            if let Some(rest) = path.strip_prefix(b"/api/events/") {
+                event_route(method, rest)
+            } else if let Some(rest) = path.strip_prefix(b"/api/endpoints/") {
+                endpoint_route(method, rest)
+            } else if let Some(rest) = path.strip_prefix(b"/api/deliveries/") {
+                match id_and_action(rest)? {
+                    (id, b"/retry") => post(method, Route::RetryDelivery(DeliveryId(id))),
+                    _ => Err(Problem::NotFound),
+                }
             } else if let Some(id) = path.strip_prefix(b"/api/keys/") {
                 delete(method, Route::DeleteKey(key_id(id).ok_or(Problem::NotFound)?))
             } else {
                 Err(Problem::NotFound)
             }
         }
+    }
+}
+
+/// What stands behind `/api/events/`.
+fn event_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
+    let (id, action) = id_and_action(rest)?;
+    match action {
+        b"" => get(method, Route::GetEvent(EventId(id))),
+        b"/deliveries" => get(method, Route::ListEventDeliveries(EventId(id))),
+        _ => Err(Problem::NotFound),
+    }
+}
+
+/// What stands behind `/api/endpoints/`.
+fn endpoint_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
+    let (id, action) = id_and_action(rest)?;
+    let id = EndpointId(id);
+    match action {
+        b"" => match method {
+            Method::Get | Method::Head => Ok(Route::GetEndpoint(id)),
+            Method::Patch => Ok(Route::UpdateEndpoint(id)),
+            Method::Delete => Ok(Route::DeleteEndpoint(id)),
+            _ => Err(Problem::MethodNotAllowed("DELETE, GET, HEAD, PATCH")),
+        },
+        b"/rotate-secret" => post(method, Route::RotateEndpointSecret(id)),
+        b"/test" => post(method, Route::TestEndpoint(id)),
+        b"/recover" => post(method, Route::RecoverEndpoint(id)),
+        _ => Err(Problem::NotFound),
     }
 }
 
@@ -153,13 +235,12 @@ fn delete(method: Method, route: Route) -> Result<Route, Problem> {
     if method == Method::Delete { Ok(route) } else { Err(Problem::MethodNotAllowed("DELETE")) }
 }
 
-/// The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs and bare hex.
-fn event_id(text: &[u8]) -> Option<EventId> {
+/// An id and what follows it. The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs
+/// and bare hex.
+fn id_and_action(rest: &[u8]) -> Result<(Uuid, &[u8]), Problem> {
     const HYPHENATED_LEN: usize = uuid::fmt::Hyphenated::LENGTH;
-    if text.len() != HYPHENATED_LEN {
-        return None;
-    }
-    Uuid::try_parse_ascii(text).ok().map(EventId)
+    let (id, action) = rest.split_at_checked(HYPHENATED_LEN).ok_or(Problem::NotFound)?;
+    Ok((Uuid::try_parse_ascii(id).map_err(|_| Problem::NotFound)?, action))
 }
 
 fn key_id(text: &[u8]) -> Option<KeyId> {
@@ -184,9 +265,8 @@ mod tests {
 
     fn filled(template: &str) -> String {
         match template {
-            "/api/events/{id}" => EVENT.to_owned(),
             "/api/keys/{id}" => KEY.to_owned(),
-            plain => plain.to_owned(),
+            template => template.replace("{id}", &EVENT[12..]),
         }
     }
 
@@ -223,6 +303,19 @@ mod tests {
         assert_eq!(route(Method::Get, EVENT.as_bytes()), Ok(Route::GetEvent(event)));
         let upper = format!("/api/events/{}", EVENT[12..].to_uppercase());
         assert_eq!(route(Method::Head, upper.as_bytes()), Ok(Route::GetEvent(event)));
+        let id = event.0;
+        for (method, path, found) in [
+            (Method::Get, "/api/events/{id}/deliveries", Route::ListEventDeliveries(event)),
+            (Method::Post, "/api/deliveries/{id}/retry", Route::RetryDelivery(DeliveryId(id))),
+            (Method::Get, "/api/endpoints/{id}", Route::GetEndpoint(EndpointId(id))),
+            (Method::Patch, "/api/endpoints/{id}", Route::UpdateEndpoint(EndpointId(id))),
+            (Method::Delete, "/api/endpoints/{id}", Route::DeleteEndpoint(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/rotate-secret", Route::RotateEndpointSecret(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/test", Route::TestEndpoint(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/recover", Route::RecoverEndpoint(EndpointId(id))),
+        ] {
+            assert_eq!(route(method, filled(path).as_bytes()), Ok(found));
+        }
         let key = KeyId::parse("0aZ0aZ0aZ0aZ").unwrap();
         assert_eq!(route(Method::Delete, KEY.as_bytes()), Ok(Route::DeleteKey(key)));
     }
@@ -244,7 +337,17 @@ mod tests {
             "/api/events/urn:uuid:01890a5d-ac96-774b-bcce-b302099a8057",
             "/api/events/01890a5d-ac96-774b-bcce-b302099a805g",
             "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/",
-            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/deliveries",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/deliveries/",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057deliveries",
+            "/api/events/01890a5d-ac96-774b-bcce-b302099a8057/retry",
+            "/api/deliveries/",
+            "/api/deliveries/01890a5d-ac96-774b-bcce-b302099a8057",
+            "/api/deliveries/01890a5d-ac96-774b-bcce-b302099a8057/deliveries",
+            "/api/endpoints/",
+            "/api/endpoints/01890a5d-ac96-774b-bcce-b302099a805",
+            "/api/endpoints/01890a5d-ac96-774b-bcce-b302099a8057/",
+            "/api/endpoints/01890a5d-ac96-774b-bcce-b302099a8057/rotate",
+            "/api/endpoints/01890a5d-ac96-774b-bcce-b302099a8057/test/",
             "/api/keys/",
             "/api/keys/0aZ0aZ0aZ0a",
             "/api/keys/0aZ0aZ0aZ0aZ0",

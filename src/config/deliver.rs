@@ -7,7 +7,8 @@ use url::Url;
 
 use super::error::ConfigError;
 use super::layer::Values;
-use crate::deliver::config::{DeliverConfig, Roots, SecretKey};
+use crate::deliver::client::Roots;
+use crate::deliver::config::{DeliverConfig, SecretKey};
 use crate::deliver::schedule::RetrySchedule;
 use crate::limits;
 
@@ -15,10 +16,9 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
     let key = "webhook_secret_key";
-    let secret_key =
-        given(values, key).map(SecretKey::parse).transpose().map_err(|right| values.refuse_text(key, right))?;
+    let secret_key = given(values, key).map(SecretKey::parse).transpose().map_err(|rule| refuse(values, key, rule))?;
     let key = "webhook_retry_schedule";
-    let schedule = RetrySchedule::parse(values.text(key)).map_err(|right| values.refuse_text(key, right))?;
+    let schedule = RetrySchedule::parse(values.text(key)).map_err(|rule| refuse(values, key, rule))?;
     let [timeout, connect_timeout] =
         ["webhook_timeout", "webhook_connect_timeout"].map(|key| Duration::from_secs(values.count(key)));
     if connect_timeout > timeout {
@@ -43,6 +43,11 @@ pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
         proxy: proxy(values)?,
         retention: DAY * values.count("webhook_retention_days") as u32,
     })
+}
+
+/// Refuses a setting for a rule of this room's, "must be …".
+fn refuse(values: &Values, key: &str, rule: &str) -> ConfigError {
+    values.refuse_text(key, rule.strip_prefix("must be ").unwrap_or(rule))
 }
 
 /// The text of a setting that may be empty.

@@ -295,7 +295,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "MILLRACE_WEBHOOK_RETRY_SCHEDULE",
         flag: "webhook-retry-schedule",
         kind: Kind::Text("PAUSES"),
-        preset: Preset::Text("5s,5m,30m,2h,5h,10h,14h,20h,24h"),
+        preset: Preset::Text(limits::WEBHOOK_RETRY_SCHEDULE_DEFAULT),
         scope: Scope::Server,
         help: "Pauses between the attempts of a delivery; when they are used up it has failed",
     },

@@ -4,7 +4,7 @@ use clap::{Command, FromArgMatches as _};
 
 use super::setting::{Preset, SETTINGS};
 use super::*;
-use crate::deliver::config::Roots;
+use crate::deliver::client::Roots;
 use crate::deliver::schedule::RetrySchedule;
 
 /// Loads from the text of a file, variables and flags, on a machine of 3 cores.
@@ -200,7 +200,7 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
         (None, &[("MILLRACE_WEBHOOK_PROXY", "proxy:3128")], &[], ["MILLRACE_WEBHOOK_PROXY", "http://HOST:PORT"]),
         (None, &[], &["--webhook-proxy", "https://proxy:3128"], ["--webhook-proxy", "http://HOST:PORT"]),
         (None, &[], &["--webhook-proxy", "http://proxy/path"], ["--webhook-proxy", "http://HOST:PORT"]),
-        (Some("webhook_secret_key = 'short'"), &[], &[], ["`webhook_secret_key` in ", "32 bytes"]),
+        (Some("webhook_secret_key = 'short'"), &[], &[], ["`webhook_secret_key` in ", "it must be 1 to 8 keys"]),
         (Some("webhook_roots = 'none'"), &[], &[], ["`webhook_roots` in ", "webpki, system"]),
         (Some("shards = '4'"), &[], &[], ["`shards` in ", "is a string; it must be a whole number"]),
         (Some("shards = 0"), &[], &[], ["`shards` in ", "is 0"]),

@@ -1,15 +1,19 @@
-//! Where a page of events ended, as an opaque string: the last event's (`received_at`, id), so that the next page
-//! starts right after it however many events arrived meanwhile.
+//! Where a page ended, as an opaque string: the last event's (`received_at`, id), or the last id in lists that are in
+//! the order of their ids, so that the next page starts right after it however much arrived meanwhile.
 //!
-//! A version byte, eight bytes of microseconds and sixteen of id, in hexadecimal. It names a place in an order and
-//! carries no rights: the organisation always comes from the key, so a forged one finds nothing of another's.
+//! A byte that says which, eight bytes of microseconds for events, and sixteen of id, in hexadecimal. It names a place
+//! in an order and carries no rights: the organisation always comes from the key, so a forged one finds nothing of
+//! another's.
 
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::event::EventId;
 
+/// Marks a place among events.
 const VERSION: u8 = 1;
+/// Marks a place among ids.
+const ID_VERSION: u8 = 2;
 /// 9999-12-31T23:59:59.999999Z: past it no database here has a time, and no event was received.
 const MICROS_MAX: i64 = 253_402_300_799_999_999;
 const BYTES: usize = 1 + 8 + 16;
@@ -34,6 +38,21 @@ pub(super) fn decode(text: &str) -> Option<(Timestamp, EventId)> {
     known.then(|| (Timestamp::from_micros(micros), EventId(Uuid::from_u128(id))))
 }
 
+/// The string of the place after `id`.
+pub(super) fn encode_id(id: Uuid) -> String {
+    format!("{ID_VERSION:02x}{}", id.simple())
+}
+
+/// The place that [`encode_id`] wrote; `None` for anything else.
+pub(super) fn decode_id(text: &str) -> Option<Uuid> {
+    if text.len() != (1 + 16) * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let version = u8::from_str_radix(&text[..2], 16).ok()?;
+    let id = u128::from_str_radix(&text[2..], 16).ok()?;
+    (version == ID_VERSION).then(|| Uuid::from_u128(id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +62,20 @@ mod tests {
         for micros in [0, 1, 1_780_000_000_000_000, MICROS_MAX] {
             let place = (Timestamp::from_micros(micros), EventId(Uuid::from_u128(u128::MAX - 5)));
             assert_eq!(decode(&encode(place)), Some(place));
+        }
+    }
+
+    #[test]
+    fn an_id_comes_back_as_it_went_in_and_is_no_place_among_events() {
+        let id = Uuid::from_u128(u128::MAX - 5);
+        let text = encode_id(id);
+        assert_eq!(decode_id(&text), Some(id));
+        assert_eq!(decode(&text), None);
+        let place = encode((Timestamp::from_micros(5), EventId(id)));
+        for bad in
+            ["", &text[1..], &format!("{text}0"), &text.replacen("02", "01", 1), &text.replacen('f', "g", 1), &place]
+        {
+            assert_eq!(decode_id(bad), None, "{bad}");
         }
     }
 

@@ -21,7 +21,7 @@ pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusa
 /// The store cuts a page short at `LIST_BYTES_MAX`, so fewer events than `limit` do not mean the end; a null
 /// `next_cursor` does.
 pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
-    let query = query::parse(query)?;
+    let query = query::events(query)?;
     let (events, more) = desk.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
     let mut body = Vec::with_capacity(events.iter().map(document_bytes).sum::<usize>() + 128);
     body.extend_from_slice(b"{\"data\":");

@@ -1,21 +1,18 @@
 //! A store in memory for this room's tests: the part of the trait that control uses, as its contract says. The real
 //! stores meet the same contract in their conformance suite.
 
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::fake_webhooks::FakeWebhooks;
 use crate::clock::Timestamp;
 use crate::deliver::management::Management;
 use crate::deliver::secret::SecretBox;
 use crate::deliver::target::TargetPolicy;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use crate::event::{Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
-use crate::store::webhooks::{
-    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, Endpoint, EndpointChange, NewEndpoint,
-    PendingStats, PlannedDelivery, SealedSecret, StoredBatch, WebhookStore,
-};
+use crate::store::webhooks::{PlannedDelivery, StoredBatch};
 use crate::store::{
     CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
 };
@@ -27,6 +24,7 @@ pub(super) struct FakeStore {
     pub(super) events: Mutex<Vec<(OrgId, StoredEvent)>>,
     pub(super) keys: Mutex<Vec<KeyInfo>>,
     pub(super) verifiers: Mutex<Vec<KeyVerifier>>,
+    pub(super) webhooks: FakeWebhooks,
     hook: Hook,
 }
 
@@ -37,7 +35,12 @@ impl FakeStore {
 
     pub(super) fn with_hook(hook: impl Fn() -> Result<(), StoreError> + Send + Sync + 'static) -> Self {
         let (events, keys, verifiers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { events, keys, verifiers, hook: Box::new(hook) }
+        Self { events, keys, verifiers, webhooks: FakeWebhooks::default(), hook: Box::new(hook) }
+    }
+
+    /// To be called first by every call.
+    pub(super) fn before_call(&self) -> Result<(), StoreError> {
+        (self.hook)()
     }
 }
 
@@ -47,7 +50,7 @@ impl Store for FakeStore {
     }
 
     fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError> {
-        (self.hook)()?;
+        self.before_call()?;
         Ok(self
             .events
             .lock()
@@ -58,7 +61,7 @@ impl Store for FakeStore {
     }
 
     fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, bool), StoreError> {
-        (self.hook)()?;
+        self.before_call()?;
         let mut found: Vec<StoredEvent> =
             self.events.lock().unwrap().iter().filter(|e| e.0 == org).map(|e| e.1.clone()).collect();
         found.retain(|event| {
@@ -74,12 +77,12 @@ impl Store for FakeStore {
     }
 
     fn keys(&self, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
-        (self.hook)()?;
+        self.before_call()?;
         Ok(self.keys.lock().unwrap().iter().filter(|key| key.org == org).rev().cloned().collect())
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
-        (self.hook)()?;
+        self.before_call()?;
         let mut keys = self.keys.lock().unwrap();
         let now = Timestamp::now();
         let Some(previous) = keys.iter_mut().find(|key| key.id == old && key.revoked_at.is_none()) else {
@@ -93,7 +96,7 @@ impl Store for FakeStore {
     }
 
     fn revoke_key(&self, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {
-        (self.hook)()?;
+        self.before_call()?;
         let mut keys = self.keys.lock().unwrap();
         let Some(key) = keys.iter_mut().find(|key| key.id == id && org.is_none_or(|org| org == key.org)) else {
             return Ok(false);
@@ -160,114 +163,17 @@ impl Store for FakeStore {
     }
 }
 
-impl WebhookStore for FakeStore {
-    fn create_endpoint(&self, _: &NewEndpoint) -> Result<Endpoint, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn endpoint(&self, _: OrgId, _: EndpointId) -> Result<Option<Endpoint>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn endpoints(&self, _: OrgId) -> Result<Vec<Endpoint>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn all_endpoints(&self, _: Option<EndpointId>, _: u32) -> Result<Vec<Endpoint>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn update_endpoint(&self, _: OrgId, _: EndpointId, _: &EndpointChange) -> Result<Option<Endpoint>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn delete_endpoint(&self, _: OrgId, _: EndpointId) -> Result<bool, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn rotate_endpoint_secret(
-        &self,
-        _: OrgId,
-        _: EndpointId,
-        _: &SealedSecret,
-        _: Timestamp,
-    ) -> Result<Option<Endpoint>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn disable_endpoint(&self, _: EndpointId, _: &str) -> Result<bool, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn note_failing(
-        &self,
-        _: &[(EndpointId, Option<Timestamp>)],
-    ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn due_endpoints(&self, _: Timestamp, _: Option<EndpointId>, _: u32) -> Result<Vec<EndpointId>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn claim(&self, _: Timestamp, _: Timestamp, _: &[(EndpointId, u32)]) -> Result<Claims, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn record(&self, _: &[AttemptResult]) -> Result<u64, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn extend(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<Vec<DeliveryId>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn release(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<(), StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn pending_stats(&self) -> Result<PendingStats, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn delivery(&self, _: OrgId, _: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn deliveries_of_event(&self, _: OrgId, _: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn deliveries(&self, _: OrgId, _: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn retry_delivery(&self, _: OrgId, _: DeliveryId, _: Timestamp) -> Result<Option<Delivery>, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn recover_deliveries(
-        &self,
-        _: OrgId,
-        _: EndpointId,
-        _: Range<Timestamp>,
-        _: u32,
-        _: Timestamp,
-    ) -> Result<u64, StoreError> {
-        unreachable!("no route to it yet")
-    }
-
-    fn insert_test(&self, _: &Event, _: &PlannedDelivery) -> Result<(), StoreError> {
-        unreachable!("no route to it yet")
-    }
-}
-
 pub(super) fn key_info(id: KeyId, org: OrgId, created_at: Timestamp) -> KeyInfo {
     KeyInfo { id, org, created_at, last_used_at: None, expires_at: None, revoked_at: None }
 }
 
-/// A key of its own and no webhook target but https, and nobody to tell of changes.
+/// A key of its own, public https targets only, and nobody to tell of changes.
 pub(super) fn management() -> Arc<Management> {
+    management_telling(|_| ())
+}
+
+/// The same, with somebody.
+pub(super) fn management_telling(on_change: impl Fn(OrgId) + Send + Sync + 'static) -> Arc<Management> {
     let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
-    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| ()) })
+    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(on_change) })
 }

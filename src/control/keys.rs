@@ -9,12 +9,12 @@ use serde::Deserialize;
 
 use crate::clock::Timestamp;
 use crate::event::OrgId;
-use crate::ingest::json_syntax;
 use crate::key::{ApiKey, KeyId};
 use crate::limits::{KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
 use crate::metrics::DbOperation;
 use crate::problem::Problem;
 
+use super::body::check_syntax;
 use super::json::{push_array, push_key, push_string, push_time};
 use super::{Answer, Desk, Refusal};
 
@@ -73,10 +73,7 @@ struct RotateBody {
 /// The grace in a rotation's body: `{"grace_seconds": n}`, none where the field or the whole body is left out.
 fn parse_grace(body: &[u8]) -> Result<Duration, Problem> {
     let Some(first) = body.iter().find(|byte| !b" \t\r\n".contains(byte)) else { return Ok(Duration::ZERO) };
-    json_syntax::check(body).map_err(|error| Problem::InvalidJson {
-        offset: Some(error.offset),
-        detail: format!("expected {}", error.expected).into(),
-    })?;
+    check_syntax(body)?;
     // Asked here because serde would also take the fields as an array, without their names.
     if *first != b'{' {
         return Err(Problem::BadQuery("the body must be an object, or empty".into()));

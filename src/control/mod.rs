@@ -1,4 +1,4 @@
-//! CONTROL: the API that reads events and manages keys.
+//! CONTROL: the API that reads events and deliveries and manages keys and endpoints.
 //!
 //! A shard authenticates the caller, makes a [`Job`] and submits it to the [`ControlPool`]; a thread of the pool asks
 //! the store and answers with a [`Reply`] or a [`Problem`]. So a slow query delays other control requests, never an
@@ -9,17 +9,25 @@
 //! Never: a log line per request, a secret in a log or a `Debug`, a payload parsed or re-serialised.
 
 mod admission;
+mod body;
 mod complaint;
 mod cursor;
+mod deliveries;
+mod endpoint_body;
+mod endpoints;
 mod events;
 #[cfg(test)]
 mod fake_store;
+#[cfg(test)]
+mod fake_webhooks;
 mod json;
 mod keys;
 mod pool;
 mod query;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod webhook_tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +37,7 @@ pub use admission::ReplyHold;
 pub use pool::ControlPool;
 
 use crate::deliver::management::Management;
-use crate::event::{EventId, OrgId};
+use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
 use crate::key::{Argon2Cost, KeyId};
 use crate::metrics::{DbOperation, Metrics};
 use crate::problem::Problem;
@@ -47,12 +55,36 @@ pub struct Caller {
 }
 
 /// What is asked, with the parts of the request that matter still unparsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Its `Debug` shows no body: one may hold a secret.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Request {
     /// `GET /api/events/{id}`
     GetEvent(EventId),
     /// `GET /api/events`, with the query string (without its `?`; empty where there is none).
     ListEvents(String),
+    /// `GET /api/events/{id}/deliveries`, with the query string.
+    ListEventDeliveries(EventId, String),
+    /// `GET /api/deliveries`, with the query string.
+    ListDeliveries(String),
+    /// `POST /api/deliveries/{id}/retry`
+    RetryDelivery(DeliveryId),
+    /// `POST /api/endpoints`, with the body.
+    CreateEndpoint(Vec<u8>),
+    /// `GET /api/endpoints`, with the query string.
+    ListEndpoints(String),
+    /// `GET /api/endpoints/{id}`
+    GetEndpoint(EndpointId),
+    /// `PATCH /api/endpoints/{id}`, with the body.
+    UpdateEndpoint(EndpointId, Vec<u8>),
+    /// `DELETE /api/endpoints/{id}`
+    DeleteEndpoint(EndpointId),
+    /// `POST /api/endpoints/{id}/rotate-secret`, with the body.
+    RotateEndpointSecret(EndpointId, Vec<u8>),
+    /// `POST /api/endpoints/{id}/test`
+    TestEndpoint(EndpointId),
+    /// `POST /api/endpoints/{id}/recover`, with the body.
+    RecoverEndpoint(EndpointId, Vec<u8>),
     /// `GET /api/keys`
     ListKeys,
     /// `POST /api/keys/rotate`, with the body.
@@ -61,12 +93,55 @@ pub enum Request {
     DeleteKey(KeyId),
 }
 
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reads = if self.only_reads() { "reads" } else { "changes" };
+        write!(f, "Request({reads})")
+    }
+}
+
 impl Request {
     /// Whether it changes nothing, so that its answer may still be refused once it is made.
     const fn only_reads(&self) -> bool {
         match self {
-            Self::GetEvent(_) | Self::ListEvents(_) | Self::ListKeys => true,
-            Self::RotateKey(_) | Self::DeleteKey(_) => false,
+            Self::GetEvent(_)
+            | Self::ListEvents(_)
+            | Self::ListEventDeliveries(..)
+            | Self::ListDeliveries(_)
+            | Self::ListEndpoints(_)
+            | Self::GetEndpoint(_)
+            | Self::ListKeys => true,
+            Self::RetryDelivery(_)
+            | Self::CreateEndpoint(_)
+            | Self::UpdateEndpoint(..)
+            | Self::DeleteEndpoint(_)
+            | Self::RotateEndpointSecret(..)
+            | Self::TestEndpoint(_)
+            | Self::RecoverEndpoint(..)
+            | Self::RotateKey(_)
+            | Self::DeleteKey(_) => false,
+        }
+    }
+
+    /// Where its body goes, if it takes one.
+    pub fn body_mut(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Self::CreateEndpoint(body)
+            | Self::UpdateEndpoint(_, body)
+            | Self::RotateEndpointSecret(_, body)
+            | Self::RecoverEndpoint(_, body)
+            | Self::RotateKey(body) => Some(body),
+            Self::GetEvent(_)
+            | Self::ListEvents(_)
+            | Self::ListEventDeliveries(..)
+            | Self::ListDeliveries(_)
+            | Self::RetryDelivery(_)
+            | Self::ListEndpoints(_)
+            | Self::GetEndpoint(_)
+            | Self::DeleteEndpoint(_)
+            | Self::TestEndpoint(_)
+            | Self::ListKeys
+            | Self::DeleteKey(_) => None,
         }
     }
 }
@@ -109,7 +184,7 @@ enum Refusal {
     Client(Problem),
     /// For the operator, with an answer to the client that [`Desk::problem`] chooses.
     Store(StoreError),
-    /// The operating system gave no randomness for a new key.
+    /// The operating system gave no randomness for a new key or secret.
     Randomness(getrandom::Error),
 }
 
@@ -146,6 +221,17 @@ impl Desk {
         match job.request {
             Request::GetEvent(id) => events::get(self, org, id),
             Request::ListEvents(query) => events::list(self, org, &query),
+            Request::ListEventDeliveries(id, query) => deliveries::of_event(self, org, id, &query),
+            Request::ListDeliveries(query) => deliveries::list(self, org, &query),
+            Request::RetryDelivery(id) => deliveries::retry(self, org, id),
+            Request::CreateEndpoint(body) => endpoints::create(self, org, &body),
+            Request::ListEndpoints(query) => endpoints::list(self, org, &query),
+            Request::GetEndpoint(id) => endpoints::get(self, org, id),
+            Request::UpdateEndpoint(id, body) => endpoints::update(self, org, id, &body),
+            Request::DeleteEndpoint(id) => endpoints::delete(self, org, id),
+            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, org, id, &body),
+            Request::TestEndpoint(id) => endpoints::test(self, org, id),
+            Request::RecoverEndpoint(id, body) => endpoints::recover(self, org, id, &body),
             Request::ListKeys => keys::list(self, org),
             Request::RotateKey(body) => keys::rotate(self, key, &body),
             Request::DeleteKey(id) => keys::delete(self, org, id),
@@ -161,6 +247,11 @@ impl Desk {
         answer
     }
 
+    /// Says that the organisation's endpoints changed, before the answer does.
+    fn endpoints_changed(&self, org: OrgId) {
+        (self.management.on_change)(org);
+    }
+
     /// The client's side of a refusal; the operator's is logged here, once.
     fn problem(&self, refusal: &Refusal) -> Problem {
         let (problem, trouble) = match refusal {
@@ -168,7 +259,7 @@ impl Desk {
             Refusal::Store(StoreError::Unavailable(_)) => (Problem::StoreUnavailable, Some(Trouble::Unavailable)),
             Refusal::Store(StoreError::Misconfigured(_)) => (Problem::StoreUnavailable, Some(Trouble::Misconfigured)),
             Refusal::Store(StoreError::RowRefused(_)) => (Problem::Internal, Some(Trouble::Refused)),
-            // The one conflict a control request can meet: the key it came with was revoked or expired since a
+            // The one conflict that handlers do not answer themselves: the key it came with was revoked or expired since a
             // shard looked it up.
             Refusal::Store(StoreError::Conflict(_)) => (Problem::InvalidApiKey, None),
             Refusal::Randomness(_) => (Problem::Internal, Some(Trouble::Randomness)),
@@ -185,7 +276,7 @@ impl fmt::Display for Refusal {
         match self {
             Self::Client(problem) => f.write_str(&problem.detail()),
             Self::Store(error) => error.fmt(f),
-            Self::Randomness(error) => write!(f, "no randomness for a new key: {error}"),
+            Self::Randomness(error) => write!(f, "no randomness for a new key or secret: {error}"),
         }
     }
 }

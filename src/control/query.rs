@@ -1,4 +1,4 @@
-//! The query string of an event list, parsed strictly: a parameter that is not known, given twice or ill-formed is
+//! The query strings of lists, parsed strictly: a parameter that is not known, given twice or ill-formed is
 //! refused by name, for a typo must not turn a filter into "everything".
 //!
 //! Names and values are percent-decoded as RFC 3986 has it. A `+` is a plus, not a space: the offset of a time can be
@@ -7,11 +7,14 @@
 
 use std::borrow::Cow;
 
+use uuid::Uuid;
+
 use crate::clock::Timestamp;
-use crate::event::is_event_type;
+use crate::event::{DeliveryId, EndpointId, is_event_type};
 use crate::limits::{EVENT_TYPE_BYTES_MAX, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX};
 use crate::problem::Problem;
 use crate::store::EventQuery;
+use crate::store::webhooks::{DeliveryQuery, DeliveryStatus};
 
 use super::cursor;
 
@@ -22,32 +25,94 @@ const NAME_SHOWN_CHARS: usize = 64;
 ///
 /// # Errors
 /// [`Problem::BadQuery`], naming the parameter.
-pub(super) fn parse(query: &str) -> Result<EventQuery, Problem> {
+pub(super) fn events(query: &str) -> Result<EventQuery, Problem> {
     let (mut event_type, mut after, mut before, mut limit, mut cursor) = (None, None, None, None, None);
-    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let name = percent_decoded(name).ok_or_else(|| bad("a parameter's name is not percent-encoded UTF-8"))?;
-        let value = percent_decoded(value);
-        let value = value.as_deref();
-        match name.as_ref() {
+    each(query, "type, after, before, limit and cursor", |name, value| {
+        match name {
             "type" => once(&mut event_type, "type", value.and_then(type_of), TYPE_RULE)?,
             "after" => once(&mut after, "after", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
             "before" => once(&mut before, "before", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
             "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
             "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode), CURSOR_RULE)?,
-            unknown => {
-                let shown: String = unknown.chars().take(NAME_SHOWN_CHARS).collect();
-                return Err(bad(format!(
-                    "there is no parameter `{shown}` here; there are type, after, before, limit and cursor"
-                )));
-            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(EventQuery { event_type, after, before, cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
+}
+
+/// Reads `status`, `endpoint_id`, `limit` and `cursor`.
+///
+/// # Errors
+/// [`Problem::BadQuery`], naming the parameter.
+pub(super) fn deliveries(query: &str) -> Result<DeliveryQuery, Problem> {
+    let (mut status, mut endpoint, mut limit, mut cursor) = (None, None, None, None);
+    each(query, "status, endpoint_id, limit and cursor", |name, value| {
+        match name {
+            "status" => once(&mut status, "status", value.and_then(DeliveryStatus::parse), STATUS_RULE)?,
+            "endpoint_id" => once(&mut endpoint, "endpoint_id", value.and_then(id_of), ID_RULE)?,
+            "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
+            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode_id), CURSOR_RULE)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(DeliveryQuery {
+        status,
+        endpoint: endpoint.map(EndpointId),
+        cursor: cursor.map(DeliveryId),
+        limit: limit.unwrap_or(LIST_LIMIT_DEFAULT),
+    })
+}
+
+/// Which part of a list that has no filters, in the order of its ids.
+pub(super) struct Page {
+    /// The last id of the page before.
+    pub(super) cursor: Option<Uuid>,
+    /// At most this many.
+    pub(super) limit: u32,
+}
+
+/// Reads `limit` and `cursor`.
+///
+/// # Errors
+/// [`Problem::BadQuery`], naming the parameter.
+pub(super) fn page(query: &str) -> Result<Page, Problem> {
+    let (mut limit, mut cursor) = (None, None);
+    each(query, "limit and cursor", |name, value| {
+        match name {
+            "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
+            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode_id), CURSOR_RULE)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(Page { cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
+}
+
+/// Hands each parameter to `take`, decoded (the value is `None` where it cannot be); it says whether it knows the name,
+/// and `known` are those it does.
+fn each(
+    query: &str,
+    known: &str,
+    mut take: impl FnMut(&str, Option<&str>) -> Result<bool, Problem>,
+) -> Result<(), Problem> {
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let name = percent_decoded(name).ok_or_else(|| bad("a parameter's name is not percent-encoded UTF-8"))?;
+        let value = percent_decoded(value);
+        if !take(&name, value.as_deref())? {
+            let shown: String = name.chars().take(NAME_SHOWN_CHARS).collect();
+            return Err(bad(format!("there is no parameter `{shown}` here; there are {known}")));
         }
     }
-    Ok(EventQuery { event_type, after, before, cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
+    Ok(())
 }
 
 const TYPE_RULE: &str = "1 to 128 of A-Z a-z 0-9 _ . : / -";
 const TIME_RULE: &str = "an RFC 3339 time such as 2026-01-31T12:00:00Z";
+const STATUS_RULE: &str = "pending, delivered, failed or blocked";
+const ID_RULE: &str = "an id such as 01890a5d-ac96-774b-bcce-b302099a8057";
 const LIMIT_RULE: &str = "a number from 1 to 1000";
 const CURSOR_RULE: &str = "a next_cursor as a page of this list gave it";
 // The rules are words; this keeps them true.
@@ -68,6 +133,12 @@ fn bad(why: impl Into<Cow<'static, str>>) -> Problem {
 
 fn type_of(text: &str) -> Option<String> {
     is_event_type(text).then(|| text.to_owned())
+}
+
+/// The hyphenated form only, as in paths.
+fn id_of(text: &str) -> Option<Uuid> {
+    let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    Uuid::try_parse(text).ok().filter(|_| is_hyphenated)
 }
 
 fn limit_of(text: &str) -> Option<u32> {
@@ -102,13 +173,11 @@ fn hex_digit(byte: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::event::EventId;
 
     fn detail(query: &str) -> String {
-        let problem = parse(query).expect_err(query);
+        let problem = events(query).expect_err(query);
         assert_eq!(problem.row().code, "bad_request");
         problem.detail().into_owned()
     }
@@ -120,7 +189,7 @@ mod tests {
             "type=user.login&after=2026-01-01T01:00:00%2B01:00&before=2026-01-02T00:00:00.5Z&limit=7&cursor={}",
             cursor::encode(place)
         );
-        let read = parse(&query).unwrap();
+        let read = events(&query).unwrap();
         assert_eq!(read.event_type.as_deref(), Some("user.login"));
         assert_eq!(read.after, Timestamp::parse_rfc3339("2026-01-01T00:00:00Z"));
         assert_eq!(read.before, Timestamp::parse_rfc3339("2026-01-02T00:00:00.5Z"));
@@ -130,7 +199,7 @@ mod tests {
     #[test]
     fn nothing_given_means_the_newest_of_every_type() {
         for query in ["", "&", "&&&"] {
-            let read = parse(query).unwrap();
+            let read = events(query).unwrap();
             assert_eq!((read.limit, read.cursor, read.after, read.before), (LIST_LIMIT_DEFAULT, None, None, None));
             assert_eq!(read.event_type, None);
         }
@@ -138,9 +207,9 @@ mod tests {
 
     #[test]
     fn a_plus_is_a_plus_and_percent_encoding_is_undone_in_names_too() {
-        let plain = parse("after=2026-01-01T01:00:00+01:00").unwrap();
+        let plain = events("after=2026-01-01T01:00:00+01:00").unwrap();
         assert_eq!(plain.after, Timestamp::parse_rfc3339("2026-01-01T00:00:00Z"));
-        assert_eq!(parse("%74ype=a%2Fb%3a1&limit=1%30").unwrap().event_type.as_deref(), Some("a/b:1"));
+        assert_eq!(events("%74ype=a%2Fb%3a1&limit=1%30").unwrap().event_type.as_deref(), Some("a/b:1"));
     }
 
     #[test]
@@ -172,8 +241,38 @@ mod tests {
         ] {
             assert!(detail(query).contains(part), "{query}: {}", detail(query));
         }
-        assert!(parse(&format!("type={}", "a".repeat(128))).is_ok());
+        assert!(events(&format!("type={}", "a".repeat(128))).is_ok());
         assert!(detail(&format!("type={}", "a".repeat(129))).contains("`type` must be"));
         assert!(detail(&"é".repeat(2000)).chars().count() < 200, "an unknown name is said back only in part");
+    }
+
+    #[test]
+    fn a_query_of_deliveries_is_read_or_its_fault_is_named() {
+        let (endpoint, last) = (Uuid::from_u128(7), Uuid::from_u128(9));
+        let cursor = cursor::encode_id(last);
+        let read = deliveries(&format!("status=failed&endpoint_id={endpoint}&limit=7&cursor={cursor}")).unwrap();
+        assert_eq!((read.status, read.endpoint), (Some(DeliveryStatus::Failed), Some(EndpointId(endpoint))));
+        assert_eq!((read.limit, read.cursor), (7, Some(DeliveryId(last))));
+        let read = page(&format!("limit=7&cursor={cursor}")).unwrap();
+        assert_eq!((read.limit, read.cursor), (7, Some(last)));
+        assert_eq!(page("").map(|read| (read.limit, read.cursor)), Ok((LIST_LIMIT_DEFAULT, None)));
+        for (query, part) in [
+            ("status=Failed", "`status` must be pending, delivered, failed or blocked"),
+            ("status=", "`status` must be"),
+            ("endpoint_id=7", "`endpoint_id` must be"),
+            ("endpoint_id=00000000000000000000000000000007", "`endpoint_id` must be"),
+            ("endpoint=7", "`endpoint`"),
+            ("type=a", "there are status, endpoint_id, limit and cursor"),
+            ("limit=1001", "`limit` must be"),
+            ("cursor=01", "`cursor` must be"),
+            ("status=failed&status=failed", "`status` is given twice"),
+        ] {
+            let problem = deliveries(query).expect_err(query);
+            assert!(problem.detail().contains(part), "{query}: {}", problem.detail());
+        }
+        for (query, part) in [("status=failed", "there are limit and cursor"), ("limit=0", "`limit` must be")] {
+            let problem = page(query).err().expect(query);
+            assert!(problem.detail().contains(part), "{query}: {}", problem.detail());
+        }
     }
 }

@@ -16,9 +16,9 @@ use crate::key;
 use crate::limits::{CONTROL_WORKERS, LIST_KEYS_MAX};
 use crate::store::StoredEvent;
 
-const OURS: OrgId = OrgId(Uuid::from_u128(1));
-const THEIRS: OrgId = OrgId(Uuid::from_u128(2));
-const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 8, iterations: 1 };
+pub(super) const OURS: OrgId = OrgId(Uuid::from_u128(1));
+pub(super) const THEIRS: OrgId = OrgId(Uuid::from_u128(2));
+pub(super) const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 8, iterations: 1 };
 
 fn key_id(text: &str) -> KeyId {
     KeyId::parse(text).unwrap()
@@ -28,7 +28,7 @@ fn caller(org: OrgId) -> Caller {
     Caller { org, key: key_id("ourOwnKey000") }
 }
 
-fn event(n: u128, event_type: &str, payload: &str) -> StoredEvent {
+pub(super) fn event(n: u128, event_type: &str, payload: &str) -> StoredEvent {
     StoredEvent {
         id: EventId(Uuid::from_u128(n)),
         event_type: event_type.into(),
@@ -52,7 +52,7 @@ fn wait(answered: oneshot::Receiver<Result<Reply, Problem>>) -> Result<Reply, Pr
     })
 }
 
-fn ask_as(pool: &ControlPool, org: OrgId, request: Request) -> Result<Reply, Problem> {
+pub(super) fn ask_as(pool: &ControlPool, org: OrgId, request: Request) -> Result<Reply, Problem> {
     wait(pool.submit(Job { caller: caller(org), request })?)
 }
 

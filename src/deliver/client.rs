@@ -1,17 +1,62 @@
 //! Makes requests to strangers.
+//!
+//! Owns the connections to receivers; runs on the sender's runtime (one thread), where any number of [`WebhookClient::send`]s
+//! run beside each other; how many is the caller's bound.
+//!
+//! - An attempt ends within the configured timeout, whatever the receiver, its name server or the proxy do.
+//! - It goes where the [`TargetPolicy`] allows, checked on the very address that is connected to (`connect.rs`), and
+//!   nowhere else: redirects are answers, and no proxy is taken from the environment.
+//! - Receivers cost bounded memory: the answer's head, what is read of its body, and what is kept of that are limits, and
+//!   so are idle connections (`pool.rs`) and lookups (`lookup.rs`). Nothing is decompressed, or asked for compressed.
+//! - A request is written twice only where the first connection had been idle and closed without a byte of an answer, or
+//!   the receiver said that it had not begun with it.
+//! - HTTP/2 where TLS negotiates it, else HTTP/1.1. A connection on which a request met nothing but silence is not used
+//!   again, so that one which leads nowhere costs its attempts and not those to come.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use hyper::header::HeaderMap;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::{Response, Uri};
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::outcome::Outcome;
+use self::connect::Connector;
+use self::lookup::Lookups;
+use self::pool::{Gate, Key, Lease, Pool};
+use self::proxy::Proxy;
+use super::outcome::{self, Answer, ErrorClass, Outcome};
 use super::target::TargetPolicy;
+use crate::limits::ANSWER_BODY_SHOWN_BYTES_MAX;
+
+mod connect;
+mod connection;
+mod failure;
+mod lookup;
+mod pool;
+mod proxy;
+mod stream;
+mod tls;
+
+pub use self::lookup::{Resolve, SystemResolver};
+
+/// Which public certificate authorities are trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Roots {
+    /// Mozilla's, as built in.
+    #[default]
+    Webpki,
+    /// The operating system's.
+    System,
+}
 
 /// How requests are made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClientConfig {
     /// Where they may go.
     pub policy: TargetPolicy,
@@ -19,25 +64,50 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// For name, TCP, proxy and TLS.
     pub connect_timeout: Duration,
-    /// Certificates (PEM) that are trusted beside the public ones.
+    /// Most that is read of an answer's body, in bytes; past it the connection is closed, and the answer stands.
+    pub response_bytes_max: usize,
+    /// Who is trusted.
+    pub roots: Roots,
+    /// Certificates (PEM) that are trusted beside them.
     pub ca_file: Option<PathBuf>,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
 }
 
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig")
+            .field("policy", &self.policy)
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_bytes_max", &self.response_bytes_max)
+            .field("roots", &self.roots)
+            .field("ca_file", &self.ca_file)
+            // It may hold a password.
+            .field("proxy", &self.proxy.as_ref().map(|_| "***"))
+            .finish()
+    }
+}
+
 /// One request: a POST.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Where to.
-    pub url: Url,
+    /// Where to: [`super::target::request_uri`] of the endpoint's URL, which is made once and cheap to clone.
+    pub url: Uri,
     /// All headers but `Host` and `Content-Length`.
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
 }
 
-/// Keeps connections; used from one tokio runtime.
-pub struct WebhookClient;
+/// Keeps connections; used from one tokio runtime. Clones share them.
+#[derive(Clone)]
+pub struct WebhookClient {
+    connector: Arc<Connector>,
+    pool: Pool,
+    timeout: Duration,
+    response_bytes_max: usize,
+}
 
 impl WebhookClient {
     /// Reads the certificates.
@@ -45,13 +115,129 @@ impl WebhookClient {
     /// # Errors
     /// What is wrong with them, or with the proxy.
     pub fn new(config: ClientConfig) -> Result<Self, String> {
-        let _ = config;
-        todo!()
+        Self::with_resolver(config, Arc::new(SystemResolver))
+    }
+
+    /// The same with another source of addresses.
+    ///
+    /// # Errors
+    /// As [`WebhookClient::new`].
+    pub fn with_resolver(config: ClientConfig, resolver: Arc<dyn Resolve>) -> Result<Self, String> {
+        let connector = Connector {
+            policy: config.policy,
+            lookups: Lookups::new(resolver),
+            proxy: config.proxy.as_ref().map(Proxy::parse).transpose()?,
+            tls: Arc::new(tls::client_config(config.roots, config.ca_file.as_deref())?),
+            timeout: config.connect_timeout,
+        };
+        Ok(Self {
+            connector: Arc::new(connector),
+            pool: Pool::default(),
+            timeout: config.timeout,
+            response_bytes_max: config.response_bytes_max,
+        })
     }
 
     /// Makes one attempt; ends within the timeout, whatever happens.
     pub async fn send(&self, request: Request) -> Outcome {
-        let _ = request;
-        todo!()
+        let deadline = Instant::now() + self.timeout;
+        match self.head(&request, deadline).await {
+            Ok((lease, response)) => self.rest(lease, response, deadline).await,
+            Err(class) => Outcome { answer: None, error: Some(class) },
+        }
     }
+
+    /// Sends the request and waits for the answer's head. A connection that had been used before may have been closed
+    /// meanwhile; then the request goes out once more, on a new one.
+    async fn head(&self, request: &Request, deadline: Instant) -> Result<(Lease, Response<Incoming>), ErrorClass> {
+        let key = Key::of(&request.url).ok_or(ErrorClass::AddressNotAllowed)?;
+        let mut again = false;
+        loop {
+            let mut lease = self.lease(&key, &request.url, again, deadline).await?;
+            match timeout_at(deadline, lease.send(request)).await {
+                Ok(Ok(response)) => return Ok((lease, response)),
+                Ok(Err(failure)) => {
+                    lease.retire();
+                    if again || !lease.is_reused() || !failure.untouched {
+                        return Err(failure.class);
+                    }
+                    again = true;
+                }
+                Err(_) => {
+                    lease.retire_if_silent();
+                    return Err(ErrorClass::Timeout);
+                }
+            }
+        }
+    }
+
+    async fn lease(&self, key: &Key, uri: &Uri, fresh: bool, deadline: Instant) -> Result<Lease, ErrorClass> {
+        if let Some(lease) = self.pool.take(key, fresh) {
+            return Ok(lease);
+        }
+        let _ours = match self.pool.gate(key) {
+            Gate::Open => None,
+            Gate::Ours(ours) => Some(ours),
+            Gate::Theirs(mut open) => {
+                let deadline = deadline.min(Instant::now() + self.connector.timeout);
+                if timeout_at(deadline, open.changed()).await.is_err() {
+                    return Err(ErrorClass::ConnectTimeout);
+                }
+                if let Some(lease) = self.pool.take(key, fresh) {
+                    return Ok(lease);
+                }
+                None
+            }
+        };
+        let stream = self.connector.connect(uri, deadline).await?;
+        let (sender, heard) = connection::begin(stream).await?;
+        Ok(self.pool.opened(key, sender, heard))
+    }
+
+    /// Reads the body, of which only the beginning is kept.
+    async fn rest(&self, lease: Lease, response: Response<Incoming>, deadline: Instant) -> Outcome {
+        let (head, mut body) = response.into_parts();
+        let mut shown = Vec::new();
+        let error = match timeout_at(deadline, drain(&mut body, &mut shown, self.response_bytes_max)).await {
+            Ok(Ok(Drained::Whole)) => {
+                lease.keep();
+                None
+            }
+            Ok(Ok(Drained::Cut)) => None,
+            Ok(Err(error)) => Some(failure::class_of(&error)),
+            Err(_) => Some(ErrorClass::Timeout),
+        };
+        let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let answer = Answer {
+            status: head.status.as_u16(),
+            retry_after: retry_after.and_then(|text| outcome::retry_after(text, SystemTime::now())),
+            body: outcome::shown_body(&shown),
+        };
+        Outcome { answer: Some(answer), error }
+    }
+}
+
+enum Drained {
+    Whole,
+    /// There was more than is read.
+    Cut,
+}
+
+/// Reads on behind what is shown, so that the connection can be used again; not where the receiver announces more than
+/// would be read.
+async fn drain(body: &mut Incoming, shown: &mut Vec<u8>, bytes_max: usize) -> Result<Drained, hyper::Error> {
+    let announced = body.size_hint().lower();
+    let bytes_max = if announced > bytes_max as u64 { ANSWER_BODY_SHOWN_BYTES_MAX.min(bytes_max) } else { bytes_max };
+    let mut read = 0;
+    while !body.is_end_stream() {
+        if read >= bytes_max {
+            return Ok(Drained::Cut);
+        }
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame?.into_data() else { continue };
+        let room = ANSWER_BODY_SHOWN_BYTES_MAX - shown.len();
+        shown.extend_from_slice(&data[..data.len().min(room)]);
+        read += data.len();
+    }
+    Ok(Drained::Whole)
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::client::ClientConfig;
+use super::client::{ClientConfig, Roots};
 use super::schedule::RetrySchedule;
 use super::secret::SecretBox;
 use super::target::TargetPolicy;
@@ -46,15 +46,6 @@ pub struct DeliverConfig {
     pub proxy: Option<Url>,
     /// How long deliveries that have ended are kept, with their attempts.
     pub retention: Duration,
-}
-
-/// Whose certificates endpoints' are verified with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Roots {
-    /// Those built into the program.
-    Webpki,
-    /// Those of the machine.
-    System,
 }
 
 /// The configured key or keys, as text that [`SecretBox::from_config`] takes. Wiped when dropped.
@@ -95,6 +86,8 @@ impl DeliverConfig {
             policy,
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,
+            response_bytes_max: self.response_bytes_max,
+            roots: self.roots,
             ca_file: self.ca_file.clone(),
             proxy: self.proxy.clone(),
         }
@@ -107,7 +100,7 @@ impl DeliverConfig {
     /// What is wrong with the file, and what mends it.
     pub fn open_secrets(&self, data_dir: &Path) -> Result<SecretBox, String> {
         if let Some(SecretKey(text)) = &self.secret_key {
-            return SecretBox::from_config(text).map_err(|right| format!("webhook_secret_key must be {right}"));
+            return SecretBox::from_config(text).map_err(|rule| format!("webhook_secret_key {rule}"));
         }
         let path = data_dir.join(SECRET_KEY_FILE);
         // With Postgres and nothing to keep but this, nobody has made the directory yet.

@@ -13,15 +13,15 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use hyper::Uri;
 use hyper::header::HeaderMap;
-use url::Url;
 
 use super::filter::{self, EventTypeFilter};
 use super::headers;
 use super::outcome::ErrorClass;
 use super::room::Share;
 use super::secret::{SecretBox, WebhookSecret};
-use super::target::TargetPolicy;
+use super::target::{TargetPolicy, request_uri};
 use crate::clock::Timestamp;
 use crate::event::{EndpointId, Event, OrgId};
 use crate::limits;
@@ -48,7 +48,7 @@ pub struct LiveEndpoint {
 /// What an endpoint's requests are made of.
 pub struct Outfit {
     /// Where they go.
-    pub url: Url,
+    pub url: Uri,
     /// What each carries besides the standard fields.
     pub headers: HeaderMap,
     secret: WebhookSecret,
@@ -226,7 +226,11 @@ impl Directory {
             _ => None,
         };
         Ok(Outfit {
-            url: self.policy.parse_url(&endpoint.url).map_err(refused)?,
+            url: self
+                .policy
+                .parse_url(&endpoint.url)
+                .and_then(|url| request_uri(&url).map_err(|error| error.to_string()))
+                .map_err(refused)?,
             headers: headers::parse(&endpoint.headers).map_err(refused)?,
             secret: open(&endpoint.secret)?,
             previous_secret,

@@ -22,6 +22,7 @@ mod breaker;
 mod claims;
 pub mod client;
 pub mod config;
+pub mod definition;
 pub mod directory;
 mod fair;
 pub mod filter;
@@ -53,7 +54,7 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use self::config::{DeliverConfig, Roots};
+pub use self::config::DeliverConfig;
 pub use self::management::Management;
 
 use self::claims::Claims;
@@ -102,7 +103,7 @@ impl Deliver {
     ) -> Result<Self, String> {
         let secrets = Arc::new(config.open_secrets(data_dir)?);
         let policy = config.policy(own_addresses);
-        let client = Arc::new(WebhookClient::new(config.client(policy.clone()))?);
+        let client = WebhookClient::new(config.client(policy.clone()))?;
         let directory = Arc::new(Directory::new(Arc::clone(&secrets), policy.clone()));
         let (room, bell) = Room::new();
         let (to_sender, inbox) = mpsc::unbounded_channel();

@@ -51,7 +51,7 @@ pub struct Sender {
     /// Rung when a circuit closes.
     pub room: Arc<Room>,
     /// Makes requests.
-    pub client: Arc<WebhookClient>,
+    pub client: WebhookClient,
     /// When a failed delivery is tried again.
     pub schedule: RetrySchedule,
     /// The longest an attempt can take.
@@ -167,8 +167,7 @@ impl Sender {
                 return;
             }
         }
-        let client = Arc::clone(&self.client);
-        self.attempts.spawn(attempt(outgoing, endpoint, client));
+        self.attempts.spawn(attempt(outgoing, endpoint, self.client.clone()));
     }
 
     /// An attempt has ended: the books of its endpoint, and what follows for the delivery.
@@ -248,7 +247,7 @@ impl Sender {
 }
 
 /// One attempt. Ends within the client's timeout; a panic in it is an outcome like another.
-async fn attempt(outgoing: Outgoing, endpoint: Arc<LiveEndpoint>, client: Arc<WebhookClient>) -> Ended {
+async fn attempt(outgoing: Outgoing, endpoint: Arc<LiveEndpoint>, client: WebhookClient) -> Ended {
     let (at, began) = (Timestamp::now(), Instant::now());
     let outcome = match &endpoint.outfit {
         Err(error) => failure(*error),

@@ -21,11 +21,11 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use std::os::fd::AsRawFd;
 
 use super::connections::{Member, Phase};
-use super::http::{self, Framing, Head, HeadScanner};
+use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Frame};
 use super::shard::Shard;
-use super::{Standing, batch, post_event};
+use super::{Standing, batch, dispatch, post_event};
 use crate::control::{Caller, Job, ReplyHold, Request};
 use crate::handoff::journal::{Ticket, Trouble};
 use crate::health;
@@ -193,7 +193,7 @@ impl<S: Stream> Connection<S> {
         } else {
             routes::route(head.method, head.path.slice(self.request()))
         };
-        let label = route.as_ref().map_or(RouteLabel::Other, |route| label(*route));
+        let label = route.as_ref().map_or(RouteLabel::Other, |route| dispatch::label(*route));
         let answer = match route {
             Ok(Route::PostEvent) => post_event(self, head, &mut standing).await.map(Answer::Accepted),
             Ok(route) => Box::pin(self.other(route, head, &mut standing)).await,
@@ -214,42 +214,42 @@ impl<S: Stream> Connection<S> {
 
     /// Every route but the hot one.
     async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let json = |status, body: &str| Answer::Json { status, body: body.as_bytes().to_vec(), hold: None };
-        let request = match route {
-            Route::PostEvent => return post_event(self, head, standing).await.map(Answer::Accepted),
+        let json = |status, body: &str| Ok(Answer::Json { status, body: body.as_bytes().to_vec(), hold: None });
+        let query = || {
+            let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
+            String::from_utf8_lossy(query).into_owned()
+        };
+        if let Some(request) = dispatch::request(route, query) {
+            return self.control(request, head).await;
+        }
+        match route {
             Route::PostEventBatch => {
                 let body = batch::post_events(self, head, standing).await?;
-                return Ok(Answer::Json { status: 202, body, hold: None });
+                Ok(Answer::Json { status: 202, body, hold: None })
             }
-            Route::Health => return Ok(json(200, health::HEALTH_BODY)),
+            Route::Health => json(200, health::HEALTH_BODY),
             Route::Ready => {
                 let readiness = self.shard.readiness();
-                return Ok(json(readiness.status(), &readiness.body()));
+                json(readiness.status(), &readiness.body())
             }
-            Route::OpenApi => return Ok(json(200, routes::OPENAPI_JSON)),
+            Route::OpenApi => json(200, routes::OPENAPI_JSON),
             Route::Metrics => {
                 let body = self.shard.rendered_metrics();
-                return Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body });
+                Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
             }
-            Route::GetEvent(id) => Request::GetEvent(id),
-            Route::ListEvents => {
-                let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
-                Request::ListEvents(String::from_utf8_lossy(query).into_owned())
-            }
-            Route::ListKeys => Request::ListKeys,
-            Route::RotateKey => Request::RotateKey(Vec::new()),
-            Route::DeleteKey(id) => Request::DeleteKey(id),
-        };
-        self.control(request, head).await
+            Route::PostEvent => post_event(self, head, standing).await.map(Answer::Accepted),
+            _ => unreachable!("what is left goes to the control room"),
+        }
     }
 
     /// Hands a reading or managing request to the control pool and waits.
     async fn control(&mut self, mut request: Request, head: &Head) -> Result<Answer, Stop> {
         // A standing of its own: control answers carry no rate limit fields.
         let tenant = super::identify(self, head, std::time::Instant::now(), &mut Standing::default()).await?;
-        if let Request::RotateKey(body) = &mut request
-            && head.framing != Framing::None
+        if head.framing != Framing::None
+            && let Some(body) = request.body_mut()
         {
+            super::refuse_other_media(head, ContentType::Json)?;
             let read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
             body.extend_from_slice(self.body(&read));
         }
@@ -453,21 +453,5 @@ impl<S: Stream> Connection<S> {
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
         self.shard.metrics.http_requests_total.inc(label, problem.row().status);
-    }
-}
-
-fn label(route: Route) -> RouteLabel {
-    match route {
-        Route::PostEvent => RouteLabel::EventsPost,
-        Route::PostEventBatch => RouteLabel::EventsBatch,
-        Route::ListEvents => RouteLabel::EventsList,
-        Route::GetEvent(_) => RouteLabel::EventGet,
-        Route::ListKeys => RouteLabel::Keys,
-        Route::RotateKey => RouteLabel::KeysRotate,
-        Route::DeleteKey(_) => RouteLabel::KeyDelete,
-        Route::Health => RouteLabel::Health,
-        Route::Ready => RouteLabel::Ready,
-        Route::Metrics => RouteLabel::Metrics,
-        Route::OpenApi => RouteLabel::Openapi,
     }
 }

@@ -10,6 +10,7 @@ pub mod auth_cache;
 mod batch;
 mod connection;
 mod connections;
+mod dispatch;
 mod entrance;
 pub mod envelope;
 pub mod http;
@@ -157,13 +158,18 @@ fn expect_json(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     if head.framing == Framing::None {
         return Err(Problem::LengthRequired);
     }
+    refuse_other_media(head, wanted)
+}
+
+/// Refuses a body that is not declared to be JSON, or what is wanted instead.
+fn refuse_other_media(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     if head.is_encoded {
         return Err(Problem::UnsupportedMediaType("send the body without a content coding"));
     }
     match head.content_type {
         ContentType::Json | ContentType::Missing => Ok(()),
         declared if declared == wanted => Ok(()),
-        _ => Err(Problem::UnsupportedMediaType("send the event as `Content-Type: application/json`")),
+        _ => Err(Problem::UnsupportedMediaType("send the body as `Content-Type: application/json`")),
     }
 }
 

@@ -313,7 +313,9 @@ impl Route {
     /// The status of an answer with nothing wrong; its series is there before the first request.
     pub(super) const fn usual_status(self) -> u16 {
         match self {
-            Self::EventsPost | Self::EventsBatch => 202,
+            Self::EventsPost | Self::EventsBatch | Self::EndpointTest | Self::EndpointRecover | Self::DeliveryRetry => {
+                202
+            }
             Self::KeyDelete => 204,
             Self::Other => 404,
             _ => 200,
@@ -351,7 +353,7 @@ pub(super) const STATUSES: [u16; 23] = [
 pub(super) const OTHER_STATUS: u16 = 0;
 
 /// Values of the label `code` of `rejected_total`: the codes of [`Problem`](crate::problem::Problem).
-pub(super) const CODES: [&str; 26] = [
+pub(super) const CODES: [&str; 28] = [
     "auth_busy",
     "bad_request",
     "expectation_failed",
@@ -359,6 +361,7 @@ pub(super) const CODES: [&str; 26] = [
     "http_version_not_supported",
     "internal_error",
     "invalid_api_key",
+    "invalid_endpoint",
     "invalid_event",
     "invalid_json",
     "journal_unavailable",
@@ -375,6 +378,7 @@ pub(super) const CODES: [&str; 26] = [
     "shutting_down",
     "store_unavailable",
     "too_many_connections",
+    "too_many_endpoints",
     "unsupported_media_type",
     "unsupported_transfer_coding",
     "uri_too_long",

@@ -248,6 +248,8 @@ mod tests {
             P::TooManyConnections,
             P::Internal,
             P::JournalUnavailable(""),
+            P::InvalidEndpoint(Vec::new()),
+            P::TooManyEndpoints,
         ];
         for (position, problem) in every.iter().enumerate() {
             let expected = match problem {
@@ -278,6 +280,8 @@ mod tests {
                 P::TooManyConnections => 24,
                 P::Internal => 25,
                 P::JournalUnavailable(_) => 26,
+                P::InvalidEndpoint(_) => 27,
+                P::TooManyEndpoints => 28,
             };
             assert_eq!(position, expected);
         }

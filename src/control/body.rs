@@ -1,0 +1,259 @@
+//! A body with fields, read strictly: all that is wrong with it is said at once, field by field, and a field that is
+//! not known or given twice is refused by name, for a typo must not turn a change into none.
+//!
+//! Values are not quoted in what is said back: they may be secrets. Bodies are at most
+//! [`CONTROL_BODY_BYTES_MAX`](crate::limits::CONTROL_BODY_BYTES_MAX) long.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::ingest::json_syntax;
+use crate::problem::{FieldError, Problem};
+
+/// What may be wrong with a field, for people: "must be a string".
+pub(super) type Message = Cow<'static, str>;
+
+/// At most this many fields at fault are named: a body of nothing but unknown fields must not become an answer of its
+/// size.
+const ERRORS_MAX: usize = 16;
+/// At most this much of an unknown field's name is said back.
+const NAME_SHOWN_CHARS: usize = 64;
+
+/// Refuses what is not JSON, with the place.
+pub(super) fn check_syntax(body: &[u8]) -> Result<(), Problem> {
+    json_syntax::check(body).map(|_| ()).map_err(|error| Problem::InvalidJson {
+        offset: Some(error.offset),
+        detail: format!("expected {}", error.expected).into(),
+    })
+}
+
+/// The members of a body that are still to be read, and what is wrong so far.
+pub(super) struct Body<'a> {
+    members: Vec<(String, &'a RawValue)>,
+    errors: Vec<FieldError>,
+}
+
+impl<'a> Body<'a> {
+    /// Takes an object with some of the `known` fields. An empty body is an object without any.
+    ///
+    /// # Errors
+    /// [`Problem::InvalidJson`]; everything else is kept for [`Self::finish`].
+    pub(super) fn read(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
+        let mut read = Self { members: Vec::new(), errors: Vec::new() };
+        if body.iter().all(|byte| b" \t\r\n".contains(byte)) {
+            return Ok(read);
+        }
+        check_syntax(body)?;
+        let Ok(Members(members)) = serde_json::from_slice(body) else {
+            read.refuse("", "the body must be an object");
+            return Ok(read);
+        };
+        for (name, value) in members {
+            if !known.contains(&name.as_str()) {
+                let shown: String = name.chars().take(NAME_SHOWN_CHARS).collect();
+                read.refuse(shown, format!("is not one of the fields taken here: {}", known.join(", ")));
+            } else if read.members.iter().any(|(other, _)| *other == name) {
+                read.refuse(name, "is there more than once");
+            } else {
+                read.members.push((name, value));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Reads a field where it is given.
+    pub(super) fn field<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
+    ) -> Option<T> {
+        let at = self.members.iter().position(|(given, _)| given == name)?;
+        let (_, value) = self.members.swap_remove(at);
+        parse(value).map_err(|message| self.refuse(name, message)).ok()
+    }
+
+    /// Reads a field that must be given.
+    pub(super) fn required<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
+    ) -> Option<T> {
+        if !self.members.iter().any(|(given, _)| given == name) && !self.errors.iter().any(|error| error.field == name)
+        {
+            self.refuse(name, "is missing");
+        }
+        self.field(name, parse)
+    }
+
+    /// Notes what is wrong with a field.
+    pub(super) fn refuse(&mut self, field: impl Into<Message>, message: impl Into<Message>) {
+        if self.errors.len() < ERRORS_MAX {
+            self.errors.push(FieldError { field: field.into(), message: message.into() });
+        }
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// [`Problem::InvalidEndpoint`] with everything that is wrong.
+    pub(super) fn finish(self) -> Result<(), Problem> {
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidEndpoint(self.errors)) }
+    }
+}
+
+/// `null`, or what `parse` makes of the value.
+pub(super) fn or_null<'a, T>(
+    parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
+) -> impl FnOnce(&'a RawValue) -> Result<Option<T>, Message> {
+    |value| if value.get() == "null" { Ok(None) } else { parse(value).map(Some) }
+}
+
+/// A string. Text with lone surrogates is none.
+pub(super) fn text(value: &RawValue) -> Result<String, Message> {
+    serde_json::from_str(value.get()).map_err(|_| "must be a string".into())
+}
+
+/// True or false.
+pub(super) fn switch(value: &RawValue) -> Result<bool, Message> {
+    value.get().parse().map_err(|_| "must be true or false".into())
+}
+
+/// A whole number, written in digits.
+pub(super) fn count(value: &RawValue) -> Result<u64, Message> {
+    value.get().parse().map_err(|_| "must be a whole number".into())
+}
+
+/// Strings in an array.
+pub(super) fn texts(value: &RawValue) -> Result<Vec<String>, Message> {
+    serde_json::from_str(value.get()).map_err(|_| "must be an array of strings".into())
+}
+
+/// Strings by name, in the order they are given.
+pub(super) fn named_texts(value: &RawValue) -> Result<Vec<(String, String)>, Message> {
+    let wrong = || Message::from("must be an object whose values are strings");
+    let Members(members) = serde_json::from_str(value.get()).map_err(|_| wrong())?;
+    members.into_iter().map(|(name, value)| Ok((name, text(value).map_err(|_| wrong())?))).collect()
+}
+
+/// The members of an object, in their order, repeated names too.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(body: Body<'_>) -> Vec<(String, String)> {
+        let Err(Problem::InvalidEndpoint(errors)) = body.finish() else { return Vec::new() };
+        errors.into_iter().map(|error| (error.field.into_owned(), error.message.into_owned())).collect()
+    }
+
+    #[test]
+    fn fields_are_read_by_name() {
+        let bytes = br#" {"t":"a\u00e9","n":5,"b":false,"l":["x"],"h":{"B":"2","A":"1"},"z":null}"#;
+        let mut body = Body::read(bytes, &["t", "n", "b", "l", "h", "z", "other"]).unwrap();
+        assert_eq!(body.field("t", text).as_deref(), Some("aé"));
+        assert_eq!(body.required("n", count), Some(5));
+        assert_eq!(body.field("b", switch), Some(false));
+        assert_eq!(body.field("l", or_null(texts)), Some(Some(vec!["x".to_owned()])));
+        let pairs = [("B", "2"), ("A", "1")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(body.field("h", named_texts), Some(pairs.to_vec()), "in their order");
+        assert_eq!(body.field("z", or_null(count)), Some(None));
+        assert_eq!(body.field("other", text), None);
+        body.finish().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_an_object_without_fields() {
+        for empty in ["", " \r\n", "{}", " { } "] {
+            let mut body = Body::read(empty.as_bytes(), &["a"]).unwrap();
+            assert_eq!(body.field("a", text), None);
+            body.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once() {
+        let bytes = br#"{"a":1,"b":1.0,"c":"1","d":[1],"e":{"x":1},"typo":1,"a":2}"#;
+        let mut body = Body::read(bytes, &["a", "b", "c", "d", "e", "f"]).unwrap();
+        assert_eq!(body.field("a", text), None);
+        assert_eq!(body.field("b", count), None);
+        assert_eq!(body.field("c", switch), None);
+        assert_eq!(body.field("d", texts), None);
+        assert_eq!(body.field("e", named_texts), None);
+        assert_eq!(body.required("f", text), None);
+        let said: Vec<String> = errors(body).into_iter().map(|(field, message)| format!("{field} {message}")).collect();
+        assert_eq!(
+            said,
+            [
+                "typo is not one of the fields taken here: a, b, c, d, e, f",
+                "a is there more than once",
+                "a must be a string",
+                "b must be a whole number",
+                "c must be true or false",
+                "d must be an array of strings",
+                "e must be an object whose values are strings",
+                "f is missing",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_required_field_that_is_wrong_is_not_also_missing() {
+        let mut body = Body::read(br#"{"a":1}"#, &["a"]).unwrap();
+        assert_eq!(body.required("a", text), None);
+        assert_eq!(body.required("a", text), None);
+        assert_eq!(errors(body).len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_object_and_what_is_no_json_is_told_apart() {
+        for bytes in ["[]", "null", "5", "\"a\"", r#"{"\ud800":1}"#] {
+            let body = Body::read(bytes.as_bytes(), &["a"]).unwrap();
+            assert_eq!(errors(body), [(String::new(), "the body must be an object".to_owned())], "{bytes}");
+        }
+        for (bytes, at) in [("{", 1), ("{\"a\":05}", 6), ("{} x", 3), ("a=5", 0)] {
+            let problem = Body::read(bytes.as_bytes(), &["a"]).err().unwrap();
+            assert!(matches!(problem, Problem::InvalidJson { offset: Some(offset), .. } if offset == at), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_back_is_bounded() {
+        let many =
+            format!("{{{}}}", (0..500).map(|n| format!("\"{}{n}\":1", "é".repeat(90))).collect::<Vec<_>>().join(","));
+        let said = errors(Body::read(many.as_bytes(), &["a"]).unwrap());
+        assert_eq!(said.len(), ERRORS_MAX);
+        assert!(said.iter().all(|(field, _)| field.chars().count() == NAME_SHOWN_CHARS));
+        let deep = format!("{{\"a\":{}1{}}}", "[".repeat(20_000), "]".repeat(20_000));
+        let mut body = Body::read(deep.as_bytes(), &["a"]).unwrap();
+        assert_eq!(body.field("a", texts), None);
+        assert!(errors(body).len() == 1);
+    }
+}

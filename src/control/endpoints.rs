@@ -1,0 +1,160 @@
+//! An organisation's webhook endpoints: made, listed, changed, deleted; their secrets rotated; tested and recovered.
+//!
+//! A secret is shown in the answer that makes it and never again. Every change is told to
+//! [`Management::on_change`](crate::deliver::management::Management) before it is answered.
+
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::json::{push_array, push_endpoint, push_next_cursor, push_string};
+use super::{Answer, Desk, Refusal, endpoint_body, query};
+use crate::clock::Timestamp;
+use crate::deliver::secret::WebhookSecret;
+use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use crate::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
+use crate::metrics::DbOperation;
+use crate::problem::{FieldError, Problem};
+use crate::store::StoreError;
+use crate::store::webhooks::{Endpoint, NewEndpoint, PlannedDelivery};
+
+/// The type of the event that a test sends.
+pub const TEST_EVENT_TYPE: &str = "millrace.test";
+
+/// `POST /api/endpoints`
+pub(super) fn create(desk: &Desk, org: OrgId, body: &[u8]) -> Result<Answer, Refusal> {
+    let draft = endpoint_body::draft(&desk.management.policy, body)?;
+    let id = EndpointId(Uuid::now_v7());
+    let secret = draft.secret.map_or_else(WebhookSecret::generate, Ok)?;
+    let new = NewEndpoint {
+        id,
+        org,
+        url: draft.url,
+        description: draft.description,
+        event_types: draft.event_types,
+        headers: draft.headers,
+        enabled: draft.enabled,
+        rate_limit_per_second: draft.rate_limit_per_second,
+        secret: desk.management.secrets.seal(id, &secret)?,
+    };
+    let endpoint =
+        desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new)).map_err(|error| match error {
+            StoreError::Conflict(_) => Refusal::Client(Problem::TooManyEndpoints),
+            error => Refusal::Store(error),
+        })?;
+    desk.endpoints_changed(org);
+    Ok((201, shown(&endpoint, Some(&secret))))
+}
+
+/// `GET /api/endpoints`: a page, newest first.
+pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+    let page = query::page(query)?;
+    let mut endpoints = desk.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
+    endpoints.retain(|endpoint| page.cursor.is_none_or(|last| endpoint.id.0 < last));
+    let more = endpoints.len() > page.limit as usize;
+    endpoints.truncate(page.limit as usize);
+    let mut body = b"{\"data\":".to_vec();
+    push_array(&mut body, &endpoints, |out, endpoint| push_endpoint(out, endpoint, None));
+    push_next_cursor(&mut body, endpoints.last().filter(|_| more).map(|last| last.id.0));
+    body.push(b'}');
+    Ok((200, body))
+}
+
+/// `GET /api/endpoints/{id}`
+pub(super) fn get(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
+    Ok((200, shown(&find(desk, org, id)?, None)))
+}
+
+/// `PATCH /api/endpoints/{id}`
+pub(super) fn update(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+    let change = endpoint_body::change(&desk.management.policy, body)?;
+    let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(org, id, &change))?;
+    let endpoint = updated.ok_or(Problem::NotFound)?;
+    desk.endpoints_changed(org);
+    Ok((200, shown(&endpoint, None)))
+}
+
+/// `DELETE /api/endpoints/{id}`. Deleting twice: 404.
+pub(super) fn delete(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
+    if !desk.ask(DbOperation::Endpoints, |store| store.delete_endpoint(org, id))? {
+        return Err(Problem::NotFound.into());
+    }
+    desk.endpoints_changed(org);
+    Ok((204, Vec::new()))
+}
+
+/// `POST /api/endpoints/{id}/rotate-secret`: a new secret, given or generated; the one before it signs beside it for a
+/// while. Of two rotations within that time only the last two secrets sign.
+pub(super) fn rotate_secret(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+    let (given, overlap) = endpoint_body::rotation(body)?;
+    let secret = given.map_or_else(WebhookSecret::generate, Ok)?;
+    let sealed = desk.management.secrets.seal(id, &secret)?;
+    let until = Timestamp::now().plus(overlap);
+    let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(org, id, &sealed, until))?;
+    let endpoint = rotated.ok_or(Problem::NotFound)?;
+    desk.endpoints_changed(org);
+    Ok((200, shown(&endpoint, Some(&secret))))
+}
+
+/// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
+pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
+    if !find(desk, org, id)?.enabled {
+        let message = "is false: nothing is sent to this endpoint; enable it first".into();
+        return Err(Problem::InvalidEndpoint(vec![FieldError { field: "enabled".into(), message }]).into());
+    }
+    let (event, planned) = test_event(org, id);
+    desk.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
+    let mut body = b"{\"event_id\":".to_vec();
+    push_string(&mut body, &event.id.to_string());
+    body.extend_from_slice(b",\"delivery_id\":");
+    push_string(&mut body, &planned.id.to_string());
+    body.push(b'}');
+    Ok((202, body))
+}
+
+/// A test event and its one delivery, due at once.
+pub fn test_event(org: OrgId, endpoint: EndpointId) -> (Event, PlannedDelivery) {
+    let id = EventId(Uuid::now_v7());
+    let payload = format!(r#"{{"message":"A test event of Millrace.","endpoint_id":"{endpoint}"}}"#);
+    let event = Event::new(id, org, Timestamp::now(), TEST_EVENT_TYPE, None, payload.as_bytes());
+    let delivery = DeliveryId(Uuid::now_v7());
+    (event, PlannedDelivery { id: delivery, event: id, endpoint, org, lease_until: None })
+}
+
+/// `POST /api/endpoints/{id}/recover`: deliveries that failed or were blocked become due, up to a bound; `more` says
+/// whether to ask again.
+pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+    let now = Timestamp::now();
+    let created = endpoint_body::recovery(body, now)?;
+    find(desk, org, id)?;
+    let began = Instant::now();
+    let mut recovered = 0;
+    let more = loop {
+        let some = desk.ask(DbOperation::Deliveries, |store| {
+            store.recover_deliveries(org, id, created.clone(), RECOVER_CHUNK, now)
+        })?;
+        recovered += some;
+        if some < u64::from(RECOVER_CHUNK) {
+            break false;
+        }
+        if recovered >= RECOVER_DELIVERIES_MAX || began.elapsed() >= RECOVER_TIME_MAX {
+            break true;
+        }
+    };
+    Ok((202, format!(r#"{{"recovered":{recovered},"more":{more}}}"#).into_bytes()))
+}
+
+fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {
+    Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(Problem::NotFound)?)
+}
+
+/// The endpoint's document, with its secret in clear where it was just made; in one allocation, so that the clear
+/// secret is left in no outgrown buffer.
+fn shown(endpoint: &Endpoint, secret: Option<&WebhookSecret>) -> Vec<u8> {
+    let mut document = Vec::new();
+    push_endpoint(&mut document, endpoint, None);
+    let Some(secret) = secret else { return document };
+    let mut body = Vec::with_capacity(document.len() + 256);
+    push_endpoint(&mut body, endpoint, Some(&secret.reveal()));
+    body
+}

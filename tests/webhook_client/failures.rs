@@ -1,0 +1,253 @@
+//! Every way an attempt can fail has its class, and ends in time.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use millrace::deliver::client::ClientConfig;
+use millrace::deliver::outcome::{ErrorClass, Outcome};
+
+use crate::fixture::{Fixture, answered, failed, insecure};
+use crate::receiver::{Receiver, Step, answer, reset, send};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+fn impatient() -> Fixture {
+    Fixture::new(ClientConfig { timeout: SHORT, ..insecure() })
+}
+
+fn in_time(begun: Instant) {
+    let took = begun.elapsed();
+    assert!(took >= SHORT && took < SHORT * 4, "{took:?}");
+}
+
+/// What comes of a receiver that says `steps` to each request.
+fn outcome_of(steps: fn() -> Vec<Step>) -> Outcome {
+    let receiver = Receiver::start(move |_| steps());
+    Fixture::new(insecure()).post(&receiver.url("/"))
+}
+
+fn partly(status: u16, body: &str, error: ErrorClass) -> Outcome {
+    Outcome { error: Some(error), ..answered(status, body) }
+}
+
+#[test]
+fn nobody_listens() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}/");
+    assert_eq!(Fixture::new(insecure()).post(&url), failed(ErrorClass::ConnectionRefused));
+}
+
+#[test]
+fn the_name_does_not_exist() {
+    let outcome = Fixture::new(insecure()).post("http://nowhere.invalid/");
+    assert_eq!(outcome, failed(ErrorClass::DnsFailed));
+}
+
+#[test]
+fn connections_are_not_accepted() {
+    // A listener whose backlog is full swallows what comes: the next connection waits for ever.
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let _fills = (0..4)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address.into());
+            socket
+        })
+        .collect::<Vec<_>>();
+    let begun = Instant::now();
+    let fixture = Fixture::new(ClientConfig { connect_timeout: SHORT, ..insecure() });
+    assert_eq!(fixture.post(&format!("http://{address}/")), failed(ErrorClass::ConnectTimeout));
+    in_time(begun);
+    // The whole timeout is a bound, too.
+    let begun = Instant::now();
+    assert_eq!(impatient().post(&format!("http://{address}/")), failed(ErrorClass::ConnectTimeout));
+    in_time(begun);
+}
+
+#[test]
+fn reset_before_the_request_and_after() {
+    let receiver = Receiver::raw(|tcp, _| reset(&tcp));
+    assert_eq!(Fixture::new(insecure()).post(&receiver.url("/")), failed(ErrorClass::ConnectionClosed));
+    assert_eq!(outcome_of(|| vec![Step::Reset]), failed(ErrorClass::ConnectionClosed));
+    assert_eq!(outcome_of(|| vec![Step::Close]), failed(ErrorClass::ConnectionClosed));
+}
+
+#[test]
+fn closed_in_the_middle_of_the_answer() {
+    for (steps, expected) in [
+        ((|| [send("HTTP/1.1 200 OK\r\nContent-"), vec![Step::Close]].concat_steps()) as fn() -> Vec<Step>, None),
+        (
+            || [send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), vec![Step::Close]].concat_steps(),
+            Some("half"),
+        ),
+        (
+            || {
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+                [send(head), vec![Step::Close]].concat_steps()
+            },
+            Some("half"),
+        ),
+        (
+            || {
+                let pause = Step::Pause(Duration::from_millis(50));
+                [send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), vec![pause, Step::Reset]].concat_steps()
+            },
+            Some("half"),
+        ),
+    ] {
+        let expected = match expected {
+            None => failed(ErrorClass::ConnectionClosed),
+            Some(body) => partly(200, body, ErrorClass::ConnectionClosed),
+        };
+        assert_eq!(outcome_of(steps), expected);
+    }
+}
+
+trait ConcatSteps {
+    fn concat_steps(self) -> Vec<Step>;
+}
+
+impl<const N: usize> ConcatSteps for [Vec<Step>; N] {
+    fn concat_steps(self) -> Vec<Step> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+#[test]
+fn silence_before_the_head() {
+    let receiver = Receiver::start(|_| vec![Step::Hold]);
+    let begun = Instant::now();
+    assert_eq!(impatient().post(&receiver.url("/")), failed(ErrorClass::Timeout));
+    in_time(begun);
+}
+
+#[test]
+fn silence_after_the_head() {
+    let receiver = Receiver::start(|_| {
+        [send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), vec![Step::Hold]].concat_steps()
+    });
+    let begun = Instant::now();
+    let fixture = impatient();
+    assert_eq!(fixture.post(&receiver.url("/")), partly(200, "half", ErrorClass::Timeout));
+    in_time(begun);
+    fixture.idle(Duration::from_millis(100));
+    assert_eq!(receiver.open_connections(), 0, "the connection is closed");
+}
+
+#[test]
+fn a_byte_now_and_then_does_not_prolong_it() {
+    let drip = |text: &'static str| {
+        text.bytes()
+            .flat_map(|byte| [Step::Send(vec![byte]), Step::Pause(Duration::from_millis(20))])
+            .collect::<Vec<_>>()
+    };
+    let head = Receiver::start(move |_| drip("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: slowly does it\r\n\r\nok"));
+    let begun = Instant::now();
+    assert_eq!(impatient().post(&head.url("/")), failed(ErrorClass::Timeout));
+    in_time(begun);
+
+    let body = Receiver::start(move |_| {
+        [send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"), drip("one byte at a time, for ever and ever")]
+            .concat_steps()
+    });
+    let begun = Instant::now();
+    let outcome = impatient().post(&body.url("/"));
+    in_time(begun);
+    assert_eq!(outcome.error, Some(ErrorClass::Timeout));
+    assert!(outcome.answer.unwrap().body.starts_with("one b"));
+
+    let interim = Receiver::start(|_| {
+        (0..100)
+            .flat_map(|_| [send("HTTP/1.1 102 Processing\r\n\r\n"), vec![Step::Pause(Duration::from_millis(10))]])
+            .flatten()
+            .collect()
+    });
+    let begun = Instant::now();
+    assert_eq!(impatient().post(&interim.url("/")), failed(ErrorClass::Timeout));
+    in_time(begun);
+}
+
+#[test]
+fn a_receiver_that_does_not_read() {
+    let receiver = Receiver::raw(|tcp, _| {
+        std::thread::sleep(Duration::from_secs(2));
+        drop(tcp);
+        Ok(())
+    });
+    let body = bytes::Bytes::from(vec![b'x'; 16 * 1024 * 1024]);
+    let request = millrace::deliver::client::Request { body, ..crate::fixture::request(&receiver.url("/")) };
+    let begun = Instant::now();
+    assert_eq!(impatient().send(request), failed(ErrorClass::Timeout));
+    in_time(begun);
+}
+
+#[test]
+fn heads_beyond_the_limits() {
+    let long = Receiver::start(|_| send(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(100_000))));
+    assert_eq!(Fixture::new(insecure()).post(&long.url("/")), failed(ErrorClass::InvalidResponse));
+    let many = Receiver::start(|_| send(&format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(101))));
+    assert_eq!(Fixture::new(insecure()).post(&many.url("/")), failed(ErrorClass::InvalidResponse));
+    // Just inside both.
+    let fits = Receiver::start(|_| {
+        let headers = format!("X: {}\r\n{}", "x".repeat(16_000), "X: y\r\n".repeat(90));
+        crate::receiver::answer_with(200, &headers, "ok")
+    });
+    assert_eq!(Fixture::new(insecure()).post(&fits.url("/")), answered(200, "ok"));
+}
+
+#[test]
+fn garbage() {
+    for bytes in [
+        "garbage\r\n\r\n",
+        "SSH-2.0-OpenSSH_9.2\r\n",
+        "220 mail.example ESMTP\r\n",
+        "HTTP/3.0 200 OK\r\n\r\n",
+        "HTTP/1.1 20 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "\0\0\0\0\0\0\0\0\0",
+    ] {
+        let receiver = Receiver::start(move |_| send(bytes));
+        assert_eq!(Fixture::new(insecure()).post(&receiver.url("/")), failed(ErrorClass::InvalidResponse), "{bytes}");
+        // Also where it comes before the request does.
+        let receiver = Receiver::raw(move |mut tcp, _| {
+            tcp.write_all(bytes.as_bytes())?;
+            while tcp.read(&mut [0; 1024])? > 0 {}
+            Ok(())
+        });
+        let outcome = Fixture::new(insecure()).post(&receiver.url("/"));
+        assert_eq!(outcome, failed(ErrorClass::InvalidResponse), "{bytes}");
+    }
+    let chunks = Receiver::start(|_| send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnope\r\n"));
+    let outcome = Fixture::new(insecure()).post(&chunks.url("/"));
+    assert_eq!(outcome, partly(200, "", ErrorClass::InvalidResponse));
+}
+
+#[test]
+fn a_failure_leaves_the_next_attempt_alone() {
+    let receiver = Receiver::start(|seen| match seen.connection {
+        0 => vec![Step::Hold],
+        1 => send("garbage\r\n\r\n"),
+        2 => vec![Step::Reset],
+        _ => answer(200, "ok"),
+    });
+    let fixture = impatient();
+    let outcomes = (0..5).map(|_| fixture.post(&receiver.url("/"))).collect::<Vec<_>>();
+    assert_eq!(
+        outcomes,
+        [
+            failed(ErrorClass::Timeout),
+            failed(ErrorClass::InvalidResponse),
+            failed(ErrorClass::ConnectionClosed),
+            answered(200, "ok"),
+            answered(200, "ok"),
+        ]
+    );
+    assert_eq!(receiver.connections(), 4);
+}

@@ -1,0 +1,124 @@
+//! A client on a runtime of its own, as the sender has one.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use millrace::deliver::client::{ClientConfig, Request, Resolve, Roots, WebhookClient};
+use millrace::deliver::outcome::{Answer, ErrorClass, Outcome};
+use millrace::deliver::target::TargetPolicy;
+use tokio::runtime::Runtime;
+
+/// Long enough for everything that is not meant to time out.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What the fixture sends.
+pub const BODY: &str = r#"{"type":"order.created","data":1}"#;
+
+/// Plain http to anywhere.
+pub fn insecure() -> ClientConfig {
+    let policy = TargetPolicy { allow_insecure: true, ..TargetPolicy::default() };
+    ClientConfig {
+        policy,
+        timeout: PATIENCE,
+        connect_timeout: PATIENCE,
+        response_bytes_max: 64 * 1024,
+        roots: Roots::Webpki,
+        ca_file: None,
+        proxy: None,
+    }
+}
+
+/// https only, and 127.0.0.0/8 as an allowed private network.
+pub fn secure() -> ClientConfig {
+    let allowed_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    let policy = TargetPolicy { allow_insecure: false, allowed_networks, ..TargetPolicy::default() };
+    ClientConfig { policy, ..insecure() }
+}
+
+/// Gives names the addresses it was told; each lookup of a name takes its next answer, the last stays.
+#[derive(Default)]
+pub struct Names {
+    answers: Mutex<HashMap<&'static str, Vec<Vec<IpAddr>>>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Names {
+    pub fn with(self, name: &'static str, addresses: &[&str]) -> Self {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        self.answers.lock().unwrap().entry(name).or_default().push(addresses);
+        self
+    }
+
+    /// Which names were looked up.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Resolve for Names {
+    fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.asked.lock().unwrap().push(name.to_owned());
+        let mut answers = self.answers.lock().unwrap();
+        let answers = answers.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() })
+    }
+}
+
+/// A client and what it runs on.
+pub struct Fixture {
+    runtime: Runtime,
+    client: WebhookClient,
+}
+
+impl Fixture {
+    pub fn new(config: ClientConfig) -> Self {
+        Self::on(WebhookClient::new(config).unwrap())
+    }
+
+    pub fn with_names(config: ClientConfig, names: &Arc<Names>) -> Self {
+        Self::on(WebhookClient::with_resolver(config, Arc::clone(names) as Arc<dyn Resolve>).unwrap())
+    }
+
+    fn on(client: WebhookClient) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { runtime, client }
+    }
+
+    pub fn post(&self, url: &str) -> Outcome {
+        self.send(request(url))
+    }
+
+    pub fn send(&self, request: Request) -> Outcome {
+        self.runtime.block_on(self.client.send(request))
+    }
+
+    /// Sends them side by side.
+    pub fn post_all(&self, url: &str, count: usize) -> Vec<Outcome> {
+        let sends = (0..count).map(|_| self.client.send(request(url)));
+        self.runtime.block_on(futures_util::future::join_all(sends))
+    }
+
+    /// Lets the connections' tasks run.
+    pub fn idle(&self, time: Duration) {
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
+    }
+}
+
+pub fn request(url: &str) -> Request {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert("webhook-id", HeaderValue::from_static("evt_1"));
+    Request { url: url.parse().unwrap(), headers, body: Bytes::from_static(BODY.as_bytes()) }
+}
+
+pub fn answered(status: u16, body: &str) -> Outcome {
+    Outcome { answer: Some(Answer { status, retry_after: None, body: body.to_owned() }), error: None }
+}
+
+pub fn failed(error: ErrorClass) -> Outcome {
+    Outcome { answer: None, error: Some(error) }
+}
