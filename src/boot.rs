@@ -29,6 +29,7 @@ use crate::handoff::journal::storage::{Disk, Storage};
 use crate::handoff::journal::{Journal, JournalConfig, Replayed};
 use crate::handoff::queue::{Queue, queue};
 use crate::health::Readiness;
+use crate::ingest::addresses::Addresses;
 use crate::ingest::shard::{self, Driver, Neighbours};
 use crate::key::ApiKey;
 use crate::limits;
@@ -157,6 +158,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         connections_open: Arc::new(AtomicUsize::new(0)),
         connections_max,
         connections_turned_away: Arc::new(AtomicUsize::new(0)),
+        addresses: Arc::new(Addresses::new(config.connections_per_address_max)),
     };
     let endpoints = deliver.directory();
     let running = Running {

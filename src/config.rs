@@ -57,6 +57,8 @@ pub struct Config {
     pub io_driver: IoDriver,
     /// Open client connections, all shards together, at least 1.
     pub connections_max: usize,
+    /// Open connections of one client address, at least 1.
+    pub connections_per_address_max: u32,
     /// Threads that store events, at least 1.
     pub writers: usize,
     /// Events accepted and not yet stored, at least 1.
@@ -187,6 +189,7 @@ impl Config {
                 _ => IoDriver::Auto,
             },
             connections_max: values.count("connections_max") as usize,
+            connections_per_address_max: values.count("connections_per_address_max") as u32,
             writers: values.count("writers") as usize,
             queue_capacity: values.count("queue_capacity") as usize,
             durability: match values.text("durability") {

@@ -51,6 +51,11 @@ pub const CONNECTION_READ_BYTES: usize = 1024;
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// Open connections, all shards together. At about 4 KiB of our memory each: 64 MiB.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Open connections of one client address, by default: a quarter of all, so that no single address keeps the others out.
+/// Far above what a fleet behind one NAT gateway keeps open, and four thousand of them cost a shard nothing.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4;
+/// Cells of a row of the table that clients' addresses are counted in. Two rows, 12 bytes a cell: 768 KiB.
+pub const ADDRESS_CELLS: usize = 32_768;
 /// Connections over that which are told so and lingered for at a time, all shards together; the rest are told and
 /// closed at once.
 pub const CONNECTIONS_TURNED_AWAY_MAX: usize = 128;
@@ -95,6 +100,9 @@ pub const AUTH_QUEUE_MAX: usize = 256;
 pub const AUTH_NOTES_MAX: usize = 1024;
 /// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
 pub const AUTH_WAITERS_MAX: usize = 4096;
+/// Wrong keys that reached the verifier, of one client address and minute. Over it: 429 `auth_busy` for keys that are
+/// not cached, so one address costs the database at most ten lookups a second.
+pub const AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX: u32 = 600;
 /// Changes waiting for one shard, or for the claiming thread; past it the shard drops its whole cache instead.
 pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
 
@@ -408,6 +416,12 @@ const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_
 const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
+// Cells are found by halves of a hash.
+const _: () = assert!(ADDRESS_CELLS.is_power_of_two() && ADDRESS_CELLS <= u32::MAX as usize);
+// A table that all connections of the default limit could not crowd.
+const _: () = assert!(CONNECTIONS_MAX <= ADDRESS_CELLS && CONNECTIONS_PER_ADDRESS_MAX <= CONNECTIONS_MAX);
+const _: () =
+    assert!(AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX > 0 && AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX < 60_000);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
 const _: () = assert!(BATCH_BODY_BYTES_MAX * 16 <= ARRIVING_BODIES_BYTES_MAX);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a

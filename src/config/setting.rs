@@ -181,6 +181,15 @@ pub static SETTINGS: &[Setting] = &[
         help: "Open client connections, all shards together",
     },
     Setting {
+        key: "connections_per_address_max",
+        env: "MILLRACE_CONNECTIONS_PER_ADDRESS_MAX",
+        flag: "connections-per-address-max",
+        kind: Kind::Count("N", 1, limits::CONNECTIONS_CONFIGURED_MAX),
+        preset: Preset::Count(limits::CONNECTIONS_PER_ADDRESS_MAX as u64),
+        scope: Scope::Server,
+        help: "Open connections of one client address (of one /64 with IPv6)",
+    },
+    Setting {
         key: "writers",
         env: "MILLRACE_WRITERS",
         flag: "writers",

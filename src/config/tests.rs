@@ -89,7 +89,7 @@ fn the_contract_s_defaults_hold() {
     assert_eq!(config.data_dir, Path::new("./millrace-data"));
     assert_eq!(config.database_url, None);
     assert_eq!((config.shards, config.writers, config.queue_capacity), (3, 12, 10_000));
-    assert_eq!(config.connections_max, limits::CONNECTIONS_MAX);
+    assert_eq!((config.connections_max, config.connections_per_address_max), (limits::CONNECTIONS_MAX, 4096));
     assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
     assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));

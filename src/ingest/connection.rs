@@ -20,6 +20,7 @@ use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use std::os::fd::AsRawFd;
 
+use super::addresses::Cells;
 use super::connections::{Member, Phase};
 use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
@@ -77,6 +78,8 @@ pub(super) struct Connection<S> {
     member: Member,
     stream: S,
     pub(super) shard: Rc<Shard>,
+    /// Where the client's address is counted.
+    cells: Cells,
     buffer: Vec<u8>,
     /// Where the present request starts in `buffer`.
     start: usize,
@@ -96,12 +99,13 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    pub(super) fn new(shard: Rc<Shard>, stream: S) -> Self {
+    pub(super) fn new(shard: Rc<Shard>, stream: S, cells: Cells) -> Self {
         let member = shard.connections.enter(stream.as_raw_fd());
         Self {
             member,
             stream,
             shard,
+            cells,
             buffer: Vec::new(),
             start: 0,
             request_len: 0,
@@ -268,6 +272,11 @@ impl<S: Stream> Connection<S> {
     /// The `Idempotency-Key` field's value.
     pub(super) fn idempotency_key(&self, head: &Head) -> Option<&[u8]> {
         head.idempotency_key.map(|key| key.slice(self.request()))
+    }
+
+    /// Where the client's address is counted.
+    pub(super) fn cells(&self) -> Cells {
+        self.cells
     }
 
     /// What single events are appended to the journal with.

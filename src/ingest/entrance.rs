@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use monoio::net::{TcpListener, TcpStream};
 
+use super::addresses::{Cells, Connected};
 use super::connection::Connection;
 use super::shard::Shard;
 use crate::limits;
@@ -26,7 +28,7 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     let mut complained_at: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => admit(&shard, stream),
+            Ok((stream, peer)) => admit(&shard, stream, peer.ip()),
             Err(_) if shard.is_draining() => return,
             // The client gave up before it was accepted: its affair.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -42,29 +44,47 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Takes a connection into service, or turns it away at the limit.
-fn admit(shard: &Rc<Shard>, stream: TcpStream) {
-    let open = Counted::enter(&shard.neighbours.connections_open);
+/// Takes a connection into service, or turns it away at a limit.
+fn admit(shard: &Rc<Shard>, stream: TcpStream, peer: IpAddr) {
+    let cells = shard.neighbours.addresses.cells(peer);
+    let place = Place::take(shard, cells);
     let shard = Rc::clone(shard);
-    if open.count > shard.neighbours.connections_max {
-        drop(open);
+    let Some(place) = place else {
         shard.metrics.connections_refused_total.inc();
         // Only so many are waited for, so that their descriptors stay within the reserve.
         let turned_away = Counted::enter(&shard.neighbours.connections_turned_away);
         let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
         monoio::spawn(async move {
-            let connection = Connection::new(shard, stream);
+            let connection = Connection::new(shard, stream, cells);
             contain(connection.turn_away(&Problem::TooManyConnections, may_linger)).await;
             drop(turned_away);
         });
         return;
-    }
+    };
     shard.metrics.connections_accepted_total.inc();
     monoio::spawn(async move {
-        Rc::clone(&shard).attend(stream).await;
+        contain(Connection::new(Rc::clone(&shard), stream, cells).serve()).await;
         shard.metrics.connections_closed_total.inc();
-        drop(open);
+        drop(place);
     });
+}
+
+/// A connection's place among all and among those of its address; given back when dropped.
+struct Place {
+    _open: Counted,
+    _of_address: Connected,
+}
+
+impl Place {
+    /// `None` where there is no room.
+    fn take(shard: &Shard, cells: Cells) -> Option<Self> {
+        let neighbours = &shard.neighbours;
+        let open = Counted::enter(&neighbours.connections_open);
+        let has_room = open.count <= neighbours.connections_max;
+        // By address only where there is room at all: with none, a flood moves no cell.
+        let of_address = has_room.then(|| neighbours.addresses.connect(cells)).flatten()?;
+        Some(Self { _open: open, _of_address: of_address })
+    }
 }
 
 /// A panic in a connection's task ends the connection, not the shard.

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
+use super::addresses::Addresses;
 use super::auth_cache::AuthCache;
 use super::connection::{Connection, Stream};
 use super::connections::{Connections, Phase};
@@ -66,6 +67,8 @@ pub struct Neighbours {
     pub connections_max: usize,
     /// Connections over that, being told so, of all shards; written as `connections_open` is.
     pub connections_turned_away: Arc<AtomicUsize>,
+    /// What each client address has open and has done wrong.
+    pub addresses: Arc<Addresses>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
@@ -148,11 +151,12 @@ impl Shard {
         })
     }
 
-    /// Serves one client to its end. On the runtime of the shard's thread.
+    /// Serves one client that has no address to its end. On the runtime of the shard's thread.
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        entrance::contain(Connection::new(self, stream).serve()).await;
+        let nobody = self.neighbours.addresses.cells(Ipv4Addr::UNSPECIFIED.into());
+        entrance::contain(Connection::new(self, stream, nobody).serve()).await;
     }
 
     /// Moves the shard's end of the journal; a task for as long as the shard runs.

@@ -250,6 +250,7 @@ mod tests {
             P::JournalUnavailable(""),
             P::InvalidEndpoint(Vec::new()),
             P::TooManyEndpoints,
+            P::AuthThrottled { retry_after: 1 },
         ];
         for (position, problem) in every.iter().enumerate() {
             let expected = match problem {
@@ -282,6 +283,7 @@ mod tests {
                 P::JournalUnavailable(_) => 26,
                 P::InvalidEndpoint(_) => 27,
                 P::TooManyEndpoints => 28,
+                P::AuthThrottled { .. } => 29,
             };
             assert_eq!(position, expected);
         }

@@ -14,6 +14,7 @@ use millrace::deliver::secret::SecretBox;
 use millrace::deliver::target::TargetPolicy;
 use millrace::handoff::queue::{Accepted, queue};
 use millrace::health::Readiness;
+use millrace::ingest::addresses::Addresses;
 use millrace::ingest::shard::Neighbours;
 use millrace::key::{ApiKey, Argon2Cost};
 use millrace::limits;
@@ -82,6 +83,7 @@ impl InProcess {
             connections_open: Arc::new(AtomicUsize::new(0)),
             connections_max: 64,
             connections_turned_away: Arc::new(AtomicUsize::new(0)),
+            addresses: Arc::new(Addresses::new(64)),
         };
         Self { neighbours, accepted, key, data_dir }
     }
