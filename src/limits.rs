@@ -75,6 +75,16 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a shard looks for overdue connections; every timeout is late by at most this.
 pub const TIMEOUT_SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// A whole TLS handshake, from accept on. Over it the connection is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = HEADER_TIMEOUT;
+/// Handshakes under way on one shard. One more, and the one that is at it for longest is ended: good clients take a few
+/// milliseconds, so those that stall make room, not those that arrive. At about 16 KiB each: 16 MiB a shard.
+pub const HANDSHAKES_MAX: usize = 1024;
+/// Received and not decrypted, of one TLS connection, in bytes: the longest record that rustls takes and a part of the
+/// next.
+pub const TLS_INCOMING_BYTES_MAX: usize = 20 * 1024;
+/// Of that, kept between requests where requests are large.
+pub const TLS_KEPT_READ_BYTES: usize = 16 * 1024;
 /// Descriptors kept for everything but client connections: database, files, rings, the ops listener.
 pub const RESERVED_DESCRIPTORS: usize = 512;
 /// Connections the kernel queues before accept.
@@ -416,6 +426,9 @@ const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_
 const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
+// A header, a full record's text and what TLS 1.2 may add to it.
+const _: () = assert!(5 + 16 * 1024 + 2048 <= TLS_INCOMING_BYTES_MAX && TLS_KEPT_READ_BYTES <= TLS_INCOMING_BYTES_MAX);
+const _: () = assert!(CONNECTION_READ_BYTES <= TLS_KEPT_READ_BYTES);
 // Cells are found by halves of a hash.
 const _: () = assert!(ADDRESS_CELLS.is_power_of_two() && ADDRESS_CELLS <= u32::MAX as usize);
 // A table that all connections of the default limit could not crowd.

@@ -43,6 +43,7 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
         "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
+        "tls_cert_file" | "tls_key_file" => ["/one.pem", "/two.pem"],
         "webhook_ca_file" => ["/one.pem", "/two.pem"],
         "webhook_proxy" => ["http://one:1", "http://two:2"],
         "webhook_response_bytes_max" => ["1024", "2048"],
@@ -210,6 +211,8 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
         (Some("[server]\nshards = 4"), &[], &[], ["sets `server`", "shards"]),
         (Some("shards = 4\nshards = 5"), &[], &[], ["line 2, column 1", "duplicate key"]),
         (Some("shards 4"), &[], &[], ["line 1", "is not TOML"]),
+        (None, &[], &["--tls-cert-file", "/c.pem"], ["tls_key_file is not", "--tls-key-file"]),
+        (Some("tls_key_file = '/k.pem'"), &[], &[], ["tls_cert_file is not", "--tls-cert-file"]),
         (None, &[], &["--listen", "0.0.0.0:9464"], ["listen (0.0.0.0:9464)", "--ops-listen"]),
     ] {
         let message = refusal(file, environment, flags);

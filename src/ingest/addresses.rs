@@ -70,14 +70,14 @@ impl Addresses {
     pub fn connect(self: &Arc<Self>, cells: Cells) -> Option<Connected> {
         let connected = Connected { addresses: Arc::clone(self), cells };
         // Relaxed: only the count itself is shared, nothing is published by it.
-        let [first, second] = self.of(&self.connections, cells).map(|cell| cell.fetch_add(1, Ordering::Relaxed));
+        let [first, second] = of(&self.connections, cells).map(|cell| cell.fetch_add(1, Ordering::Relaxed));
         (first.min(second) < self.connections_max).then_some(connected)
     }
 
     /// Notes a wrong key.
     pub fn note_failure(&self, cells: Cells, now: Instant) {
         let now = self.micros(now);
-        for cell in self.of(&self.forgiven_at, cells) {
+        for cell in of(&self.forgiven_at, cells) {
             let later = |at: u64| Some(at.max(now) + FORGIVEN_IN.as_micros() as u64);
             // Relaxed, as above. Tried again where another shard was faster; it always returns `Some`.
             let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
@@ -86,19 +86,20 @@ impl Addresses {
 
     /// How long the address must wait before it may present a key that is not known to be valid; `None`: it need not.
     pub fn must_wait(&self, cells: Cells, now: Instant) -> Option<Duration> {
-        let [first, second] = self.of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
+        let [first, second] = of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
         let held = Duration::from_micros(first.min(second).saturating_sub(self.micros(now)));
         held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
-    }
-
-    fn of<'a, T>(&self, rows: &'a [Box<[T]>; 2], cells: Cells) -> [&'a T; 2] {
-        let Cells([first, second]) = cells;
-        [&rows[0][first as usize], &rows[1][second as usize]]
     }
 
     fn micros(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.started).as_micros() as u64
     }
+}
+
+/// An address's cell in each row.
+fn of<T>(rows: &[Box<[T]>; 2], cells: Cells) -> [&T; 2] {
+    let Cells([first, second]) = cells;
+    [&rows[0][first as usize], &rows[1][second as usize]]
 }
 
 /// One connection in the count of its address.
@@ -110,7 +111,7 @@ pub struct Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        for cell in self.addresses.of(&self.addresses.connections, self.cells) {
+        for cell in of(&self.addresses.connections, self.cells) {
             cell.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -6,9 +6,10 @@
 //!
 //! The way of an event is [`post_event`], top to bottom.
 
-pub mod addresses;
+mod addresses;
 pub mod auth_cache;
 mod batch;
+pub mod clients;
 mod connection;
 mod connections;
 mod dispatch;
@@ -20,8 +21,10 @@ mod promises;
 pub mod rate_limit;
 mod reply;
 pub mod shard;
+mod stream;
+mod tls_stream;
 
-pub use connection::Stream;
+pub use stream::Stream;
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -116,7 +119,7 @@ async fn verify(
     from: Cells,
 ) -> Result<Rc<Tenant>, Problem> {
     let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
-    let addresses = &shard.neighbours.addresses;
+    let addresses = &shard.neighbours.clients.addresses;
     if let Some(wait) = addresses.must_wait(from, Instant::now()) {
         return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
     }

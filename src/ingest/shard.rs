@@ -10,24 +10,27 @@ use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use rustls::ServerConfig;
 use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
-use super::addresses::Addresses;
 use super::auth_cache::AuthCache;
-use super::connection::{Connection, Stream};
+use super::clients::Clients;
+use super::connection::Connection;
 use super::connections::{Connections, Phase};
 use super::entrance;
 use super::envelope::Scratch;
 use super::reply::http_date;
+use super::stream::Stream;
 use crate::auth::feed::Feed;
 use crate::auth::verifier::Verifier;
+use crate::certificates::Certificates;
 use crate::clock::Timestamp;
 use crate::config::IoDriver;
 use crate::control::ControlPool;
@@ -61,14 +64,10 @@ pub struct Neighbours {
     pub draining: Arc<AtomicBool>,
     /// Set once by the main thread when the grace is over: leave now.
     pub leaving: Arc<AtomicBool>,
-    /// Open connections of all shards; written at accept and close only.
-    pub connections_open: Arc<AtomicUsize>,
-    /// The most there may be.
-    pub connections_max: usize,
-    /// Connections over that, being told so, of all shards; written as `connections_open` is.
-    pub connections_turned_away: Arc<AtomicUsize>,
-    /// What each client address has open and has done wrong.
-    pub addresses: Arc<Addresses>,
+    /// Who is connected, and how many may be.
+    pub clients: Clients,
+    /// What TLS is spoken with; `None`: it is not.
+    pub certificates: Option<Arc<Certificates>>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
@@ -96,6 +95,9 @@ pub struct Shard {
     /// Bytes of request bodies that are not complete yet.
     pub(super) arriving_bytes: Rc<Cell<usize>>,
     pub(super) neighbours: Neighbours,
+    index: usize,
+    /// The newest TLS configuration this shard has seen.
+    tls: RefCell<Option<Arc<ServerConfig>>>,
     date: Cell<[u8; 29]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     /// The last rendering of `/metrics` and when it was made.
@@ -144,6 +146,8 @@ impl Shard {
             ids: Ids::default(),
             connections: Rc::default(),
             arriving_bytes: Rc::default(),
+            index,
+            tls: RefCell::new(neighbours.certificates.as_deref().map(Certificates::first)),
             neighbours,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),
@@ -155,7 +159,7 @@ impl Shard {
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        let nobody = self.neighbours.addresses.cells(Ipv4Addr::UNSPECIFIED.into());
+        let nobody = self.neighbours.clients.addresses.cells(Ipv4Addr::UNSPECIFIED.into());
         entrance::contain(Connection::new(self, stream, nobody).serve()).await;
     }
 
@@ -169,6 +173,16 @@ impl Shard {
     /// Seconds on the rate limiter's clock.
     pub(super) fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.neighbours.started).as_secs()
+    }
+
+    /// What a new connection speaks TLS with, if it does.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let certificates = self.neighbours.certificates.as_ref()?;
+        let mut tls = self.tls.borrow_mut();
+        if let Some(newer) = certificates.newer(self.index) {
+            *tls = Some(newer);
+        }
+        tls.clone()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -313,6 +327,7 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
 
 fn count_timeout(shard: &Shard, phase: Phase) {
     let phase = match phase {
+        Phase::Handshake => TimeoutPhase::Handshake,
         Phase::Idle => TimeoutPhase::Idle,
         Phase::Header => TimeoutPhase::Header,
         Phase::Body => TimeoutPhase::Body,
