@@ -1,11 +1,14 @@
-//! Latency at a fixed rate: single events are due at fixed moments, whatever became of those before, and a latency
-//! counts from the moment its request was due (no coordinated omission).
+//! Latency at a fixed rate: requests are due at fixed moments, whatever became of those before, and a latency counts
+//! from the moment its request was due (no coordinated omission).
 //!
-//!     MILLRACE_API_KEY=mr_… cargo run --release --example open_loop -- ADDRESS:PORT RATE SECONDS [CONNECTIONS]
+//!     MILLRACE_API_KEY=mr_… cargo run --release --example open_loop -- ADDRESS:PORT RATE SECONDS [CONNECTIONS [BATCH]]
+//!
+//! RATE is in events a second, 0 as fast as answers come. With BATCH above 1 so many events are one request to the batch
+//! route. Of several keys in `MILLRACE_API_KEY`, separated by commas, each connection has one, in turns.
 //!
 //! One thread for each connection (64 by default), one request at a time on each: a request that is due while the one
-//! before it is under way waits, and its waiting counts. Prints one JSON object, times in milliseconds; the first
-//! second warms up and is not counted.
+//! before it is under way waits, and its waiting counts. Prints one JSON object, times in milliseconds. `accepted` counts
+//! events; latencies are those of requests, and the first second warms up and is in no latency.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -13,48 +16,65 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Where nothing is due, this is waited after a refusal: a full queue empties in a moment.
+const PAUSE: Duration = Duration::from_millis(20);
+/// An answer to the largest batch.
+const ANSWER_BYTES_MAX: usize = 256 * 1024;
+
+#[derive(Default)]
 struct Outcome {
     latencies: Vec<Duration>,
+    /// Events, warming up included.
+    accepted: u64,
+    /// Requests of which not all events were.
     refused: u64,
+}
+
+/// When requests are due.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// `None`: when the one before is answered.
+    interval: Option<Duration>,
+    counted_from: Instant,
+    end: Instant,
 }
 
 #[allow(clippy::print_stdout, reason = "the result")]
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let mut next = || args.next().ok_or("usage: open_loop ADDRESS:PORT RATE SECONDS [CONNECTIONS]");
+    let mut next = || args.next().ok_or("usage: open_loop ADDRESS:PORT RATE SECONDS [CONNECTIONS [BATCH]]");
     let (addr, rate, seconds) = (next()?, next()?.parse::<f64>()?, next()?.parse::<f64>()?);
     let connections = next().ok().map_or(Ok(64), |text| text.parse::<u32>())?;
-    let key = std::env::var("MILLRACE_API_KEY").map_err(|_| "set MILLRACE_API_KEY to a key without rate limit")?;
-    let body = format!(r#"{{"type":"user.login","payload":{{"user":"u-1","note":"{}"}}}}"#, "x".repeat(160));
-    let request = format!(
-        "POST /api/events HTTP/1.1\r\nHost: {addr}\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let interval = Duration::from_secs_f64(f64::from(connections) / rate);
+    let batch = next().ok().map_or(Ok(1), |text| text.parse::<u32>())?.max(1);
+    let keys = std::env::var("MILLRACE_API_KEY").map_err(|_| "set MILLRACE_API_KEY to a key without rate limit")?;
+    let requests: Vec<String> = keys.split(',').map(|key| request(&addr, key, batch)).collect();
+    let interval = (rate > 0.0).then(|| Duration::from_secs_f64(f64::from(connections * batch) / rate));
     let begin = Instant::now() + Duration::from_millis(100);
     let counted_from = begin + Duration::from_secs(1);
-    let end = counted_from + Duration::from_secs_f64(seconds);
+    let pace = Pace { interval, counted_from, end: counted_from + Duration::from_secs_f64(seconds) };
     let clients: Vec<_> = (0..connections)
         .map(|n| {
-            let (addr, request) = (addr.clone(), request.clone());
-            let first = begin + interval.mul_f64(f64::from(n) / f64::from(connections));
-            thread::spawn(move || client(&addr, request.as_bytes(), first, interval, counted_from, end))
+            let (addr, request) = (addr.clone(), requests[n as usize % requests.len()].clone());
+            let first = begin + interval.unwrap_or_default().mul_f64(f64::from(n) / f64::from(connections));
+            thread::spawn(move || client(&addr, request.as_bytes(), u64::from(batch), first, pace))
         })
         .collect();
-    let mut all = Outcome { latencies: Vec::new(), refused: 0 };
+    let mut all = Outcome::default();
     for client in clients {
         let outcome = client.join().map_err(|_| "a client panicked")?.map_err(|error| format!("a client: {error}"))?;
         all.latencies.extend(outcome.latencies);
+        all.accepted += outcome.accepted;
         all.refused += outcome.refused;
     }
+    let seconds = begin.elapsed().as_secs_f64();
     all.latencies.sort_unstable();
     let quantile = |q: f64| {
         let at = ((all.latencies.len() as f64 * q) as usize).min(all.latencies.len().saturating_sub(1));
         all.latencies.get(at).copied().unwrap_or_default().as_secs_f64() * 1e3
     };
     println!(
-        r#"{{"rate":{rate},"answered":{},"refused":{},"p50_ms":{:.3},"p90_ms":{:.3},"p99_ms":{:.3},"p999_ms":{:.3},"max_ms":{:.3}}}"#,
+        r#"{{"rate":{rate},"seconds":{seconds:.3},"accepted":{},"answered":{},"refused":{},"p50_ms":{:.3},"p90_ms":{:.3},"p99_ms":{:.3},"p999_ms":{:.3},"max_ms":{:.3}}}"#,
+        all.accepted,
         all.latencies.len(),
         all.refused,
         quantile(0.5),
@@ -66,36 +86,70 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn client(
-    addr: &str,
-    request: &[u8],
-    first: Instant,
-    interval: Duration,
-    counted_from: Instant,
-    end: Instant,
-) -> std::io::Result<Outcome> {
+fn request(addr: &str, key: &str, batch: u32) -> String {
+    let event = format!(r#"{{"type":"user.login","payload":{{"user":"u-1","note":"{}"}}}}"#, "x".repeat(160));
+    let (path, body) = match batch {
+        1 => ("/api/events", event),
+        _ => ("/api/events/batch", format!("[{}]", vec![event; batch as usize].join(","))),
+    };
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {addr}\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn client(addr: &str, request: &[u8], batch: u64, first: Instant, pace: Pace) -> std::io::Result<Outcome> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
-    let mut outcome = Outcome { latencies: Vec::new(), refused: 0 };
+    let mut outcome = Outcome::default();
     let mut due = first;
-    let mut answer = [0; 4096];
-    while due < end {
+    let mut answer = vec![0; ANSWER_BYTES_MAX];
+    while due < pace.end {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         stream.write_all(request)?;
-        // An answer is one small message: complete when its body's last brace is there.
-        let mut read = 0;
-        while read == 0 || answer[read - 1] != b'}' {
-            match stream.read(&mut answer[read..])? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                n => read += n,
-            }
-        }
-        if !answer.starts_with(b"HTTP/1.1 202") {
+        let accepted = accepted(read_answer(&mut stream, &mut answer)?, batch);
+        outcome.accepted += accepted;
+        if accepted < batch {
             outcome.refused += 1;
-        } else if due >= counted_from {
+            if pace.interval.is_none() {
+                thread::sleep(PAUSE);
+            }
+        } else if due >= pace.counted_from {
             outcome.latencies.push(due.elapsed());
         }
-        due += interval;
+        due = pace.interval.map_or_else(Instant::now, |interval| due + interval);
     }
     Ok(outcome)
+}
+
+/// How many events an answer accepts.
+fn accepted(answer: &str, batch: u64) -> u64 {
+    if !answer.starts_with("HTTP/1.1 202") {
+        return 0;
+    }
+    match answer.split_once(r#""accepted":"#) {
+        Some((_, count)) => count.split(',').next().and_then(|count| count.parse().ok()).unwrap_or(0),
+        None => batch,
+    }
+}
+
+/// One answer, head and body; Millrace gives every answer a length.
+fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> std::io::Result<&'a str> {
+    let broken = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let mut filled = 0;
+    loop {
+        let read = stream.read(&mut buffer[filled..])?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        filled += read;
+        let Some(head) = memchr::memmem::find(&buffer[..filled], b"\r\n\r\n").map(|at| at + 4) else { continue };
+        let text = std::str::from_utf8(&buffer[..head]).map_err(|_| broken())?;
+        let length = text.split("\r\nContent-Length: ").nth(1).and_then(|rest| rest.split('\r').next());
+        let length: usize = length.and_then(|length| length.parse().ok()).ok_or_else(broken)?;
+        if filled >= head + length {
+            return std::str::from_utf8(&buffer[..head + length]).map_err(|_| broken());
+        }
+    }
 }

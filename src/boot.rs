@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
 use crate::certificates::Certificates;
+use crate::clock::Timestamp;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
@@ -120,7 +121,7 @@ pub fn serve(
         None => None,
     };
     let stage = Arc::new(Stage::default());
-    let ready = readiness(&stage, journal.as_ref());
+    let ready = readiness(Arc::clone(&stage), journal.clone());
     metrics.set_readiness({
         let ready = Arc::clone(&ready);
         move || ready() == Readiness::Ready
@@ -194,18 +195,18 @@ pub fn serve(
 
     let lost = shutdown::wait_and_drain(signals, running);
     drop(directory);
-    match lost {
-        0 => Ok(()),
-        lost => Err(StartError(format!(
-            "{lost} accepted events could not be stored before the shutdown's grace was over and are lost: they were \
-             in memory only (durability = \"memory\")"
-        ))),
-    }
+    if lost == 0 { Ok(()) } else { Err(lost_at_the_end(lost)) }
+}
+
+fn lost_at_the_end(events: usize) -> StartError {
+    StartError(format!(
+        "{events} accepted events could not be stored before the shutdown's grace was over and are lost: they were in \
+         memory only (durability = \"memory\")"
+    ))
 }
 
 /// What `/ready` says.
-fn readiness(stage: &Arc<Stage>, journal: Option<&Arc<Journal>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
-    let (stage, journal) = (Arc::clone(stage), journal.cloned());
+fn readiness(stage: Arc<Stage>, journal: Option<Arc<Journal>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
     Arc::new(move || match stage.readiness() {
         Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => {
             Readiness::NotReady("the journal's disk failed; a shard accepts nothing until the server is started again")
@@ -295,7 +296,7 @@ impl Preparation {
         if !self.prepare_until_done() || !self.replay() {
             return;
         }
-        let (feed, store, stop) = (self.feed, Arc::clone(&self.store), Arc::clone(&self.stop));
+        let (feed, store, stop) = (Arc::clone(&self.feed), Arc::clone(&self.store), Arc::clone(&self.stop));
         critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
             .expect("one thread more after all the others");
         if !self.stage.advance(Stage::REPLAYING, Stage::READY) {
@@ -319,12 +320,33 @@ impl Preparation {
             let maintained = self.store.maintain();
             self.metrics.store.observe(DbOperation::Maintain, started.elapsed());
             pause = match maintained {
-                Ok(()) => MAINTAIN_EVERY,
+                Ok(()) => {
+                    self.delete_old_deliveries();
+                    MAINTAIN_EVERY
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the coming days' partitions could not be prepared; trying again");
                     RETRY_AFTER
                 }
             };
+        }
+    }
+
+    /// Chunk by chunk, at rest as long as at work, so that nobody has to wait for it. What fails now is done next time.
+    fn delete_old_deliveries(&self) {
+        let kept_since = Timestamp::now().as_micros() - self.config.deliver.retention.as_micros() as i64;
+        let mut after = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            match self.store.delete_old_deliveries(Timestamp::from_micros(kept_since), after) {
+                Ok(None) => return,
+                Ok(last) => after = last,
+                Err(error) => {
+                    tracing::warn!(%error, "old deliveries could not be deleted; trying again in an hour");
+                    return;
+                }
+            }
+            sleep_unless(&self.stop, started.elapsed());
         }
     }
 

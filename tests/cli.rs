@@ -3,91 +3,18 @@
 //! Every run starts from an empty environment in a directory of its own.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+#[path = "common/shell.rs"]
+mod shell;
+
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
-use tempfile::TempDir;
+use shell::{Ended, Shell, assert_has, keys_of};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_millrace");
 const PASSWORD: &str = "hunter2-canary";
-
-/// A directory to run the program in, and the environment it gets.
-struct Shell {
-    dir: TempDir,
-    environment: Vec<(&'static str, String)>,
-}
-
-/// What a run said and how it ended.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Shell {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
-    }
-
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.environment.push((name, value.into()));
-        self
-    }
-
-    fn file(&self, name: &str, text: &str) {
-        fs::write(self.dir.path().join(name), text).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
-        command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Ended {
-        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
-    }
-
-    /// Runs a command that must succeed and say nothing on standard error; returns its standard output.
-    fn ok(&self, args: &[&str]) -> String {
-        let ended = self.run(args);
-        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{args:?}: {ended:?}");
-        ended.stdout
-    }
-
-    /// The same with `--json`, parsed.
-    fn json(&self, args: &[&str]) -> Value {
-        let text = self.ok(&[args, &["--json"]].concat());
-        assert_eq!(text.lines().count(), 1, "one line of JSON: {text:?}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// Runs a command that must fail with `code`, explain itself on standard error only, and not panic.
-    fn refused(&self, code: i32, args: &[&str]) -> String {
-        let ended = self.run(args);
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{args:?}: {ended:?}");
-        assert!(ended.stderr.starts_with("error: ") && !ended.stderr.contains("panicked"), "{args:?}: {ended:?}");
-        ended.stderr
-    }
-}
-
-fn keys_of(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(String::as_str).collect()
-}
-
-#[track_caller]
-fn assert_has(text: &str, words: &[&str]) {
-    for word in words {
-        assert!(text.contains(word), "{text:?} lacks {word:?}");
-    }
-}
 
 // ---- arguments ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Invocation;
 use super::failure::Failure;
-use super::output::{fields, json_line, show, show_json, show_key, table};
+use super::output::{fields, json_line, show, show_json, show_key, table, to_the_second};
 use super::session::Session;
 use crate::clock::Timestamp;
 use crate::config::{Flags, KeyFlags};
@@ -191,12 +191,6 @@ fn state(key: &KeyInfo, now: Timestamp) -> String {
         (None, Some(at)) => format!("valid until {}", to_the_second(at)),
         (None, None) => "valid".to_owned(),
     }
-}
-
-/// RFC 3339 without the fraction, for people.
-fn to_the_second(at: Timestamp) -> String {
-    let text = at.to_rfc3339();
-    text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{seconds}Z"))
 }
 
 /// Reads a key id; never repeats what was given, which may be a whole key.

@@ -2,12 +2,15 @@
 //!
 //! Runs on the main thread. Results go to standard output, errors and the log to standard error. Exit codes:
 //! 0 done; 1 it could not be done, with the cause and the command that mends it; 64 the arguments or the
-//! configuration are wrong (`EX_USAGE`); 65 the journal is damaged (`EX_DATAERR`). An API key is printed once, where it is made, and never in an error.
+//! configuration are wrong (`EX_USAGE`); 65 the journal is damaged (`EX_DATAERR`). An API key and an
+//! endpoint's secret are printed once, where they are made, and never in an error.
 //!
 //! Clap's own messages repeat what was typed, so whatever may hold a secret (a database URL, a key given where
 //! a key id belongs) reaches it as plain text and is judged here or in `config`.
 
 mod config_check;
+mod delivery;
+mod endpoint;
 mod failure;
 mod first_run;
 mod journal;
@@ -51,6 +54,7 @@ Examples:
   millrace serve                                  SQLite in ./millrace-data, http://127.0.0.1:3000
   DATABASE_URL=postgres://… millrace serve        Postgres
   millrace org create acme                        an organisation and its first API key
+  millrace endpoint create acme https://…         where its events go
   millrace config check                           what holds, and where it is set
 
 Settings come from defaults, then the configuration file, then the environment, then flags; the later wins.
@@ -74,6 +78,10 @@ enum Command {
     Org(org::Org),
     /// Make, list, rotate and revoke API keys
     Key(key::Key),
+    /// Make, list, change, test and delete webhook endpoints
+    Endpoint(endpoint::Endpoint),
+    /// List webhook deliveries and make them again
+    Delivery(delivery::Delivery),
     /// Bring the database schema up to date
     ///
     /// Safe to run from several machines at once, and beside running servers of this version or the one before.
@@ -127,6 +135,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>, cores: Vec<CoreId>) -> Exit
         Command::Serve(flags) => serve::run(&invocation, flags.0),
         Command::Org(org) => org::run(&invocation, org),
         Command::Key(key) => key::run(&invocation, key),
+        Command::Endpoint(endpoint) => endpoint::run(&invocation, endpoint),
+        Command::Delivery(delivery) => delivery::run(&invocation, delivery),
         Command::Migrate => migrate::run(&invocation),
         Command::Journal(journal) => journal::run(journal),
         Command::Config(ConfigCommand::Check(flags)) => config_check::run(&invocation, flags.0),

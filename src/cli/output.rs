@@ -9,6 +9,8 @@ use std::iter::zip;
 use serde::Serialize;
 
 use super::failure::Failure;
+use crate::clock::Timestamp;
+use crate::event::EndpointId;
 
 /// Prints a result that can be asked for again.
 pub fn show(text: &str) -> Result<(), Failure> {
@@ -30,11 +32,39 @@ pub fn show_key(text: &str, key_id: &str) -> Result<(), Failure> {
     })
 }
 
+/// Prints a result with an endpoint's new secret in it, which is lost where that fails: says how to get another.
+pub fn show_secret(text: &str, endpoint: EndpointId) -> Result<(), Failure> {
+    write(text).map_err(|error| {
+        Failure::Refused(format!(
+            "endpoint {endpoint} has a new secret, but it could not be shown: {error}\n  fix: replace it with \
+             `millrace endpoint rotate-secret {endpoint}`"
+        ))
+    })
+}
+
 /// A result as one line of JSON.
 pub fn json_line(result: &impl Serialize) -> String {
     let mut line = serde_json::to_string(result).expect("results are plain structs of strings and numbers");
     line.push('\n');
     line
+}
+
+/// Documents that are JSON already as one line, an array of them.
+pub fn json_array<T>(items: &[T], document: impl Fn(&T) -> Vec<u8>) -> String {
+    let documents: Vec<Vec<u8>> = items.iter().map(document).collect();
+    json_line_of([b"[".as_slice(), &documents.join(&b","[..]), b"]"].concat())
+}
+
+/// A document that is JSON already as one line.
+pub fn json_line_of(mut document: Vec<u8>) -> String {
+    document.push(b'\n');
+    String::from_utf8(document).expect("documents are made of text")
+}
+
+/// RFC 3339 without the fraction, for people.
+pub fn to_the_second(at: Timestamp) -> String {
+    let text = at.to_rfc3339();
+    text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{seconds}Z"))
 }
 
 /// Labels and values, the values aligned, indented by two.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Invocation;
 use super::failure::Failure;
 use crate::config::{Config, Flags};
+use crate::deliver::secret::SecretBox;
 use crate::key::ApiKey;
 use crate::store::open::open;
 use crate::store::{Store, StoreError};
@@ -24,7 +25,11 @@ pub struct Session {
 impl Session {
     /// Opens the configured store and brings its schema up to date.
     pub fn open(invocation: &Invocation, flags: Flags) -> Result<Self, Failure> {
-        let config = invocation.load(flags)?.config;
+        Self::with(invocation.load(flags)?.config)
+    }
+
+    /// The same with a configuration that is loaded.
+    pub fn with(config: Config) -> Result<Self, Failure> {
         let store = open(&config.store(CONNECTIONS)).map_err(|error| explain(&config, &error))?;
         let migrated = store.migrate().map_err(|error| explain(&config, &error))?;
         Ok(Self { store, config, migrated })
@@ -41,6 +46,19 @@ impl Session {
             .map_err(|error| Failure::Refused(format!("the operating system gives no random bytes: {error}")))?;
         let verifier = key.verifier(self.config.argon2);
         Ok((key, verifier))
+    }
+
+    /// What the servers seal endpoints' secrets with. Beside Postgres no key is made: it would be another than theirs.
+    pub fn secrets(&self) -> Result<SecretBox, Failure> {
+        let Config { deliver, data_dir, database_url, .. } = &self.config;
+        if database_url.is_some() && !deliver.has_secret_key(data_dir) {
+            return Err(Failure::Refused(format!(
+                "the key that the servers seal webhook secrets with is neither configured nor in {}\n  fix: set \
+                 MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir",
+                data_dir.display()
+            )));
+        }
+        deliver.open_secrets(data_dir).map_err(Failure::Refused)
     }
 }
 

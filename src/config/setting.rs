@@ -364,7 +364,7 @@ pub static SETTINGS: &[Setting] = &[
         ),
         preset: Preset::Count(limits::WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT),
         scope: Scope::Server,
-        help: "Longest body an endpoint may answer with; the first 1 KiB of it is kept",
+        help: "Bytes of an answer that are read, the first 1 KiB kept; past them the connection is closed",
     },
     Setting {
         key: "webhook_roots",

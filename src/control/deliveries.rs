@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::json::{push_delivery, push_next_cursor};
+use super::json::{delivery_document, push_delivery, push_next_cursor};
 use super::{Answer, Desk, Refusal, query};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EventId, OrgId};
@@ -15,9 +15,11 @@ use crate::store::webhooks::DeliveryRecord;
 pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> Result<Answer, Refusal> {
     let page = query::page(query)?;
     let mut records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
-    // An event that nobody wanted has none; one that is not there is another matter.
-    if records.is_empty() && desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.is_none() {
-        return Err(Problem::NotFound.into());
+    if records.is_empty() {
+        // An event that nobody wanted has none; one that is not there is another matter. One that is there now, and was
+        // not yet when it was asked for its deliveries, was stored together with them.
+        desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(Problem::NotFound)?;
+        records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
     }
     records.retain(|record| page.cursor.is_none_or(|last| record.delivery.id.0 < last));
     let more = records.len() > page.limit as usize;
@@ -38,9 +40,7 @@ pub(super) fn retry(desk: &Desk, org: OrgId, id: DeliveryId) -> Result<Answer, R
     let record = desk.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(Problem::NotFound)?;
     let retried = desk.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, Timestamp::now()))?;
     let record = DeliveryRecord { delivery: retried.ok_or(Problem::NotFound)?, ..record };
-    let mut body = Vec::new();
-    push_delivery(&mut body, &record);
-    Ok((202, body))
+    Ok((202, delivery_document(&record)))
 }
 
 /// A page of as many records as fit in [`LIST_BYTES_MAX`] as written: the store counts the receivers' answers before

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::json::{push_array, push_endpoint, push_next_cursor, push_string};
+use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, push_string};
 use super::{Answer, Desk, Refusal, endpoint_body, query};
 use crate::clock::Timestamp;
 use crate::deliver::secret::WebhookSecret;
@@ -43,7 +43,7 @@ pub(super) fn create(desk: &Desk, org: OrgId, body: &[u8]) -> Result<Answer, Ref
             error => Refusal::Store(error),
         })?;
     desk.endpoints_changed(org);
-    Ok((201, shown(&endpoint, Some(&secret))))
+    Ok((201, endpoint_document(&endpoint, Some(&secret.reveal()))))
 }
 
 /// `GET /api/endpoints`: a page, newest first.
@@ -62,7 +62,7 @@ pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refus
 
 /// `GET /api/endpoints/{id}`
 pub(super) fn get(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
-    Ok((200, shown(&find(desk, org, id)?, None)))
+    Ok((200, endpoint_document(&find(desk, org, id)?, None)))
 }
 
 /// `PATCH /api/endpoints/{id}`
@@ -71,7 +71,7 @@ pub(super) fn update(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Re
     let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(org, id, &change))?;
     let endpoint = updated.ok_or(Problem::NotFound)?;
     desk.endpoints_changed(org);
-    Ok((200, shown(&endpoint, None)))
+    Ok((200, endpoint_document(&endpoint, None)))
 }
 
 /// `DELETE /api/endpoints/{id}`. Deleting twice: 404.
@@ -93,7 +93,7 @@ pub(super) fn rotate_secret(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]
     let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(org, id, &sealed, until))?;
     let endpoint = rotated.ok_or(Problem::NotFound)?;
     desk.endpoints_changed(org);
-    Ok((200, shown(&endpoint, Some(&secret))))
+    Ok((200, endpoint_document(&endpoint, Some(&secret.reveal()))))
 }
 
 /// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
@@ -146,15 +146,4 @@ pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> R
 
 fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {
     Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(Problem::NotFound)?)
-}
-
-/// The endpoint's document, with its secret in clear where it was just made; in one allocation, so that the clear
-/// secret is left in no outgrown buffer.
-fn shown(endpoint: &Endpoint, secret: Option<&WebhookSecret>) -> Vec<u8> {
-    let mut document = Vec::new();
-    push_endpoint(&mut document, endpoint, None);
-    let Some(secret) = secret else { return document };
-    let mut body = Vec::with_capacity(document.len() + 256);
-    push_endpoint(&mut body, endpoint, Some(&secret.reveal()));
-    body
 }

@@ -165,6 +165,10 @@ impl WebhookStore for FakeStore {
         Ok(recovered)
     }
 
+    fn delete_old_deliveries(&self, _: Timestamp, _: Option<DeliveryId>) -> Result<Option<DeliveryId>, StoreError> {
+        unreachable!("no route to it")
+    }
+
     fn insert_test(&self, event: &Event, planned: &PlannedDelivery) -> Result<(), StoreError> {
         self.before_call()?;
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

@@ -7,11 +7,16 @@ use uuid::Uuid;
 
 use super::cursor;
 use crate::clock::Timestamp;
+use crate::limits::WEBHOOK_SECRET_BYTES_MAX;
 use crate::store::webhooks::{Attempt, DeliveryRecord, Endpoint};
 use crate::store::{KeyInfo, StoredEvent};
 
 /// Bytes of an event's document beside its payload and `dedup_id`, at most: names, id, type, time.
 pub(super) const EVENT_FRAME_BYTES: usize = 320;
+
+/// Bytes of the longest secret in an endpoint's document, with its name.
+const SECRET_FRAME_BYTES: usize = 128;
+const _: () = assert!(WEBHOOK_SECRET_BYTES_MAX.div_ceil(3) * 4 + 32 <= SECRET_FRAME_BYTES);
 
 /// `{"id","type","dedup_id","payload","received_at"}`
 pub(super) fn push_event(out: &mut Vec<u8>, event: &StoredEvent) {
@@ -44,6 +49,25 @@ pub(super) fn push_key(out: &mut Vec<u8>, key: &KeyInfo) {
         push_time(out, at);
     }
     out.push(b'}');
+}
+
+/// An endpoint as the API shows it, with its secret where it is to be shown; in one allocation, so that the clear secret
+/// is left in no outgrown buffer.
+pub fn endpoint_document(endpoint: &Endpoint, secret: Option<&str>) -> Vec<u8> {
+    let mut document = Vec::new();
+    push_endpoint(&mut document, endpoint, None);
+    if secret.is_some() {
+        document = Vec::with_capacity(document.len() + SECRET_FRAME_BYTES);
+        push_endpoint(&mut document, endpoint, secret);
+    }
+    document
+}
+
+/// A delivery as the API shows it.
+pub fn delivery_document(record: &DeliveryRecord) -> Vec<u8> {
+    let mut document = Vec::new();
+    push_delivery(&mut document, record);
+    document
 }
 
 /// `{"id","url","description","event_types","headers","enabled","disabled_reason","rate_limit_per_second","created_at"}`,

@@ -34,6 +34,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use admission::ReplyHold;
+pub use endpoints::test_event;
+pub use json::{delivery_document, endpoint_document};
 pub use pool::ControlPool;
 
 use crate::deliver::management::Management;

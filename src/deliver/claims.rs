@@ -24,7 +24,7 @@ use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, OrgId};
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
-use crate::store::webhooks::{Attempt, AttemptResult, Claimed, Claims as Claimable, Next, Orphan};
+use crate::store::webhooks::{Attempt, AttemptResult, Claimed, Claims as Claimable, Next, Orphan, WebhookStore};
 use crate::store::{CredentialChange, Store, StoreError};
 
 /// How often it looks for due deliveries whatever happens.
@@ -172,15 +172,15 @@ impl Claims {
             places.iter().map(|(id, (_, places))| (*id, places.len() as u32)).collect();
         let Claimable { ready, orphans } = self.claim_wanted(&wanted)?;
         self.fail(&orphans, "event_gone")?;
-        let mut outgoing = Vec::with_capacity(ready.len());
-        for claimed in ready {
+        let mut claims = Vec::with_capacity(ready.len());
+        for claimed in &ready {
             let (endpoint, reserved) = places.get_mut(&claimed.endpoint).expect("only what was wanted is claimed");
             let reservation = reserved.pop().expect("no more is claimed than was wanted");
-            outgoing.push(into_outgoing(claimed, endpoint, reservation));
+            claims.push(outgoing(claimed, endpoint, reservation));
         }
-        if !outgoing.is_empty() {
+        if !claims.is_empty() {
             // The sender ends after this thread; if it is gone, the leases run out.
-            let _ = self.sender.send(outgoing);
+            let _ = self.sender.send(claims);
         }
         // Where every place was taken there may be more.
         Ok(places.into_values().filter(|(_, left)| left.is_empty()).map(|(endpoint, _)| endpoint).collect())
@@ -191,17 +191,13 @@ impl Claims {
         let Claimable { ready, orphans } = self.claim_wanted(&[(id, limits::CLAIM_DELIVERIES_MAX)])?;
         self.fail(&orphans, "event_gone")?;
         let Some(org) = ready.first().map(|claimed| claimed.org) else { return Ok(()) };
-        match self.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))? {
-            None => {
-                let deliveries: Vec<Orphan> = ready.iter().map(into_orphan).collect();
-                self.fail(&deliveries, "endpoint_deleted")
-            }
-            Some(_) => {
-                let held: Vec<(DeliveryId, Timestamp)> = ready.iter().map(|held| (held.delivery, held.lease)).collect();
-                self.ask(DbOperation::ClaimDeliveries, |store| store.release(&held, Timestamp::now()))?;
-                self.refresh(org)
-            }
+        if self.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.is_none() {
+            let deliveries: Vec<Orphan> = ready.iter().map(orphan).collect();
+            return self.fail(&deliveries, "endpoint_deleted");
         }
+        let held: Vec<(DeliveryId, Timestamp)> = ready.iter().map(|held| (held.delivery, held.lease)).collect();
+        self.ask(DbOperation::ClaimDeliveries, |store| store.release(&held, Timestamp::now()))?;
+        self.refresh(org)
     }
 
     fn claim_wanted(&self, wanted: &[(EndpointId, u32)]) -> Result<Claimable, StoreError> {
@@ -236,7 +232,7 @@ impl Claims {
     }
 
     fn count(&self) -> Result<(), StoreError> {
-        let pending = self.ask(DbOperation::CountDeliveries, |store| store.pending_stats())?;
+        let pending = self.ask(DbOperation::CountDeliveries, WebhookStore::pending_stats)?;
         self.metrics.webhook.set_pending(pending.count, pending.oldest);
         Ok(())
     }
@@ -249,7 +245,7 @@ impl Claims {
     }
 }
 
-fn into_outgoing(claimed: Claimed, endpoint: &LiveEndpoint, mut reservation: Reservation) -> Outgoing {
+fn outgoing(claimed: &Claimed, endpoint: &LiveEndpoint, mut reservation: Reservation) -> Outgoing {
     let body = body(&claimed.event_type, claimed.received_at, claimed.payload.as_bytes());
     reservation.weigh(body.len());
     Outgoing {
@@ -266,7 +262,7 @@ fn into_outgoing(claimed: Claimed, endpoint: &LiveEndpoint, mut reservation: Res
     }
 }
 
-fn into_orphan(claimed: &Claimed) -> Orphan {
+fn orphan(claimed: &Claimed) -> Orphan {
     Orphan {
         delivery: claimed.delivery,
         endpoint: claimed.endpoint,

@@ -40,7 +40,7 @@ pub struct DeliverConfig {
     pub response_bytes_max: usize,
     /// Certificates (PEM) that are trusted beside the roots.
     pub ca_file: Option<PathBuf>,
-    /// The roots.
+    /// Whose certificates endpoints' are verified with.
     pub roots: Roots,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
@@ -80,7 +80,7 @@ impl DeliverConfig {
         }
     }
 
-    /// How requests are made.
+    /// How requests are made under that policy.
     pub fn client(&self, policy: TargetPolicy) -> ClientConfig {
         ClientConfig {
             policy,
@@ -91,6 +91,11 @@ impl DeliverConfig {
             ca_file: self.ca_file.clone(),
             proxy: self.proxy.clone(),
         }
+    }
+
+    /// Whether [`Self::open_secrets`] finds a key, and need not make one.
+    pub fn has_secret_key(&self, data_dir: &Path) -> bool {
+        self.secret_key.is_some() || data_dir.join(SECRET_KEY_FILE).exists()
     }
 
     /// What seals endpoints' secrets: the configured key, else the one in the data directory, which is made where there

@@ -186,12 +186,12 @@ impl Directory {
             .filter(|endpoint| endpoint.enabled)
             .map(|endpoint| {
                 let share = share(endpoint.id);
-                Arc::new(self.live(endpoint, share))
+                Arc::new(self.live(&endpoint, share))
             })
             .collect()
     }
 
-    fn live(&self, endpoint: Endpoint, share: Arc<Share>) -> LiveEndpoint {
+    fn live(&self, endpoint: &Endpoint, share: Arc<Share>) -> LiveEndpoint {
         let parse = |text: &String| match EventTypeFilter::parse(text) {
             Ok(filter) => Some(filter),
             Err(why) => {
@@ -202,7 +202,7 @@ impl Directory {
         LiveEndpoint {
             id: endpoint.id,
             org: endpoint.org,
-            outfit: self.outfit(&endpoint),
+            outfit: self.outfit(endpoint),
             rate_limit_per_second: endpoint.rate_limit_per_second,
             failing_since: endpoint.failing_since,
             share,

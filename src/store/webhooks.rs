@@ -435,9 +435,10 @@ pub trait WebhookStore {
     fn claim(&self, now: Timestamp, lease_until: Timestamp, wanted: &[(EndpointId, u32)])
     -> Result<Claims, StoreError>;
 
-    /// Records attempts and what follows from them, in one transaction; a delivery appears once at most. Where a lease
-    /// was lost the attempt is recorded (unless the new holder has recorded one of the same number), but the delivery
-    /// changes only if it was delivered. Returns how many deliveries changed. Idempotent.
+    /// Records attempts and what follows from them; a delivery appears once at most. Where a lease was lost the attempt is
+    /// recorded (unless the new holder has recorded one of the same number), but the delivery changes only if it was
+    /// delivered. Returns how many deliveries changed. Idempotent: after an error, which may leave a part of the results
+    /// recorded, the call is made again.
     fn record(&self, results: &[AttemptResult]) -> Result<u64, StoreError>;
 
     /// Prolongs leases until `lease_until`; returns the deliveries that are still held.
@@ -473,6 +474,15 @@ pub trait WebhookStore {
         limit: u32,
         now: Timestamp,
     ) -> Result<u64, StoreError>;
+
+    /// Deletes deliveries created before `before` with their attempts, from the one after `after` on: those that have
+    /// ended, and those that wait for an endpoint that is gone or disabled. Looks at no more once it has deleted
+    /// [`limits::DELIVERIES_DELETED_MAX`]: call again after the one it returns, until that is `None`.
+    fn delete_old_deliveries(
+        &self,
+        before: Timestamp,
+        after: Option<DeliveryId>,
+    ) -> Result<Option<DeliveryId>, StoreError>;
 
     /// Stores an event with one delivery that somebody waits for, and wakes the senders.
     fn insert_test(&self, event: &Event, planned: &PlannedDelivery) -> Result<(), StoreError>;

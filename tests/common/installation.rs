@@ -3,6 +3,10 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::sync::Arc;
+
+use millrace::store::Store;
+use millrace::store::open::{StoreConfig, open};
 use postgres::NoTls;
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -88,6 +92,12 @@ impl Installation {
     /// The same, listening, with the database perhaps away.
     pub fn start_unready(&self, args: &[&str]) -> Server {
         Server::start_unready(self.options.clone().with(&["--shards", "2"]).with(args))
+    }
+
+    /// The store itself, as its servers use it.
+    pub fn store(&self) -> Arc<dyn Store> {
+        let database_url = self.options.database_url.clone();
+        open(&StoreConfig { database_url, data_dir: self.dir.path().to_owned(), connections_max: 2 }).expect("a store")
     }
 
     /// What is stored of an organisation, oldest first.

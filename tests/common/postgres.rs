@@ -233,6 +233,14 @@ impl Cluster {
         all.filter(|pid| *pid == postmaster || parent(*pid) == Some(postmaster)).collect()
     }
 
+    /// What the server's processes have used of the CPU, counted in ticks of 10 ms.
+    pub fn cpu_time(&self) -> Duration {
+        // utime and stime, and those of children that have ended.
+        let ticks =
+            |pid| stat(pid).map(|stat| stat.split(' ').skip(11).take(4).flat_map(str::parse::<u64>).sum::<u64>());
+        Duration::from_millis(self.process_ids().into_iter().filter_map(ticks).sum::<u64>() * 10)
+    }
+
     fn signal(&self, signal: Signal) {
         send(self.server.as_ref().expect("the server runs").id(), signal);
     }

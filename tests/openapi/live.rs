@@ -18,6 +18,10 @@ struct World {
     limited: String,
     stored_event: String,
     spare_key_id: String,
+    endpoint: String,
+    doomed_endpoint: String,
+    disabled_endpoint: String,
+    delivery: String,
 }
 
 impl World {
@@ -33,16 +37,34 @@ impl World {
         server.drained();
         let spare: Value = serde_json::from_str(&server.cli(&["key", "create", &org, "--json"])).expect("JSON");
         let spare_key_id = key_id(spare["api_key"].as_str().expect("api_key"));
-        Self { server, key, disabled, limited, stored_event, spare_key_id }
+        let make = |body: &str| {
+            let made = server.post("/api/endpoints", &key, body);
+            assert_eq!(made.status, 201);
+            made.json()["id"].as_str().expect("an id").to_owned()
+        };
+        // No such name, ever (RFC 2606).
+        let endpoint = make(r#"{"url":"https://example.invalid/","event_types":["only.this"]}"#);
+        let doomed_endpoint = make(r#"{"url":"https://example.invalid/","headers":{"X-A":"1"}}"#);
+        let disabled_endpoint = make(r#"{"url":"https://example.invalid/","enabled":false}"#);
+        let sent = server.post(&format!("/api/endpoints/{endpoint}/test"), &key, "").json();
+        let delivery = sent["delivery_id"].as_str().expect("an id").to_owned();
+        Self {
+            server,
+            key,
+            disabled,
+            limited,
+            stored_event,
+            spare_key_id,
+            endpoint,
+            doomed_endpoint,
+            disabled_endpoint,
+            delivery,
+        }
     }
 
     /// What to send to a route, with the status each must get: what it is for first, then what it refuses.
     fn requests(&self, method: &str, path: &str) -> Vec<(Vec<u8>, u16)> {
-        let target = match path {
-            "/api/events/{id}" => path.replace("{id}", &self.stored_event),
-            "/api/keys/{id}" => path.replace("{id}", &self.spare_key_id),
-            plain => plain.to_owned(),
-        };
+        let target = self.target(method, path);
         let send = |target: &str, key: &str, body: Option<&str>| {
             request(method, target, (!key.is_empty()).then_some(key), body.map(str::as_bytes))
         };
@@ -81,7 +103,7 @@ impl World {
             }
             ("DELETE", "/api/keys/{id}") => vec![(without(&target), 204), (without("/api/keys/0aZ0aZ0aZ0aZ"), 404)],
             ("GET", "/api/keys" | "/health" | "/ready" | "/metrics" | "/openapi.json") => vec![(without(&target), 200)],
-            _ => panic!("{method} {path} has no request here"),
+            _ => self.webhook_requests(method, path),
         };
         let body = (method == "POST").then_some("{}");
         if path.starts_with("/api/") {
@@ -97,6 +119,85 @@ impl World {
         requests.push((send(&format!("{target}?{}", "x".repeat(5000)), &self.key, None), 414));
         requests.push((format!("{method} {target} HTTP/2.0\r\nHost: h\r\n\r\n").into_bytes(), 505));
         requests
+    }
+
+    /// The path with an id of something that is there.
+    fn target(&self, method: &str, path: &str) -> String {
+        match path {
+            "/api/events/{id}" | "/api/events/{id}/deliveries" => path.replace("{id}", &self.stored_event),
+            "/api/deliveries/{id}/retry" => path.replace("{id}", &self.delivery),
+            "/api/endpoints/{id}" if method == "DELETE" => path.replace("{id}", &self.doomed_endpoint),
+            endpoint if endpoint.starts_with("/api/endpoints/{id}") => path.replace("{id}", &self.endpoint),
+            "/api/keys/{id}" => path.replace("{id}", &self.spare_key_id),
+            plain => plain.to_owned(),
+        }
+    }
+
+    /// The same for the routes of endpoints and deliveries.
+    fn webhook_requests(&self, method: &str, path: &str) -> Vec<(Vec<u8>, u16)> {
+        let target = self.target(method, path);
+        let absent = path.replace("{id}", "01890a5d-ac96-774b-bcce-b302099a8057");
+        let send = |target: &str, body: Option<&str>| request(method, target, Some(&self.key), body.map(str::as_bytes));
+        let with = |body: &str| send(&target, Some(body));
+        let without = |target: &str| send(target, None);
+        let head = |fields: &str| {
+            let key = &self.key;
+            format!("{method} {target} HTTP/1.1\r\nHost: h\r\nX-API-Key: {key}\r\n{fields}\r\n\r\n").into_bytes()
+        };
+        match (method, path) {
+            ("GET", "/api/events/{id}/deliveries") => {
+                vec![(without(&target), 200), (without(&format!("{target}?limit=none")), 400), (without(&absent), 404)]
+            }
+            ("GET", "/api/deliveries") => vec![
+                (without(&target), 200),
+                (without(&format!("{target}?status=pending&limit=1&endpoint_id={}", self.endpoint)), 200),
+                (without(&format!("{target}?status=none")), 400),
+            ],
+            ("GET", "/api/endpoints") => {
+                vec![
+                    (without(&target), 200),
+                    (without(&format!("{target}?limit=1")), 200),
+                    (without("/api/endpoints?cursor=x"), 400),
+                ]
+            }
+            ("POST", "/api/endpoints") => vec![
+                (with(r#"{"url":"https://example.com/","event_types":["a.*"],"headers":{"X-A":"1"}}"#), 201),
+                (with("{"), 400),
+                (head("Content-Length: 99999999"), 413),
+                (head("Content-Type: text/plain\r\nContent-Length: 2"), 415),
+                (with(r#"{"url":"http://127.0.0.1/"}"#), 422),
+            ],
+            ("GET", "/api/endpoints/{id}") => vec![(without(&target), 200), (without(&absent), 404)],
+            ("DELETE", "/api/endpoints/{id}") => {
+                vec![(without(&target), 204), (without(&target), 404), (without(&absent), 404)]
+            }
+            ("PATCH", "/api/endpoints/{id}") => vec![
+                (with(r#"{"description":"d"}"#), 200),
+                (with("{"), 400),
+                (with(r#"{"url":null}"#), 422),
+                (send(&absent, Some("{}")), 404),
+            ],
+            ("POST", "/api/endpoints/{id}/rotate-secret") => vec![
+                (with(r#"{"overlap_seconds":60}"#), 200),
+                (without(&target), 200),
+                (with("{"), 400),
+                (with(r#"{"overlap":1}"#), 422),
+                (without(&absent), 404),
+            ],
+            ("POST", "/api/endpoints/{id}/test") => vec![
+                (without(&target), 202),
+                (without(&path.replace("{id}", &self.disabled_endpoint)), 422),
+                (without(&absent), 404),
+            ],
+            ("POST", "/api/endpoints/{id}/recover") => vec![
+                (with(r#"{"since":"2026-01-01T00:00:00Z"}"#), 202),
+                (with("{"), 400),
+                (with("{}"), 422),
+                (send(&absent, Some(r#"{"since":"2026-01-01T00:00:00Z"}"#)), 404),
+            ],
+            ("POST", "/api/deliveries/{id}/retry") => vec![(without(&target), 202), (without(&absent), 404)],
+            _ => panic!("{method} {path} has no request here"),
+        }
     }
 }
 
@@ -137,8 +238,8 @@ fn a_server_without_its_database_answers_as_described() {
             "/health" | "/metrics" | "/openapi.json" => 200,
             _ => 503,
         };
-        let target = path.replace("/api/events/{id}", "/api/events/01890a5d-ac96-774b-bcce-b302099a8057");
-        let target = target.replace("/api/keys/{id}", "/api/keys/0aZ0aZ0aZ0aZ");
+        let target = path.replace("/api/keys/{id}", "/api/keys/0aZ0aZ0aZ0aZ");
+        let target = target.replace("{id}", "01890a5d-ac96-774b-bcce-b302099a8057");
         let body = (method == "POST").then_some(&b"{}"[..]);
         let answer = server.connect().request(&method, &target, Some(key.reveal()), body);
         assert_eq!(answer.status, status, "{method} {path}: {}", String::from_utf8_lossy(&answer.body));
@@ -188,6 +289,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         "array" => value.is_array(),
         "string" => value.is_string(),
         "integer" => value.is_i64() || value.is_u64(),
+        "boolean" => value.is_boolean(),
         "null" => value.is_null(),
         other => panic!("{at}: type {other}"),
     };

@@ -40,8 +40,8 @@ impl Proxy {
         self.heads.lock().unwrap().clone()
     }
 
-    fn url(&self, credentials: &str) -> Option<url::Url> {
-        Some(format!("http://{credentials}127.0.0.1:{}", self.port).parse().unwrap())
+    fn url(&self, credentials: &str) -> url::Url {
+        format!("http://{credentials}127.0.0.1:{}", self.port).parse().unwrap()
     }
 }
 
@@ -83,7 +83,7 @@ fn http_and_https_go_through_it_and_names_are_its_own() {
     // Nothing can be resolved here.
     let names = Arc::new(Names::default());
     let ca_file = Some(authority.file(dir.path()));
-    let config = ClientConfig { ca_file, proxy: proxy.url("us%65r:p%40ss@"), ..insecure() };
+    let config = ClientConfig { ca_file, proxy: Some(proxy.url("us%65r:p%40ss@")), ..insecure() };
     let fixture = Fixture::with_names(config, &names);
     for _ in 0..3 {
         assert_eq!(fixture.post(&plain.url_of("plain.test", "/a")), answered(200, "plain"));
@@ -103,7 +103,7 @@ fn http_and_https_go_through_it_and_names_are_its_own() {
 #[test]
 fn literal_addresses_are_still_vetted() {
     let proxy = Proxy::start(YES);
-    let config = ClientConfig { proxy: proxy.url(""), ..secure() };
+    let config = ClientConfig { proxy: Some(proxy.url("")), ..secure() };
     for url in ["https://10.0.0.1/", "https://[::1]/", "https://169.254.169.254/"] {
         assert_eq!(Fixture::new(config.clone()).post(url), failed(ErrorClass::AddressNotAllowed), "{url}");
     }
@@ -125,7 +125,7 @@ fn a_proxy_that_refuses_or_is_none() {
         long,
     ] {
         let proxy = Proxy::start(answer);
-        let fixture = Fixture::new(ClientConfig { proxy: proxy.url(""), ..insecure() });
+        let fixture = Fixture::new(ClientConfig { proxy: Some(proxy.url("")), ..insecure() });
         assert_eq!(fixture.post(&receiver.url("/")), failed(ErrorClass::ConnectFailed), "{answer:.40}");
     }
     assert_eq!(receiver.connections(), 0);

@@ -181,6 +181,8 @@ fn class_of(error: &io::Error) -> ErrorClass {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => ErrorClass::ConnectionRefused,
         io::ErrorKind::TimedOut => ErrorClass::ConnectTimeout,
+        // Accepted and ended before we looked.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => ErrorClass::ConnectionClosed,
         _ => ErrorClass::ConnectFailed,
     }
 }

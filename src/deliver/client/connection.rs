@@ -71,8 +71,12 @@ pub async fn send_http2(sender: &mut Http2, request: &Request, heard: &Heard) ->
 }
 
 fn failure(mut error: TrySendError<hyper::Request<Body>>, heard: &Heard) -> Failure {
-    let class = class_of(error.error());
+    let mut class = class_of(error.error());
     let unsent = error.take_message().is_some();
+    if unsent && heard.anything() {
+        // It spoke before it was asked.
+        class = ErrorClass::InvalidResponse;
+    }
     let in_silence = class == ErrorClass::ConnectionClosed && !heard.anything();
     Failure { class, untouched: unsent || in_silence || is_refusal(error.error()) }
 }

@@ -1,8 +1,10 @@
+//! The resolver is held until the test lets it go.
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::*;
 
@@ -41,8 +43,11 @@ fn one_lookup_serves_all_who_wait_for_the_name() {
         let lookups = Lookups::new(resolver.clone());
         let waiting = futures_util::future::join_all((0..50).map(|_| lookups.addresses("slow")));
         let addresses = vec![IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
-        let_go.send(Ok(addresses.clone())).unwrap();
-        for answer in waiting.await {
+        let later = async {
+            sleep(A_WHILE).await;
+            let_go.send(Ok(addresses.clone())).unwrap();
+        };
+        for answer in tokio::join!(waiting, later).0 {
             assert_eq!(answer.unwrap().to_vec(), addresses);
         }
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
@@ -62,8 +67,11 @@ fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
             assert!(timeout(A_WHILE, lookups.addresses("slow")).await.is_err());
         }
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
-        let_go.send(Ok(vec![IpAddr::from([192, 0, 2, 1])])).unwrap();
-        lookups.addresses("slow").await.unwrap();
+        let later = async {
+            sleep(A_WHILE).await;
+            let_go.send(Ok(vec![IpAddr::from([192, 0, 2, 1])])).unwrap();
+        };
+        tokio::join!(lookups.addresses("slow"), later).0.unwrap();
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
     });
 }

@@ -15,6 +15,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use hyper::Uri;
 use hyper::body::Incoming;
@@ -47,8 +48,9 @@ impl Key {
 /// Grows with every connection that is opened or becomes idle.
 type Serial = u64;
 
-#[derive(Default)]
 struct State {
+    idle_max: usize,
+    idle_timeout: Duration,
     hosts: HashMap<Key, Host>,
     ages: BTreeMap<Serial, (Key, Instant)>,
     gates: HashMap<Key, watch::Receiver<()>>,
@@ -81,7 +83,7 @@ struct Shared {
 }
 
 /// The connections of one client.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pool(Arc<Mutex<State>>);
 
 /// Who may open a connection to a host that may speak HTTP/2.
@@ -107,7 +109,25 @@ impl Drop for Ours {
     }
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(WEBHOOK_IDLE_CONNECTIONS_MAX, WEBHOOK_IDLE_TIMEOUT)
+    }
+}
+
 impl Pool {
+    fn new(idle_max: usize, idle_timeout: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            idle_max,
+            idle_timeout,
+            hosts: HashMap::new(),
+            ages: BTreeMap::new(),
+            gates: HashMap::new(),
+            serial: 0,
+            sweeping: false,
+        })))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
@@ -158,11 +178,15 @@ impl Pool {
                 Held::Http2(id, sender)
             }
         };
+        self.have_swept(state);
+        Lease { pool: self.clone(), key: key.clone(), held, heard, reused: false, retired: false }
+    }
+
+    fn have_swept(&self, state: &mut State) {
         if !state.sweeping {
             state.sweeping = true;
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
-        Lease { pool: self.clone(), key: key.clone(), held, heard, reused: false, retired: false }
     }
 
     fn put_back(&self, key: Key, sender: Http1, heard: Heard) {
@@ -171,13 +195,15 @@ impl Pool {
         let host = state.hosts.entry(key).or_default();
         host.http1 = true;
         host.idle.push_back(Idle { age, sender, heard });
+        // The host may have been forgotten while this connection settled, and the sweep have ended.
+        self.have_swept(state);
     }
 }
 
 impl State {
     /// Notes that a connection to `key` becomes idle, and makes room for it.
     fn age(&mut self, key: &Key) -> Serial {
-        if self.ages.len() >= WEBHOOK_IDLE_CONNECTIONS_MAX {
+        if self.ages.len() >= self.idle_max {
             self.close_oldest();
         }
         self.serial += 1;
@@ -260,15 +286,15 @@ async fn sweep(pool: Weak<Mutex<State>>) {
         let wake = {
             let Some(pool) = pool.upgrade().map(Pool) else { return };
             let state = &mut *pool.lock();
-            let now = Instant::now();
-            while state.ages.first_key_value().is_some_and(|(_, (_, since))| *since + WEBHOOK_IDLE_TIMEOUT <= now) {
+            let (now, idle_timeout) = (Instant::now(), state.idle_timeout);
+            while state.ages.first_key_value().is_some_and(|(_, (_, since))| *since + idle_timeout <= now) {
                 state.close_oldest();
             }
             if state.hosts.is_empty() {
                 state.sweeping = false;
                 return;
             }
-            state.ages.first_key_value().map_or(now, |(_, (_, since))| *since) + WEBHOOK_IDLE_TIMEOUT
+            state.ages.first_key_value().map_or(now, |(_, (_, since))| *since) + idle_timeout
         };
         sleep_until(wake).await;
     }
@@ -342,3 +368,7 @@ impl Drop for Lease {
         self.pool.lock().release(&self.key, shared, self.retired);
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

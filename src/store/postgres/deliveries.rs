@@ -1,19 +1,19 @@
-//! Deliveries in Postgres: claiming, recording, listing. They are stored with their events, in `events`.
+//! Deliveries in Postgres as their senders use them: claiming, leases, recording. They are stored with their events, in
+//! `events`; `history` shows them and makes them due again.
 //!
-//! Everything here is one statement and one round trip, whatever the number of deliveries, except a list, whose
-//! attempts are read in chunks.
+//! A row of `deliveries` is the authority; `delivery_queue` and `failed_deliveries` follow it in the same statement, while
+//! its lock is held. Everything here is one statement and one round trip, whatever the number of deliveries, where
+//! nobody else had a hand in them.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::ops::Range;
-use std::time::Duration;
+use std::collections::HashSet;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::columns::{At, Text, Verbatim};
-use super::credentials::{get, unexpected};
+use super::credentials::get;
 use super::error::CallError;
 use super::session::{Conversation, Session};
 use crate::clock::Timestamp;
@@ -21,122 +21,158 @@ use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
 use crate::limits;
 use crate::store::StoreError;
 use crate::store::webhooks::{
-    Attempt, AttemptResult, Claimed, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Orphan,
-    PendingStats, bounded_wants, created_at, first_id_at, without_nul,
+    AttemptResult, Claimed, Claims, Orphan, PendingStats, bounded_wants, created_at, without_nul,
 };
 
 /// A skip scan: from one endpoint to the next in the index of what is pending, each asked for its earliest.
 const DUE_ENDPOINTS: &str = "
     WITH RECURSIVE waiting (endpoint_id) AS (
-        (SELECT endpoint_id FROM deliveries WHERE status = 0 AND endpoint_id > $2 ORDER BY endpoint_id LIMIT 1)
+        (SELECT endpoint_id FROM delivery_queue WHERE endpoint_id > $2 ORDER BY endpoint_id LIMIT 1)
         UNION ALL
-        SELECT (SELECT endpoint_id FROM deliveries WHERE status = 0 AND endpoint_id > waiting.endpoint_id
+        SELECT (SELECT endpoint_id FROM delivery_queue WHERE endpoint_id > waiting.endpoint_id
                 ORDER BY endpoint_id LIMIT 1)
         FROM waiting WHERE waiting.endpoint_id IS NOT NULL
     )
     SELECT endpoint_id FROM waiting
-    WHERE (SELECT next_attempt_at FROM deliveries WHERE status = 0 AND endpoint_id = waiting.endpoint_id
+    WHERE (SELECT next_attempt_at FROM delivery_queue WHERE endpoint_id = waiting.endpoint_id
            ORDER BY next_attempt_at LIMIT 1) <= $1
         AND NOT EXISTS (SELECT FROM endpoints WHERE id = waiting.endpoint_id AND NOT enabled)
     LIMIT $3";
 
+/// The inner look-ups stay inner: what locks a row is not pulled up into a join, nor is what has an OFFSET.
 const CLAIM: &str = "
     WITH picked AS MATERIALIZED (
         SELECT due.id FROM unnest($1::uuid[], $2::bigint[]) AS wanted (endpoint_id, most)
         CROSS JOIN LATERAL (
-            SELECT id FROM deliveries
-            WHERE status = 0 AND endpoint_id = wanted.endpoint_id AND next_attempt_at <= $3
-            ORDER BY next_attempt_at LIMIT wanted.most FOR UPDATE SKIP LOCKED
+            SELECT delivery.id FROM delivery_queue AS queued CROSS JOIN LATERAL (
+                SELECT id FROM deliveries
+                WHERE id = queued.delivery_id AND status = 0 AND next_attempt_at <= $3 FOR UPDATE SKIP LOCKED
+            ) AS delivery
+            WHERE queued.endpoint_id = wanted.endpoint_id AND queued.next_attempt_at <= $3
+            ORDER BY queued.next_attempt_at LIMIT wanted.most
         ) AS due
     ), claimed AS (
-        UPDATE deliveries SET next_attempt_at = $4 FROM picked WHERE deliveries.id = picked.id
-        RETURNING deliveries.id, endpoint_id, org_id, event_id, event_received_at, attempts_made, attempts_before
+        UPDATE deliveries SET next_attempt_at = $4 WHERE id = ANY (ARRAY(SELECT id FROM picked))
+        RETURNING id, endpoint_id, org_id, event_id, event_received_at, attempts_made, attempts_before
+    ), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, $4 FROM claimed
+        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
     )
     SELECT claimed.*, event.type, event.payload FROM claimed
     LEFT JOIN LATERAL (
-        SELECT type, payload FROM events WHERE id = claimed.event_id AND received_at = claimed.event_received_at
+        SELECT type, payload FROM events WHERE id = claimed.event_id AND received_at = claimed.event_received_at OFFSET 0
     ) AS event ON true";
 
-/// A result that comes too late says only how many attempts were made, unless it was delivered.
-const RECORD: &str = "
-    WITH result AS MATERIALIZED (
-        SELECT * FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::integer[], $5::smallint[], $6::text[],
-                $7::text[], $8::timestamptz[], $9::smallint[], $10::timestamptz[])
-            AS result (id, number, at, latency_ms, status_code, error, response_body, lease, status, next_attempt_at)
-    ), attempted AS (
-        INSERT INTO delivery_attempts (delivery_id, at, number, latency_ms, status_code, error, response_body)
-        SELECT id, at, number, latency_ms, status_code, error, response_body FROM result
-        ON CONFLICT DO NOTHING
-    ), changed AS (
-        UPDATE deliveries AS old SET attempts_made = GREATEST(old.attempts_made, result.number),
-            status = CASE WHEN old.next_attempt_at = result.lease OR result.status = 1 THEN result.status
-                ELSE old.status END,
-            next_attempt_at = CASE WHEN old.next_attempt_at = result.lease OR result.status = 1
-                THEN result.next_attempt_at ELSE old.next_attempt_at END
-        FROM result
-        WHERE old.id = result.id
-            AND (old.next_attempt_at = result.lease OR (result.status = 1 AND old.status <> 1)
-                OR old.attempts_made < result.number)
-        RETURNING old.status = result.status AND old.next_attempt_at IS NOT DISTINCT FROM result.next_attempt_at
-            AS as_recorded
+/// A statement deletes of the queue what it saw when it began. Where it waited for somebody who put the delivery back,
+/// a row stays that says "due" of what is not: brought in line here.
+const MEND_QUEUE: &str = "
+    WITH wrong AS MATERIALIZED (
+        SELECT delivery.* FROM delivery_queue AS queued CROSS JOIN LATERAL (
+            SELECT id, org_id, next_attempt_at FROM deliveries
+            WHERE id = queued.delivery_id AND (status <> 0 OR next_attempt_at > $2) FOR UPDATE SKIP LOCKED
+        ) AS delivery
+        WHERE queued.endpoint_id = ANY ($1) AND queued.next_attempt_at <= $2 LIMIT $3
+    ), gone AS (
+        DELETE FROM delivery_queue USING wrong
+        WHERE wrong.next_attempt_at IS NULL AND delivery_queue.org_id = wrong.org_id AND delivery_id = wrong.id
     )
-    SELECT count(*) FROM changed WHERE as_recorded";
+    UPDATE delivery_queue SET next_attempt_at = wrong.next_attempt_at FROM wrong
+    WHERE wrong.next_attempt_at IS NOT NULL AND delivery_queue.org_id = wrong.org_id AND delivery_id = wrong.id";
 
-const MOVE_LEASES: &str = "
-    UPDATE deliveries SET next_attempt_at = $3 FROM unnest($1::uuid[], $2::timestamptz[]) AS held (id, lease)
-    WHERE deliveries.id = held.id AND deliveries.next_attempt_at = held.lease
-    RETURNING deliveries.id";
-
-/// The oldest of an organisation is the first row of its pending ones.
-const PENDING: &str = "
-    SELECT (SELECT count(*) FROM (SELECT FROM deliveries WHERE status = 0 LIMIT $1) AS some),
-        (SELECT reltuples::bigint FROM pg_class WHERE oid = 'deliveries_due'::regclass),
-        (SELECT oldest.id FROM (SELECT DISTINCT org_id FROM endpoints) AS org CROSS JOIN LATERAL (
-            SELECT id FROM deliveries WHERE deliveries.org_id = org.org_id AND status = 0 ORDER BY id LIMIT 1
-        ) AS oldest ORDER BY oldest.id LIMIT 1)";
-
-/// What `delivery_of` reads.
-macro_rules! columns {
+/// The results as rows. `is_inline`: kept in the delivery's own row, which has room for a short first attempt.
+macro_rules! with_results {
     () => {
-        "id, event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at"
+        "WITH result AS MATERIALIZED (
+            SELECT *, number = 1 AND COALESCE(octet_length(error), 0) + COALESCE(octet_length(response_body), 0) <= 32
+                AS is_inline
+            FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::integer[], $5::smallint[],
+                    $6::text[], $7::text[], $8::timestamptz[], $9::smallint[], $10::timestamptz[])
+                AS result (id, number, at, latency_ms, status_code, error, response_body, lease, status,
+                    next_attempt_at)
+        )"
     };
 }
 
-const ONE: &str = concat!("SELECT ", columns!(), " FROM deliveries WHERE id = $2 AND org_id = $1");
-const OF_EVENT: &str =
-    concat!("SELECT ", columns!(), " FROM deliveries WHERE event_id = $2 AND org_id = $1 ORDER BY id DESC LIMIT $3");
-/// Each status has its own range of the index, newest last.
-const LIST: &str = concat!(
-    "SELECT ",
-    columns!(),
-    " FROM unnest($2::smallint[]) AS wanted (code) CROSS JOIN LATERAL (
-        SELECT * FROM deliveries
-        WHERE org_id = $1 AND status = wanted.code AND id < $3 AND ($4::uuid IS NULL OR endpoint_id = $4)
-        ORDER BY id DESC LIMIT $5
-    ) AS delivery ORDER BY id DESC LIMIT $5"
-);
-const ATTEMPTS: &str = "
-    SELECT delivery_id, at, number, latency_ms, status_code, error, response_body
-    FROM unnest($1::uuid[]) AS delivery (id) CROSS JOIN LATERAL (
-        SELECT * FROM delivery_attempts WHERE delivery_id = delivery.id ORDER BY number DESC LIMIT $2
-    ) AS attempt ORDER BY delivery_id, number";
+/// What every result says of its delivery `old`: the number of attempts, and the first of them, once.
+macro_rules! attempted {
+    () => {
+        "attempts_made = GREATEST(old.attempts_made, result.number),
+            first_at = CASE WHEN is_inline AND old.first_at IS NULL THEN result.at ELSE old.first_at END,
+            first_latency_ms = CASE WHEN is_inline AND old.first_at IS NULL THEN result.latency_ms
+                ELSE old.first_latency_ms END,
+            first_status_code = CASE WHEN is_inline AND old.first_at IS NULL THEN result.status_code
+                ELSE old.first_status_code END,
+            first_error = CASE WHEN is_inline AND old.first_at IS NULL THEN result.error ELSE old.first_error END,
+            first_response_body = CASE WHEN is_inline AND old.first_at IS NULL THEN result.response_body
+                ELSE old.first_response_body END"
+    };
+}
 
-const RETRY: &str = concat!(
-    "UPDATE deliveries SET status = 0, next_attempt_at = $3, attempts_before = attempts_made
-    WHERE id = $2 AND org_id = $1
-    RETURNING pg_notify('millrace_credentials', 'due:' || endpoint_id), ",
-    columns!()
+/// `$11`: whether the leases are known to be lost, when only what was delivered counts.
+const RECORD: &str = concat!(
+    with_results!(),
+    ", attempted AS (
+        INSERT INTO delivery_attempts (delivery_id, at, number, latency_ms, status_code, error, response_body)
+        SELECT id, at, number, latency_ms, status_code, error, response_body FROM result
+        WHERE NOT is_inline AND EXISTS (SELECT FROM deliveries WHERE deliveries.id = result.id)
+        ON CONFLICT DO NOTHING
+    ), changed AS (
+        UPDATE deliveries AS old SET status = result.status, next_attempt_at = result.next_attempt_at, ",
+    attempted!(),
+    " FROM result
+        WHERE old.id = result.id
+            AND (old.next_attempt_at = result.lease OR ($11 AND result.status = 1 AND old.status <> 1))
+        RETURNING old.id, old.org_id, old.endpoint_id, old.status, old.next_attempt_at
+    ), ended AS (
+        DELETE FROM delivery_queue USING changed
+        WHERE changed.status <> 0 AND delivery_queue.org_id = changed.org_id AND delivery_id = changed.id
+    ), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, next_attempt_at FROM changed WHERE status = 0
+        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
+    ), failed AS (
+        INSERT INTO failed_deliveries (org_id, status, delivery_id, endpoint_id)
+        SELECT org_id, status, id, endpoint_id FROM changed WHERE status IN (2, 3)
+        ON CONFLICT DO NOTHING
+    ), no_more_failed AS (
+        DELETE FROM failed_deliveries AS failed USING changed
+        WHERE $11 AND failed.org_id = changed.org_id AND failed.status IN (2, 3) AND failed.delivery_id = changed.id
+            AND changed.status = 1
+    )
+    SELECT id FROM changed"
 );
-const RECOVER: &str = "
-    WITH recovered AS (
-        UPDATE deliveries SET status = 0, next_attempt_at = $6, attempts_before = attempts_made WHERE id IN (
-            SELECT id FROM deliveries
-            WHERE org_id = $1 AND status IN (2, 3) AND id >= $3 AND id < $4 AND endpoint_id = $2
-            LIMIT $5 FOR UPDATE SKIP LOCKED)
-        RETURNING 1
-    ), total AS (SELECT count(*) AS count FROM recovered)
-    SELECT count, CASE WHEN count > 0 THEN pg_notify('millrace_credentials', 'due:' || $2::uuid) END FROM total";
-const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
+
+/// A result that comes too late and was no success says only that there was an attempt.
+const RECORD_ATTEMPTED: &str = concat!(
+    with_results!(),
+    " UPDATE deliveries AS old SET ",
+    attempted!(),
+    " FROM result
+    WHERE old.id = result.id
+        AND (old.attempts_made < result.number OR (is_inline AND old.first_at IS NULL))"
+);
+
+const MOVE_LEASES: &str = "
+    WITH moved AS (
+        UPDATE deliveries SET next_attempt_at = $3 FROM unnest($1::uuid[], $2::timestamptz[]) AS held (id, lease)
+        WHERE deliveries.id = held.id AND deliveries.next_attempt_at = held.lease
+        RETURNING deliveries.id, org_id, endpoint_id
+    ), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, $3 FROM moved
+        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
+    )
+    SELECT id FROM moved";
+
+/// The oldest of an organisation is the first row of its pending ones.
+const PENDING: &str = "
+    SELECT (SELECT count(*) FROM (SELECT FROM delivery_queue LIMIT $1) AS counted),
+        (SELECT reltuples::bigint FROM pg_class WHERE oid = 'delivery_queue'::regclass),
+        (SELECT oldest.delivery_id FROM (SELECT DISTINCT org_id FROM endpoints) AS org CROSS JOIN LATERAL (
+            SELECT delivery_id FROM delivery_queue WHERE delivery_queue.org_id = org.org_id
+            ORDER BY delivery_id LIMIT 1
+        ) AS oldest ORDER BY oldest.delivery_id LIMIT 1)";
 
 pub(super) fn due_endpoints(
     session: &mut Session,
@@ -161,7 +197,12 @@ pub(super) fn claim(
     if endpoints.is_empty() {
         return Ok(claims);
     }
-    for row in &session.query(CLAIM, &[&endpoints, &most, &At(now), &At(lease_until)])? {
+    let rows = session.query(CLAIM, &[&endpoints, &most, &At(now), &At(lease_until)])?;
+    if rows.is_empty() {
+        // Somebody else was faster, most likely.
+        session.execute(MEND_QUEUE, &[&endpoints, &At(now), &i64::from(limits::CLAIM_DELIVERIES_MAX)])?;
+    }
+    for row in &rows {
         let (delivery, endpoint) = (DeliveryId(get(row, "id")?), EndpointId(get(row, "endpoint_id")?));
         let (org, event) = (OrgId(get(row, "org_id")?), EventId(get(row, "event_id")?));
         let attempts_made = count(row, "attempts_made")?;
@@ -186,8 +227,25 @@ pub(super) fn claim(
 }
 
 pub(super) fn record(session: &mut Session, results: &[AttemptResult]) -> Result<u64, StoreError> {
+    let mut results: Vec<&AttemptResult> = results.iter().collect();
+    // Rows are locked in this order: two that record the same do not wait for each other in a circle.
+    results.sort_unstable_by_key(|result| result.attempt.delivery);
+    let mut changed = record_in(session, &results, false)?;
+    if changed.len() < results.len() {
+        results.retain(|result| !changed.contains(&result.attempt.delivery));
+        changed.extend(record_in(session, &results, true)?);
+    }
+    Ok(changed.len() as u64)
+}
+
+/// Records results whose leases are held, or those whose leases are not; returns the deliveries that changed.
+fn record_in(
+    session: &mut Session,
+    results: &[&AttemptResult],
+    is_late: bool,
+) -> Result<HashSet<DeliveryId>, StoreError> {
     if results.is_empty() {
-        return Ok(0);
+        return Ok(HashSet::new());
     }
     let attempts = || results.iter().map(|result| &result.attempt);
     let ids: Vec<Uuid> = attempts().map(|attempt| attempt.delivery.0).collect();
@@ -201,9 +259,14 @@ pub(super) fn record(session: &mut Session, results: &[AttemptResult]) -> Result
     let leases: Vec<At> = results.iter().map(|result| At(result.lease)).collect();
     let statuses: Vec<i16> = results.iter().map(|result| result.next.status().code()).collect();
     let next: Vec<Option<At>> = results.iter().map(|result| result.next.attempt_at().map(At)).collect();
-    let params: [&(dyn ToSql + Sync); 10] =
-        [&ids, &numbers, &at, &latencies, &codes, &texts(&errors), &texts(&bodies), &leases, &statuses, &next];
-    first_count(session.query_opt(RECORD, &params)?.as_ref())
+    let (errors, bodies) = (texts(&errors), texts(&bodies));
+    let params: [&(dyn ToSql + Sync); 11] =
+        [&ids, &numbers, &at, &latencies, &codes, &errors, &bodies, &leases, &statuses, &next, &is_late];
+    let rows = session.query(RECORD, &params)?;
+    if is_late {
+        session.execute(RECORD_ATTEMPTED, &params[..10])?;
+    }
+    rows.iter().map(|row| get(row, "id").map(DeliveryId)).collect()
 }
 
 /// Sets the end of the leases still held; returns whose that was.
@@ -212,6 +275,9 @@ pub(super) fn move_leases(
     held: &[(DeliveryId, Timestamp)],
     to: Timestamp,
 ) -> Result<Vec<DeliveryId>, StoreError> {
+    let mut held = held.to_vec();
+    // As in `record`.
+    held.sort_unstable();
     let (ids, leases): (Vec<Uuid>, Vec<At>) = held.iter().map(|(id, lease)| (id.0, At(*lease))).unzip();
     let rows = session.query(MOVE_LEASES, &[&ids, &leases, &At(to)])?;
     rows.iter().map(|row| get(row, "id").map(DeliveryId)).collect()
@@ -229,118 +295,7 @@ pub(super) fn pending_stats(session: &mut Session) -> Result<PendingStats, CallE
     })
 }
 
-pub(super) fn find(session: &mut Session, org: OrgId, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
-    let found = session.query(ONE, &[&org.0, &id.0])?;
-    Ok(with_attempts(session, &found)?.0.pop())
-}
-
-pub(super) fn of_event(session: &mut Session, org: OrgId, event: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
-    let found = session.query(OF_EVENT, &[&org.0, &event.0, &(limits::ENDPOINTS_PER_ORG_MAX as i64)])?;
-    Ok(with_attempts(session, &found)?.0)
-}
-
-pub(super) fn list(
-    session: &mut Session,
-    org: OrgId,
-    query: &DeliveryQuery,
-) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-    let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
-    let statuses: Vec<i16> = match query.status {
-        Some(status) => vec![status.code()],
-        None => DeliveryStatus::ALL.map(DeliveryStatus::code).to_vec(),
-    };
-    let cursor = query.cursor.map_or(Uuid::max(), |id| id.0);
-    let endpoint = query.endpoint.map(|id| id.0);
-    // One more than is asked for tells whether there are more.
-    let rows = session.query(LIST, &[&org.0, &statuses, &cursor, &endpoint, &(limit as i64 + 1)])?;
-    let (page, is_cut) = with_attempts(session, &rows[..rows.len().min(limit)])?;
-    Ok((page, is_cut || rows.len() > limit))
-}
-
-/// The deliveries of `rows`, as many as fit; whether there were more.
-fn with_attempts(session: &mut Session, rows: &[Row]) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-    let mut records: Vec<DeliveryRecord> = Vec::with_capacity(rows.len());
-    let mut bytes = 0;
-    for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
-        let deliveries = rows.iter().map(delivery_of).collect::<Result<Vec<_>, _>>()?;
-        let ids: Vec<Uuid> = deliveries.iter().map(|delivery| delivery.id.0).collect();
-        let mut attempts: HashMap<DeliveryId, Vec<Attempt>> = HashMap::new();
-        for row in &session.query(ATTEMPTS, &[&ids, &limits::DELIVERY_ATTEMPTS_SHOWN_MAX])? {
-            let attempt = attempt_of(row)?;
-            attempts.entry(attempt.delivery).or_default().push(attempt);
-        }
-        for delivery in deliveries {
-            let record = DeliveryRecord { attempts: attempts.remove(&delivery.id).unwrap_or_default(), delivery };
-            bytes += record.response_bytes();
-            if bytes > limits::LIST_BYTES_MAX && !records.is_empty() {
-                return Ok((records, true));
-            }
-            records.push(record);
-        }
-    }
-    Ok((records, false))
-}
-
-pub(super) fn retry(
-    session: &mut Session,
-    org: OrgId,
-    id: DeliveryId,
-    now: Timestamp,
-) -> Result<Option<Delivery>, StoreError> {
-    session.query_opt(RETRY, &[&org.0, &id.0, &At(now)])?.as_ref().map(delivery_of).transpose()
-}
-
-pub(super) fn recover(
-    session: &mut Session,
-    org: OrgId,
-    endpoint: EndpointId,
-    created: &Range<Timestamp>,
-    limit: u32,
-    now: Timestamp,
-) -> Result<u64, StoreError> {
-    let (first, end) = (first_id_at(created.start), first_id_at(created.end));
-    let params: [&(dyn ToSql + Sync); 6] = [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &At(now)];
-    first_count(session.query_opt(RECOVER, &params)?.as_ref())
-}
-
-/// Tells the senders that something is due for an endpoint.
-pub(super) fn wake(session: &mut Session, endpoint: EndpointId) -> Result<(), CallError> {
-    session.query(WAKE, &[&endpoint.0]).map(drop)
-}
-
-fn delivery_of(row: &Row) -> Result<Delivery, StoreError> {
-    let id = DeliveryId(get(row, "id")?);
-    let status = DeliveryStatus::from_code(get(row, "status")?);
-    Ok(Delivery {
-        id,
-        event: EventId(get(row, "event_id")?),
-        endpoint: EndpointId(get(row, "endpoint_id")?),
-        org: OrgId(get(row, "org_id")?),
-        status: status.ok_or_else(|| unexpected(&"a delivery's status has no name"))?,
-        attempts_made: count(row, "attempts_made")?,
-        created_at: created_at(id),
-        next_attempt_at: get::<Option<At>>(row, "next_attempt_at")?.map(|at| at.0),
-    })
-}
-
-fn attempt_of(row: &Row) -> Result<Attempt, StoreError> {
-    let status_code: Option<i16> = get(row, "status_code")?;
-    Ok(Attempt {
-        delivery: DeliveryId(get(row, "delivery_id")?),
-        number: count(row, "number")?,
-        at: get::<At>(row, "at")?.0,
-        status_code: status_code.and_then(|code| u16::try_from(code).ok()),
-        error: get(row, "error")?,
-        latency: Duration::from_millis(count(row, "latency_ms")?.into()),
-        response_body: get(row, "response_body")?,
-    })
-}
-
-fn first_count(row: Option<&Row>) -> Result<u64, StoreError> {
-    row.map_or(Ok(0), |row| get::<i64>(row, "count").map(|count| count as u64))
-}
-
-fn count(row: &Row, column: &str) -> Result<u32, StoreError> {
+pub(super) fn count(row: &Row, column: &str) -> Result<u32, StoreError> {
     get::<i32>(row, column).map(|count| u32::try_from(count).unwrap_or(0))
 }
 

@@ -5,6 +5,7 @@
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use super::columns::{At, Text, Verbatim};
 use super::credentials::{get, unexpected};
@@ -54,10 +55,22 @@ const UPDATE: &str = concat!(
 const DELETE: &str = "
     WITH gone AS (
         DELETE FROM endpoints WHERE id = $2 AND org_id = $1 RETURNING id, org_id
+    ), waiting AS MATERIALIZED (
+        SELECT delivery.id FROM gone CROSS JOIN LATERAL (
+            SELECT locked.id FROM delivery_queue AS queued CROSS JOIN LATERAL (
+                SELECT id FROM deliveries WHERE id = queued.delivery_id AND status = 0 FOR UPDATE SKIP LOCKED
+            ) AS locked
+            WHERE queued.endpoint_id = gone.id LIMIT $3
+        ) AS delivery
     ), failed AS (
-        UPDATE deliveries SET status = 2, next_attempt_at = NULL WHERE id IN (
-            SELECT waiting.id FROM gone JOIN deliveries waiting ON waiting.endpoint_id = gone.id AND waiting.status = 0
-            LIMIT $3 FOR UPDATE OF waiting SKIP LOCKED)
+        UPDATE deliveries SET status = 2, next_attempt_at = NULL WHERE id = ANY (ARRAY(SELECT id FROM waiting))
+        RETURNING id, org_id, endpoint_id
+    ), ended AS (
+        DELETE FROM delivery_queue USING failed
+        WHERE delivery_queue.org_id = failed.org_id AND delivery_id = failed.id
+    ), listed AS (
+        INSERT INTO failed_deliveries (org_id, status, delivery_id, endpoint_id)
+        SELECT org_id, 2, id, endpoint_id FROM failed ON CONFLICT DO NOTHING
     )
     SELECT pg_notify('millrace_credentials', 'endpoints:' || org_id) FROM gone";
 const ROTATE_SECRET: &str = concat!(
@@ -68,16 +81,18 @@ const ROTATE_SECRET: &str = concat!(
 const DISABLE: &str = "
     UPDATE endpoints SET enabled = false, disabled_reason = $2 WHERE id = $1 AND enabled
     RETURNING pg_notify('millrace_credentials', 'endpoints:' || org_id)";
-/// Only rows that change are written.
+/// Only rows that change are written. LEAST passes over nulls.
 const NOTE_FAILING: &str = "
     WITH note AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS note (id, since)),
     noted AS (
-        UPDATE endpoints SET failing_since = note.since FROM note
-        WHERE endpoints.id = note.id AND (note.since IS NULL) <> (endpoints.failing_since IS NULL)
-        RETURNING endpoints.id, endpoints.failing_since
+        UPDATE endpoints SET failing_since = CASE WHEN note.since IS NOT NULL THEN LEAST(failing_since, note.since) END
+        FROM note
+        WHERE endpoints.id = note.id
+            AND CASE WHEN note.since IS NULL THEN failing_since IS NOT NULL
+                ELSE LEAST(failing_since, note.since) IS DISTINCT FROM failing_since END
     )
-    SELECT endpoints.id, CASE WHEN noted.id IS NULL THEN endpoints.failing_since ELSE noted.failing_since END
-    FROM note JOIN endpoints ON endpoints.id = note.id LEFT JOIN noted ON noted.id = note.id";
+    SELECT endpoints.id, CASE WHEN note.since IS NOT NULL THEN LEAST(failing_since, note.since) END AS failing_since
+    FROM note JOIN endpoints ON endpoints.id = note.id";
 
 pub(super) fn create(session: &mut Session, new: &NewEndpoint) -> Result<Endpoint, StoreError> {
     let description = without_nul(&new.description);
@@ -185,14 +200,13 @@ pub(super) fn note_failing(
     session: &mut Session,
     notes: &[(EndpointId, Option<Timestamp>)],
 ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
-    let ids: Vec<_> = notes.iter().map(|(id, _)| id.0).collect();
-    let since: Vec<_> = notes.iter().map(|(_, since)| since.map(At)).collect();
+    let mut notes = notes.to_vec();
+    // Rows are locked in this order.
+    notes.sort_unstable();
+    let (ids, since): (Vec<Uuid>, Vec<Option<At>>) = notes.iter().map(|(id, since)| (id.0, since.map(At))).unzip();
     let rows = session.query(NOTE_FAILING, &[&ids, &since])?;
-    let noted = |row: &Row| {
-        let since: Option<At> = row.try_get(1)?;
-        Ok((EndpointId(row.try_get(0)?), since.map(|at| at.0)))
-    };
-    rows.iter().map(|row| noted(row).map_err(|error: tokio_postgres::Error| unexpected(&error))).collect()
+    let row = |row| Ok((EndpointId(get(row, "id")?), get::<Option<At>>(row, "failing_since")?.map(|at| at.0)));
+    rows.iter().map(row).collect()
 }
 
 fn text(text: &str) -> Text<'_> {

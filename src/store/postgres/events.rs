@@ -4,6 +4,8 @@
 //! partition, where a unique index stops it. Derived ids may meet theirs in a neighbouring day's:
 //! `store_events_v1` (migrations/postgres) looks there.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -24,21 +26,23 @@ const INSERT: &str = "
     ON CONFLICT DO NOTHING";
 const INSERT_DERIVED: &str = "SELECT store_events_v1($1, $2, $3, $4, $5, $6)";
 
-/// The same with the deliveries of what is new, in one statement.
+/// The same with the deliveries of what is new, in one statement. The test for that is a hashed subplan, which a bare IN
+/// would not be: joins are by loops here (see `session`).
 const INSERT_PLANNED: &str = "
     WITH stored AS (
         INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)
         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::json[])
         ON CONFLICT DO NOTHING
-        RETURNING id, received_at
-    ), added AS (
-        INSERT INTO deliveries (id, event_id, endpoint_id, org_id, event_received_at, next_attempt_at)
-        SELECT planned.id, stored.id, planned.endpoint_id, planned.org_id, stored.received_at,
-            COALESCE(planned.lease_until, stored.received_at)
-        FROM unnest($7::uuid[], $8::uuid[], $9::uuid[], $10::uuid[], $11::timestamptz[])
-            AS planned (id, event_id, endpoint_id, org_id, lease_until)
-            JOIN stored ON stored.id = planned.event_id
         RETURNING id
+    ), added AS (
+        INSERT INTO deliveries (id, event_id, endpoint_id, org_id, next_attempt_at, event_received_at)
+        SELECT * FROM unnest($7::uuid[], $8::uuid[], $9::uuid[], $10::uuid[], $11::timestamptz[], $12::timestamptz[])
+            AS planned (id, event_id, endpoint_id, org_id, next_attempt_at, event_received_at)
+        WHERE (planned.event_id IN (SELECT id FROM stored)) IS TRUE
+        RETURNING id, org_id, endpoint_id, next_attempt_at
+    ), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, next_attempt_at FROM added
     )
     SELECT (SELECT count(*) FROM stored), ARRAY(SELECT id FROM added)";
 const INSERT_DERIVED_PLANNED: &str =
@@ -120,10 +124,25 @@ fn insert_planned(
     let mut params: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
         [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
+    let mut leases: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
+    let mut planned = planned.to_vec();
+    let mut received_at: Vec<At> = Vec::new();
+    if !derived {
+        // Of two copies the first is stored.
+        let mut first: HashMap<EventId, Timestamp> = HashMap::with_capacity(rows.len());
+        for event in rows {
+            first.entry(event.id).or_insert(event.received_at);
+        }
+        planned.retain(|planned| first.contains_key(&planned.event));
+        received_at = planned.iter().map(|planned| At(first[&planned.event])).collect();
+        leases = planned.iter().map(|planned| Some(At(planned.lease_until.unwrap_or(first[&planned.event])))).collect();
+    }
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
-    let leases: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
     params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
     params.push(&leases);
+    if !derived {
+        params.push(&received_at);
+    }
     let sql = if derived { INSERT_DERIVED_PLANNED } else { INSERT_PLANNED };
     session.within(async |conversation: &mut Conversation| {
         let statement = conversation.prepare(sql).await?;

@@ -10,6 +10,7 @@ mod deliveries;
 mod endpoints;
 mod error;
 mod events;
+mod history;
 mod migrate;
 mod partitions;
 mod session;

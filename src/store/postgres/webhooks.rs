@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::CallError;
-use super::{PostgresStore, deliveries, endpoints, events};
+use super::{PostgresStore, deliveries, endpoints, events, history};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::store::StoreError;
@@ -98,19 +98,19 @@ impl WebhookStore for PostgresStore {
     }
 
     fn delivery(&self, org: OrgId, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
-        deliveries::find(&mut *self.session()?, org, id)
+        history::find(&mut *self.session()?, org, id)
     }
 
     fn deliveries_of_event(&self, org: OrgId, event: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
-        deliveries::of_event(&mut *self.session()?, org, event)
+        history::of_event(&mut *self.session()?, org, event)
     }
 
     fn deliveries(&self, org: OrgId, query: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-        deliveries::list(&mut *self.session()?, org, query)
+        history::list(&mut *self.session()?, org, query)
     }
 
     fn retry_delivery(&self, org: OrgId, id: DeliveryId, now: Timestamp) -> Result<Option<Delivery>, StoreError> {
-        deliveries::retry(&mut *self.session()?, org, id, now)
+        history::retry(&mut *self.session()?, org, id, now)
     }
 
     fn recover_deliveries(
@@ -121,13 +121,21 @@ impl WebhookStore for PostgresStore {
         limit: u32,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        deliveries::recover(&mut *self.session()?, org, endpoint, &created, limit, now)
+        history::recover(&mut *self.session()?, org, endpoint, &created, limit, now)
+    }
+
+    fn delete_old_deliveries(
+        &self,
+        before: Timestamp,
+        after: Option<DeliveryId>,
+    ) -> Result<Option<DeliveryId>, StoreError> {
+        history::delete_old(&mut *self.session()?, before, after)
     }
 
     fn insert_test(&self, event: &Event, planned: &PlannedDelivery) -> Result<(), StoreError> {
         let mut session = self.session()?;
         let (batch, planned) = (std::slice::from_ref(event), std::slice::from_ref(planned));
         events::store(&mut session, &self.partitions, batch, planned)?;
-        deliveries::wake(&mut session, planned[0].endpoint).map_err(CallError::into)
+        history::wake(&mut session, planned[0].endpoint).map_err(CallError::into)
     }
 }

@@ -53,7 +53,7 @@ const ROTATE_SECRET: &str = concat!(
 const DISABLE: &str =
     "UPDATE endpoints SET enabled = 0, disabled_reason = ?2 WHERE id = ?1 AND enabled RETURNING org_id";
 const NOTE_FAILING: &str = "
-    UPDATE endpoints SET failing_since = CASE WHEN ?2 IS NULL THEN NULL ELSE COALESCE(failing_since, ?2) END
+    UPDATE endpoints SET failing_since = CASE WHEN ?2 IS NULL THEN NULL ELSE min(COALESCE(failing_since, ?2), ?2) END
     WHERE id = ?1 RETURNING failing_since";
 
 pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> Answer<Endpoint> {
@@ -169,13 +169,13 @@ pub(super) fn note_failing(
     notes: &[(EndpointId, Option<Timestamp>)],
 ) -> rusqlite::Result<Vec<(EndpointId, Option<Timestamp>)>> {
     let mut note = transaction.prepare_cached(NOTE_FAILING)?;
-    let mut noted = Vec::with_capacity(notes.len());
+    let mut result = Vec::with_capacity(notes.len());
     for (id, since) in notes {
         let params = params![id.0.as_bytes(), since.map(Timestamp::as_micros)];
         let since: Option<Option<i64>> = note.query_row(params, |row| row.get(0)).optional()?;
-        noted.extend(since.map(|since| (*id, since.map(Timestamp::from_micros))));
+        result.extend(since.map(|since| (*id, since.map(Timestamp::from_micros))));
     }
-    Ok(noted)
+    Ok(result)
 }
 
 fn endpoint_of(row: &Row<'_>) -> rusqlite::Result<Endpoint> {

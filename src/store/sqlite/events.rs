@@ -46,7 +46,6 @@ pub(super) fn store(
     planned: &[PlannedDelivery],
 ) -> rusqlite::Result<StoredBatch> {
     let mut insert = transaction.prepare_cached(INSERT)?;
-    let mut insert_delivery = transaction.prepare_cached(INSERT_DELIVERY)?;
     let mut planned_for: HashMap<EventId, Vec<&PlannedDelivery>> = HashMap::new();
     for planned in without_copies(planned) {
         planned_for.entry(planned.event).or_default().push(planned);
@@ -66,7 +65,7 @@ pub(super) fn store(
         }
         stored.new_events += 1;
         for planned in planned_for.remove(&event.id).unwrap_or_default() {
-            insert_delivery.execute(params![
+            transaction.prepare_cached(INSERT_DELIVERY)?.execute(params![
                 planned.id.0.as_bytes(),
                 planned.event.0.as_bytes(),
                 planned.endpoint.0.as_bytes(),

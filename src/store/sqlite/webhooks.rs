@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::watch::note_change;
-use super::{SqliteStore, deliveries, endpoints, events};
+use super::{SqliteStore, deliveries, endpoints, events, history};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::store::webhooks::{
@@ -98,19 +98,19 @@ impl WebhookStore for SqliteStore {
     }
 
     fn delivery(&self, org: OrgId, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
-        self.reader()?.read(|connection| deliveries::find(connection, org, id))
+        self.reader()?.read(|connection| history::find(connection, org, id))
     }
 
     fn deliveries_of_event(&self, org: OrgId, event: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
-        self.reader()?.read(|connection| deliveries::of_event(connection, org, event))
+        self.reader()?.read(|connection| history::of_event(connection, org, event))
     }
 
     fn deliveries(&self, org: OrgId, query: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-        self.reader()?.read(|connection| deliveries::list(connection, org, query))
+        self.reader()?.read(|connection| history::list(connection, org, query))
     }
 
     fn retry_delivery(&self, org: OrgId, id: DeliveryId, now: Timestamp) -> Result<Option<Delivery>, StoreError> {
-        self.writer()?.write(|transaction| deliveries::retry(transaction, org, id, now))
+        self.writer()?.write(|transaction| history::retry(transaction, org, id, now))
     }
 
     fn recover_deliveries(
@@ -121,7 +121,15 @@ impl WebhookStore for SqliteStore {
         limit: u32,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        self.writer()?.write(|transaction| deliveries::recover(transaction, org, endpoint, &created, limit, now))
+        self.writer()?.write(|transaction| history::recover(transaction, org, endpoint, &created, limit, now))
+    }
+
+    fn delete_old_deliveries(
+        &self,
+        before: Timestamp,
+        after: Option<DeliveryId>,
+    ) -> Result<Option<DeliveryId>, StoreError> {
+        self.writer()?.write(|transaction| history::delete_old(transaction, before, after))
     }
 
     fn insert_test(&self, event: &Event, planned: &PlannedDelivery) -> Result<(), StoreError> {

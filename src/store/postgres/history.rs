@@ -1,0 +1,258 @@
+//! Deliveries in Postgres as their owners see them: found, listed with their attempts, asked for again; and deleted
+//! when their time is over.
+//!
+//! A list is one statement for the deliveries and one for each chunk of their attempts. One of delivered deliveries
+//! passes over the others on its way, which most of the time are few.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::columns::At;
+use super::credentials::{get, unexpected};
+use super::deliveries::count;
+use super::error::CallError;
+use super::session::Session;
+use crate::clock::Timestamp;
+use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
+use crate::limits;
+use crate::store::StoreError;
+use crate::store::webhooks::{
+    Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at,
+};
+
+/// What `delivery_of` reads.
+macro_rules! columns {
+    () => {
+        "id, event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at"
+    };
+}
+
+const ONE: &str = concat!("SELECT ", columns!(), " FROM deliveries WHERE id = $2 AND org_id = $1");
+const OF_EVENT: &str =
+    concat!("SELECT ", columns!(), " FROM deliveries WHERE event_id = $2 AND org_id = $1 ORDER BY id DESC LIMIT $3");
+/// Of all statuses, or of one that most deliveries come to.
+const LIST: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM deliveries
+    WHERE org_id = $1 AND id < $2 AND ($3::uuid IS NULL OR endpoint_id = $3) AND ($5::smallint IS NULL OR status = $5)
+    ORDER BY id DESC LIMIT $4"
+);
+const LIST_PENDING: &str = concat!(
+    "SELECT delivery.* FROM delivery_queue AS queued CROSS JOIN LATERAL (
+        SELECT ",
+    columns!(),
+    " FROM deliveries WHERE id = queued.delivery_id AND status = $5 OFFSET 0
+    ) AS delivery
+    WHERE queued.org_id = $1 AND queued.delivery_id < $2 AND ($3::uuid IS NULL OR queued.endpoint_id = $3)
+    ORDER BY queued.delivery_id DESC LIMIT $4"
+);
+const LIST_FAILED: &str = concat!(
+    "SELECT delivery.* FROM failed_deliveries AS failed CROSS JOIN LATERAL (
+        SELECT ",
+    columns!(),
+    " FROM deliveries WHERE id = failed.delivery_id AND status = $5 OFFSET 0
+    ) AS delivery
+    WHERE failed.org_id = $1 AND failed.status = $5 AND failed.delivery_id < $2
+        AND ($3::uuid IS NULL OR failed.endpoint_id = $3)
+    ORDER BY failed.delivery_id DESC LIMIT $4"
+);
+/// The newest of each, its first attempt among them where they are few enough.
+const ATTEMPTS: &str = "
+    SELECT attempt.* FROM unnest($1::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
+        (SELECT delivery_id, at, number, latency_ms, status_code, error, response_body FROM delivery_attempts
+        WHERE delivery_id = wanted.id ORDER BY number DESC LIMIT $2)
+        UNION ALL
+        SELECT id, first_at, 1, first_latency_ms, first_status_code, first_error, first_response_body FROM deliveries
+        WHERE id = wanted.id AND first_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM delivery_attempts WHERE delivery_id = wanted.id AND number = 1)
+        LIMIT $2
+    ) AS attempt ORDER BY attempt.delivery_id, attempt.number";
+
+const RETRY: &str = concat!(
+    "WITH retried AS (
+        UPDATE deliveries SET status = 0, next_attempt_at = $3, attempts_before = attempts_made
+        WHERE id = $2 AND org_id = $1
+        RETURNING ",
+    columns!(),
+    "), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, next_attempt_at FROM retried
+        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
+    ), no_more_failed AS (
+        DELETE FROM failed_deliveries AS failed USING retried
+        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id = retried.id
+    )
+    SELECT retried.*, pg_notify('millrace_credentials', 'due:' || endpoint_id) FROM retried"
+);
+const RECOVER: &str = "
+    WITH picked AS MATERIALIZED (
+        SELECT delivery.id FROM failed_deliveries AS failed CROSS JOIN LATERAL (
+            SELECT id FROM deliveries WHERE id = failed.delivery_id AND status IN (2, 3) FOR UPDATE SKIP LOCKED
+        ) AS delivery
+        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id >= $3 AND failed.delivery_id < $4
+            AND failed.endpoint_id = $2
+        LIMIT $5
+    ), recovered AS (
+        UPDATE deliveries SET status = 0, next_attempt_at = $6, attempts_before = attempts_made
+        WHERE id = ANY (ARRAY(SELECT id FROM picked))
+        RETURNING id, org_id, endpoint_id
+    ), queued AS (
+        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+        SELECT org_id, id, endpoint_id, $6 FROM recovered
+        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
+    ), no_more_failed AS (
+        DELETE FROM failed_deliveries AS failed USING recovered
+        WHERE failed.org_id = $1 AND failed.status IN (2, 3) AND failed.delivery_id = recovered.id
+    ), total AS (SELECT count(*) AS count FROM recovered)
+    SELECT count, CASE WHEN count > 0 THEN pg_notify('millrace_credentials', 'due:' || $2::uuid) END FROM total";
+const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
+
+/// Deletes a chunk of what is older than an id, from another id on: what has ended, and what waits for an endpoint that
+/// is gone or disabled. Returns the last id it came to.
+const DELETE_OLD: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT id, org_id FROM deliveries
+        WHERE id > $1 AND id < $2
+            AND (status <> 0 OR NOT EXISTS (SELECT FROM endpoints WHERE endpoints.id = endpoint_id AND enabled))
+        ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM deliveries WHERE id = ANY (ARRAY(SELECT id FROM old))
+    ), attempts AS (
+        DELETE FROM delivery_attempts USING old WHERE delivery_id = old.id
+    ), queued AS (
+        DELETE FROM delivery_queue USING old WHERE delivery_queue.org_id = old.org_id AND delivery_id = old.id
+    ), failed AS (
+        DELETE FROM failed_deliveries AS failed USING old
+        WHERE failed.org_id = old.org_id AND failed.status IN (2, 3) AND failed.delivery_id = old.id
+    )
+    SELECT id, (SELECT count(*) FROM old) AS count FROM old ORDER BY id DESC LIMIT 1";
+
+pub(super) fn find(session: &mut Session, org: OrgId, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
+    let found = session.query(ONE, &[&org.0, &id.0])?;
+    Ok(with_attempts(session, &found)?.0.pop())
+}
+
+pub(super) fn of_event(session: &mut Session, org: OrgId, event: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
+    let found = session.query(OF_EVENT, &[&org.0, &event.0, &(limits::ENDPOINTS_PER_ORG_MAX as i64)])?;
+    Ok(with_attempts(session, &found)?.0)
+}
+
+pub(super) fn list(
+    session: &mut Session,
+    org: OrgId,
+    query: &DeliveryQuery,
+) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
+    let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
+    let sql = match query.status {
+        None | Some(DeliveryStatus::Delivered) => LIST,
+        Some(DeliveryStatus::Pending) => LIST_PENDING,
+        Some(DeliveryStatus::Failed | DeliveryStatus::Blocked) => LIST_FAILED,
+    };
+    let cursor = query.cursor.map_or(Uuid::max(), |id| id.0);
+    let endpoint = query.endpoint.map(|id| id.0);
+    let status = query.status.map(DeliveryStatus::code);
+    // One more than is asked for tells whether there are more.
+    let rows = session.query(sql, &[&org.0, &cursor, &endpoint, &(limit as i64 + 1), &status])?;
+    let (page, is_cut) = with_attempts(session, &rows[..rows.len().min(limit)])?;
+    Ok((page, is_cut || rows.len() > limit))
+}
+
+/// The deliveries of `rows`, as many as fit; whether there were more.
+fn with_attempts(session: &mut Session, rows: &[Row]) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
+    let mut records: Vec<DeliveryRecord> = Vec::with_capacity(rows.len());
+    let mut bytes = 0;
+    for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
+        let deliveries = rows.iter().map(delivery_of).collect::<Result<Vec<_>, _>>()?;
+        let ids: Vec<Uuid> = deliveries.iter().map(|delivery| delivery.id.0).collect();
+        let mut attempts: HashMap<DeliveryId, Vec<Attempt>> = HashMap::new();
+        for row in &session.query(ATTEMPTS, &[&ids, &limits::DELIVERY_ATTEMPTS_SHOWN_MAX])? {
+            let attempt = attempt_of(row)?;
+            attempts.entry(attempt.delivery).or_default().push(attempt);
+        }
+        for delivery in deliveries {
+            let record = DeliveryRecord { attempts: attempts.remove(&delivery.id).unwrap_or_default(), delivery };
+            bytes += record.response_bytes();
+            if bytes > limits::LIST_BYTES_MAX && !records.is_empty() {
+                return Ok((records, true));
+            }
+            records.push(record);
+        }
+    }
+    Ok((records, false))
+}
+
+pub(super) fn retry(
+    session: &mut Session,
+    org: OrgId,
+    id: DeliveryId,
+    now: Timestamp,
+) -> Result<Option<Delivery>, StoreError> {
+    session.query_opt(RETRY, &[&org.0, &id.0, &At(now)])?.as_ref().map(delivery_of).transpose()
+}
+
+pub(super) fn recover(
+    session: &mut Session,
+    org: OrgId,
+    endpoint: EndpointId,
+    created: &Range<Timestamp>,
+    limit: u32,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let (first, end) = (first_id_at(created.start), first_id_at(created.end));
+    let params: [&(dyn ToSql + Sync); 6] = [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &At(now)];
+    first_count(session.query_opt(RECOVER, &params)?.as_ref())
+}
+
+pub(super) fn delete_old(
+    session: &mut Session,
+    before: Timestamp,
+    after: Option<DeliveryId>,
+) -> Result<Option<DeliveryId>, StoreError> {
+    let (after, limit) = (after.map_or(Uuid::nil(), |id| id.0), i64::from(limits::DELIVERIES_DELETED_MAX));
+    let Some(row) = session.query_opt(DELETE_OLD, &[&after, &first_id_at(before).0, &limit])? else { return Ok(None) };
+    let is_full = get::<i64>(&row, "count")? == limit;
+    Ok(is_full.then_some(DeliveryId(get(&row, "id")?)))
+}
+
+/// Tells the senders that something is due for an endpoint.
+pub(super) fn wake(session: &mut Session, endpoint: EndpointId) -> Result<(), CallError> {
+    session.query(WAKE, &[&endpoint.0]).map(drop)
+}
+
+fn delivery_of(row: &Row) -> Result<Delivery, StoreError> {
+    let id = DeliveryId(get(row, "id")?);
+    let status = DeliveryStatus::from_code(get(row, "status")?);
+    Ok(Delivery {
+        id,
+        event: EventId(get(row, "event_id")?),
+        endpoint: EndpointId(get(row, "endpoint_id")?),
+        org: OrgId(get(row, "org_id")?),
+        status: status.ok_or_else(|| unexpected(&"a delivery's status has no name"))?,
+        attempts_made: count(row, "attempts_made")?,
+        created_at: created_at(id),
+        next_attempt_at: get::<Option<At>>(row, "next_attempt_at")?.map(|at| at.0),
+    })
+}
+
+fn attempt_of(row: &Row) -> Result<Attempt, StoreError> {
+    let status_code: Option<i16> = get(row, "status_code")?;
+    Ok(Attempt {
+        delivery: DeliveryId(get(row, "delivery_id")?),
+        number: count(row, "number")?,
+        at: get::<At>(row, "at")?.0,
+        status_code: status_code.and_then(|code| u16::try_from(code).ok()),
+        error: get(row, "error")?,
+        latency: Duration::from_millis(count(row, "latency_ms")?.into()),
+        response_body: get(row, "response_body")?,
+    })
+}
+
+fn first_count(row: Option<&Row>) -> Result<u64, StoreError> {
+    row.map_or(Ok(0), |row| get::<i64>(row, "count").map(|count| count as u64))
+}
