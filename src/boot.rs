@@ -9,7 +9,7 @@
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::auth::feed::{Feed, sleep_unless};
 use crate::auth::verifier::Verifier;
+use crate::certificates::Certificates;
 use crate::clock::Timestamp;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
@@ -30,6 +31,7 @@ use crate::handoff::journal::storage::{Disk, Storage};
 use crate::handoff::journal::{Journal, JournalConfig, Replayed};
 use crate::handoff::queue::{Queue, queue};
 use crate::health::Readiness;
+use crate::ingest::clients::Clients;
 use crate::ingest::shard::{self, Driver, Neighbours};
 use crate::key::ApiKey;
 use crate::limits;
@@ -90,12 +92,21 @@ impl Stage {
 /// Shows the first API key of an embedded store to whoever started the server at this address.
 pub type Welcome = fn(SocketAddr, &str) -> std::io::Result<()>;
 
-/// Runs the server until a signal has ended it. `cores` are those shards are pinned to.
+/// Runs the server until a signal has ended it: with TLS where there are `certificates`. `cores` are those shards are
+/// pinned to.
 ///
 /// # Errors
 /// Where it could not start, or lost events at the end.
-pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), StartError> {
+pub fn serve(
+    config: Config,
+    certificates: Option<Arc<Certificates>>,
+    cores: &[CoreId],
+    welcome: Welcome,
+) -> Result<(), StartError> {
     let signals = shutdown::Signals::install().map_err(|e| StartError(format!("signals cannot be handled: {e}")))?;
+    if let Some(certificates) = &certificates {
+        certificates.reload_on_hangup().map_err(|e| StartError(format!("SIGHUP cannot be handled: {e}")))?;
+    }
     let connections_max = raise_descriptor_limit(config.connections_max);
     let is_journaling = config.durability != Durability::Memory;
     let directory = lock_data_dir(&config)?;
@@ -126,15 +137,7 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
     let own_addresses = [listen_addr.ip(), ops_addr.ip()];
     let deliver = Deliver::start(&config.deliver, &config.data_dir, &own_addresses, &store, &feed, &metrics)
         .map_err(StartError)?;
-    let control = ControlPool::start(
-        Arc::clone(&store),
-        Arc::clone(&metrics),
-        config.argon2,
-        Arc::new(deliver.management()),
-        limits::CONTROL_WORKERS,
-        limits::CONTROL_QUEUE_MAX,
-    )
-    .map_err(thread_error)?;
+    let control = start_control(&config, &store, &metrics, &deliver).map_err(thread_error)?;
     let neighbours = Neighbours {
         queue: queue.clone(),
         journal: journal.clone().filter(|_| is_journaling),
@@ -147,9 +150,8 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        connections_open: Arc::new(AtomicUsize::new(0)),
-        connections_max,
-        connections_turned_away: Arc::new(AtomicUsize::new(0)),
+        clients: Clients::new(connections_max, config.connections_per_address_max),
+        certificates,
     };
     let endpoints = deliver.directory();
     let running = Running {
@@ -172,7 +174,8 @@ pub fn serve(config: Config, cores: &[CoreId], welcome: Welcome) -> Result<(), S
         is_journaling,
         grace: config.shutdown_grace,
     };
-    tracing::info!(listen = %listen_addr, ops = %ops_addr, store = store.kind(), "listening");
+    let tls = neighbours.certificates.is_some();
+    tracing::info!(listen = %listen_addr, tls, ops = %ops_addr, store = store.kind(), "listening");
     let stop = Arc::clone(&running.stop);
     let preparation = Preparation {
         welcome,
@@ -237,6 +240,17 @@ fn lock_data_dir(config: &Config) -> Result<Option<DirectoryLock>, StartError> {
             ),
         })
     })
+}
+
+fn start_control(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    metrics: &Arc<Metrics>,
+    deliver: &Deliver,
+) -> std::io::Result<ControlPool> {
+    let (store, metrics) = (Arc::clone(store), Arc::clone(metrics));
+    let management = Arc::new(deliver.management());
+    ControlPool::start(store, metrics, config.argon2, management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
 }
 
 /// The journal; without one where nothing is to be written to it and nothing is left in it.

@@ -27,6 +27,7 @@ pub use flags::{COMMON_FLAGS_HEADING, EndpointFlags, Flags, KeyFlags, ServerFlag
 pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
+use crate::certificates::CertificateFiles;
 use crate::deliver::config::DeliverConfig;
 use crate::key::Argon2Cost;
 use crate::limits;
@@ -57,6 +58,10 @@ pub struct Config {
     pub io_driver: IoDriver,
     /// Open client connections, all shards together, at least 1.
     pub connections_max: usize,
+    /// Open connections of one client address, at least 1.
+    pub connections_per_address_max: u32,
+    /// The public listener's certificate; `None`: it speaks plain HTTP.
+    pub tls: Option<CertificateFiles>,
     /// Threads that store events, at least 1.
     pub writers: usize,
     /// Events accepted and not yet stored, at least 1.
@@ -187,6 +192,8 @@ impl Config {
                 _ => IoDriver::Auto,
             },
             connections_max: values.count("connections_max") as usize,
+            connections_per_address_max: values.count("connections_per_address_max") as u32,
+            tls: tls(values)?,
             writers: values.count("writers") as usize,
             queue_capacity: values.count("queue_capacity") as usize,
             durability: match values.text("durability") {
@@ -296,6 +303,22 @@ fn address(values: &Values, key: &str) -> Result<SocketAddr, ConfigError> {
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && a.port() == b.port() && (any || a.ip() == b.ip())
+}
+
+fn tls(values: &Values) -> Result<Option<CertificateFiles>, ConfigError> {
+    match (values.text("tls_cert_file"), values.text("tls_key_file")) {
+        ("", "") => Ok(None),
+        (certificates, key) if !certificates.is_empty() && !key.is_empty() => {
+            Ok(Some(CertificateFiles { certificates: certificates.into(), key: key.into() }))
+        }
+        (certificates, _) => {
+            let (set, missing) = if certificates.is_empty() { ("key", "cert") } else { ("cert", "key") };
+            Err(ConfigError::Unusable(format!(
+                "tls_{set}_file is set and tls_{missing}_file is not: TLS needs both\n  fix: set --tls-{missing}-file too, \
+                 or leave both out for plain HTTP"
+            )))
+        }
+    }
 }
 
 fn data_dir(values: &Values) -> Result<PathBuf, ConfigError> {

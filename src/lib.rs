@@ -6,6 +6,7 @@ pub mod limits;
 pub mod logging;
 
 pub mod boot;
+pub mod certificates;
 pub mod critical_thread;
 pub mod shutdown;
 

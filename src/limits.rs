@@ -51,6 +51,11 @@ pub const CONNECTION_READ_BYTES: usize = 1024;
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// Open connections, all shards together. At about 4 KiB of our memory each: 64 MiB.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Open connections of one client address, by default: a quarter of all, so that no single address keeps the others out.
+/// Far above what a fleet behind one NAT gateway keeps open, and four thousand of them cost a shard nothing.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4;
+/// Cells of a row of the table that clients' addresses are counted in. Two rows, 12 bytes a cell: 768 KiB.
+pub const ADDRESS_CELLS: usize = 32_768;
 /// Connections over that which are told so and lingered for at a time, all shards together; the rest are told and
 /// closed at once.
 pub const CONNECTIONS_TURNED_AWAY_MAX: usize = 128;
@@ -70,6 +75,16 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a shard looks for overdue connections; every timeout is late by at most this.
 pub const TIMEOUT_SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// A whole TLS handshake, from accept on. Over it the connection is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = HEADER_TIMEOUT;
+/// Handshakes under way on one shard. One more, and the one that is at it for longest is ended: good clients take a few
+/// milliseconds, so those that stall make room, not those that arrive. At about 16 KiB each: 16 MiB a shard.
+pub const HANDSHAKES_MAX: usize = 1024;
+/// Received and not decrypted, of one TLS connection, in bytes: the longest record that rustls takes and a part of the
+/// next.
+pub const TLS_INCOMING_BYTES_MAX: usize = 20 * 1024;
+/// Of that, kept between requests where requests are large.
+pub const TLS_KEPT_READ_BYTES: usize = 16 * 1024;
 /// Descriptors kept for everything but client connections: database, files, rings, the ops listener.
 pub const RESERVED_DESCRIPTORS: usize = 512;
 /// Connections the kernel queues before accept.
@@ -95,6 +110,9 @@ pub const AUTH_QUEUE_MAX: usize = 256;
 pub const AUTH_NOTES_MAX: usize = 1024;
 /// Requests of one shard that wait for verifications together. Over it: 429 `auth_busy`.
 pub const AUTH_WAITERS_MAX: usize = 4096;
+/// Wrong keys that reached the verifier, of one client address and minute. Over it: 429 `auth_busy` for keys that are
+/// not cached, so one address costs the database at most ten lookups a second.
+pub const AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX: u32 = 600;
 /// Changes waiting for one shard, or for the claiming thread; past it the shard drops its whole cache instead.
 pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
 
@@ -411,6 +429,15 @@ const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_
 const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
+// A header, a full record's text and what TLS 1.2 may add to it.
+const _: () = assert!(5 + 16 * 1024 + 2048 <= TLS_INCOMING_BYTES_MAX && TLS_KEPT_READ_BYTES <= TLS_INCOMING_BYTES_MAX);
+const _: () = assert!(CONNECTION_READ_BYTES <= TLS_KEPT_READ_BYTES);
+// Cells are found by halves of a hash.
+const _: () = assert!(ADDRESS_CELLS.is_power_of_two() && ADDRESS_CELLS <= u32::MAX as usize);
+// A table that all connections of the default limit could not crowd.
+const _: () = assert!(CONNECTIONS_MAX <= ADDRESS_CELLS && CONNECTIONS_PER_ADDRESS_MAX <= CONNECTIONS_MAX);
+const _: () =
+    assert!(AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX > 0 && AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX < 60_000);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
 const _: () = assert!(BATCH_BODY_BYTES_MAX * 16 <= ARRIVING_BODIES_BYTES_MAX);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a

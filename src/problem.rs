@@ -76,6 +76,11 @@ pub enum Problem {
     QueueFull,
     /// Too many first uses of keys are waiting for verification.
     AuthBusy,
+    /// Too many wrong keys came from the client's address.
+    AuthThrottled {
+        /// Whole seconds until the next may be tried, at least 1.
+        retry_after: u32,
+    },
     /// The server is going away.
     ShuttingDown,
     /// The database is away and the request needs it.
@@ -133,6 +138,7 @@ impl Problem {
             Self::RateLimited { retry_after } => (429, "rate_limited", Some((*retry_after).max(1))),
             Self::QueueFull => (429, "queue_full", Some(1)),
             Self::AuthBusy => (429, "auth_busy", Some(1)),
+            Self::AuthThrottled { retry_after } => (429, "auth_busy", Some((*retry_after).max(1))),
             Self::HeadersTooLarge => (431, "headers_too_large", None),
             Self::Internal => (500, "internal_error", None),
             Self::UnsupportedTransferCoding => (501, "unsupported_transfer_coding", None),
@@ -175,6 +181,9 @@ impl Problem {
             Self::RateLimited { .. } => "the organisation's requests per minute are used up".into(),
             Self::QueueFull => "the event queue is full; nothing of this event was stored; send it again later".into(),
             Self::AuthBusy => "too many API keys are being verified; send the request again".into(),
+            Self::AuthThrottled { .. } => {
+                "too many wrong API keys came from this address; keys in use go on working, others must wait".into()
+            }
             Self::ShuttingDown => "the server is shutting down; send the request again".into(),
             Self::StoreUnavailable => "the database cannot be reached; send the request again".into(),
             Self::JournalUnavailable(why) => format!("{why}; nothing of this was stored; send it again later").into(),

@@ -1,8 +1,10 @@
 //! The public listener, through real sockets, with each of the two I/O drivers.
 //!
 //! `refusals` and `framing` hold what must not be taken, `requests` what must, `limits` what slow and greedy clients
-//! get, `garbage` that nothing a client sends takes the server away, `shutdown` how it leaves.
+//! get, `addresses` what all clients of one address get together, `garbage` that nothing a client sends takes the server away, `shutdown` how it leaves.
 
+#[path = "http/addresses.rs"]
+mod addresses;
 mod common;
 #[path = "http/fixture.rs"]
 mod fixture;

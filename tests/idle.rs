@@ -1,4 +1,4 @@
-//! 10,000 idle connections: each has had its answer, all stay open, the server goes on and the memory is stated.
+//! Idle connections: one is closed after a minute. 10,000 of them: each has had its answer, all stay open, the server goes on and the memory is stated.
 //!
 //! A binary of its own, for it needs as many descriptors as connections, here and in the server.
 
@@ -6,8 +6,10 @@ mod common;
 
 use std::fs;
 use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use common::server::{Client, Options, Server, event, request};
+use millrace::limits::IDLE_TIMEOUT;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const CONNECTIONS: u64 = 10_000;
@@ -35,13 +37,46 @@ fn resident(server: &Server) -> u64 {
     kib * 1024
 }
 
+#[test]
+fn an_idle_connection_is_closed_after_a_minute_and_one_in_use_is_not() {
+    let server = Server::start(Options::default().with(&["--shards", "1"]));
+    let (mut silent, mut served, mut busy) = (server.connect(), server.connect(), server.connect());
+    let health = request("GET", "/health", None, None);
+    assert_eq!(served.exchange(&health).status, 200);
+    let begun = Instant::now();
+    let patience = Some(IDLE_TIMEOUT + Duration::from_secs(10));
+    silent.stream().set_read_timeout(patience).expect("a socket");
+    served.stream().set_read_timeout(patience).expect("a socket");
+    std::thread::scope(|scope| {
+        for client in [&mut silent, &mut served] {
+            scope.spawn(move || {
+                assert!(client.is_closed());
+                let waited = begun.elapsed();
+                assert!(waited + Duration::from_secs(1) > IDLE_TIMEOUT, "closed after {waited:?}");
+            });
+        }
+        while begun.elapsed() < IDLE_TIMEOUT + Duration::from_secs(2) {
+            assert_eq!(busy.exchange(&health).status, 200);
+            std::thread::sleep(Duration::from_secs(3));
+        }
+    });
+    assert_eq!(server.count("connection_timeouts_total{phase=\"idle\"}"), 2);
+}
+
 /// One after the other: each needs most of the descriptors there are.
 #[test]
 fn ten_thousand_idle_connections_cost_little_and_leave_the_server_well() {
     raise_descriptor_limit();
     let first = if io_uring::IoUring::new(2).is_ok() { "uring" } else { "auto" };
     for driver in [first, "epoll"] {
-        let server = Server::start(Options::default().with(&["--rate-limit", "0", "--io-driver", driver]));
+        let server = Server::start(Options::default().with(&[
+            "--rate-limit",
+            "0",
+            "--io-driver",
+            driver,
+            "--connections-per-address-max",
+            "10200",
+        ]));
         let key = server.first_key();
         let body = event("user.login", None, r#"{"user":"ada"}"#);
         let post = request("POST", "/api/events", Some(&key), Some(body.as_bytes()));

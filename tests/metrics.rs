@@ -67,6 +67,7 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("store_events_deduplicated_total", "counter"),
             ("store_events_quarantined_total", "counter"),
             ("store_events_stored_total", "counter"),
+            ("tls_handshakes_total", "counter"),
             ("validation_errors_total", "counter"),
             ("webhook_attempt_latency_seconds", "histogram"),
             ("webhook_deliveries_total", "counter"),

@@ -19,7 +19,7 @@ use exposition::{Family, Scrape};
 use prometheus::Prometheus;
 
 /// The contract's names: (family, kind, label). Those of webhooks and the journal come with them.
-const CONTRACT: [(&str, &str, &str); 23] = [
+const CONTRACT: [(&str, &str, &str); 24] = [
     ("event_ingestion_latency_seconds", "histogram", ""),
     ("auth_latency_seconds", "histogram", ""),
     ("rate_limit_check_latency_seconds", "histogram", ""),
@@ -41,6 +41,7 @@ const CONTRACT: [(&str, &str, &str); 23] = [
     ("connections_accepted_total", "counter", ""),
     ("connections_closed_total", "counter", ""),
     ("connections_refused_total", "counter", ""),
+    ("tls_handshakes_total", "counter", "result"),
     ("millrace_ready", "gauge", ""),
     ("millrace_build_info", "gauge", "version"),
 ];

@@ -3,7 +3,7 @@
 use super::Invocation;
 use super::failure::Failure;
 use super::output::show;
-use crate::config::Flags;
+use crate::config::{ConfigError, Flags};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -14,5 +14,9 @@ Examples:
 Exit code 64 where the configuration cannot be used.";
 
 pub fn run(invocation: &Invocation, flags: Flags) -> Result<(), Failure> {
-    show(&invocation.load(flags)?.to_toml())
+    let loaded = invocation.load(flags)?;
+    if let Some(files) = &loaded.config.tls {
+        files.load().map_err(|why| Failure::Config(ConfigError::Unusable(why)))?;
+    }
+    show(&loaded.to_toml())
 }

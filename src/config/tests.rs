@@ -43,6 +43,7 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
         "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
+        "tls_cert_file" | "tls_key_file" => ["/one.pem", "/two.pem"],
         "webhook_ca_file" => ["/one.pem", "/two.pem"],
         "webhook_proxy" => ["http://one:1", "http://two:2"],
         "webhook_response_bytes_max" => ["1024", "2048"],
@@ -89,7 +90,7 @@ fn the_contract_s_defaults_hold() {
     assert_eq!(config.data_dir, Path::new("./millrace-data"));
     assert_eq!(config.database_url, None);
     assert_eq!((config.shards, config.writers, config.queue_capacity), (3, 12, 10_000));
-    assert_eq!(config.connections_max, limits::CONNECTIONS_MAX);
+    assert_eq!((config.connections_max, config.connections_per_address_max), (limits::CONNECTIONS_MAX, 4096));
     assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
     assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
@@ -210,6 +211,8 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
         (Some("[server]\nshards = 4"), &[], &[], ["sets `server`", "shards"]),
         (Some("shards = 4\nshards = 5"), &[], &[], ["line 2, column 1", "duplicate key"]),
         (Some("shards 4"), &[], &[], ["line 1", "is not TOML"]),
+        (None, &[], &["--tls-cert-file", "/c.pem"], ["tls_key_file is not", "--tls-key-file"]),
+        (Some("tls_key_file = '/k.pem'"), &[], &[], ["tls_cert_file is not", "--tls-cert-file"]),
         (None, &[], &["--listen", "0.0.0.0:9464"], ["listen (0.0.0.0:9464)", "--ops-listen"]),
     ] {
         let message = refusal(file, environment, flags);

@@ -16,15 +16,13 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent};
-use std::os::fd::AsRawFd;
-
+use super::addresses::Cells;
 use super::connections::{Member, Phase};
 use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Frame};
 use super::shard::Shard;
+use super::stream::Stream;
 use super::{Standing, batch, dispatch, post_event};
 use crate::control::{Caller, Job, ReplyHold, Request};
 use crate::handoff::journal::{Ticket, Trouble};
@@ -33,14 +31,6 @@ use crate::limits;
 use crate::metrics::Route as RouteLabel;
 use crate::problem::Problem;
 use crate::routes::{self, Route};
-
-/// What carries a connection's bytes: a `TcpStream` in service; whatever else, where a bench or a test drives the
-/// same path without a socket.
-///
-/// The descriptor it shows must be its own, open for as long as it lives: a deadline shuts it down.
-pub trait Stream: AsyncReadRent + AsyncWriteRent + AsRawFd {}
-
-impl<S: AsyncReadRent + AsyncWriteRent + AsRawFd> Stream for S {}
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
@@ -77,6 +67,8 @@ pub(super) struct Connection<S> {
     member: Member,
     stream: S,
     pub(super) shard: Rc<Shard>,
+    /// Where the client's address is counted.
+    cells: Cells,
     buffer: Vec<u8>,
     /// Where the present request starts in `buffer`.
     start: usize,
@@ -96,12 +88,13 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    pub(super) fn new(shard: Rc<Shard>, stream: S) -> Self {
+    pub(super) fn new(shard: Rc<Shard>, stream: S, cells: Cells) -> Self {
         let member = shard.connections.enter(stream.as_raw_fd());
         Self {
             member,
             stream,
             shard,
+            cells,
             buffer: Vec::new(),
             start: 0,
             request_len: 0,
@@ -128,24 +121,37 @@ impl<S: Stream> Connection<S> {
                         break false;
                     }
                 },
-                Ok(None) | Err(Stop::Gone) => return,
+                Ok(None) => break true,
+                Err(Stop::Gone) => return,
                 Err(Stop::Refuse(problem)) => {
                     self.refuse_unparsed(&problem);
                     break false;
                 }
             }
         };
-        if self.flush().await.is_ok() && !ended_cleanly {
-            Box::pin(self.linger()).await;
+        if self.flush().await.is_ok() {
+            self.finish_sending().await;
+            if !ended_cleanly {
+                Box::pin(self.linger()).await;
+            }
         }
     }
 
     /// Says no before any request. Without `may_linger` a client that has sent something already may not see it.
     pub(super) async fn turn_away(mut self, problem: &Problem, may_linger: bool) {
         self.refuse_unparsed(problem);
-        if self.flush().await.is_ok() && may_linger {
-            self.linger().await;
+        if self.flush().await.is_ok() {
+            self.finish_sending().await;
+            if may_linger {
+                self.linger().await;
+            }
         }
+    }
+
+    /// Says that nothing more comes, where the stream has a word for it.
+    async fn finish_sending(&mut self) {
+        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        self.stream.finish().await;
     }
 
     /// The head of the next request; `None` when the connection ends between requests.
@@ -270,6 +276,11 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
+    /// Where the client's address is counted.
+    pub(super) fn cells(&self) -> Cells {
+        self.cells
+    }
+
     /// What single events are appended to the journal with.
     pub(super) fn ticket(&self) -> &Rc<Ticket> {
         self.promises.ticket()
@@ -298,10 +309,9 @@ impl<S: Stream> Connection<S> {
             // Not a mere yield: the runtime looks at its timers only when no task is ready.
             monoio::time::sleep(Duration::ZERO).await;
         }
-        let (begin, end) = (buffer.len(), buffer.capacity());
         let mut has_waited = false;
         let (read, buffer) = {
-            let mut read = pin!(self.stream.read(buffer.slice_mut(begin..end)));
+            let mut read = pin!(self.stream.receive(buffer));
             poll_fn(|context| {
                 let polled = read.as_mut().poll(context);
                 has_waited |= polled.is_pending();
@@ -310,7 +320,7 @@ impl<S: Stream> Connection<S> {
             .await
         };
         self.reads_in_row = if has_waited { 0 } else { self.reads_in_row + 1 };
-        self.buffer = buffer.into_inner();
+        self.buffer = buffer;
         read.map_err(|_| Stop::Gone)
     }
 
@@ -355,6 +365,7 @@ impl<S: Stream> Connection<S> {
             self.refuse(RouteLabel::EventsPost, &why.into());
         }
         self.write_out().await?;
+        self.finish_sending().await;
         Box::pin(self.linger()).await;
         Err(Stop::Gone)
     }
@@ -367,8 +378,8 @@ impl<S: Stream> Connection<S> {
         let mut out = take(&mut self.out);
         let mut written = 0;
         while written < out.len() {
-            let (result, rest) = self.stream.write(out.slice(written..)).await;
-            out = rest.into_inner();
+            let (result, rest) = self.stream.send(out, written).await;
+            out = rest;
             match result {
                 Ok(0) | Err(_) => return Err(Stop::Gone),
                 Ok(n) => written += n,

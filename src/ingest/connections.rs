@@ -19,6 +19,8 @@ use crate::limits;
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// The client's part of a handshake.
+    Handshake,
     /// The next request.
     Idle,
     /// The rest of a request head.
@@ -61,6 +63,8 @@ pub struct Connections {
     slots: RefCell<Vec<Option<Rc<Slot>>>>,
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
+    /// Members in [`Phase::Handshake`], which they stay in until they leave.
+    handshakes: Cell<usize>,
     sweep: Cell<u64>,
 }
 
@@ -105,16 +109,37 @@ impl Connections {
             match phase {
                 // The task wakes from its read with end-of-file and answers 408.
                 Phase::Header | Phase::Body => shut(slot.fd, Shutdown::Read),
-                Phase::Idle | Phase::Write | Phase::Linger | Phase::Work => shut(slot.fd, Shutdown::Both),
+                Phase::Handshake | Phase::Idle | Phase::Write | Phase::Linger | Phase::Work => {
+                    shut(slot.fd, Shutdown::Both);
+                }
             }
         }
     }
 
-    /// Ends the connections that wait for a request; those in the middle of one go on.
+    /// Enters the connection on `fd` for its handshake and starts the clock. Where as many are under way as may be, the
+    /// one that has been at it for longest is ended.
+    pub fn enter_for_handshake(self: &Rc<Self>, fd: RawFd) -> Member {
+        if self.handshakes.get() >= limits::HANDSHAKES_MAX {
+            let slots = self.slots.borrow();
+            let under_way = slots.iter().flatten().filter(|slot| slot.phase.get() == Phase::Handshake);
+            if let Some(oldest) = under_way.filter(|slot| !slot.is_overdue.get()).min_by_key(|slot| slot.due.get()) {
+                oldest.is_overdue.set(true);
+                shut(oldest.fd, Shutdown::Both);
+            }
+        }
+        self.handshakes.set(self.handshakes.get() + 1);
+        let member = self.enter(fd);
+        member.begin(Phase::Handshake, limits::HANDSHAKE_TIMEOUT);
+        member
+    }
+
+    /// Ends the connections that wait for a request, or to make one; those in the middle of one go on.
     pub fn close_idle(&self) {
         for slot in self.slots.borrow().iter().flatten() {
-            if slot.phase.get() == Phase::Idle {
-                shut(slot.fd, Shutdown::Read);
+            match slot.phase.get() {
+                Phase::Idle => shut(slot.fd, Shutdown::Read),
+                Phase::Handshake => shut(slot.fd, Shutdown::Both),
+                Phase::Header | Phase::Body | Phase::Write | Phase::Linger | Phase::Work => {}
             }
         }
     }
@@ -158,6 +183,9 @@ impl Drop for Member {
         self.table.slots.borrow_mut()[self.index] = None;
         self.table.free.borrow_mut().push(self.index);
         self.table.open.set(self.table.open.get() - 1);
+        if self.slot.phase.get() == Phase::Handshake {
+            self.table.handshakes.set(self.table.handshakes.get() - 1);
+        }
     }
 }
 

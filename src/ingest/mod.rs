@@ -6,11 +6,14 @@
 //!
 //! The way of an event is [`post_event`], top to bottom.
 
+mod addresses;
 pub mod auth_cache;
 mod batch;
+pub mod clients;
 mod connection;
 mod connections;
 mod dispatch;
+mod entrance;
 pub mod envelope;
 pub mod http;
 pub mod json_syntax;
@@ -18,12 +21,15 @@ mod promises;
 pub mod rate_limit;
 mod reply;
 pub mod shard;
+mod stream;
+mod tls_stream;
 
-pub use connection::Stream;
+pub use stream::Stream;
 
 use std::rc::Rc;
 use std::time::Instant;
 
+use addresses::Cells;
 use auth_cache::{Lookup, Tenant};
 use connection::{Connection, Stop};
 use http::{ContentType, Framing, Head};
@@ -34,7 +40,7 @@ use shard::Shard;
 use crate::auth::Verdict;
 use crate::event::{Event, EventId};
 use crate::handoff::journal::Ticket;
-use crate::key::{self, API_KEY_LEN};
+use crate::key::{self, API_KEY_LEN, KeyId};
 use crate::limits;
 use crate::metrics::{CacheLookup, ValidationErrorKind};
 use crate::problem::Problem;
@@ -89,7 +95,7 @@ async fn identify<S: Stream>(
         // Boxed: the way of a cached key should not carry the state of the other.
         Lookup::Miss => {
             connection.wait_for_server();
-            Box::pin(verify(shard, hash, presented)).await?
+            Box::pin(verify(shard, hash, presented, connection.cells())).await?
         }
     };
     shard.metrics.auth_latency_seconds.observe_nanos(now.elapsed().as_nanos() as u64);
@@ -100,34 +106,51 @@ async fn identify<S: Stream>(
     Ok(tenant)
 }
 
-/// Asks the verifier, together with all requests of this shard that carry the same key.
+/// Asks the verifier, together with all requests of this shard that carry the same key. An address that sent many wrong
+/// ones lately has to wait.
+///
+/// Counted is what the verifier refused, once for all who asked together. A key of the wrong shape costs nothing and is
+/// no guess, and one that was refused lately is answered from the cache: neither counts, so that one forgotten client
+/// with an old key does not shut out the others behind its gateway.
 async fn verify(
     shard: &Rc<Shard>,
     hash: auth_cache::KeyHash,
     presented: &[u8; API_KEY_LEN],
+    from: Cells,
 ) -> Result<Rc<Tenant>, Problem> {
+    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
+    let addresses = &shard.neighbours.clients.addresses;
+    if let Some(wait) = addresses.must_wait(from, Instant::now()) {
+        return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
+    }
     let under_way = shard.auth.borrow_mut().join(hash);
-    let answer = match under_way {
-        Some(joined) => joined?,
-        None => begin_verification(shard, hash, presented)?,
-    };
-    answer.await.unwrap_or(Err(Problem::ShuttingDown))
+    if let Some(joined) = under_way {
+        return joined?.await.unwrap_or(Err(Problem::ShuttingDown));
+    }
+    let answer = begin_verification(shard, hash, id, presented)?;
+    let verdict = answer.await.unwrap_or(Err(Problem::ShuttingDown));
+    if verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey) {
+        addresses.note_failure(from, Instant::now());
+    }
+    verdict
 }
 
 /// Has a key in use verified again before it expires, beside the request. Nothing comes of it where the verifier is
 /// busy: the entry is good for a while yet, and the next request tries again.
 fn refresh(shard: &Rc<Shard>, hash: auth_cache::KeyHash, presented: &[u8; API_KEY_LEN]) {
-    if !shard.auth.borrow().is_pending(hash) {
-        let _ = begin_verification(shard, hash, presented);
+    if let Some(id) = key::parse(presented)
+        && !shard.auth.borrow().is_pending(hash)
+    {
+        let _ = begin_verification(shard, hash, id, presented);
     }
 }
 
 fn begin_verification(
     shard: &Rc<Shard>,
     hash: auth_cache::KeyHash,
+    id: KeyId,
     presented: &[u8; API_KEY_LEN],
 ) -> Result<auth_cache::Awaited, Problem> {
-    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
     let verdict = shard.verifier.submit(id, (*presented).into())?;
     let answer = shard.auth.borrow_mut().begin(hash, id);
     // A task of its own: the verdict must reach the others even if this connection ends first.

@@ -5,30 +5,32 @@
 //! shard's own loop ends the process (see `boot`): a shard is never silently gone.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
-use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use futures_util::FutureExt;
-use monoio::net::{TcpListener, TcpStream};
+use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use rustls::ServerConfig;
 use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
 use super::auth_cache::AuthCache;
-use super::connection::{Connection, Stream};
+use super::clients::Clients;
+use super::connection::Connection;
 use super::connections::{Connections, Phase};
+use super::entrance;
 use super::envelope::Scratch;
 use super::reply::http_date;
+use super::stream::Stream;
 use crate::auth::feed::Feed;
 use crate::auth::verifier::Verifier;
+use crate::certificates::Certificates;
 use crate::clock::Timestamp;
 use crate::config::IoDriver;
 use crate::control::ControlPool;
@@ -38,7 +40,6 @@ use crate::handoff::queue::Queue;
 use crate::health::Readiness;
 use crate::limits;
 use crate::metrics::{Metrics, ShardHandle, TimeoutPhase};
-use crate::problem::Problem;
 
 /// What all shards share, by reference counts only.
 #[derive(Clone)]
@@ -63,12 +64,10 @@ pub struct Neighbours {
     pub draining: Arc<AtomicBool>,
     /// Set once by the main thread when the grace is over: leave now.
     pub leaving: Arc<AtomicBool>,
-    /// Open connections of all shards; written at accept and close only.
-    pub connections_open: Arc<AtomicUsize>,
-    /// The most there may be.
-    pub connections_max: usize,
-    /// Connections over that, being told so, of all shards; written as `connections_open` is.
-    pub connections_turned_away: Arc<AtomicUsize>,
+    /// Who is connected, and how many may be.
+    pub clients: Clients,
+    /// What TLS is spoken with; `None`: it is not.
+    pub certificates: Option<Arc<Certificates>>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
@@ -95,7 +94,10 @@ pub struct Shard {
     pub(super) connections: Rc<Connections>,
     /// Bytes of request bodies that are not complete yet.
     pub(super) arriving_bytes: Rc<Cell<usize>>,
-    neighbours: Neighbours,
+    pub(super) neighbours: Neighbours,
+    index: usize,
+    /// The newest TLS configuration this shard has seen.
+    tls: RefCell<Option<Arc<ServerConfig>>>,
     date: Cell<[u8; 29]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     /// The last rendering of `/metrics` and when it was made.
@@ -144,6 +146,8 @@ impl Shard {
             ids: Ids::default(),
             connections: Rc::default(),
             arriving_bytes: Rc::default(),
+            index,
+            tls: RefCell::new(neighbours.certificates.as_deref().map(Certificates::first)),
             neighbours,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),
@@ -151,11 +155,12 @@ impl Shard {
         })
     }
 
-    /// Serves one client to its end. On the runtime of the shard's thread.
+    /// Serves one client that has no address to its end. On the runtime of the shard's thread.
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        contain(Connection::new(self, stream).serve()).await;
+        let nobody = self.neighbours.clients.addresses.cells(Ipv4Addr::UNSPECIFIED.into());
+        entrance::contain(Connection::new(self, stream, nobody).serve()).await;
     }
 
     /// Moves the shard's end of the journal; a task for as long as the shard runs.
@@ -168,6 +173,16 @@ impl Shard {
     /// Seconds on the rate limiter's clock.
     pub(super) fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.neighbours.started).as_secs()
+    }
+
+    /// What a new connection speaks TLS with, if it does.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let certificates = self.neighbours.certificates.as_ref()?;
+        let mut tls = self.tls.borrow_mut();
+        if let Some(newer) = certificates.newer(self.index) {
+            *tls = Some(newer);
+        }
+        tls.clone()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -279,7 +294,7 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
 async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
-    monoio::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+    monoio::spawn(entrance::accept(Rc::clone(&shard), Rc::clone(&listener)));
     monoio::spawn(Rc::clone(&shard).tend_journal());
     let mut auth_swept_at = Instant::now();
     let mut is_listening = true;
@@ -310,81 +325,9 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
     }
 }
 
-async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
-    const PAUSE: Duration = Duration::from_millis(100);
-    const REPEAT: Duration = Duration::from_secs(10);
-    let mut complained_at: Option<Instant> = None;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => admit(&shard, stream),
-            Err(_) if shard.is_draining() => return,
-            // The client gave up before it was accepted: its affair.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(error) => {
-                // Out of descriptors or memory: wait for some to come back instead of spinning.
-                if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
-                    complained_at = Some(Instant::now());
-                    tracing::error!(%error, "connections cannot be accepted; raise the limit on open files");
-                }
-                monoio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Takes a connection into service, or turns it away at the limit.
-fn admit(shard: &Rc<Shard>, stream: TcpStream) {
-    let open = Counted::enter(&shard.neighbours.connections_open);
-    let shard = Rc::clone(shard);
-    if open.count > shard.neighbours.connections_max {
-        drop(open);
-        shard.metrics.connections_refused_total.inc();
-        // Only so many are waited for, so that their descriptors stay within the reserve.
-        let turned_away = Counted::enter(&shard.neighbours.connections_turned_away);
-        let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
-        monoio::spawn(async move {
-            let connection = Connection::new(shard, stream);
-            contain(connection.turn_away(&Problem::TooManyConnections, may_linger)).await;
-            drop(turned_away);
-        });
-        return;
-    }
-    shard.metrics.connections_accepted_total.inc();
-    monoio::spawn(async move {
-        Rc::clone(&shard).attend(stream).await;
-        shard.metrics.connections_closed_total.inc();
-        drop(open);
-    });
-}
-
-/// A panic in a connection's task ends the connection, not the shard.
-async fn contain(task: impl Future<Output = ()>) {
-    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        tracing::error!("a bug ended one connection; the panic message above says where");
-    }
-}
-
-/// One connection in a count that all shards share.
-struct Counted {
-    all: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Counted {
-    fn enter(all: &Arc<AtomicUsize>) -> Self {
-        let count = all.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { all: Arc::clone(all), count }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 fn count_timeout(shard: &Shard, phase: Phase) {
     let phase = match phase {
+        Phase::Handshake => TimeoutPhase::Handshake,
         Phase::Idle => TimeoutPhase::Idle,
         Phase::Header => TimeoutPhase::Header,
         Phase::Body => TimeoutPhase::Body,

@@ -24,7 +24,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::names::{
-    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase,
+    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase, TlsHandshake,
     ValidationErrorKind,
 };
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};

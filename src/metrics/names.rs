@@ -36,6 +36,7 @@ definitions! {
     CONNECTIONS_OPEN = "connections_open", "Connections in service now.";
     CONNECTIONS_REFUSED = "connections_refused_total", "Connections turned away at the limit, never in service.";
     CONNECTION_TIMEOUTS = "connection_timeouts_total", "Connections closed for taking too long, by phase.";
+    TLS_HANDSHAKES = "tls_handshakes_total", "TLS handshakes of clients, by what became of them.";
     // Read at scrape.
     EVENT_QUEUE_SIZE = "event_queue_size", "Events accepted and not yet stored, those in writers' hands included.";
     EVENT_QUEUE_CAPACITY = "event_queue_capacity", "Events the queue can hold.";
@@ -264,10 +265,18 @@ labels! {
 
     /// Label `phase` of `connection_timeouts_total`.
     TimeoutPhase {
+        Handshake = "handshake",
         Header = "header",
         Body = "body",
         Idle = "idle",
         Write = "write",
+    }
+
+    /// Label `result` of `tls_handshakes_total`.
+    TlsHandshake {
+        Full = "full",
+        Resumed = "resumed",
+        Failed = "failed",
     }
 
     /// Label `operation` of `db_operations_latency_seconds`.

@@ -81,6 +81,7 @@ fn shard_families(shards: &[Arc<ShardMetrics>]) -> Vec<MetricFamily> {
         counters(&names::CACHE_LOOKUPS, "result", shards, |s| &s.cache_lookups_total),
         counters(&names::VALIDATION_ERRORS, "type", shards, |s| &s.validation_errors_total),
         counters(&names::CONNECTION_TIMEOUTS, "phase", shards, |s| &s.connection_timeouts_total),
+        counters(&names::TLS_HANDSHAKES, "result", shards, |s| &s.tls_handshakes_total),
         http_requests(shards),
         rejections(shards),
         counter(&names::CONNECTIONS_ACCEPTED, accepted),

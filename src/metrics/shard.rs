@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::cells::{Count, Counts, Latency};
 use super::names::{
     AUTH_BOUNDS, CODES, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES,
-    TimeoutPhase, ValidationErrorKind,
+    TimeoutPhase, TlsHandshake, ValidationErrorKind,
 };
 use crate::problem::Problem;
 
@@ -43,7 +43,9 @@ pub struct ShardMetrics {
     /// Connections turned away at the limit; they count as neither accepted nor closed.
     pub connections_refused_total: Count,
     /// Connections closed for taking too long.
-    pub connection_timeouts_total: Counts<TimeoutPhase, 4>,
+    pub connection_timeouts_total: Counts<TimeoutPhase, 5>,
+    /// TLS handshakes that are over.
+    pub tls_handshakes_total: Counts<TlsHandshake, 3>,
     /// Whether a [`ShardHandle`] to these counters exists.
     claimed: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl ShardMetrics {
             connections_closed_total: Count::default(),
             connections_refused_total: Count::default(),
             connection_timeouts_total: Counts::new(),
+            tls_handshakes_total: Counts::new(),
             claimed: AtomicBool::new(false),
         }
     }
@@ -250,6 +253,7 @@ mod tests {
             P::JournalUnavailable(""),
             P::InvalidEndpoint(Vec::new()),
             P::TooManyEndpoints,
+            P::AuthThrottled { retry_after: 1 },
         ];
         for (position, problem) in every.iter().enumerate() {
             let expected = match problem {
@@ -282,6 +286,7 @@ mod tests {
                 P::JournalUnavailable(_) => 26,
                 P::InvalidEndpoint(_) => 27,
                 P::TooManyEndpoints => 28,
+                P::AuthThrottled { .. } => 29,
             };
             assert_eq!(position, expected);
         }

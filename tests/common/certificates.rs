@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{RootCertStore, ServerConfig};
 
 /// Signs certificates.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -26,6 +26,19 @@ impl Authority {
         let path = dir.join("ca.pem");
         std::fs::write(&path, self.0.pem()).unwrap();
         path
+    }
+
+    /// Whom clients trust that know only this authority.
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+
+    /// A certificate for `names` and its key, in PEM.
+    pub fn pem(&self, names: &[&str]) -> [String; 2] {
+        let key = KeyPair::generate().unwrap();
+        [params(names).signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem()]
     }
 
     /// What a server needs to be `names`: host names, or addresses.

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of what is shared")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 
 use millrace::auth::feed::Feed;
 use millrace::auth::verifier::Verifier;
@@ -14,6 +14,7 @@ use millrace::deliver::secret::SecretBox;
 use millrace::deliver::target::TargetPolicy;
 use millrace::handoff::queue::{Accepted, queue};
 use millrace::health::Readiness;
+use millrace::ingest::clients::Clients;
 use millrace::ingest::shard::Neighbours;
 use millrace::key::{ApiKey, Argon2Cost};
 use millrace::limits;
@@ -79,9 +80,8 @@ impl InProcess {
             ready: Arc::new(|| Readiness::Ready),
             draining: Arc::new(AtomicBool::new(false)),
             leaving: Arc::new(AtomicBool::new(false)),
-            connections_open: Arc::new(AtomicUsize::new(0)),
-            connections_max: 64,
-            connections_turned_away: Arc::new(AtomicUsize::new(0)),
+            clients: Clients::new(64, 64),
+            certificates: None,
         };
         Self { neighbours, accepted, key, data_dir }
     }

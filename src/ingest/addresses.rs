@@ -1,0 +1,190 @@
+//! What the shards remember of clients' addresses: how many connections each has open, and how many wrong keys it has
+//! sent lately.
+//!
+//! One table for all shards, of a size that does not depend on how many addresses there are: two rows of cells, and an
+//! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. Addresses that
+//! share a cell are counted together in it. What holds of an address is the lower of its two cells: never less than the
+//! truth, and more only where both are shared with others that are busy, which with [`limits::ADDRESS_CELLS`] a row
+//! takes a few hundred busy addresses to happen to one in ten thousand.
+//!
+//! Run by the shards, which only add and compare: no locks, nothing allocated. Touched when a connection opens or
+//! closes and when a key is not in the cache, never by a request whose key is.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::limits;
+
+/// One wrong key is forgiven in this time.
+const FORGIVEN_IN: Duration =
+    Duration::from_micros(60 * 1_000_000 / limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX as u64);
+/// Wrong keys that are not forgiven yet may add up to this.
+const FAILURES_HELD: Duration = Duration::from_secs(60);
+
+/// Where an address is counted: its cell in each row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cells([u32; 2]);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Addresses {
+    hasher: RandomState,
+    /// Open connections. Every shard adds and subtracts.
+    connections: [Box<[AtomicU32]>; 2],
+    connections_max: u32,
+    /// When all failures so far are forgiven, in microseconds since `started`. Every shard moves it forward.
+    forgiven_at: [Box<[AtomicU64]>; 2],
+    started: Instant,
+}
+
+impl Addresses {
+    /// A table in which an address may hold `connections_max` connections.
+    pub fn new(connections_max: u32) -> Self {
+        fn row<T: Default>() -> Box<[T]> {
+            (0..limits::ADDRESS_CELLS).map(|_| T::default()).collect()
+        }
+        Self {
+            hasher: RandomState::new(),
+            connections: [row(), row()],
+            connections_max,
+            forgiven_at: [row(), row()],
+            started: Instant::now(),
+        }
+    }
+
+    /// Where `address` is counted. IPv6 clients own a /64 at least and can take any address in it: it counts as one.
+    pub fn cells(&self, address: IpAddr) -> Cells {
+        let counted = match address.to_canonical() {
+            IpAddr::V4(address) => u128::from(u32::from(address)) | u128::from(u16::MAX) << 32,
+            IpAddr::V6(address) => u128::from(address) & !u128::from(u64::MAX),
+        };
+        let hash = self.hasher.hash_one(Ipv6Addr::from(counted));
+        let cell = |bits: u32| bits % limits::ADDRESS_CELLS as u32;
+        Cells([cell(hash as u32), cell((hash >> 32) as u32)])
+    }
+
+    /// Counts a connection for as long as the result lives; `None` where the address has as many as it may.
+    pub fn connect(self: &Arc<Self>, cells: Cells) -> Option<Connected> {
+        let connected = Connected { addresses: Arc::clone(self), cells };
+        // Relaxed: only the count itself is shared, nothing is published by it.
+        let [first, second] = of(&self.connections, cells).map(|cell| cell.fetch_add(1, Ordering::Relaxed));
+        (first.min(second) < self.connections_max).then_some(connected)
+    }
+
+    /// Notes a wrong key.
+    pub fn note_failure(&self, cells: Cells, now: Instant) {
+        let now = self.micros(now);
+        for cell in of(&self.forgiven_at, cells) {
+            let later = |at: u64| Some(at.max(now) + FORGIVEN_IN.as_micros() as u64);
+            // Relaxed, as above. Tried again where another shard was faster; it always returns `Some`.
+            let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+        }
+    }
+
+    /// How long the address must wait before it may present a key that is not known to be valid; `None`: it need not.
+    pub fn must_wait(&self, cells: Cells, now: Instant) -> Option<Duration> {
+        let [first, second] = of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
+        let held = Duration::from_micros(first.min(second).saturating_sub(self.micros(now)));
+        held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.started).as_micros() as u64
+    }
+}
+
+/// An address's cell in each row.
+fn of<T>(rows: &[Box<[T]>; 2], cells: Cells) -> [&T; 2] {
+    let Cells([first, second]) = cells;
+    [&rows[0][first as usize], &rows[1][second as usize]]
+}
+
+/// One connection in the count of its address.
+#[derive(Debug)]
+pub struct Connected {
+    addresses: Arc<Addresses>,
+    cells: Cells,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        for cell in of(&self.addresses.connections, self.cells) {
+            cell.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_is_an_ipv4_address_or_a_64() {
+        let addresses = Addresses::new(1);
+        for (a, b, is_same) in [
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "::ffff:192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("2001:db8::1", "2001:db8::ffff:1", true),
+            ("2001:db8:0:1::1", "2001:db8:0:2::1", false),
+            ("0.0.0.0", "::", false),
+        ] {
+            // Two that differ share both cells once in 2^30.
+            assert_eq!(addresses.cells(ip(a)) == addresses.cells(ip(b)), is_same, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_and_given_back() {
+        let addresses = Arc::new(Addresses::new(2));
+        let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
+        let first = addresses.connect(one).unwrap();
+        let _second = addresses.connect(one).unwrap();
+        assert!(addresses.connect(one).is_none() && addresses.connect(one).is_none(), "and a refused one is not held");
+        assert!(addresses.connect(other).is_some());
+        drop(first);
+        let again = addresses.connect(one);
+        assert!(again.is_some() && addresses.connect(one).is_none());
+    }
+
+    #[test]
+    fn a_crowd_does_not_use_up_the_places_of_one() {
+        let addresses = Arc::new(Addresses::new(8));
+        let of = |n: u32| addresses.cells(IpAddr::from(n.to_be_bytes()));
+        let _held: Vec<_> = (0..300 * 8).filter_map(|n| addresses.connect(of(n / 8))).collect();
+        let refused = (1000..3000).filter(|n| addresses.connect(of(*n)).is_none()).count();
+        assert!(refused <= 5, "{refused} of 2000");
+    }
+
+    #[test]
+    fn wrong_keys_add_up_to_a_minute_s_worth_and_are_forgiven_one_by_one() {
+        const MAX: u32 = limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
+        let addresses = Addresses::new(1);
+        let now = Instant::now();
+        let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
+        for _ in 0..MAX {
+            assert_eq!(addresses.must_wait(one, now), None);
+            addresses.note_failure(one, now);
+        }
+        addresses.note_failure(one, now);
+        assert_eq!(addresses.must_wait(one, now), Some(FORGIVEN_IN));
+        assert_eq!(addresses.must_wait(other, now), None);
+        let later = now + FORGIVEN_IN;
+        assert_eq!(addresses.must_wait(one, later), None);
+        addresses.note_failure(one, later);
+        assert_eq!(addresses.must_wait(one, later), Some(FORGIVEN_IN));
+        let minutes_later = now + FAILURES_HELD + FORGIVEN_IN * 2;
+        assert_eq!(addresses.must_wait(one, minutes_later), None);
+        for _ in 0..MAX {
+            addresses.note_failure(one, minutes_later);
+        }
+        assert_eq!(addresses.must_wait(one, minutes_later), None, "nothing was saved up, nothing is owed");
+    }
+}
