@@ -124,24 +124,20 @@ fn insert_planned(
     let mut params: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
         [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
-    let mut leases: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
-    let mut planned = planned.to_vec();
-    let mut received_at: Vec<At> = Vec::new();
-    if !derived {
-        // Of two copies the first is stored.
-        let mut first: HashMap<EventId, Timestamp> = HashMap::with_capacity(rows.len());
-        for event in rows {
-            first.entry(event.id).or_insert(event.received_at);
-        }
-        planned.retain(|planned| first.contains_key(&planned.event));
-        received_at = planned.iter().map(|planned| At(first[&planned.event])).collect();
-        leases = planned.iter().map(|planned| Some(At(planned.lease_until.unwrap_or(first[&planned.event])))).collect();
-    }
+    // Of two copies the first is stored; where ids are derived, `store_events_v2` knows which that was.
+    let received_at: HashMap<EventId, Timestamp> =
+        if derived { HashMap::new() } else { rows.iter().rev().map(|event| (event.id, event.received_at)).collect() };
+    let received_at = |planned: &PlannedDelivery| received_at.get(&planned.event).copied();
+    let planned: Vec<&PlannedDelivery> =
+        planned.iter().copied().filter(|planned| derived || received_at(planned).is_some()).collect();
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
+    let due: Vec<Option<At>> =
+        planned.iter().map(|planned| planned.lease_until.or_else(|| received_at(planned)).map(At)).collect();
+    let received: Vec<Option<At>> = planned.iter().map(|planned| received_at(planned).map(At)).collect();
     params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
-    params.push(&leases);
+    params.push(&due);
     if !derived {
-        params.push(&received_at);
+        params.push(&received);
     }
     let sql = if derived { INSERT_DERIVED_PLANNED } else { INSERT_PLANNED };
     session.within(async |conversation: &mut Conversation| {
