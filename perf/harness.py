@@ -401,8 +401,12 @@ def keep(args, name, facts, text):
 
 def main(name, measure):
     """Calls `measure` with a stack that everything started is on, and turns its failure into one line."""
+    def stop(number, _frame):
+        say(f"{name}: stopped by {signal.Signals(number).name}")
+        sys.exit(128 + number)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+        signal.signal(number, stop)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
