@@ -85,7 +85,7 @@ pub const HANDSHAKES_MAX: usize = 1024;
 pub const TLS_INCOMING_BYTES_MAX: usize = 20 * 1024;
 /// Of that, kept between requests where requests are large.
 pub const TLS_KEPT_READ_BYTES: usize = 16 * 1024;
-/// Descriptors kept for everything but client connections: database, files, rings, the ops listener.
+/// Descriptors kept for everything but client connections and webhooks: database, files, rings, the ops listener.
 pub const RESERVED_DESCRIPTORS: usize = 512;
 /// Connections the kernel queues before accept.
 pub const LISTEN_BACKLOG: u32 = 4096;
@@ -240,6 +240,8 @@ pub const WEBHOOK_PROXY_HEADERS_MAX: usize = 64;
 /// Idle connections kept, all endpoints together; over it the one idle for longest is closed. At about 16 KiB each,
 /// 48 KiB with TLS: 96 MiB. Busy ones are bounded by [`WEBHOOK_REQUESTS_MAX`].
 pub const WEBHOOK_IDLE_CONNECTIONS_MAX: usize = 2048;
+/// Connections to endpoints, busy and idle: a descriptor each.
+pub const WEBHOOK_CONNECTIONS_MAX: usize = WEBHOOK_REQUESTS_MAX + WEBHOOK_IDLE_CONNECTIONS_MAX;
 /// How long an idle connection is kept; receivers commonly close theirs after 60 s.
 pub const WEBHOOK_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// How long a connection may take after its answer to be ready for the next request.
