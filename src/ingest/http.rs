@@ -6,7 +6,12 @@
 //!
 //! Spans are offsets into the head, so that a parsed head borrows nothing and survives the buffer's growth.
 
+mod chunked;
+mod target;
+
 use std::ops::Range;
+
+pub use chunked::ChunkedDecoder;
 
 use crate::limits;
 use crate::problem::Problem;
@@ -143,7 +148,7 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     }
     let is_http11 = request.version == Some(1);
     let method = method(request.method.unwrap_or_default());
-    let (path, query) = split_target(request.path.unwrap_or_default().as_bytes(), head)?;
+    let (path, query) = target::split(request.path.unwrap_or_default().as_bytes(), head)?;
     let mut parsed = Head {
         len: head.len(),
         method,
@@ -200,44 +205,6 @@ fn method(name: &str) -> Method {
     }
 }
 
-/// Path and query of an origin-form or absolute-form target.
-fn split_target(target: &[u8], head: &[u8]) -> Result<(Span, Option<Span>), Problem> {
-    if target.len() > limits::REQUEST_TARGET_BYTES_MAX {
-        return Err(Problem::UriTooLong);
-    }
-    if target
-        .iter()
-        .any(|b| *b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
-    {
-        return Err(Problem::BadRequest("the request target holds a character that must be percent-encoded"));
-    }
-    let origin = match target {
-        [b'/', ..] | b"*" => target,
-        _ => {
-            absolute_form_path(target).ok_or(Problem::BadRequest("the request target is a path, or an http(s) URL"))?
-        }
-    };
-    let path_end = memchr::memchr(b'?', origin).unwrap_or(origin.len());
-    let query = origin.get(path_end + 1..).map(|query| Span::of(query, head));
-    Ok((Span::of(&origin[..path_end], head), query))
-}
-
-/// `/path?query` of `http://authority/path?query`; the authority is not ours to check (RFC 9112, 3.2.2).
-fn absolute_form_path(target: &[u8]) -> Option<&[u8]> {
-    let colon = memchr::memchr(b':', target)?;
-    let (scheme, rest) = target.split_at(colon);
-    if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https") {
-        return None;
-    }
-    let authority = rest.strip_prefix(b"://")?;
-    let slash = memchr::memchr(b'/', authority)?;
-    (slash > 0 && is_host(&authority[..slash])).then(|| &authority[slash..])
-}
-
-fn is_host(host: &[u8]) -> bool {
-    host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(b))
-}
-
 /// Fields seen so far that may come once only.
 #[derive(Default)]
 struct Fields {
@@ -256,7 +223,7 @@ impl Fields {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
-                if !is_host(value) {
+                if !target::is_host(value) {
                     return Err(Problem::BadRequest("the Host field is not a host"));
                 }
             }
@@ -366,132 +333,6 @@ fn transfer_encoding(value: &[u8]) -> Result<(), Problem> {
         return Err(Problem::UnsupportedTransferCoding);
     }
     Err(Problem::BadRequest("Transfer-Encoding is exactly `chunked`"))
-}
-
-/// Decodes a chunked body in place of arrival: feed it the bytes after the head as they come.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ChunkedDecoder {
-    state: ChunkState,
-    framing_bytes: usize,
-    trailer_bytes: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-enum ChunkState {
-    #[default]
-    Size,
-    Data(usize),
-    DataEnd,
-    Trailer,
-    Done,
-}
-
-impl ChunkedDecoder {
-    /// Takes what it can from `input`, appending data to `body` (at most `body_bytes_max` in all).
-    /// Returns how many bytes were taken and whether the body is complete.
-    pub fn decode(
-        &mut self,
-        input: &[u8],
-        body: &mut Vec<u8>,
-        body_bytes_max: usize,
-    ) -> Result<(usize, bool), Problem> {
-        let mut taken = 0;
-        loop {
-            let rest = &input[taken..];
-            match self.state {
-                ChunkState::Size => {
-                    let Some(line) = take_line(rest, limits::CHUNK_LINE_BYTES_MAX)? else { return Ok((taken, false)) };
-                    let size = chunk_size(line)?;
-                    taken += line.len() + 2;
-                    self.framing_bytes += line.len() + 4;
-                    if self.framing_bytes > limits::CHUNK_FRAMING_BYTES_MAX {
-                        return Err(Problem::BadRequest("the body is cut into too many chunks"));
-                    }
-                    if size > (body_bytes_max - body.len()) as u64 {
-                        return Err(Problem::PayloadTooLarge(body_bytes_max));
-                    }
-                    self.state = if size == 0 { ChunkState::Trailer } else { ChunkState::Data(size as usize) };
-                }
-                ChunkState::Data(left) => {
-                    let now = left.min(rest.len());
-                    body.extend_from_slice(&rest[..now]);
-                    taken += now;
-                    if now < left {
-                        self.state = ChunkState::Data(left - now);
-                        return Ok((taken, false));
-                    }
-                    self.state = ChunkState::DataEnd;
-                }
-                ChunkState::DataEnd => match rest {
-                    [b'\r', b'\n', ..] => {
-                        taken += 2;
-                        self.state = ChunkState::Size;
-                    }
-                    [] | [b'\r'] => return Ok((taken, false)),
-                    _ => return Err(Problem::BadRequest("a chunk ends with CR LF")),
-                },
-                ChunkState::Trailer => {
-                    let Some(line) = take_line(rest, limits::TRAILER_BYTES_MAX)? else { return Ok((taken, false)) };
-                    taken += line.len() + 2;
-                    self.trailer_bytes += line.len() + 2;
-                    if line.is_empty() {
-                        self.state = ChunkState::Done;
-                        return Ok((taken, true));
-                    }
-                    if self.trailer_bytes > limits::TRAILER_BYTES_MAX {
-                        return Err(Problem::HeadersTooLarge);
-                    }
-                    check_trailer(line)?;
-                }
-                ChunkState::Done => return Ok((taken, true)),
-            }
-        }
-    }
-}
-
-/// One line without its CR LF; `None` while it is incomplete.
-fn take_line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, Problem> {
-    const TOO_LONG: Problem = Problem::BadRequest("a chunk-size or trailer line is too long");
-    match memchr::memchr2(b'\r', b'\n', bytes) {
-        Some(at) if at > max => Err(TOO_LONG),
-        Some(at) if bytes[at] == b'\n' => Err(Problem::BadRequest("a line ends with CR LF, not with a bare LF")),
-        Some(at) => match bytes.get(at + 1) {
-            Some(b'\n') => Ok(Some(&bytes[..at])),
-            Some(_) => Err(Problem::BadRequest("a CR without its LF")),
-            None => Ok(None),
-        },
-        None if bytes.len() > max => Err(TOO_LONG),
-        None => Ok(None),
-    }
-}
-
-/// The size at the start of a chunk-size line; extensions are checked for control characters and ignored.
-fn chunk_size(line: &[u8]) -> Result<u64, Problem> {
-    const WRONG: Problem = Problem::BadRequest("a chunk starts with its size in hexadecimal");
-    let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    let (size, extension) = line.split_at(digits);
-    if size.is_empty() || size.len() > 15 {
-        return Err(WRONG);
-    }
-    if !(extension.is_empty() || extension.trim_ascii_start().starts_with(b";")) {
-        return Err(WRONG);
-    }
-    if extension.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(Problem::BadRequest("a chunk extension holds a control character"));
-    }
-    Ok(size.iter().fold(0, |n, b| n * 16 + u64::from(char::from(*b).to_digit(16).expect("checked to be hex"))))
-}
-
-/// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request.
-fn check_trailer(line: &[u8]) -> Result<(), Problem> {
-    const WRONG: Problem = Problem::BadRequest("a trailer field is malformed");
-    let colon = memchr::memchr(b':', line).ok_or(WRONG)?;
-    let (name, value) = line.split_at(colon);
-    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    if name.is_empty() || !name.iter().all(is_token) || value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(WRONG);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
