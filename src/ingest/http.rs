@@ -96,7 +96,8 @@ pub struct Head {
 
 /// Looks for the end of a request head as bytes arrive, in one pass over all of them.
 ///
-/// A bare LF or a first byte that cannot begin a method is refused at once, not when the header times out.
+/// A bare LF, a first byte that cannot begin a method and a first line without a version spoken here are refused at
+/// once, not when the header times out: that is where a TLS or HTTP/2 client, or one of HTTP/0.9, is told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
     scanned: usize,
@@ -116,6 +117,9 @@ impl HeadScanner {
             }
             if self.line_start == 0 && at > limits::REQUEST_TARGET_BYTES_MAX + 64 {
                 return Err(Problem::UriTooLong);
+            }
+            if self.line_start == 0 {
+                check_version(&bytes[..at - 1])?;
             }
             if at - self.line_start == 1 {
                 return if at < limits::REQUEST_HEAD_BYTES_MAX {
@@ -144,11 +148,11 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     match request.parse_with_uninit_headers(head, &mut headers) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Problem::BadRequest("the request head is malformed")),
-        Err(error) => return Err(refuse(error, head)),
+        Err(error) => return Err(refuse(error)),
     }
     let is_http11 = request.version == Some(1);
-    let method = method(request.method.unwrap_or_default());
-    let (path, query) = target::split(request.path.unwrap_or_default().as_bytes(), head)?;
+    let method = method(request.method.unwrap_or_default())?;
+    let (path, query) = target::split(request.path.unwrap_or_default().as_bytes(), method, head)?;
     let mut parsed = Head {
         len: head.len(),
         method,
@@ -171,29 +175,36 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     Ok(parsed)
 }
 
-fn refuse(error: httparse::Error, head: &[u8]) -> Problem {
+fn refuse(error: httparse::Error) -> Problem {
     match error {
         httparse::Error::TooManyHeaders => Problem::HeadersTooLarge,
-        httparse::Error::Version if looks_like_other_version(head) => Problem::HttpVersionNotSupported,
-        httparse::Error::Version => Problem::BadRequest("the request line ends with HTTP/1.1 or HTTP/1.0"),
         httparse::Error::HeaderName => Problem::BadRequest("a header field name is malformed"),
         httparse::Error::HeaderValue => Problem::BadRequest("a header field value holds a control character"),
         httparse::Error::NewLine => Problem::BadRequest("a line ends with CR LF"),
-        httparse::Error::Token | httparse::Error::Status => Problem::BadRequest("the request line is malformed"),
+        // The version is known to stand at the end of the line: what is wrong stands before it.
+        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
+            Problem::BadRequest("the request line is malformed")
+        }
     }
 }
 
-/// Whether the request line ends in `HTTP/<digit>.<digit>`: a version, only not ours.
-fn looks_like_other_version(head: &[u8]) -> bool {
-    let line = &head[..memchr::memchr(b'\r', head).unwrap_or(head.len())];
-    let Some(version) = line.rsplit(|b| *b == b' ').next() else { return false };
-    // One of ours in the wrong place (a space too many before it) is a malformed line.
-    !matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
-        && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+/// Whether the request line ends in one of the two versions. Another version is told apart from no version.
+fn check_version(line: &[u8]) -> Result<(), Problem> {
+    if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
+        return Ok(());
+    }
+    match line.rsplit(|b| *b == b' ').next() {
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(Problem::HttpVersionNotSupported)
+        }
+        _ => Err(Problem::BadRequest("the request line ends with HTTP/1.1 or HTTP/1.0")),
+    }
 }
 
-fn method(name: &str) -> Method {
-    match name {
+fn method(name: &str) -> Result<Method, Problem> {
+    Ok(match name {
         "POST" => Method::Post,
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -201,8 +212,10 @@ fn method(name: &str) -> Method {
         "PATCH" => Method::Patch,
         "DELETE" => Method::Delete,
         "OPTIONS" => Method::Options,
+        // Refused here and not by its route, so that the connection ends: what follows a CONNECT is not HTTP.
+        "CONNECT" => return Err(Problem::UnknownMethod),
         _ => Method::Other,
-    }
+    })
 }
 
 /// Fields seen so far that may come once only.
@@ -211,6 +224,7 @@ struct Fields {
     hosts: u32,
     lengths: u32,
     transfer_encodings: u32,
+    content_types: u32,
     closes: bool,
     keeps_alive: bool,
     bearer: Option<Span>,
@@ -240,7 +254,10 @@ impl Fields {
                     self.keeps_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             }
-            12 if name.eq_ignore_ascii_case(b"content-type") => parsed.content_type = content_type(value),
+            12 if name.eq_ignore_ascii_case(b"content-type") => {
+                self.content_types += 1;
+                parsed.content_type = content_type(value);
+            }
             13 if name.eq_ignore_ascii_case(b"authorization") => {
                 if std::mem::replace(&mut self.has_authorization, true) {
                     return Err(Problem::BadRequest("a field that may come once came twice"));
@@ -253,12 +270,14 @@ impl Fields {
             }
             15 if name.eq_ignore_ascii_case(b"idempotency-key") => once(&mut parsed.idempotency_key, value, head)?,
             16 if name.eq_ignore_ascii_case(b"content-encoding") => {
-                parsed.is_encoded = !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
+                parsed.is_encoded |= !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 self.transfer_encodings += 1;
                 transfer_encoding(value)?;
             }
+            14 if reads_as(name, b"content-length") => return Err(DISGUISED),
+            17 if reads_as(name, b"transfer-encoding") => return Err(DISGUISED),
             _ => {}
         }
         Ok(())
@@ -267,6 +286,9 @@ impl Fields {
     fn finish(self, parsed: &mut Head) -> Result<(), Problem> {
         if self.hosts > 1 || (self.hosts == 0 && parsed.is_http11) {
             return Err(Problem::BadRequest("HTTP/1.1 asks for exactly one Host field"));
+        }
+        if self.content_types > 1 {
+            return Err(Problem::BadRequest("a field that may come once came twice"));
         }
         if self.lengths > 1 {
             return Err(Problem::BadRequest("more than one Content-Length"));
@@ -287,6 +309,16 @@ impl Fields {
         parsed.api_key = parsed.api_key.or(self.bearer);
         Ok(())
     }
+}
+
+const DISGUISED: Problem =
+    Problem::BadRequest("a field name that another server may read as one of the framing fields");
+
+/// Whether `name` is this field's to a server that takes every separator for the same one (`Content_Length`). Such a
+/// name frames nothing here, and a request that it frames elsewhere must not be read without its body.
+fn reads_as(name: &[u8], field: &[u8]) -> bool {
+    let is_same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*b == b'-' && !a.is_ascii_alphanumeric());
+    name.iter().zip(field).all(is_same)
 }
 
 fn once(slot: &mut Option<Span>, value: &[u8], head: &[u8]) -> Result<(), Problem> {

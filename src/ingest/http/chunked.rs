@@ -103,33 +103,77 @@ fn take_line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, Problem> {
     }
 }
 
-/// The size at the start of a chunk-size line; extensions are checked for control characters and ignored.
+/// The size at the start of a chunk-size line. Its extensions are checked to be some, and ignored.
 fn chunk_size(line: &[u8]) -> Result<u64, Problem> {
     const WRONG: Problem = Problem::BadRequest("a chunk starts with its size in hexadecimal");
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    let (size, extension) = line.split_at(digits);
+    let (size, extensions) = line.split_at(digits);
+    // 15 digits fit an u64 with room to spare. Zeros in front count: nobody needs more of them.
     if size.is_empty() || size.len() > 15 {
         return Err(WRONG);
     }
-    if !(extension.is_empty() || extension.trim_ascii_start().starts_with(b";")) {
-        return Err(WRONG);
-    }
-    if extension.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(Problem::BadRequest("a chunk extension holds a control character"));
+    if !are_extensions(extensions) {
+        return Err(Problem::BadRequest("a chunk-size line holds something other than a size and extensions"));
     }
     Ok(size.iter().fold(0, |n, b| n * 16 + u64::from(char::from(*b).to_digit(16).expect("checked to be hex"))))
 }
 
+/// `*( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] )`, to the end (RFC 9112, 7.1.1).
+fn are_extensions(mut rest: &[u8]) -> bool {
+    while !rest.is_empty() {
+        let Some(named) = skip_blank(rest).strip_prefix(b";").and_then(|rest| skip_token(skip_blank(rest))) else {
+            return false;
+        };
+        rest = named;
+        if let Some(value) = skip_blank(rest).strip_prefix(b"=") {
+            let value = skip_blank(value);
+            let Some(behind) = skip_token(value).or_else(|| skip_quoted(value)) else { return false };
+            rest = behind;
+        }
+    }
+    true
+}
+
+fn skip_blank(text: &[u8]) -> &[u8] {
+    let blanks = text.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+    &text[blanks..]
+}
+
+/// What follows a token, where there is one.
+fn skip_token(text: &[u8]) -> Option<&[u8]> {
+    let len = text.iter().take_while(|b| is_token(**b)).count();
+    (len > 0).then(|| &text[len..])
+}
+
+/// What follows a quoted string, where there is one.
+fn skip_quoted(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text.strip_prefix(b"\"")?;
+    loop {
+        rest = match rest {
+            [b'"', rest @ ..] => return Some(rest),
+            [b'\\', escaped, rest @ ..] if is_text(*escaped) => rest,
+            [b'\\', ..] => return None,
+            [plain, rest @ ..] if is_text(*plain) => rest,
+            _ => return None,
+        }
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What a field's value may hold: anything but control bytes, the tab aside.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || byte >= 0x20 && byte != 0x7f
+}
+
 /// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request.
 fn check_trailer(line: &[u8]) -> Result<(), Problem> {
-    const WRONG: Problem = Problem::BadRequest("a trailer field is malformed");
-    let colon = memchr::memchr(b':', line).ok_or(WRONG)?;
-    let (name, value) = line.split_at(colon);
-    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    if name.is_empty() || !name.iter().all(is_token) || value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(WRONG);
+    match skip_token(line) {
+        Some([b':', value @ ..]) if value.iter().all(|b| is_text(*b)) => Ok(()),
+        _ => Err(Problem::BadRequest("a trailer field is malformed")),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -25,6 +25,16 @@ fn chunked_bodies_are_decoded_at_every_split() {
 }
 
 #[test]
+fn legal_extensions_and_trailers_are_ignored() {
+    for line in ["", ";a", ";a;b", " ;\ta", ";a=b", "; a = b ; c", ";a=\"\"", ";a=\"b;\\\" \u{e9}\"", ";a=\"x\";b"] {
+        for trailer in ["", "A: b\r\n", "A:\r\nB: \u{e9}\tc \r\n"] {
+            let input = format!("3{line}\r\nabc\r\n00{line}\r\n{trailer}\r\n");
+            assert_eq!(decode(input.as_bytes()).as_deref(), Ok(&b"abc"[..]), "{input:?}");
+        }
+    }
+}
+
+#[test]
 fn malformed_chunks_are_refused() {
     let long_extension = [b"1;".as_slice(), &vec![b'x'; limits::CHUNK_LINE_BYTES_MAX]].concat();
     let long_trailer = [b"0\r\n".as_slice(), b"T: ", &vec![b'x'; limits::TRAILER_BYTES_MAX]].concat();
@@ -41,6 +51,22 @@ fn malformed_chunks_are_refused() {
         b"3\r\nabcX\r\n",
         b"3\r\nabc\n",
         b"3;a\x01\r\nabc\r\n",
+        b"3;\r\nabc\r\n",
+        b"3;;\r\nabc\r\n",
+        b"3 \r\nabc\r\n",
+        b"3;a \r\nabc\r\n",
+        b"3;a=\r\nabc\r\n",
+        b"3;=b\r\nabc\r\n",
+        b"3;a=b c\r\nabc\r\n",
+        b"3;a=\"b\r\nabc\r\n",
+        b"3;a=\"b\\\"\r\nabc\r\n",
+        b"3;a=\"b\"c\r\nabc\r\n",
+        b"3;a\xff\r\nabc\r\n",
+        b"3,a\r\nabc\r\n",
+        b"3#a\r\nabc\r\n",
+        b"3\x0b\r\nabc\r\n",
+        b"3\0\r\nabc\r\n",
+        b"3\r\r\nabc\r\n",
         b"1000000000000000\r\n",
         b"0\r\nbad trailer\r\n\r\n",
         b"0\r\n: x\r\n\r\n",
