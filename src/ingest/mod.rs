@@ -7,7 +7,7 @@
 //! The way of an event is [`post_event`], top to bottom.
 
 pub mod auth_cache;
-mod batch;
+pub mod batch;
 mod connection;
 mod connections;
 pub mod envelope;
