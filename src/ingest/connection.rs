@@ -362,7 +362,7 @@ impl<S: Stream> Connection<S> {
         let Some((begins, trouble)) = broken else { return Ok(()) };
         self.out.truncate(begins);
         if let Trouble::Refused(why) = trouble {
-            self.refuse(RouteLabel::EventsPost, &why.into());
+            self.refuse(RouteLabel::EventsPost, &why.into(), false);
         }
         self.write_out().await?;
         self.finish_sending().await;
@@ -451,16 +451,18 @@ impl<S: Stream> Connection<S> {
         self.shard.metrics.http_requests_total.inc(label, status);
     }
 
-    /// Refuses bytes that are no request.
+    /// Refuses bytes that are no request. Where they begin as a HEAD the answer has no body: whoever passed them on
+    /// waits for none.
     fn refuse_unparsed(&mut self, problem: &Problem) {
-        self.refuse(RouteLabel::Other, problem);
+        let is_head = self.request().starts_with(b"HEAD ");
+        self.refuse(RouteLabel::Other, problem, is_head);
     }
 
     /// Refuses where there is no head to answer; the connection will close.
-    fn refuse(&mut self, label: RouteLabel, problem: &Problem) {
+    fn refuse(&mut self, label: RouteLabel, problem: &Problem, is_head: bool) {
         self.prepare_out();
         let date = self.shard.date();
-        let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head: false, rate: None };
+        let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head, rate: None };
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
         self.shard.metrics.http_requests_total.inc(label, problem.row().status);

@@ -8,7 +8,7 @@
 
 mod addresses;
 pub mod auth_cache;
-mod batch;
+pub mod batch;
 pub mod clients;
 mod connection;
 mod connections;
