@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::addresses::Cells;
+use super::clients::Peer;
 use super::connections::{Member, Phase};
 use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
@@ -67,8 +68,7 @@ pub(super) struct Connection<S> {
     member: Member,
     stream: S,
     pub(super) shard: Rc<Shard>,
-    /// Where the client's address is counted.
-    cells: Cells,
+    peer: Peer,
     buffer: Vec<u8>,
     /// Where the present request starts in `buffer`.
     start: usize,
@@ -88,13 +88,13 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    pub(super) fn new(shard: Rc<Shard>, stream: S, cells: Cells) -> Self {
+    pub(super) fn new(shard: Rc<Shard>, stream: S, peer: Peer) -> Self {
         let member = shard.connections.enter(stream.as_raw_fd());
         Self {
             member,
             stream,
             shard,
-            cells,
+            peer,
             buffer: Vec::new(),
             start: 0,
             request_len: 0,
@@ -276,9 +276,9 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
-    /// Where the client's address is counted.
-    pub(super) fn cells(&self) -> Cells {
-        self.cells
+    /// Where the client of the present request is counted, if anywhere.
+    pub(super) fn client(&self, head: &Head) -> Option<Cells> {
+        self.shard.neighbours.clients.cells_of(self.peer, head, self.request())
     }
 
     /// What single events are appended to the journal with.
