@@ -150,7 +150,7 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: Clients::new(connections_max, config.connections_per_address_max),
+        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
         certificates,
     };
     let endpoints = deliver.directory();

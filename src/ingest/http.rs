@@ -88,6 +88,10 @@ pub struct Head {
     pub api_key: Option<Span>,
     /// `Idempotency-Key`, as sent.
     pub idempotency_key: Option<Span>,
+    /// The last `Forwarded` field's value.
+    pub forwarded: Option<Span>,
+    /// The last `X-Forwarded-For` field's value.
+    pub x_forwarded_for: Option<Span>,
     /// The declared type of the body.
     pub content_type: ContentType,
     /// Whether the body carries a content coding.
@@ -164,6 +168,8 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
         expects_continue: false,
         api_key: None,
         idempotency_key: None,
+        forwarded: None,
+        x_forwarded_for: None,
         content_type: ContentType::Missing,
         is_encoded: false,
     };
@@ -248,6 +254,7 @@ impl Fields {
                 parsed.expects_continue = parsed.is_http11;
             }
             9 if name.eq_ignore_ascii_case(b"x-api-key") => once(&mut parsed.api_key, value, head)?,
+            9 if name.eq_ignore_ascii_case(b"forwarded") => parsed.forwarded = Some(Span::of(value, head)),
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
                     self.closes |= option.eq_ignore_ascii_case(b"close");
@@ -269,6 +276,9 @@ impl Fields {
                 parsed.framing = Framing::Length(content_length(value)?);
             }
             15 if name.eq_ignore_ascii_case(b"idempotency-key") => once(&mut parsed.idempotency_key, value, head)?,
+            15 if name.eq_ignore_ascii_case(b"x-forwarded-for") => {
+                parsed.x_forwarded_for = Some(Span::of(value, head));
+            }
             16 if name.eq_ignore_ascii_case(b"content-encoding") => {
                 parsed.is_encoded |= !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
             }
