@@ -209,7 +209,7 @@ fn through_proxy() -> (Cluster, Proxy, Fixture, Arc<dyn Store>) {
 /// Makes a call whose answer is cut off, and then again until it is answered.
 fn cut_and_again<T: std::fmt::Debug>(proxy: &Proxy, cut: Cut, call: impl Fn() -> Result<T, StoreError>) -> T {
     let cuts = proxy.cuts();
-    proxy.arm(cut);
+    assert!(proxy.arm(cut));
     let lost = call();
     assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
     assert_eq!(proxy.cuts(), cuts + 1);
