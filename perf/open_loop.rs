@@ -3,6 +3,8 @@
 //!
 //!     MILLRACE_API_KEY=mr_… cargo run --release --example open_loop -- ADDRESS:PORT RATE SECONDS [CONNECTIONS [BATCH]]
 //!
+//! With `MILLRACE_CA_FILE` it speaks TLS to `localhost`, and trusts that authority.
+//!
 //! RATE is in events a second, 0 as fast as answers come. With BATCH above 1 so many events are one request to the batch
 //! route. Of several keys in `MILLRACE_API_KEY`, separated by commas, each connection has one, in turns.
 //!
@@ -13,8 +15,13 @@
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// Where nothing is due, this is waited after a refusal: a full queue empties in a moment.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -52,11 +59,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let begin = Instant::now() + Duration::from_millis(100);
     let counted_from = begin + Duration::from_secs(1);
     let pace = Pace { interval, counted_from, end: counted_from + Duration::from_secs_f64(seconds) };
+    let tls = std::env::var("MILLRACE_CA_FILE").ok().map(|file| tls_config(&file)).transpose()?;
     let clients: Vec<_> = (0..connections)
         .map(|n| {
+            let tls = tls.clone();
             let (addr, request) = (addr.clone(), requests[n as usize % requests.len()].clone());
             let first = begin + interval.unwrap_or_default().mul_f64(f64::from(n) / f64::from(connections));
-            thread::spawn(move || client(&addr, request.as_bytes(), u64::from(batch), first, pace))
+            thread::spawn(move || client(connect(&addr, tls)?, request.as_bytes(), u64::from(batch), first, pace))
         })
         .collect();
     let mut all = Outcome::default();
@@ -99,15 +108,41 @@ fn request(addr: &str, key: &str, batch: u32) -> String {
     )
 }
 
-fn client(addr: &str, request: &[u8], batch: u64, first: Instant, pace: Pace) -> std::io::Result<Outcome> {
-    let mut stream = TcpStream::connect(addr)?;
+trait Duplex: Read + Write {}
+
+impl<T: Read + Write> Duplex for T {}
+
+fn connect(addr: &str, tls: Option<Arc<ClientConfig>>) -> std::io::Result<Box<dyn Duplex>> {
+    let stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
+    let Some(config) = tls else { return Ok(Box::new(stream)) };
+    let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
+    let session = ClientConnection::new(config, name).map_err(std::io::Error::other)?;
+    Ok(Box::new(StreamOwned::new(session, stream)))
+}
+
+fn tls_config(ca_file: &str) -> Result<Arc<ClientConfig>, Box<dyn Error>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca_file)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn client(
+    mut stream: Box<dyn Duplex>,
+    request: &[u8],
+    batch: u64,
+    first: Instant,
+    pace: Pace,
+) -> std::io::Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut due = first;
     let mut answer = vec![0; ANSWER_BYTES_MAX];
     while due < pace.end {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         stream.write_all(request)?;
+        stream.flush()?;
         let accepted = accepted(read_answer(&mut stream, &mut answer)?, batch);
         outcome.accepted += accepted;
         if accepted < batch {
@@ -135,7 +170,7 @@ fn accepted(answer: &str, batch: u64) -> u64 {
 }
 
 /// One answer, head and body; Millrace gives every answer a length.
-fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> std::io::Result<&'a str> {
+fn read_answer<'a>(stream: &mut impl Read, buffer: &'a mut [u8]) -> std::io::Result<&'a str> {
     let broken = || std::io::Error::from(std::io::ErrorKind::InvalidData);
     let mut filled = 0;
     loop {

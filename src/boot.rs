@@ -150,7 +150,7 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: Clients::new(connections_max, config.connections_per_address_max),
+        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
         certificates,
     };
     let endpoints = deliver.directory();
@@ -524,7 +524,10 @@ fn raise_descriptor_limit(wanted: usize) -> usize {
     if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok() {
         limit = maximum.unwrap_or(u64::MAX);
     }
-    let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(limits::RESERVED_DESCRIPTORS).max(16);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    // Where descriptors are few the webhooks get a quarter of them at most.
+    let reserved = limits::RESERVED_DESCRIPTORS + limits::WEBHOOK_CONNECTIONS_MAX.min(limit / 4);
+    let room = limit.saturating_sub(reserved).max(16);
     if room < wanted {
         tracing::warn!(limit, connections_max = room, "the limit on open files leaves room for fewer connections");
     }

@@ -27,8 +27,11 @@ pub use flags::{COMMON_FLAGS_HEADING, EndpointFlags, Flags, KeyFlags, ServerFlag
 pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
+use ipnet::IpNet;
+
 use crate::certificates::CertificateFiles;
 use crate::deliver::config::DeliverConfig;
+use crate::ingest::client_address::{ForwardedField, Trust};
 use crate::key::Argon2Cost;
 use crate::limits;
 use crate::logging;
@@ -60,6 +63,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Open connections of one client address, at least 1.
     pub connections_per_address_max: u32,
+    /// Which proxies are believed, and what.
+    pub trust: Trust,
     /// The public listener's certificate; `None`: it speaks plain HTTP.
     pub tls: Option<CertificateFiles>,
     /// Threads that store events, at least 1.
@@ -193,6 +198,7 @@ impl Config {
             },
             connections_max: values.count("connections_max") as usize,
             connections_per_address_max: values.count("connections_per_address_max") as u32,
+            trust: trust(values)?,
             tls: tls(values)?,
             writers: values.count("writers") as usize,
             queue_capacity: values.count("queue_capacity") as usize,
@@ -303,6 +309,40 @@ fn address(values: &Values, key: &str) -> Result<SocketAddr, ConfigError> {
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && a.port() == b.port() && (any || a.ip() == b.ip())
+}
+
+fn trust(values: &Values) -> Result<Trust, ConfigError> {
+    let trust = Trust {
+        proxies: networks(values, "trusted_proxies", limits::TRUSTED_PROXIES_MAX)?,
+        proxy_protocol: values.text("proxy_protocol") == "v2",
+        field: match values.text("forwarded_field") {
+            "forwarded" => ForwardedField::Forwarded,
+            "x-forwarded-for" => ForwardedField::XForwardedFor,
+            _ => ForwardedField::Off,
+        },
+    };
+    if trust.proxies.is_empty() && (trust.proxy_protocol || trust.field != ForwardedField::Off) {
+        let setting = if trust.proxy_protocol { "proxy_protocol" } else { "forwarded_field" };
+        return Err(ConfigError::Unusable(format!(
+            "{setting} is {:?} and trusted_proxies is empty: nobody would be believed\n  fix: name the proxies with \
+             --trusted-proxies, or leave {setting} off",
+            values.text(setting)
+        )));
+    }
+    Ok(trust)
+}
+
+/// The networks in a setting, at most `max`; none where it is empty.
+fn networks(values: &Values, key: &str, max: usize) -> Result<Vec<IpNet>, ConfigError> {
+    let text = values.text(key);
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let networks: Result<Vec<IpNet>, _> = text.split(',').map(|network| network.trim().parse()).collect();
+    networks.ok().filter(|networks| networks.len() <= max).ok_or_else(|| {
+        values
+            .refuse_text(key, format!("at most {max} networks, separated by commas, such as 10.20.0.0/16,fd00:1::/32"))
+    })
 }
 
 fn tls(values: &Values) -> Result<Option<CertificateFiles>, ConfigError> {

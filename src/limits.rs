@@ -80,12 +80,18 @@ pub const HANDSHAKE_TIMEOUT: Duration = HEADER_TIMEOUT;
 /// Handshakes under way on one shard. One more, and the one that is at it for longest is ended: good clients take a few
 /// milliseconds, so those that stall make room, not those that arrive. At about 16 KiB each: 16 MiB a shard.
 pub const HANDSHAKES_MAX: usize = 1024;
+/// A PROXY protocol header, in bytes: the longest addresses, and TLVs as proxies send them. Over it the connection is closed.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1024;
+/// Networks of trusted proxies. Each costs a comparison for every new connection.
+pub const TRUSTED_PROXIES_MAX: usize = 64;
+/// Trusted proxies behind one another that a forwarding field is read past.
+pub const FORWARDED_HOPS_MAX: usize = 8;
 /// Received and not decrypted, of one TLS connection, in bytes: the longest record that rustls takes and a part of the
 /// next.
 pub const TLS_INCOMING_BYTES_MAX: usize = 20 * 1024;
 /// Of that, kept between requests where requests are large.
 pub const TLS_KEPT_READ_BYTES: usize = 16 * 1024;
-/// Descriptors kept for everything but client connections: database, files, rings, the ops listener.
+/// Descriptors kept for everything but client connections and webhooks: database, files, rings, the ops listener.
 pub const RESERVED_DESCRIPTORS: usize = 512;
 /// Connections the kernel queues before accept.
 pub const LISTEN_BACKLOG: u32 = 4096;
@@ -240,6 +246,8 @@ pub const WEBHOOK_PROXY_HEADERS_MAX: usize = 64;
 /// Idle connections kept, all endpoints together; over it the one idle for longest is closed. At about 16 KiB each,
 /// 48 KiB with TLS: 96 MiB. Busy ones are bounded by [`WEBHOOK_REQUESTS_MAX`].
 pub const WEBHOOK_IDLE_CONNECTIONS_MAX: usize = 2048;
+/// Connections to endpoints, busy and idle: a descriptor each.
+pub const WEBHOOK_CONNECTIONS_MAX: usize = WEBHOOK_REQUESTS_MAX + WEBHOOK_IDLE_CONNECTIONS_MAX;
 /// How long an idle connection is kept; receivers commonly close theirs after 60 s.
 pub const WEBHOOK_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// How long a connection may take after its answer to be ready for the next request.
@@ -429,6 +437,8 @@ const _: () = assert!(STORE_LOCK_TIMEOUT.as_secs() < STORE_STATEMENT_TIMEOUT.as_
 const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_TURNED_AWAY_MAX <= RESERVED_DESCRIPTORS / 4);
+// The fixed part and the longest addresses.
+const _: () = assert!(16 + 216 <= PROXY_HEADER_BYTES_MAX);
 // A header, a full record's text and what TLS 1.2 may add to it.
 const _: () = assert!(5 + 16 * 1024 + 2048 <= TLS_INCOMING_BYTES_MAX && TLS_KEPT_READ_BYTES <= TLS_INCOMING_BYTES_MAX);
 const _: () = assert!(CONNECTION_READ_BYTES <= TLS_KEPT_READ_BYTES);

@@ -10,6 +10,8 @@ mod changes;
 mod common;
 #[path = "auth/first_use.rs"]
 mod first_use;
+#[path = "common/forged.rs"]
+mod forged;
 #[path = "common/installation.rs"]
 mod installation;
 #[path = "auth/outage.rs"]

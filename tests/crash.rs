@@ -9,42 +9,22 @@
 #![allow(clippy::print_stdout, reason = "the campaign says what it does, round by round")]
 
 mod common;
+#[path = "common/draws.rs"]
+mod draws;
 #[path = "common/load.rs"]
 mod load;
 #[path = "common/oracle.rs"]
 mod oracle;
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use common::postgres::{Cluster, Options as ClusterOptions};
-use common::server::{Options, PATIENCE, Server, sample};
+use common::server::{Options, Server};
+use draws::Draws;
 use load::{Load, Log};
 use oracle::{Row, Verdict, verdict};
 
 const ROUNDS_DEFAULT: u64 = 8;
-
-/// Repeatable draws: the generator called `SplitMix64`.
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-
-    fn one_of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
-        all[self.below(all.len() as u64) as usize]
-    }
-
-    fn pause(&mut self, milliseconds: u64) {
-        thread::sleep(Duration::from_millis(self.below(milliseconds)));
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Store {
@@ -95,7 +75,7 @@ fn what_got_a_202_is_stored_once_whatever_was_killed() {
     let mut cluster = stores.contains(&Store::Postgres).then(|| Cluster::start_own(ClusterOptions { fsync: true }));
     let mut totals = Totals::default();
     for round in 0..rounds {
-        let mut draws = Draws(seed ^ round.wrapping_mul(0xd134_2543_de82_ef95));
+        let mut draws = Draws::new(seed).fork(round);
         let store = stores[(round % stores.len() as u64) as usize];
         play(round, store, &mut draws, cluster.as_mut(), &mut totals);
     }
@@ -165,7 +145,7 @@ fn play(round: u64, store: Store, draws: &mut Draws, cluster: Option<&mut Cluste
         replayed = server.count("journal_replayed_total");
         assert_eq!(server.count("journal_damaged_records_total"), 0);
     }
-    drained(&server);
+    server.everything_stored();
     assert_eq!(server.stop(), 0);
     assert_eq!(segments_in(dir.path()), [""; 0], "everything is stored, so nothing is kept");
 
@@ -192,28 +172,6 @@ fn play(round: u64, store: Store, draws: &mut Draws, cluster: Option<&mut Cluste
     totals.altered += changed.len();
     totals.phantom += phantom.len();
     assert!(lost.is_empty() && dup.is_empty() && phantom.is_empty() && changed.is_empty(), "see the seed above");
-}
-
-/// Waits until everything that was accepted or replayed has been through the database: spilled events, too. A small
-/// queue makes that slow; what must not happen is that it stops.
-fn drained(server: &Server) {
-    let sums = || {
-        let scrape = server.scrape();
-        let sum = |names: &[&str]| names.iter().map(|name| sample(&scrape, name)).sum::<f64>();
-        let stored = ["store_events_stored_total", "store_events_deduplicated_total", "store_events_quarantined_total"];
-        (sum(&stored), sum(&["events_ingested_total", "journal_replayed_total"]))
-    };
-    loop {
-        let (stored, accepted) = sums();
-        if stored >= accepted {
-            return;
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while sums().0 <= stored {
-            assert!(Instant::now() < deadline, "{stored} of {accepted} are stored, and it goes no further");
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 fn segments_in(data_dir: &Path) -> Vec<String> {

@@ -25,8 +25,10 @@ fn without_its_database(data_dir: &Path, args: &[&str], log: &Log) -> (Cluster, 
     let spilling = ["--queue-overflow", "spill", "--queue-capacity", "100", "--journal-segment-bytes", "524288"];
     let server = Server::start(options.with(&spilling).with(args));
     let key = server.key();
-    // The key is known from here on.
-    assert!(matches!(Connection::new(server.addr, &key).post_event(log, "first", Ids::Made), Told::Accepted(_)));
+    // Every shard knows the key from here on: so many connections do not all go to one.
+    for _ in 0..32 {
+        assert!(matches!(Connection::new(server.addr, &key).post_event(log, "first", Ids::Made), Told::Accepted(_)));
+    }
     server.drained();
     cluster.stop();
     (cluster, database, server, key)

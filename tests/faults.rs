@@ -16,7 +16,7 @@ mod load;
 mod oracle;
 #[path = "faults/outage.rs"]
 mod outage;
-#[path = "faults/proxy.rs"]
+#[path = "common/proxy.rs"]
 mod proxy;
 #[path = "faults/refusals.rs"]
 mod refusals;

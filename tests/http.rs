@@ -1,7 +1,8 @@
 //! The public listener, through real sockets, with each of the two I/O drivers.
 //!
-//! `refusals` and `framing` hold what must not be taken, `requests` what must, `limits` what slow and greedy clients
-//! get, `addresses` what all clients of one address get together, `garbage` that nothing a client sends takes the server away, `shutdown` how it leaves.
+//! `refusals`, `framing` and `hostile` (with the list of all classes) hold what must not be taken, `requests` what must,
+//! `limits` what slow and greedy clients get, `addresses` what all clients of one address get together, `proxies` who
+//! speaks for clients, `garbage` that nothing a client sends takes the server away, `shutdown` how it leaves.
 
 #[path = "http/addresses.rs"]
 mod addresses;
@@ -12,8 +13,12 @@ mod fixture;
 mod framing;
 #[path = "http/garbage.rs"]
 mod garbage;
+#[path = "http/hostile.rs"]
+mod hostile;
 #[path = "http/limits.rs"]
 mod limits;
+#[path = "http/proxies.rs"]
+mod proxies;
 #[path = "http/refusals.rs"]
 mod refusals;
 #[path = "http/requests.rs"]

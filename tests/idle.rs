@@ -40,15 +40,15 @@ fn resident(server: &Server) -> u64 {
 #[test]
 fn an_idle_connection_is_closed_after_a_minute_and_one_in_use_is_not() {
     let server = Server::start(Options::default().with(&["--shards", "1"]));
-    let (mut silent, mut served, mut busy) = (server.connect(), server.connect(), server.connect());
+    let (mut silent, mut answered, mut busy) = (server.connect(), server.connect(), server.connect());
     let health = request("GET", "/health", None, None);
-    assert_eq!(served.exchange(&health).status, 200);
+    assert_eq!(answered.exchange(&health).status, 200);
     let begun = Instant::now();
     let patience = Some(IDLE_TIMEOUT + Duration::from_secs(10));
     silent.stream().set_read_timeout(patience).expect("a socket");
-    served.stream().set_read_timeout(patience).expect("a socket");
+    answered.stream().set_read_timeout(patience).expect("a socket");
     std::thread::scope(|scope| {
-        for client in [&mut silent, &mut served] {
+        for client in [&mut silent, &mut answered] {
             scope.spawn(move || {
                 assert!(client.is_closed());
                 let waited = begun.elapsed();

@@ -21,7 +21,7 @@ mod faults;
 mod fixture;
 #[path = "store/history.rs"]
 mod history;
-#[path = "faults/proxy.rs"]
+#[path = "common/proxy.rs"]
 mod proxy;
 #[path = "store/queue.rs"]
 mod queue;

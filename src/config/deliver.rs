@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use ipnet::IpNet;
 use url::Url;
 
 use super::error::ConfigError;
@@ -31,7 +30,7 @@ pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
     }
     Ok(DeliverConfig {
         allow_insecure: values.switch("allow_insecure_webhooks"),
-        allowed_networks: allowed_networks(values)?,
+        allowed_networks: super::networks(values, "webhook_allowed_networks", limits::WEBHOOK_NETWORKS_MAX)?,
         secret_key,
         schedule,
         timeout,
@@ -53,21 +52,6 @@ fn refuse(values: &Values, key: &str, rule: &str) -> ConfigError {
 /// The text of a setting that may be empty.
 fn given<'a>(values: &'a Values, key: &str) -> Option<&'a str> {
     Some(values.text(key)).filter(|text| !text.is_empty())
-}
-
-fn allowed_networks(values: &Values) -> Result<Vec<IpNet>, ConfigError> {
-    let key = "webhook_allowed_networks";
-    let Some(text) = given(values, key) else { return Ok(Vec::new()) };
-    let networks: Result<Vec<IpNet>, _> = text.split(',').map(|network| network.trim().parse()).collect();
-    networks.ok().filter(|networks| networks.len() <= limits::WEBHOOK_NETWORKS_MAX).ok_or_else(|| {
-        values.refuse_text(
-            key,
-            format!(
-                "at most {} networks, separated by commas, such as 10.20.0.0/16,fd00:1::/32",
-                limits::WEBHOOK_NETWORKS_MAX
-            ),
-        )
-    })
 }
 
 fn proxy(values: &Values) -> Result<Option<Url>, ConfigError> {

@@ -42,9 +42,10 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "journal_bytes_max" | "journal_segment_bytes" => ["8388608", "16777216"],
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
-        "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
-        "tls_cert_file" | "tls_key_file" => ["/one.pem", "/two.pem"],
-        "webhook_ca_file" => ["/one.pem", "/two.pem"],
+        "trusted_proxies" | "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
+        "tls_cert_file" | "tls_key_file" | "webhook_ca_file" => ["/one.pem", "/two.pem"],
+        "proxy_protocol" => ["v2", "off"],
+        "forwarded_field" => ["forwarded", "x-forwarded-for"],
         "webhook_proxy" => ["http://one:1", "http://two:2"],
         "webhook_response_bytes_max" => ["1024", "2048"],
         "webhook_retry_schedule" => ["1s,2m", "3h"],
@@ -56,6 +57,16 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
             Kind::Switch { .. } => ["true", "false"],
             _ => ["9", "10"],
         },
+    }
+}
+
+/// What a setting cannot do without.
+fn companion(setting: &setting::Setting) -> &'static [(&'static str, &'static str)] {
+    match setting.key {
+        "tls_cert_file" => &[("MILLRACE_TLS_KEY_FILE", "/key.pem")],
+        "tls_key_file" => &[("MILLRACE_TLS_CERT_FILE", "/cert.pem")],
+        "proxy_protocol" | "forwarded_field" => &[("MILLRACE_TRUSTED_PROXIES", "10.0.0.0/8")],
+        _ => &[],
     }
 }
 
@@ -116,6 +127,9 @@ fn every_setting_is_laid_file_then_environment_then_flag() {
         let defaults = load_layers(None, &[], &[]).unwrap();
         assert_eq!(effective(&defaults, setting.key).1, "default", "{}", setting.key);
 
+        let load_layers = |file: Option<&str>, environment: &[(&str, &str)], flags: &[&str]| {
+            load_layers(file, &[environment, companion(setting)].concat(), flags)
+        };
         let file = load_layers(Some(&file_one), &[], &[]).unwrap();
         let (value, origin) = effective(&file, setting.key);
         assert_eq!(value, printed_one, "{}", setting.key);
@@ -211,6 +225,10 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
         (Some("[server]\nshards = 4"), &[], &[], ["sets `server`", "shards"]),
         (Some("shards = 4\nshards = 5"), &[], &[], ["line 2, column 1", "duplicate key"]),
         (Some("shards 4"), &[], &[], ["line 1", "is not TOML"]),
+        (None, &[], &["--trusted-proxies", "10.0.0.0/33"], ["--trusted-proxies", "separated by commas"]),
+        (None, &[], &["--proxy-protocol", "v1"], ["--proxy-protocol", "off, v2"]),
+        (None, &[], &["--proxy-protocol", "v2"], ["trusted_proxies is empty", "--trusted-proxies"]),
+        (None, &[], &["--forwarded-field", "forwarded"], ["forwarded_field", "trusted_proxies is empty"]),
         (None, &[], &["--tls-cert-file", "/c.pem"], ["tls_key_file is not", "--tls-key-file"]),
         (Some("tls_key_file = '/k.pem'"), &[], &[], ["tls_cert_file is not", "--tls-cert-file"]),
         (None, &[], &["--listen", "0.0.0.0:9464"], ["listen (0.0.0.0:9464)", "--ops-listen"]),
@@ -264,6 +282,17 @@ fn no_refusal_and_no_listing_shows_a_webhook_s_secrets() {
 fn an_empty_url_flag_returns_to_the_embedded_store() {
     let environment = [("DATABASE_URL", "postgres://h/db")];
     assert_eq!(load_layers(None, &environment, &["--database-url", ""]).unwrap().config.database_url, None);
+}
+
+#[test]
+fn trusted_proxies_are_believed_in_what_is_configured() {
+    let trust = |flags: &[&str]| load_layers(None, &[], flags).unwrap().config.trust;
+    assert_eq!(trust(&[]), Trust::default());
+    let proxies = ["--trusted-proxies", "10.0.0.0/8, ::1/128"];
+    let both = trust(&[&proxies[..], &["--proxy-protocol", "v2", "--forwarded-field", "x-forwarded-for"]].concat());
+    assert_eq!((both.proxies.len(), both.proxy_protocol, both.field), (2, true, ForwardedField::XForwardedFor));
+    let one = trust(&[&proxies[..], &["--forwarded-field", "forwarded"]].concat());
+    assert_eq!((one.proxy_protocol, one.field), (false, ForwardedField::Forwarded));
 }
 
 #[test]

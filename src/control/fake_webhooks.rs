@@ -211,10 +211,6 @@ impl WebhookStore for FakeStore {
         unreachable!("control sends nothing")
     }
 
-    fn extend(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<Vec<DeliveryId>, StoreError> {
-        unreachable!("control sends nothing")
-    }
-
     fn release(&self, _: &[(DeliveryId, Timestamp)], _: Timestamp) -> Result<(), StoreError> {
         unreachable!("control sends nothing")
     }

@@ -138,7 +138,7 @@ fn item_detail(problem: &Problem) -> String {
 }
 
 /// The non-empty lines of an NDJSON body. Stops one past the most a batch may hold.
-fn lines(body: &[u8]) -> Vec<std::ops::Range<usize>> {
+pub fn lines(body: &[u8]) -> Vec<std::ops::Range<usize>> {
     let mut at = 0;
     body.split(|b| *b == b'\n')
         .map(|line| {
@@ -154,7 +154,7 @@ fn lines(body: &[u8]) -> Vec<std::ops::Range<usize>> {
 
 /// Cuts a JSON array into its elements, checking brackets and commas; the elements are checked as they are
 /// parsed. Stops one past the most a batch may hold.
-fn elements(body: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Problem> {
+pub fn elements(body: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Problem> {
     let wrong =
         |at: usize, expected: &'static str| Problem::InvalidJson { offset: Some(at), detail: Cow::Borrowed(expected) };
     let space = |mut at: usize| {

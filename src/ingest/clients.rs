@@ -1,9 +1,12 @@
-//! What the shards share about who is connected.
+//! What the shards share about who is connected, and whom a request is counted for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Cells};
+use super::client_address::{ForwardedField, Trust};
+use super::http::Head;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,13 +19,47 @@ pub struct Clients {
     pub(super) turned_away: Arc<AtomicUsize>,
     /// What each client address has open and has done wrong.
     pub(super) addresses: Arc<Addresses>,
+    /// Which proxies are believed.
+    pub(super) trust: Arc<Trust>,
+}
+
+/// The client at the other end of a connection, or the trusted proxy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    address: IpAddr,
+    /// Where it is counted; `None`: a trusted proxy, which stands for many.
+    pub cells: Option<Cells>,
 }
 
 impl Clients {
     /// None yet; at most `open_max` connections, and `open_per_address_max` of one address.
-    pub fn new(open_max: usize, open_per_address_max: u32) -> Self {
+    pub fn new(open_max: usize, open_per_address_max: u32, trust: Trust) -> Self {
         let addresses = Arc::new(Addresses::new(open_per_address_max));
-        Self { open: Arc::default(), open_max, turned_away: Arc::default(), addresses }
+        Self { open: Arc::default(), open_max, turned_away: Arc::default(), addresses, trust: Arc::new(trust) }
+    }
+
+    /// Who is at `address`.
+    pub(super) fn peer(&self, address: IpAddr) -> Peer {
+        let address = address.to_canonical();
+        Peer { address, cells: self.cells(address) }
+    }
+
+    fn cells(&self, address: IpAddr) -> Option<Cells> {
+        (!self.trust.covers(address)).then(|| self.addresses.cells(address))
+    }
+
+    /// Where the client of a request is counted, `request` being its bytes; `None`: nobody knows who it is, because a
+    /// trusted proxy does not say.
+    pub(super) fn cells_of(&self, peer: Peer, head: &Head, request: &[u8]) -> Option<Cells> {
+        if peer.cells.is_some() {
+            return peer.cells;
+        }
+        let field = match self.trust.field {
+            ForwardedField::Off => None,
+            ForwardedField::Forwarded => head.forwarded,
+            ForwardedField::XForwardedFor => head.x_forwarded_for,
+        };
+        self.cells(self.trust.client_of(peer.address, field?.slice(request)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The entrance of a shard: from the kernel's queue into service, or politely out again.
 //!
-//! Tasks on the shard. Connections are counted in all and by address before anything is read from them, and every way
-//! out gives its places back. Whoever is turned away is told so; only [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of them are
+//! Tasks on the shard. Connections are counted in all before anything is read from them, and by address when it is known
+//! whose they are; every way out gives its places back. Whoever is turned away is told so; only [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of them are
 //! waited for, so that their descriptors stay within the reserve. Never spins: without descriptors it pauses.
 
 use std::future::Future;
@@ -14,12 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use monoio::buf::IoBufMut;
+use monoio::io::AsyncReadRentExt;
 use monoio::net::{TcpListener, TcpStream};
 use rustls::{HandshakeKind, ServerConfig};
 
-use super::addresses::{Cells, Connected};
-use super::clients::Counted;
+use super::clients::{Counted, Peer};
 use super::connection::Connection;
+use super::proxy_protocol;
 use super::shard::Shard;
 use super::tls_stream::{HandshakeError, TlsStream};
 use crate::limits;
@@ -48,59 +50,105 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Takes a connection into service, or turns it away at a limit.
-fn admit(shard: &Rc<Shard>, stream: TcpStream, peer: IpAddr) {
-    let cells = shard.neighbours.clients.addresses.cells(peer);
-    let place = Place::take(shard, cells);
-    let shard = Rc::clone(shard);
-    let Some(place) = place else {
-        shard.metrics.connections_refused_total.inc();
-        // Only so many are waited for, so that their descriptors stay within the reserve.
-        let turned_away = Counted::enter(&shard.neighbours.clients.turned_away);
-        let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
-        monoio::spawn(async move {
-            contain(turn_away(shard, stream, cells, may_linger)).await;
-            drop(turned_away);
-        });
-        return;
+/// Starts a task for a connection.
+fn admit(shard: &Rc<Shard>, stream: TcpStream, address: IpAddr) {
+    let clients = &shard.neighbours.clients;
+    let peer = clients.peer(address);
+    let open = Counted::enter(&clients.open);
+    let open = (open.count <= clients.open_max).then_some(open);
+    monoio::spawn(contain(receive(Rc::clone(shard), stream, peer, open)));
+}
+
+/// One connection: who it is from, into service where there is room, else out again.
+async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: Option<Counted>) {
+    let clients = &shard.neighbours.clients;
+    // With no room at all nothing is read, and a flood moves no cell.
+    let Some(open) = open else { return Box::pin(turn_away(shard, stream, peer)).await };
+    if clients.trust.proxy_protocol && peer.cells.is_none() {
+        match Box::pin(introduction(&shard, &mut stream)).await {
+            Ok(Some(client)) => peer = clients.peer(client),
+            Ok(None) => {}
+            Err(Stranger::Gone) => return,
+            Err(Stranger::Malformed) => {
+                const EXPECTED: Problem = Problem::BadRequest("a PROXY protocol header, version 2, comes first here");
+                return Box::pin(Connection::new(shard, stream, peer).turn_away(&EXPECTED, true)).await;
+            }
+        }
+    }
+    let of_address = match peer.cells.map(|cells| clients.addresses.connect(cells)) {
+        Some(None) => {
+            drop(open);
+            return Box::pin(turn_away(shard, stream, peer)).await;
+        }
+        Some(place) => place,
+        // A proxy stands for many.
+        None => None,
     };
     shard.metrics.connections_accepted_total.inc();
-    monoio::spawn(async move {
-        contain(serve(Rc::clone(&shard), stream, cells)).await;
-        shard.metrics.connections_closed_total.inc();
-        drop(place);
-    });
+    contain(serve(Rc::clone(&shard), stream, peer)).await;
+    shard.metrics.connections_closed_total.inc();
+    drop((open, of_address));
+}
+
+/// Why a proxy did not say whom a connection is from.
+enum Stranger {
+    /// It was gone, or too slow.
+    Gone,
+    /// It said something else.
+    Malformed,
+}
+
+/// The client that a trusted proxy names before anything else; `None`: it speaks for itself. Reads not a byte more.
+async fn introduction(shard: &Shard, stream: &mut TcpStream) -> Result<Option<IpAddr>, Stranger> {
+    // In the table for as long as this takes; the caller still holds the stream.
+    let _member = shard.connections.enter_for_handshake(stream.as_raw_fd());
+    let fixed = exactly(stream, proxy_protocol::FIXED_BYTES).await?;
+    let fixed = fixed.first_chunk().expect("as many bytes as were asked for");
+    let fixed = proxy_protocol::Fixed::parse(fixed).map_err(|_| Stranger::Malformed)?;
+    let rest = exactly(stream, fixed.rest_bytes).await?;
+    fixed.client(&rest).map_err(|_| Stranger::Malformed)
+}
+
+async fn exactly(stream: &mut TcpStream, bytes: usize) -> Result<Vec<u8>, Stranger> {
+    let room = Vec::with_capacity(bytes).slice_mut(0..bytes);
+    let (read, filled) = stream.read_exact(room).await;
+    read.map(|_| filled.into_inner()).map_err(|_| Stranger::Gone)
 }
 
 /// Serves a client to its end, over TLS where that is spoken here.
-async fn serve(shard: Rc<Shard>, stream: TcpStream, cells: Cells) {
-    let Some(config) = shard.tls() else { return Connection::new(shard, stream, cells).serve().await };
+async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
+    let Some(config) = shard.tls() else { return Connection::new(shard, stream, peer).serve().await };
     // Boxed: a plain connection should not carry the state of the other kind.
     Box::pin(async move {
-        if let Some(stream) = shake_hands(&shard, stream, config, cells).await {
-            Connection::new(shard, stream, cells).serve().await;
+        if let Some(stream) = shake_hands(&shard, stream, config, peer).await {
+            Connection::new(shard, stream, peer).serve().await;
         }
     })
     .await;
 }
 
+const NO_ROOM: Problem = Problem::TooManyConnections;
+
 /// Tells a client that there is no room. Over TLS only one that is waited for: a handshake costs too much to be had for
 /// the asking.
-async fn turn_away(shard: Rc<Shard>, stream: TcpStream, cells: Cells, may_linger: bool) {
-    const NO_ROOM: Problem = Problem::TooManyConnections;
+async fn turn_away(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
+    shard.metrics.connections_refused_total.inc();
+    // Only so many are waited for, so that their descriptors stay within the reserve.
+    let turned_away = Counted::enter(&shard.neighbours.clients.turned_away);
+    let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
     let Some(config) = shard.tls() else {
-        return Connection::new(shard, stream, cells).turn_away(&NO_ROOM, may_linger).await;
+        return Connection::new(shard, stream, peer).turn_away(&NO_ROOM, may_linger).await;
     };
     if !may_linger {
         return;
     }
-    if let Some(stream) = shake_hands(&shard, stream, config, cells).await {
-        Connection::new(shard, stream, cells).turn_away(&NO_ROOM, true).await;
+    if let Some(stream) = shake_hands(&shard, stream, config, peer).await {
+        Connection::new(shard, stream, peer).turn_away(&NO_ROOM, true).await;
     }
 }
 
 /// TLS over `tcp`; `None` where nothing came of it. A client that speaks plain HTTP is told what is spoken here.
-async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig>, cells: Cells) -> Option<TlsStream> {
+async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig>, peer: Peer) -> Option<TlsStream> {
     const SPEAKS_TLS: Problem = Problem::BadRequest("TLS is spoken here: use https://");
     let handshakes = &shard.metrics.tls_handshakes_total;
     let mut stream = TlsStream::new(tcp, config).ok()?;
@@ -115,30 +163,12 @@ async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig
         Err(error) => {
             handshakes.inc(TlsHandshake::Failed);
             if matches!(error, HandshakeError::Plaintext) {
-                Connection::new(Rc::clone(shard), stream.into_tcp(), cells).turn_away(&SPEAKS_TLS, true).await;
+                Connection::new(Rc::clone(shard), stream.into_tcp(), peer).turn_away(&SPEAKS_TLS, true).await;
             }
             return None;
         }
     }
     Some(stream)
-}
-
-/// A connection's place among all and among those of its address; given back when dropped.
-struct Place {
-    _open: Counted,
-    _of_address: Connected,
-}
-
-impl Place {
-    /// `None` where there is no room.
-    fn take(shard: &Shard, cells: Cells) -> Option<Self> {
-        let clients = &shard.neighbours.clients;
-        let open = Counted::enter(&clients.open);
-        let has_room = open.count <= clients.open_max;
-        // By address only where there is room at all: with none, a flood moves no cell.
-        let of_address = has_room.then(|| clients.addresses.connect(cells)).flatten()?;
-        Some(Self { _open: open, _of_address: of_address })
-    }
 }
 
 /// A panic in a connection's task ends the connection, not the shard.

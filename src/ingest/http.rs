@@ -6,7 +6,12 @@
 //!
 //! Spans are offsets into the head, so that a parsed head borrows nothing and survives the buffer's growth.
 
+mod chunked;
+mod target;
+
 use std::ops::Range;
+
+pub use chunked::ChunkedDecoder;
 
 use crate::limits;
 use crate::problem::Problem;
@@ -83,6 +88,10 @@ pub struct Head {
     pub api_key: Option<Span>,
     /// `Idempotency-Key`, as sent.
     pub idempotency_key: Option<Span>,
+    /// The last `Forwarded` field's value.
+    pub forwarded: Option<Span>,
+    /// The last `X-Forwarded-For` field's value.
+    pub x_forwarded_for: Option<Span>,
     /// The declared type of the body.
     pub content_type: ContentType,
     /// Whether the body carries a content coding.
@@ -91,7 +100,8 @@ pub struct Head {
 
 /// Looks for the end of a request head as bytes arrive, in one pass over all of them.
 ///
-/// A bare LF or a first byte that cannot begin a method is refused at once, not when the header times out.
+/// A bare LF, a first byte that cannot begin a method and a first line without a version spoken here are refused at
+/// once, not when the header times out: that is where a TLS or HTTP/2 client, or one of HTTP/0.9, is told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
     scanned: usize,
@@ -111,6 +121,9 @@ impl HeadScanner {
             }
             if self.line_start == 0 && at > limits::REQUEST_TARGET_BYTES_MAX + 64 {
                 return Err(Problem::UriTooLong);
+            }
+            if self.line_start == 0 {
+                check_version(&bytes[..at - 1])?;
             }
             if at - self.line_start == 1 {
                 return if at < limits::REQUEST_HEAD_BYTES_MAX {
@@ -139,11 +152,11 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     match request.parse_with_uninit_headers(head, &mut headers) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Problem::BadRequest("the request head is malformed")),
-        Err(error) => return Err(refuse(error, head)),
+        Err(error) => return Err(refuse(error)),
     }
     let is_http11 = request.version == Some(1);
-    let method = method(request.method.unwrap_or_default());
-    let (path, query) = split_target(request.path.unwrap_or_default().as_bytes(), head)?;
+    let method = method(request.method.unwrap_or_default())?;
+    let (path, query) = target::split(request.path.unwrap_or_default().as_bytes(), method, head)?;
     let mut parsed = Head {
         len: head.len(),
         method,
@@ -155,6 +168,8 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
         expects_continue: false,
         api_key: None,
         idempotency_key: None,
+        forwarded: None,
+        x_forwarded_for: None,
         content_type: ContentType::Missing,
         is_encoded: false,
     };
@@ -166,29 +181,36 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     Ok(parsed)
 }
 
-fn refuse(error: httparse::Error, head: &[u8]) -> Problem {
+fn refuse(error: httparse::Error) -> Problem {
     match error {
         httparse::Error::TooManyHeaders => Problem::HeadersTooLarge,
-        httparse::Error::Version if looks_like_other_version(head) => Problem::HttpVersionNotSupported,
-        httparse::Error::Version => Problem::BadRequest("the request line ends with HTTP/1.1 or HTTP/1.0"),
         httparse::Error::HeaderName => Problem::BadRequest("a header field name is malformed"),
         httparse::Error::HeaderValue => Problem::BadRequest("a header field value holds a control character"),
         httparse::Error::NewLine => Problem::BadRequest("a line ends with CR LF"),
-        httparse::Error::Token | httparse::Error::Status => Problem::BadRequest("the request line is malformed"),
+        // The version is known to stand at the end of the line: what is wrong stands before it.
+        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
+            Problem::BadRequest("the request line is malformed")
+        }
     }
 }
 
-/// Whether the request line ends in `HTTP/<digit>.<digit>`: a version, only not ours.
-fn looks_like_other_version(head: &[u8]) -> bool {
-    let line = &head[..memchr::memchr(b'\r', head).unwrap_or(head.len())];
-    let Some(version) = line.rsplit(|b| *b == b' ').next() else { return false };
-    // One of ours in the wrong place (a space too many before it) is a malformed line.
-    !matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
-        && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+/// Whether the request line ends in one of the two versions. Another version is told apart from no version.
+fn check_version(line: &[u8]) -> Result<(), Problem> {
+    if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
+        return Ok(());
+    }
+    match line.rsplit(|b| *b == b' ').next() {
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(Problem::HttpVersionNotSupported)
+        }
+        _ => Err(Problem::BadRequest("the request line ends with HTTP/1.1 or HTTP/1.0")),
+    }
 }
 
-fn method(name: &str) -> Method {
-    match name {
+fn method(name: &str) -> Result<Method, Problem> {
+    Ok(match name {
         "POST" => Method::Post,
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -196,46 +218,10 @@ fn method(name: &str) -> Method {
         "PATCH" => Method::Patch,
         "DELETE" => Method::Delete,
         "OPTIONS" => Method::Options,
+        // Refused here and not by its route, so that the connection ends: what follows a CONNECT is not HTTP.
+        "CONNECT" => return Err(Problem::UnknownMethod),
         _ => Method::Other,
-    }
-}
-
-/// Path and query of an origin-form or absolute-form target.
-fn split_target(target: &[u8], head: &[u8]) -> Result<(Span, Option<Span>), Problem> {
-    if target.len() > limits::REQUEST_TARGET_BYTES_MAX {
-        return Err(Problem::UriTooLong);
-    }
-    if target
-        .iter()
-        .any(|b| *b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
-    {
-        return Err(Problem::BadRequest("the request target holds a character that must be percent-encoded"));
-    }
-    let origin = match target {
-        [b'/', ..] | b"*" => target,
-        _ => {
-            absolute_form_path(target).ok_or(Problem::BadRequest("the request target is a path, or an http(s) URL"))?
-        }
-    };
-    let path_end = memchr::memchr(b'?', origin).unwrap_or(origin.len());
-    let query = origin.get(path_end + 1..).map(|query| Span::of(query, head));
-    Ok((Span::of(&origin[..path_end], head), query))
-}
-
-/// `/path?query` of `http://authority/path?query`; the authority is not ours to check (RFC 9112, 3.2.2).
-fn absolute_form_path(target: &[u8]) -> Option<&[u8]> {
-    let colon = memchr::memchr(b':', target)?;
-    let (scheme, rest) = target.split_at(colon);
-    if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https") {
-        return None;
-    }
-    let authority = rest.strip_prefix(b"://")?;
-    let slash = memchr::memchr(b'/', authority)?;
-    (slash > 0 && is_host(&authority[..slash])).then(|| &authority[slash..])
-}
-
-fn is_host(host: &[u8]) -> bool {
-    host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(b))
+    })
 }
 
 /// Fields seen so far that may come once only.
@@ -244,6 +230,7 @@ struct Fields {
     hosts: u32,
     lengths: u32,
     transfer_encodings: u32,
+    content_types: u32,
     closes: bool,
     keeps_alive: bool,
     bearer: Option<Span>,
@@ -256,7 +243,7 @@ impl Fields {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
-                if !is_host(value) {
+                if !target::is_host(value) {
                     return Err(Problem::BadRequest("the Host field is not a host"));
                 }
             }
@@ -267,13 +254,17 @@ impl Fields {
                 parsed.expects_continue = parsed.is_http11;
             }
             9 if name.eq_ignore_ascii_case(b"x-api-key") => once(&mut parsed.api_key, value, head)?,
+            9 if name.eq_ignore_ascii_case(b"forwarded") => parsed.forwarded = Some(Span::of(value, head)),
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
                     self.closes |= option.eq_ignore_ascii_case(b"close");
                     self.keeps_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             }
-            12 if name.eq_ignore_ascii_case(b"content-type") => parsed.content_type = content_type(value),
+            12 if name.eq_ignore_ascii_case(b"content-type") => {
+                self.content_types += 1;
+                parsed.content_type = content_type(value);
+            }
             13 if name.eq_ignore_ascii_case(b"authorization") => {
                 if std::mem::replace(&mut self.has_authorization, true) {
                     return Err(Problem::BadRequest("a field that may come once came twice"));
@@ -285,13 +276,18 @@ impl Fields {
                 parsed.framing = Framing::Length(content_length(value)?);
             }
             15 if name.eq_ignore_ascii_case(b"idempotency-key") => once(&mut parsed.idempotency_key, value, head)?,
+            15 if name.eq_ignore_ascii_case(b"x-forwarded-for") => {
+                parsed.x_forwarded_for = Some(Span::of(value, head));
+            }
             16 if name.eq_ignore_ascii_case(b"content-encoding") => {
-                parsed.is_encoded = !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
+                parsed.is_encoded |= !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 self.transfer_encodings += 1;
                 transfer_encoding(value)?;
             }
+            14 if reads_as(name, b"content-length") => return Err(DISGUISED),
+            17 if reads_as(name, b"transfer-encoding") => return Err(DISGUISED),
             _ => {}
         }
         Ok(())
@@ -300,6 +296,9 @@ impl Fields {
     fn finish(self, parsed: &mut Head) -> Result<(), Problem> {
         if self.hosts > 1 || (self.hosts == 0 && parsed.is_http11) {
             return Err(Problem::BadRequest("HTTP/1.1 asks for exactly one Host field"));
+        }
+        if self.content_types > 1 {
+            return Err(Problem::BadRequest("a field that may come once came twice"));
         }
         if self.lengths > 1 {
             return Err(Problem::BadRequest("more than one Content-Length"));
@@ -320,6 +319,16 @@ impl Fields {
         parsed.api_key = parsed.api_key.or(self.bearer);
         Ok(())
     }
+}
+
+const DISGUISED: Problem =
+    Problem::BadRequest("a field name that another server may read as one of the framing fields");
+
+/// Whether `name` is this field's to a server that takes every separator for the same one (`Content_Length`). Such a
+/// name frames nothing here, and a request that it frames elsewhere must not be read without its body.
+fn reads_as(name: &[u8], field: &[u8]) -> bool {
+    let is_same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*b == b'-' && !a.is_ascii_alphanumeric());
+    name.iter().zip(field).all(is_same)
 }
 
 fn once(slot: &mut Option<Span>, value: &[u8], head: &[u8]) -> Result<(), Problem> {
@@ -366,132 +375,6 @@ fn transfer_encoding(value: &[u8]) -> Result<(), Problem> {
         return Err(Problem::UnsupportedTransferCoding);
     }
     Err(Problem::BadRequest("Transfer-Encoding is exactly `chunked`"))
-}
-
-/// Decodes a chunked body in place of arrival: feed it the bytes after the head as they come.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ChunkedDecoder {
-    state: ChunkState,
-    framing_bytes: usize,
-    trailer_bytes: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-enum ChunkState {
-    #[default]
-    Size,
-    Data(usize),
-    DataEnd,
-    Trailer,
-    Done,
-}
-
-impl ChunkedDecoder {
-    /// Takes what it can from `input`, appending data to `body` (at most `body_bytes_max` in all).
-    /// Returns how many bytes were taken and whether the body is complete.
-    pub fn decode(
-        &mut self,
-        input: &[u8],
-        body: &mut Vec<u8>,
-        body_bytes_max: usize,
-    ) -> Result<(usize, bool), Problem> {
-        let mut taken = 0;
-        loop {
-            let rest = &input[taken..];
-            match self.state {
-                ChunkState::Size => {
-                    let Some(line) = take_line(rest, limits::CHUNK_LINE_BYTES_MAX)? else { return Ok((taken, false)) };
-                    let size = chunk_size(line)?;
-                    taken += line.len() + 2;
-                    self.framing_bytes += line.len() + 4;
-                    if self.framing_bytes > limits::CHUNK_FRAMING_BYTES_MAX {
-                        return Err(Problem::BadRequest("the body is cut into too many chunks"));
-                    }
-                    if size > (body_bytes_max - body.len()) as u64 {
-                        return Err(Problem::PayloadTooLarge(body_bytes_max));
-                    }
-                    self.state = if size == 0 { ChunkState::Trailer } else { ChunkState::Data(size as usize) };
-                }
-                ChunkState::Data(left) => {
-                    let now = left.min(rest.len());
-                    body.extend_from_slice(&rest[..now]);
-                    taken += now;
-                    if now < left {
-                        self.state = ChunkState::Data(left - now);
-                        return Ok((taken, false));
-                    }
-                    self.state = ChunkState::DataEnd;
-                }
-                ChunkState::DataEnd => match rest {
-                    [b'\r', b'\n', ..] => {
-                        taken += 2;
-                        self.state = ChunkState::Size;
-                    }
-                    [] | [b'\r'] => return Ok((taken, false)),
-                    _ => return Err(Problem::BadRequest("a chunk ends with CR LF")),
-                },
-                ChunkState::Trailer => {
-                    let Some(line) = take_line(rest, limits::TRAILER_BYTES_MAX)? else { return Ok((taken, false)) };
-                    taken += line.len() + 2;
-                    self.trailer_bytes += line.len() + 2;
-                    if line.is_empty() {
-                        self.state = ChunkState::Done;
-                        return Ok((taken, true));
-                    }
-                    if self.trailer_bytes > limits::TRAILER_BYTES_MAX {
-                        return Err(Problem::HeadersTooLarge);
-                    }
-                    check_trailer(line)?;
-                }
-                ChunkState::Done => return Ok((taken, true)),
-            }
-        }
-    }
-}
-
-/// One line without its CR LF; `None` while it is incomplete.
-fn take_line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, Problem> {
-    const TOO_LONG: Problem = Problem::BadRequest("a chunk-size or trailer line is too long");
-    match memchr::memchr2(b'\r', b'\n', bytes) {
-        Some(at) if at > max => Err(TOO_LONG),
-        Some(at) if bytes[at] == b'\n' => Err(Problem::BadRequest("a line ends with CR LF, not with a bare LF")),
-        Some(at) => match bytes.get(at + 1) {
-            Some(b'\n') => Ok(Some(&bytes[..at])),
-            Some(_) => Err(Problem::BadRequest("a CR without its LF")),
-            None => Ok(None),
-        },
-        None if bytes.len() > max => Err(TOO_LONG),
-        None => Ok(None),
-    }
-}
-
-/// The size at the start of a chunk-size line; extensions are checked for control characters and ignored.
-fn chunk_size(line: &[u8]) -> Result<u64, Problem> {
-    const WRONG: Problem = Problem::BadRequest("a chunk starts with its size in hexadecimal");
-    let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    let (size, extension) = line.split_at(digits);
-    if size.is_empty() || size.len() > 15 {
-        return Err(WRONG);
-    }
-    if !(extension.is_empty() || extension.trim_ascii_start().starts_with(b";")) {
-        return Err(WRONG);
-    }
-    if extension.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(Problem::BadRequest("a chunk extension holds a control character"));
-    }
-    Ok(size.iter().fold(0, |n, b| n * 16 + u64::from(char::from(*b).to_digit(16).expect("checked to be hex"))))
-}
-
-/// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request.
-fn check_trailer(line: &[u8]) -> Result<(), Problem> {
-    const WRONG: Problem = Problem::BadRequest("a trailer field is malformed");
-    let colon = memchr::memchr(b':', line).ok_or(WRONG)?;
-    let (name, value) = line.split_at(colon);
-    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    if name.is_empty() || !name.iter().all(is_token) || value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-        return Err(WRONG);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Tables for the request-head parser and the chunked decoder.
+//! Tables for the request-head parser.
 
 use super::*;
 
@@ -98,11 +98,30 @@ fn ambiguous_framing_is_refused() {
         ("Expect: 200-ok\r\n", 417),
         ("X-API-Key: a\r\nX-API-Key: a\r\n", 400),
         ("Authorization: Bearer a\r\nAuthorization: Bearer a\r\n", 400),
+        ("Content-Type: text/plain\r\nContent-Type: application/json\r\n", 400),
+        ("Content_Length: 5\r\n", 400),
+        ("content.length: 5\r\n", 400),
+        ("Transfer_Encoding: chunked\r\n", 400),
+        ("Transfer_Encoding: gzip\r\nContent-Length: 5\r\n", 400),
     ] {
         assert_eq!(status(&format!("{MINIMAL}{fields}\r\n")), expected, "{fields:?}");
     }
     assert_eq!(status("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
     assert_eq!(parse(&format!("{MINIMAL}Transfer-Encoding: Chunked\r\n\r\n")).unwrap().framing, Framing::Chunked);
+}
+
+#[test]
+fn codings_are_gathered_from_all_their_fields() {
+    for (fields, is_encoded) in [
+        ("", false),
+        ("Content-Encoding: identity\r\n", false),
+        ("Content-Encoding: gzip\r\n", true),
+        ("Content-Encoding: gzip\r\nContent-Encoding: identity\r\n", true),
+        ("Content-Encoding: identity\r\nContent-Encoding: br\r\n", true),
+    ] {
+        let head = parse(&format!("{MINIMAL}{fields}\r\n")).unwrap();
+        assert_eq!(head.is_encoded, is_encoded, "{fields:?}");
+    }
 }
 
 #[test]
@@ -125,6 +144,8 @@ fn malformed_heads_are_refused() {
         "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET nopath HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
@@ -136,9 +157,33 @@ fn malformed_heads_are_refused() {
     for text in ["GET / HTTP/2.0\r\nHost: a\r\n\r\n", "GET / HTTP/1.2\r\nHost: a\r\n\r\n"] {
         assert_eq!(status(text), 505, "{text:?}");
     }
-    for early in ["\x16\x03\x01", " GET", "\r\n", "GET / HTTP/1.1\n", "GET / HTTP/1.1\r\nHost: a\n", "\0"] {
+    for text in ["CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        assert_eq!(status(text), 501, "{text:?}");
+    }
+}
+
+#[test]
+fn what_is_not_this_protocol_is_refused_before_its_head_could_be_complete() {
+    for (early, status) in [
+        ("\x16\x03\x01", 400),
+        (" GET", 400),
+        ("\r\n", 400),
+        ("\0", 400),
+        ("GET / HTTP/1.1\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\n", 400),
+        ("GET /\r\n", 400),
+        ("GET / HTTP/1.1\0\r\n", 400),
+        ("GET / HTTP/1.11\r\n", 400),
+        ("GET / HTTP/11\r\n", 400),
+        ("GET / HTTP/2\r\n", 400),
+        ("HTTP/1.1 200 OK\r\n", 400),
+        ("SSH-2.0-x\r\n", 400),
+        ("PRI * HTTP/2.0\r\n", 505),
+        ("GET / HTTP/1.2\r\n", 505),
+        ("GET / HTTP/0.9\r\n", 505),
+    ] {
         let found = HeadScanner::default().find_end(early.as_bytes());
-        assert_eq!(found.expect_err(early).row().status, 400, "{early:?}");
+        assert_eq!(found.expect_err(early).row().status, status, "{early:?}");
     }
 }
 
@@ -160,61 +205,4 @@ fn absolute_form_is_taken_for_its_path() {
     let head = parse(text).unwrap();
     assert_eq!(head.path.slice(text.as_bytes()), b"/health");
     assert_eq!(head.query.unwrap().slice(text.as_bytes()), b"q");
-}
-
-fn decode(input: &[u8]) -> Result<Vec<u8>, Problem> {
-    let mut body = Vec::new();
-    let (taken, done) = ChunkedDecoder::default().decode(input, &mut body, 1000)?;
-    assert!(done, "incomplete: {:?}", String::from_utf8_lossy(input));
-    assert_eq!(taken, input.len());
-    Ok(body)
-}
-
-#[test]
-fn chunked_bodies_are_decoded_at_every_split() {
-    let input = b"3\r\nabc\r\n0A;ext=\"v\";x\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n";
-    assert_eq!(decode(input).unwrap(), b"abc0123456789");
-    for cut in 0..input.len() {
-        let (mut decoder, mut body) = (ChunkedDecoder::default(), Vec::new());
-        let (taken, done) = decoder.decode(&input[..cut], &mut body, 1000).unwrap();
-        assert!(!done, "at {cut}");
-        let (rest, done) = decoder.decode(&input[taken..], &mut body, 1000).unwrap();
-        assert!(done && taken + rest == input.len(), "at {cut}");
-        assert_eq!(body, b"abc0123456789", "at {cut}");
-    }
-}
-
-#[test]
-fn malformed_chunks_are_refused() {
-    let long_extension = [b"1;".as_slice(), &vec![b'x'; limits::CHUNK_LINE_BYTES_MAX]].concat();
-    let long_trailer = [b"0\r\n".as_slice(), b"T: ", &vec![b'x'; limits::TRAILER_BYTES_MAX]].concat();
-    for input in [
-        b"\r\nabc\r\n0\r\n\r\n".as_slice(),
-        b"x\r\n",
-        b"-3\r\nabc\r\n",
-        b"+3\r\nabc\r\n",
-        b"0x3\r\nabc\r\n",
-        b" 3\r\nabc\r\n",
-        b"3 abc\r\n",
-        b"3\nabc\r\n",
-        b"3\rabc",
-        b"3\r\nabcX\r\n",
-        b"3\r\nabc\n",
-        b"3;a\x01\r\nabc\r\n",
-        b"1000000000000000\r\n",
-        b"0\r\nbad trailer\r\n\r\n",
-        b"0\r\n: x\r\n\r\n",
-        b"0\r\nA: \x01\r\n\r\n",
-        b"0\r\nGET / HTTP/1.1\r\n\r\n",
-        &long_extension,
-        &long_trailer,
-    ] {
-        let mut body = Vec::new();
-        let refused =
-            ChunkedDecoder::default().decode(input, &mut body, 1000).expect_err(&String::from_utf8_lossy(input));
-        assert_eq!(refused.row().status, 400, "{:?}", String::from_utf8_lossy(input));
-    }
-    let mut body = Vec::new();
-    let refused = ChunkedDecoder::default().decode(b"3E9\r\n", &mut body, 1000);
-    assert_eq!(refused, Err(Problem::PayloadTooLarge(1000)));
 }

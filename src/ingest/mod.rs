@@ -8,7 +8,8 @@
 
 mod addresses;
 pub mod auth_cache;
-mod batch;
+pub mod batch;
+pub mod client_address;
 pub mod clients;
 mod connection;
 mod connections;
@@ -18,6 +19,7 @@ pub mod envelope;
 pub mod http;
 pub mod json_syntax;
 mod promises;
+pub mod proxy_protocol;
 pub mod rate_limit;
 mod reply;
 pub mod shard;
@@ -95,7 +97,7 @@ async fn identify<S: Stream>(
         // Boxed: the way of a cached key should not carry the state of the other.
         Lookup::Miss => {
             connection.wait_for_server();
-            Box::pin(verify(shard, hash, presented, connection.cells())).await?
+            Box::pin(verify(shard, hash, presented, connection.client(head))).await?
         }
     };
     shard.metrics.auth_latency_seconds.observe_nanos(now.elapsed().as_nanos() as u64);
@@ -116,11 +118,11 @@ async fn verify(
     shard: &Rc<Shard>,
     hash: auth_cache::KeyHash,
     presented: &[u8; API_KEY_LEN],
-    from: Cells,
+    from: Option<Cells>,
 ) -> Result<Rc<Tenant>, Problem> {
     let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
     let addresses = &shard.neighbours.clients.addresses;
-    if let Some(wait) = addresses.must_wait(from, Instant::now()) {
+    if let Some(wait) = from.and_then(|from| addresses.must_wait(from, Instant::now())) {
         return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
     }
     let under_way = shard.auth.borrow_mut().join(hash);
@@ -129,7 +131,9 @@ async fn verify(
     }
     let answer = begin_verification(shard, hash, id, presented)?;
     let verdict = answer.await.unwrap_or(Err(Problem::ShuttingDown));
-    if verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey) {
+    if let Some(from) = from
+        && verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey)
+    {
         addresses.note_failure(from, Instant::now());
     }
     verdict

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener as StdListener};
+use std::net::TcpListener as StdListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
 use super::auth_cache::AuthCache;
+use super::client_address;
 use super::clients::Clients;
 use super::connection::Connection;
 use super::connections::{Connections, Phase};
@@ -159,7 +160,7 @@ impl Shard {
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        let nobody = self.neighbours.clients.addresses.cells(Ipv4Addr::UNSPECIFIED.into());
+        let nobody = self.neighbours.clients.peer(client_address::NOBODY);
         entrance::contain(Connection::new(self, stream, nobody).serve()).await;
     }
 

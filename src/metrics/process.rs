@@ -18,12 +18,11 @@ pub(super) struct ProcessSample {
 
 impl ProcessSample {
     pub(super) fn take() -> Self {
-        let cpu = clock_gettime(ClockId::ProcessCPUTime);
         Self {
             resident_memory_bytes: resident_memory_bytes(),
             open_fds: open_fds(),
             max_fds: getrlimit(Resource::Nofile).current,
-            cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
+            cpu_seconds: seconds(ClockId::ProcessCPUTime),
         }
     }
 }
@@ -42,15 +41,20 @@ fn open_fds() -> Option<u64> {
     }
 }
 
-/// When the process started, in seconds since the Unix epoch, to 10 ms.
+/// When the process started, in seconds since the Unix epoch, to 10 ms. Only of its own files, so that a service that
+/// sees no others (`ProcSubset=pid`) knows it, too.
 pub(super) fn start_time_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the program's name in parentheses and may hold anything, so count from its end:
-    // the start time is the 22nd field, the 20th after the name.
+    // the start time, since boot, is the 22nd field, the 20th after the name.
     let ticks: u64 = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
-    let boot = fs::read_to_string("/proc/stat").ok()?;
-    let boot: u64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.parse().ok()?;
-    Some(boot as f64 + ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    let [now, since_boot] = [ClockId::Realtime, ClockId::Boottime].map(seconds);
+    Some(now - since_boot + ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+fn seconds(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 #[cfg(test)]

@@ -441,9 +441,6 @@ pub trait WebhookStore {
     /// recorded, the call is made again.
     fn record(&self, results: &[AttemptResult]) -> Result<u64, StoreError>;
 
-    /// Prolongs leases until `lease_until`; returns the deliveries that are still held.
-    fn extend(&self, held: &[(DeliveryId, Timestamp)], lease_until: Timestamp) -> Result<Vec<DeliveryId>, StoreError>;
-
     /// Gives claimed deliveries back: those still held are due at `now`, without an attempt made.
     fn release(&self, held: &[(DeliveryId, Timestamp)], now: Timestamp) -> Result<(), StoreError>;
 

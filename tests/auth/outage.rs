@@ -3,8 +3,9 @@
 
 use crate::common::postgres::{Cluster, Options};
 use crate::common::server::{Client, event, eventually};
+use crate::forged::{unknown_key, with_wrong_secret};
 use crate::installation::Installation;
-use crate::refusals::{id_of, key_made, post, unknown_key, with_wrong_secret};
+use crate::refusals::{id_of, key_made, post};
 
 #[test]
 fn with_the_database_stopped_only_known_keys_go_on() {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use millrace::key::{API_KEY_LEN, ApiKey};
+use millrace::key::API_KEY_LEN;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::common::server::{Client, Response, event};
+use crate::forged::{unknown_key, with_wrong_secret};
 use crate::installation::{Installation, on_both_stores};
 
 on_both_stores!(
@@ -21,26 +22,6 @@ pub fn post(client: &mut Client, fields: &str) -> Response {
     let body = event("t", None, "1");
     let head = format!("POST /api/events HTTP/1.1\r\nHost: test\r\n{fields}Content-Length: {}\r\n\r\n", body.len());
     client.exchange(&[head.as_bytes(), body.as_bytes()].concat())
-}
-
-/// A well-formed key of nobody's.
-pub fn unknown_key() -> String {
-    ApiKey::generate().expect("randomness").reveal().to_owned()
-}
-
-/// A well-formed key with the id of `key` and another secret.
-pub fn with_wrong_secret(key: &str) -> String {
-    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let (id_end, checksum_at) = ("mr_".len() + 12, API_KEY_LEN - 6);
-    let mut forged = format!("{}{}", &key[..id_end], &unknown_key()[id_end..checksum_at]);
-    let mut rest = crc32fast::hash(forged.as_bytes());
-    let mut digits = [b'0'; 6];
-    for digit in digits.iter_mut().rev() {
-        *digit = ALPHABET[(rest % 62) as usize];
-        rest /= 62;
-    }
-    forged.push_str(std::str::from_utf8(&digits).expect("base62"));
-    forged
 }
 
 /// The 12 characters that name a key.

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use crate::common::postgres::Cluster;
 use crate::common::server::{Client, Server, eventually};
+use crate::forged::{unknown_key, with_wrong_secret};
 use crate::installation::Installation;
-use crate::refusals::{id_of, key_made, post, unknown_key, with_wrong_secret};
+use crate::refusals::{id_of, key_made, post};
 
 const PASSWORD: &str = "cAnArY-pAsSwOrD";
 

@@ -14,6 +14,7 @@ use millrace::deliver::secret::SecretBox;
 use millrace::deliver::target::TargetPolicy;
 use millrace::handoff::queue::{Accepted, queue};
 use millrace::health::Readiness;
+use millrace::ingest::client_address::Trust;
 use millrace::ingest::clients::Clients;
 use millrace::ingest::shard::Neighbours;
 use millrace::key::{ApiKey, Argon2Cost};
@@ -80,7 +81,7 @@ impl InProcess {
             ready: Arc::new(|| Readiness::Ready),
             draining: Arc::new(AtomicBool::new(false)),
             leaving: Arc::new(AtomicBool::new(false)),
-            clients: Clients::new(64, 64),
+            clients: Clients::new(64, 64, Trust::default()),
             certificates: None,
         };
         Self { neighbours, accepted, key, data_dir }

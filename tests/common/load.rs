@@ -120,6 +120,13 @@ impl Connection {
         Self { addr, key: key.to_owned(), stream: None }
     }
 
+    /// From now on to that address.
+    pub fn move_to(&mut self, addr: SocketAddr) {
+        if self.addr != addr {
+            (self.addr, self.stream) = (addr, None);
+        }
+    }
+
     /// Posts a new event and notes what was said about it.
     pub fn post_event(&mut self, log: &Log, event_type: &str, ids: Ids) -> Told {
         let number = next_number();

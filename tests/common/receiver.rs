@@ -74,6 +74,8 @@ struct Shared {
     /// To end them from outside.
     open: Mutex<HashMap<usize, TcpStream>>,
     stopped: AtomicBool,
+    /// Whether requests are not kept.
+    forgets: AtomicBool,
 }
 
 /// Listens on a port of 127.0.0.1 until it is dropped.
@@ -90,7 +92,14 @@ impl Receiver {
         Self::run(None, Arc::new(script))
     }
 
-    /// The same over TLS; HTTP/1.1 is spoken whatever `tls` negotiates.
+    /// The same, and keeps no request.
+    pub fn forgetful(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let receiver = Self::start(script);
+        receiver.shared.forgets.store(true, Ordering::SeqCst);
+        receiver
+    }
+
+    /// As [`Self::start`], over TLS; HTTP/1.1 is spoken whatever `tls` negotiates.
     pub fn start_tls(tls: ServerConfig, script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
         Self::run(Some(Arc::new(tls)), Arc::new(script))
     }
@@ -231,7 +240,9 @@ fn serve(shared: &Shared, connection: usize, mut wire: impl Wire, script: &Scrip
         let Some(seen) = read_request(&mut wire, &mut unread, connection, turn)? else { return Ok(()) };
         let steps = script(&seen);
         shared.requests.fetch_add(1, Ordering::SeqCst);
-        shared.seen.lock().unwrap().push(seen);
+        if !shared.forgets.load(Ordering::SeqCst) {
+            shared.seen.lock().unwrap().push(seen);
+        }
         shared.arrived.notify_all();
         for step in steps {
             match step {

@@ -225,6 +225,28 @@ impl Server {
         eventually("the queue is empty", || self.metric("event_queue_size") == 0.0);
     }
 
+    /// Waits until everything that was accepted or replayed has been through the database: spilled events, too. A
+    /// small queue makes that slow; what must not happen is that it stops.
+    pub fn everything_stored(&self) {
+        let sums = || {
+            let scrape = self.scrape();
+            let sum = |names: &[&str]| names.iter().map(|name| sample(&scrape, name)).sum::<f64>();
+            let stored = ["stored", "deduplicated", "quarantined"].map(|how| format!("store_events_{how}_total"));
+            (sum(&stored.each_ref().map(String::as_str)), sum(&["events_ingested_total", "journal_replayed_total"]))
+        };
+        loop {
+            let (stored, accepted) = sums();
+            if stored >= accepted {
+                return;
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while sums().0 <= stored {
+                assert!(Instant::now() < deadline, "{stored} of {accepted} are stored, and it goes no further");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().expect("kill");

@@ -1,5 +1,6 @@
 //! Texts by class: what is JSON (RFC 8259), what is not, and what the RFC leaves to the implementation, with what this
-//! one decided. One example a class at least, in bytes, because some are no UTF-8.
+//! one decided. One example a class at least, in bytes, because some are no UTF-8; and every byte there is in the places
+//! where it decides, and every beginning of a text.
 
 /// What a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,6 +270,10 @@ const DECIDED: &[(&str, &[u8], Kind)] = &[
     ("surrogate in a name", b"{\"\\udE01\":0}", Json),
     // Section 8.1: texts are UTF-8, and a byte order mark MUST NOT be added. All else is refused.
     ("byte order mark before an object", b"\xef\xbb\xbf{}", NotJson),
+    ("byte order mark before a scalar", b"\xef\xbb\xbf1", NotJson),
+    ("byte order mark behind white space", b" \xef\xbb\xbf[]", NotJson),
+    ("byte order mark at the end", b"[]\xef\xbb\xbf", NotJson),
+    ("byte order mark before a name", b"{\xef\xbb\xbf\"a\":1}", NotJson),
     ("UTF-16, little endian, with mark", b"\xff\xfe[\x00\"\x00\xe9\x00\"\x00]\x00", NotJson),
     ("UTF-16, little endian", b"[\x00\"\x00\xe9\x00\"\x00]\x00", NotJson),
     ("UTF-16, big endian", b"\x00[\x00\"\x00\xe9\x00\"\x00]", NotJson),
@@ -291,6 +296,7 @@ const DECIDED: &[(&str, &[u8], Kind)] = &[
 pub fn all() -> Vec<(String, Vec<u8>, Kind)> {
     let named = |kind| move |text: &&[u8]| (String::from_utf8_lossy(text).into_owned(), text.to_vec(), kind);
     let nested = |n: usize| ["[".repeat(n), "]".repeat(n)].concat().into_bytes();
+    let objects = |n: usize| ["{\"a\":".repeat(n), "0".to_owned(), "}".repeat(n)].concat().into_bytes();
     let mixed = |n: usize| ["[{\"a\":".repeat(n), "0".to_owned(), "}]".repeat(n)].concat().into_bytes();
     let mut cases: Vec<(String, Vec<u8>, Kind)> = VALID.iter().map(named(Json)).collect();
     cases.extend(INVALID.iter().map(named(NotJson)));
@@ -299,11 +305,29 @@ pub fn all() -> Vec<(String, Vec<u8>, Kind)> {
     cases.extend([
         ("128 arrays".to_owned(), nested(128), Json),
         ("129 arrays".to_owned(), nested(129), Kind::OverBound),
+        ("128 objects".to_owned(), objects(128), Json),
+        ("129 objects".to_owned(), objects(129), Kind::OverBound),
         ("64 arrays of objects".to_owned(), mixed(64), Json),
         ("65 arrays of objects".to_owned(), mixed(65), Kind::OverBound),
         ("130,000 arrays".to_owned(), nested(130_000), Kind::OverBound),
         ("130,000 arrays left open".to_owned(), vec![b'['; 130_000], NotJson),
         ("40,000 objects left open".to_owned(), b"[{\"\":".repeat(40_000), NotJson),
     ]);
+    cases.extend((0..=u8::MAX).flat_map(every_place_of));
+    let whole = "[{\"k\\u00e9y\":[null,true,false,-0.5e+10,\"\\\"\\ud83d\\udc22é🐢\"],\"\":{}} ]".as_bytes();
+    cases.push(("whole".to_owned(), whole.to_vec(), Json));
+    cases.extend((0..whole.len()).map(|len| (format!("the first {len} bytes"), whole[..len].to_vec(), NotJson)));
     cases
+}
+
+/// A byte where it may be white space, a digit, a character of a string or of an escape.
+fn every_place_of(byte: u8) -> [(String, Vec<u8>, Kind); 3] {
+    let kind = |is_json| if is_json { Json } else { NotJson };
+    let is_character = (0x20..0x80).contains(&byte) && !b"\"\\".contains(&byte);
+    [
+        ("behind a number", [b"[1", &[byte][..], b"]"], b" \t\r\n0123456789".contains(&byte)),
+        ("in a string", [b"\"b", &[byte], b"a\""], is_character),
+        ("in an escape", [b"\"\\", &[byte], b"\""], b"\"\\/bfnrt".contains(&byte)),
+    ]
+    .map(|(place, parts, is_json)| (format!("byte {byte:#04x} {place}"), parts.concat(), kind(is_json)))
 }

@@ -198,7 +198,7 @@ fn a_connection_cut_after_the_commit_was_sent_stores_nothing_twice() {
     for (part, ids) in [Ids::Made, Ids::Derived].into_iter().enumerate() {
         let load = Load::start(server.addr, &key, 6, ids, &log);
         for round in part * ROUNDS / 2..(part + 1) * ROUNDS / 2 {
-            proxy.arm(if round % 2 == 0 { Cut::AfterRequest } else { Cut::BeforeAnswer });
+            assert!(proxy.arm(if round % 2 == 0 { Cut::AfterRequest } else { Cut::BeforeAnswer }));
             eventually("a connection is cut", || proxy.cuts() > round);
         }
         load.stop();

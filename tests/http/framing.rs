@@ -8,7 +8,7 @@ use crate::fixture::{EVENT, Fixture, assert_closed, assert_refused, on_both_driv
 
 /// Sends something doubtful with a good event behind it: one refusal, then the end.
 #[track_caller]
-fn assert_ends(f: &Fixture, bytes: &[u8], status: u16, code: &str) {
+pub fn assert_ends(f: &Fixture, bytes: &[u8], status: u16, code: &str) {
     let what = String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
     let mut client = f.connect();
     client.send(&[bytes, &f.smuggled()].concat());
@@ -52,6 +52,22 @@ const FRAMING: &[&str] = &[
     "Content-Length : 5\r\n",
     "Content-Length\r\n",
     "Content-Length: 5\r\n\t6\r\n",
+    "Content-Length: 5;x\r\n",
+    "Content-Length: ,5\r\n",
+    "Content-Length: 5,\r\n",
+    "Content-Length: 5\r\nContent-Length:\r\n",
+    "Content-Length: 1e1\r\n",
+    "Content-Length: 0b1\r\n",
+    "Content-Length: 0o5\r\n",
+    "Content-Length: 5h\r\n",
+    "Content-Length: NaN\r\n",
+    "Content-Length: \u{ff15}\r\n",
+    "Content_Length: 5\r\n",
+    "CONTENT_LENGTH: 5\r\n",
+    "content.length: 5\r\n",
+    "Transfer_Encoding: chunked\r\n",
+    "TRANSFER_ENCODING: x\r\nContent-Length: 5\r\n",
+    "Transfer_Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
 ];
 
 /// Fields that are malformed, or may not come twice.
@@ -76,6 +92,8 @@ const FIELDS: &[&str] = &[
     "Host: t\r\n",
     "X-API-Key: again\r\n",
     "Authorization: Bearer a\r\nAuthorization: Bearer a\r\n",
+    "Idempotency-Key: a\r\nIdempotency-Key: a\r\n",
+    "Content-Type: text/plain\r\nContent-Type: application/json\r\n",
 ];
 
 /// Heads whose first line or Host field is malformed, and what is no head at all.
@@ -97,7 +115,10 @@ const HEADS: &[&str] = &[
     "POST ?x HTTP/1.1\r\nHost: t\r\n\r\n",
     "POST ftp://t/api/events HTTP/1.1\r\nHost: t\r\n\r\n",
     "POST http:///api/events HTTP/1.1\r\nHost: t\r\n\r\n",
-    "CONNECT t:80 HTTP/1.1\r\nHost: t\r\n\r\n",
+    "POST * HTTP/1.1\r\nHost: t\r\n\r\n",
+    "POST t:80 HTTP/1.1\r\nHost: t\r\n\r\n",
+    "POST http://u@t/api/events HTTP/1.1\r\nHost: t\r\n\r\n",
+    "POST http://:80/api/events HTTP/1.1\r\nHost: t\r\n\r\n",
     "POST /api/events#f HTTP/1.1\r\nHost: t\r\n\r\n",
     "POST /api/\x01 HTTP/1.1\r\nHost: t\r\n\r\n",
     "POST /api/\x7f HTTP/1.1\r\nHost: t\r\n\r\n",
@@ -156,6 +177,34 @@ fn a_malformed_chunk_is_refused() {
         ("5_0\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
         ("0000000000000005\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
         ("ffffffffffffffff\r\n", 400, "bad_request"),
+        ("100000000000000000000000000000005\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("-0\r\n\r\n", 400, "bad_request"),
+        ("+0\r\n\r\n", 400, "bad_request"),
+        ("0x0\r\n\r\n", 400, "bad_request"),
+        ("0X5\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5h\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5.0\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5e0,\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("\u{665}\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("\t5\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5\t\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5\x0b\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5\r\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;;a\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;a \r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;a=\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;a=\"b\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;a b\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5,a\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5;a\rb\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5\r\nhello\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+        ("6\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
+        ("5\r\nhello\r\n0;\r\n\r\n", 400, "bad_request"),
+        ("5\r\nhello\r\n0\r\n\r0", 400, "bad_request"),
+        ("0\r\nX: y\rY: z\r\n\r\n", 400, "bad_request"),
+        ("0\r\nX: y\r\n z\r\n\r\n", 400, "bad_request"),
+        ("0\r\nX\0: y\r\n\r\n", 400, "bad_request"),
         ("10000000000000005\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
         ("fffffffffffffff\r\n", 413, "payload_too_large"),
         ("44001\r\n", 413, "payload_too_large"),
@@ -209,7 +258,7 @@ fn spellings(f: &Fixture) -> Vec<Vec<u8>> {
         format!("{n:X}\r\n{EVENT}\r\n0\r\n\r\n"),
         format!("000{n:x}\r\n{EVENT}\r\n000\r\n\r\n"),
         format!("a\r\n{a}\r\n{rest:x}\r\n{b}\r\n0\r\n\r\n"),
-        format!("A;x\r\n{a}\r\n{rest:x} ; y=\"z;\" \r\n{b}\r\n0;last\r\n\r\n"),
+        format!("A;x\r\n{a}\r\n{rest:x} ; y=\"z;\"\t;w\r\n{b}\r\n0;last\r\n\r\n"),
         format!("{n:x}\r\n{EVENT}\r\n0\r\nX-Trailer: y\r\nEmpty:\r\nContent-Length: 3\r\n\r\n"),
         EVENT.split_inclusive(|_: char| true).map(|c| ["1\r\n", c, "\r\n"].concat()).collect::<Vec<_>>().concat()
             + "0\r\n\r\n",

@@ -43,11 +43,22 @@ fn surviving(f: &Fixture) -> Vec<Row> {
         key(&format!("Authorization: Bearer {wrong} x\r\n"), "invalid_api_key");
     }
 
-    for path in ["/", "/nowhere", "/api/events/", "//api/events", "/API/events", "/api/events/1", "/health/", "*"] {
+    for path in [
+        "/",
+        "/nowhere",
+        "/api/events/",
+        "//api/events",
+        "/API/events",
+        "/api/events/1",
+        "/health/",
+        "http://t",
+        "http://t?x",
+    ] {
         rows.push((format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n"), 404, "not_found"));
     }
+    rows.push(("OPTIONS * HTTP/1.1\r\nHost: t\r\n\r\n".into(), 404, "not_found"));
     rows.push(("POST /nowhere HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nabc".into(), 404, "not_found"));
-    for method in ["BREW", "get", "Post", "CONNECT", "TRACE", "P-O_S.T"] {
+    for method in ["BREW", "get", "Post", "TRACE", "P-O_S.T"] {
         rows.push((format!("{method} /api/events HTTP/1.1\r\nHost: t\r\n\r\n"), 501, "not_implemented"));
     }
 
@@ -186,7 +197,12 @@ fn closing(f: &Fixture) -> Vec<Row> {
         rows.push((get("/health", version, "Host: t\r\n"), 505, "http_version_not_supported"));
     }
     rows.push(("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505, "http_version_not_supported"));
-    for expectation in ["200-ok", "100-continue, x", "", "100"] {
+    for target in ["t:80", "/api/events", "http://t/", "*"] {
+        rows.push((format!("CONNECT {target} HTTP/1.1\r\nHost: t\r\n\r\n"), 501, "not_implemented"));
+    }
+    for expectation in
+        ["200-ok", "100-continue, x", "", "100", "y 100-continue", "100-continue;q=1", "\"100-continue\""]
+    {
         let fields = format!("Host: t\r\nExpect: {expectation}\r\n");
         rows.push((get("/health", "HTTP/1.1", &fields), 417, "expectation_failed"));
     }

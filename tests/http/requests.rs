@@ -119,6 +119,7 @@ fn a_target_may_be_a_url_and_a_key_a_bearer_token() {
             "http://t/api/events",
             "HTTP://t.example:3000/api/events?a=b",
             "https://[::1]:3000/api/events",
+            "http://elsewhere.example/api/events",
         ] {
             assert_eq!(send(target, &key).status, 202, "{target}");
         }

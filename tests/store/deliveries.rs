@@ -30,7 +30,7 @@ on_both_stores!(
     a_lost_lease_changes_nothing_but_what_was_delivered,
     an_attempt_of_a_number_is_recorded_once,
     what_nobody_knows_is_not_recorded,
-    leases_are_extended_and_given_back_by_their_holder,
+    a_lease_is_given_back_by_its_holder,
     a_delivery_without_its_event_is_an_orphan,
     due_endpoints_are_found_page_by_page,
     what_waits_is_counted,
@@ -394,12 +394,11 @@ fn what_nobody_knows_is_not_recorded(fixture: &Fixture) {
         }
     }
     assert_eq!(store.delivery(org, unknown), Ok(None));
-    assert_eq!(store.extend(&[(unknown, lease)], in_seconds(90)), Ok(Vec::new()));
     assert_eq!(store.release(&[(unknown, lease)], Timestamp::now()), Ok(()));
     assert_eq!(fixture.count("SELECT (SELECT count(*) FROM delivery_attempts) + (SELECT count(*) FROM deliveries)"), 0);
 }
 
-fn leases_are_extended_and_given_back_by_their_holder(fixture: &Fixture) {
+fn a_lease_is_given_back_by_its_holder(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = organization(&*store);
     let id = endpoint(&*store, org).id;
@@ -407,11 +406,8 @@ fn leases_are_extended_and_given_back_by_their_holder(fixture: &Fixture) {
     let ids = deliveries(&*store, org, id, 3, Some(first));
     assert_eq!(store.record(&[result(ids[2], 1, first, Next::Delivered)]), Ok(1));
     let held: Vec<_> = ids.iter().map(|id| (*id, first)).collect();
-    let mut extended = store.extend(&held, second).unwrap();
-    extended.sort();
-    assert_eq!(extended, ids[..2]);
-    // Those leases are not theirs any more.
-    assert_eq!(store.extend(&held, in_seconds(180)), Ok(Vec::new()));
+    // Another has claimed them since: it is not theirs to give back any more.
+    assert_eq!(store.claim(first, second, &[(id, 9)]).unwrap().ready.len(), 2);
     store.release(&held, Timestamp::now()).unwrap();
     assert_eq!(store.claim(first, in_seconds(600), &[(id, 9)]).unwrap().ready, []);
     assert_eq!(store.record(&[result(ids[0], 1, first, Next::Failed)]), Ok(0));
@@ -420,7 +416,7 @@ fn leases_are_extended_and_given_back_by_their_holder(fixture: &Fixture) {
     let due = find(&*store, org, ids[1]).delivery;
     assert_eq!((due.next_attempt_at, due.attempts_made, due.status), (Some(now), 0, DeliveryStatus::Pending));
     assert_eq!(claim(&*store, id, 9, second).len(), 2);
-    assert_eq!(store.extend(&[], second), Ok(Vec::new()));
+    assert_eq!(store.release(&[], second), Ok(()));
 }
 
 fn a_delivery_without_its_event_is_an_orphan(fixture: &Fixture) {

@@ -68,9 +68,14 @@ impl Fixture {
     }
 
     pub fn try_connect(&self, config: &Arc<ClientConfig>) -> std::io::Result<TlsClient> {
+        Self::over(self.tcp(), config)
+    }
+
+    /// TLS over a socket that may have been used for something else before.
+    pub fn over(tcp: TcpStream, config: &Arc<ClientConfig>) -> std::io::Result<TlsClient> {
         let name = ServerName::try_from("localhost").unwrap();
         let session = ClientConnection::new(Arc::clone(config), name).unwrap();
-        let mut client = StreamOwned::new(session, self.tcp());
+        let mut client = StreamOwned::new(session, tcp);
         while client.conn.is_handshaking() {
             client.conn.complete_io(&mut client.sock)?;
         }

@@ -66,7 +66,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
             vec![0; 100],
             b"\r\n\r\n\0\r\nQUIT\n".to_vec(),
             vec![0x16; 65_536],
-            [0x16, 3, 1, 0xff, 0xff].into_iter().chain([1; 70_000]).collect(),
+            [0x16, 3, 1, 0xff, 0xff].into_iter().chain(vec![1; 70_000]).collect(),
             // A handshake message of 16 MB, in records that are all right.
             [&[0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &[0; 16_380]].concat().repeat(4),
             // Application data before there are keys.

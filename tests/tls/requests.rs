@@ -6,7 +6,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ALL_VERSIONS, HandshakeKind, ProtocolVersion};
 
 use crate::common::server::request;
-use crate::fixture::{answer, exchange, on_both_drivers};
+use crate::fixture::{Fixture, answer, exchange, on_both_drivers};
 
 #[test]
 fn both_versions_are_spoken_and_http_1_1_is_agreed_on() {
@@ -129,6 +129,28 @@ fn a_ticket_makes_the_next_handshake_short_on_any_shard() {
             }
         }
         assert_eq!(f.server.count("tls_handshakes_total{result=\"resumed\"}"), 24);
+    });
+}
+
+#[test]
+fn a_proxy_says_whom_a_connection_is_from_before_tls_begins() {
+    let settings =
+        ["--trusted-proxies", "127.0.0.1/32", "--proxy-protocol", "v2", "--connections-per-address-max", "1"];
+    on_both_drivers(&settings, |f| {
+        let config = f.client_config(ALL_VERSIONS);
+        let introduced = |last: u8| {
+            let mut tcp = f.tcp();
+            let header =
+                [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &[192, 0, 2, last, 127, 0, 0, 1, 1, 1, 2, 2]].concat();
+            tcp.write_all(&header).unwrap();
+            Fixture::over(tcp, &config).expect("a handshake")
+        };
+        let mut first = introduced(1);
+        assert_eq!(exchange(&mut first, &f.good()).0, 202);
+        assert_eq!(exchange(&mut introduced(1), &f.good()).0, 503);
+        assert_eq!(exchange(&mut introduced(2), &f.good()).0, 202);
+        // TLS where the header should be.
+        assert!(f.try_connect(&config).is_err());
     });
 }
 

@@ -154,17 +154,15 @@ const RECORD_ATTEMPTED: &str = concat!(
         AND (old.attempts_made < result.number OR (is_inline AND old.first_at IS NULL))"
 );
 
-const MOVE_LEASES: &str = "
+const RELEASE: &str = "
     WITH moved AS (
         UPDATE deliveries SET next_attempt_at = $3 FROM unnest($1::uuid[], $2::timestamptz[]) AS held (id, lease)
         WHERE deliveries.id = held.id AND deliveries.next_attempt_at = held.lease
         RETURNING deliveries.id, org_id, endpoint_id
-    ), queued AS (
-        INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
-        SELECT org_id, id, endpoint_id, $3 FROM moved
-        ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at
     )
-    SELECT id FROM moved";
+    INSERT INTO delivery_queue (org_id, delivery_id, endpoint_id, next_attempt_at)
+    SELECT org_id, id, endpoint_id, $3 FROM moved
+    ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at";
 
 /// The oldest of an organisation is the first row of its pending ones.
 const PENDING: &str = "
@@ -270,18 +268,18 @@ fn record_in(
     rows.iter().map(|row| get(row, "id").map(DeliveryId)).collect()
 }
 
-/// Sets the end of the leases still held; returns whose that was.
-pub(super) fn move_leases(
+/// Those still held are due at `now`.
+pub(super) fn release(
     session: &mut Session,
     held: &[(DeliveryId, Timestamp)],
-    to: Timestamp,
-) -> Result<Vec<DeliveryId>, StoreError> {
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let mut held = held.to_vec();
     // As in `record`.
     held.sort_unstable();
     let (ids, leases): (Vec<Uuid>, Vec<At>) = held.iter().map(|(id, lease)| (id.0, At(*lease))).unzip();
-    let rows = session.query(MOVE_LEASES, &[&ids, &leases, &At(to)])?;
-    rows.iter().map(|row| get(row, "id").map(DeliveryId)).collect()
+    session.execute(RELEASE, &[&ids, &leases, &At(now)])?;
+    Ok(())
 }
 
 pub(super) fn pending_stats(session: &mut Session) -> Result<PendingStats, CallError> {

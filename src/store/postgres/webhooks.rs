@@ -85,12 +85,8 @@ impl WebhookStore for PostgresStore {
         deliveries::record(&mut *self.session()?, results)
     }
 
-    fn extend(&self, held: &[(DeliveryId, Timestamp)], lease_until: Timestamp) -> Result<Vec<DeliveryId>, StoreError> {
-        deliveries::move_leases(&mut *self.session()?, held, lease_until)
-    }
-
     fn release(&self, held: &[(DeliveryId, Timestamp)], now: Timestamp) -> Result<(), StoreError> {
-        deliveries::move_leases(&mut *self.session()?, held, now).map(drop)
+        deliveries::release(&mut *self.session()?, held, now)
     }
 
     fn pending_stats(&self) -> Result<PendingStats, StoreError> {

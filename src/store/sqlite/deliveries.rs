@@ -33,7 +33,7 @@ const SETTLED: &str = "
 /// A result that comes too late says only how many attempts were made.
 const COUNTED: &str = "UPDATE deliveries SET attempts_made = ?2 WHERE id = ?1 AND attempts_made < ?2";
 
-const MOVE_LEASE: &str = "UPDATE deliveries SET next_attempt_at = ?3 WHERE id = ?1 AND next_attempt_at = ?2";
+const RELEASE: &str = "UPDATE deliveries SET next_attempt_at = ?3 WHERE id = ?1 AND next_attempt_at = ?2";
 
 /// The oldest of an organisation is the first row of its pending ones.
 const OLDEST: &str = "
@@ -136,20 +136,17 @@ pub(super) fn record(transaction: &Transaction<'_>, results: &[AttemptResult]) -
     Ok(changed)
 }
 
-/// Sets the end of the leases still held; returns whose that was.
-pub(super) fn move_leases(
+/// Those still held are due at `now`.
+pub(super) fn release(
     transaction: &Transaction<'_>,
     held: &[(DeliveryId, Timestamp)],
-    to: Timestamp,
-) -> rusqlite::Result<Vec<DeliveryId>> {
-    let mut move_lease = transaction.prepare_cached(MOVE_LEASE)?;
-    let mut moved = Vec::with_capacity(held.len());
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let mut release = transaction.prepare_cached(RELEASE)?;
     for (id, lease) in held {
-        if move_lease.execute(params![id.0.as_bytes(), lease.as_micros(), to.as_micros()])? > 0 {
-            moved.push(*id);
-        }
+        release.execute(params![id.0.as_bytes(), lease.as_micros(), now.as_micros()])?;
     }
-    Ok(moved)
+    Ok(())
 }
 
 pub(super) fn pending_stats(connection: &Connection) -> rusqlite::Result<PendingStats> {

@@ -85,12 +85,8 @@ impl WebhookStore for SqliteStore {
         self.writer()?.write(|transaction| deliveries::record(transaction, results))
     }
 
-    fn extend(&self, held: &[(DeliveryId, Timestamp)], lease_until: Timestamp) -> Result<Vec<DeliveryId>, StoreError> {
-        self.writer()?.write(|transaction| deliveries::move_leases(transaction, held, lease_until))
-    }
-
     fn release(&self, held: &[(DeliveryId, Timestamp)], now: Timestamp) -> Result<(), StoreError> {
-        self.writer()?.write(|transaction| deliveries::move_leases(transaction, held, now)).map(drop)
+        self.writer()?.write(|transaction| deliveries::release(transaction, held, now))
     }
 
     fn pending_stats(&self) -> Result<PendingStats, StoreError> {

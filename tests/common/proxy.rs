@@ -1,10 +1,15 @@
-//! A TCP proxy before the database that cuts a connection at the worst moment.
+//! A TCP proxy before the database that cuts a connection at the worst moment, cuts all of them, delays what passes, or
+//! lets nothing pass.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// When a connection that carries events is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +24,23 @@ pub enum Cut {
 struct State {
     armed: Mutex<Option<Cut>>,
     cuts: AtomicUsize,
+    /// What passes waits so long, in milliseconds, each time and in either direction.
+    delay_ms: AtomicU64,
+    /// Whether nothing passes at all.
+    is_held: AtomicBool,
     stop: AtomicBool,
+    /// Both ends of each connection, by its number.
+    open: Mutex<HashMap<usize, [TcpStream; 2]>>,
+}
+
+impl State {
+    /// Waits as what passes must.
+    fn wait(&self) {
+        thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed)));
+        while self.is_held.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 /// The proxy; ends when dropped, and its connections with their ends.
@@ -31,33 +52,52 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Before the server on `upstream`.
+    /// Before the server on `upstream`. While that does not listen, connections end as soon as they are made.
     pub fn start(upstream: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
         let port = listener.local_addr().expect("bound").port();
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
         let listener = thread::spawn(move || {
-            for client in listener.incoming() {
+            for (number, client) in listener.incoming().enumerate() {
                 if shared.stop.load(Ordering::Relaxed) {
                     return;
                 }
                 let client = client.expect("a connection");
-                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)).expect("the database listens");
-                join(client, server, &shared);
+                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)) {
+                    join(number, client, server, &shared);
+                }
             }
         });
         Self { port, state, listener: Some(listener) }
     }
 
-    /// The next connection that carries an event is cut so.
-    pub fn arm(&self, cut: Cut) {
-        assert!(self.state.armed.lock().expect("no pump panics").replace(cut).is_none(), "the cut before was made");
+    /// The next connection that carries an event is cut so. `false` where the cut before was not made yet.
+    pub fn arm(&self, cut: Cut) -> bool {
+        self.state.armed.lock().expect("no pump panics").replace(cut).is_none()
     }
 
-    /// How many were made.
+    /// How many connections were cut.
     pub fn cuts(&self) -> usize {
         self.state.cuts.load(Ordering::Relaxed)
+    }
+
+    /// Cuts all connections there are.
+    pub fn cut_all(&self) {
+        for end in self.state.open.lock().expect("no pump panics").values().flatten() {
+            // It may have ended by itself.
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// From now on whatever passes waits so long, each time and in either direction.
+    pub fn delay(&self, delay: Duration) {
+        self.state.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether nothing passes, with every connection open and new ones accepted.
+    pub fn hold(&self, is_held: bool) {
+        self.state.is_held.store(is_held, Ordering::Relaxed);
     }
 }
 
@@ -72,13 +112,16 @@ impl Drop for Proxy {
 }
 
 /// Forwards in both directions until one end closes or a cut is made.
-fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) {
+fn join(number: usize, client: TcpStream, server: TcpStream, state: &Arc<State>) {
     // Set before the request is forwarded: from then on no answer passes.
     let begun: Arc<Mutex<Option<Cut>>> = Arc::default();
-    let (client_reads, server_writes) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+    let copy = |end: &TcpStream| end.try_clone().expect("a socket");
+    let (client_reads, server_writes) = (copy(&client), copy(&server));
+    state.open.lock().expect("no pump panics").insert(number, [copy(&client), copy(&server)]);
     let (shared, begins) = (Arc::clone(state), Arc::clone(&begun));
     thread::spawn(move || {
         pump(&client_reads, &server_writes, |chunk, forward| {
+            shared.wait();
             // Only payloads of these tests hold this.
             let carries_events = chunk.windows(4).any(|window| window == b"\"m\":");
             let cut = if carries_events { shared.armed.lock().expect("no pump panics").take() } else { None };
@@ -92,10 +135,12 @@ fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) {
             }
             forwarded
         });
+        shared.open.lock().expect("no pump panics").remove(&number);
     });
     let shared = Arc::clone(state);
     thread::spawn(move || {
         pump(&server, &client, |chunk, forward| {
+            shared.wait();
             let cut = *begun.lock().expect("no pump panics");
             match cut {
                 None => forward(chunk),
