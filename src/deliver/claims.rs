@@ -83,6 +83,8 @@ impl Claims {
                 done = self.count();
             }
             trouble.note(done);
+            // The sender shows it while it works; places are given back behind it.
+            self.metrics.webhook.held.set(self.room.held() as i64);
             self.wait();
         }
     }

@@ -164,10 +164,12 @@ const RELEASE: &str = "
     SELECT org_id, id, endpoint_id, $3 FROM moved
     ON CONFLICT (org_id, delivery_id) DO UPDATE SET next_attempt_at = excluded.next_attempt_at";
 
-/// The oldest of an organisation is the first row of its pending ones.
+/// The oldest of an organisation is the first row of its pending ones. Of the two estimates one is -1 until the first
+/// ANALYZE, the other 0 after a crash.
 const PENDING: &str = "
     SELECT (SELECT count(*) FROM (SELECT FROM delivery_queue LIMIT $1) AS counted),
-        (SELECT reltuples::bigint FROM pg_class WHERE oid = 'delivery_queue'::regclass),
+        (SELECT GREATEST(reltuples::bigint, pg_stat_get_live_tuples(oid)) FROM pg_class
+            WHERE oid = 'delivery_queue'::regclass),
         (SELECT oldest.delivery_id FROM (SELECT DISTINCT org_id FROM endpoints) AS org CROSS JOIN LATERAL (
             SELECT delivery_id FROM delivery_queue WHERE delivery_queue.org_id = org.org_id
             ORDER BY delivery_id LIMIT 1
