@@ -103,6 +103,8 @@ pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy as _;
+
     use super::*;
 
     fn trust(field: ForwardedField) -> Trust {
@@ -211,6 +213,26 @@ mod tests {
     fn a_field_that_is_not_configured_says_nothing() {
         assert_eq!(client(ForwardedField::Off, "192.0.2.1"), PEER);
         assert_eq!(client(ForwardedField::Off, "for=192.0.2.1"), PEER);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_named_is_what_the_proxy_saw_whatever_stands_before_it(
+            before in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            seen in proptest::prelude::any::<u32>().prop_filter("a proxy", |seen| seen >> 24 != 10),
+        ) {
+            let seen = Ipv4Addr::from(seen);
+            for (field, element) in [
+                (ForwardedField::XForwardedFor, seen.to_string()),
+                (ForwardedField::Forwarded, format!("for={seen}")),
+            ] {
+                let value = [&before[..], b", ", element.as_bytes()].concat();
+                let client = trust(field).client_of(PEER.parse().unwrap(), &value);
+                proptest::prop_assert_eq!(client, IpAddr::from(seen));
+                // And bytes alone make no panic.
+                trust(field).client_of(PEER.parse().unwrap(), &before);
+            }
+        }
     }
 
     #[test]

@@ -172,8 +172,12 @@ async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig
 }
 
 /// A panic in a connection's task ends the connection, not the shard.
-pub(super) async fn contain(task: impl Future<Output = ()>) {
-    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        tracing::error!("a bug ended one connection; the panic message above says where");
-    }
+///
+/// No `async fn`: that would keep room for the task twice, as its argument and as what it awaits, in every connection.
+pub(super) fn contain(task: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    AssertUnwindSafe(task).catch_unwind().map(|outcome| {
+        if outcome.is_err() {
+            tracing::error!("a bug ended one connection; the panic message above says where");
+        }
+    })
 }

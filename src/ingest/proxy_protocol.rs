@@ -119,6 +119,22 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_header_or_refused(
+            command in 0x20u8..0x23,
+            family in 0u8..0x43,
+            rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            wild in proptest::array::uniform16(proptest::prelude::any::<u8>()),
+        ) {
+            if let Ok(Some(client)) = read(command, family, &rest) {
+                proptest::prop_assert_eq!(command, 0x21);
+                proptest::prop_assert!(client.parse::<IpAddr>().is_ok());
+            }
+            proptest::prop_assert_eq!(Fixed::parse(&wild), Err(Malformed));
+        }
+    }
+
     #[test]
     fn what_is_not_a_header_of_version_2_is_refused() {
         for (command, family, rest) in [

@@ -42,7 +42,8 @@ const READS_IN_ROW_MAX: u32 = 32;
 
 /// See the module.
 pub(super) struct TlsStream {
-    session: UnbufferedServerConnection,
+    /// Boxed: a stream is moved into its connection, and futures keep room for it wherever it has been.
+    session: Box<UnbufferedServerConnection>,
     /// Records as they arrived, from the first that is not complete on.
     incoming: Vec<u8>,
     /// What to make `incoming` with when it is empty.
@@ -95,7 +96,7 @@ impl TlsStream {
     /// What rustls has against the configuration.
     pub(super) fn new(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         Ok(Self {
-            session: UnbufferedServerConnection::new(config)?,
+            session: Box::new(UnbufferedServerConnection::new(config)?),
             incoming: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
             ahead: Vec::new(),

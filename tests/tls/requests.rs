@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ALL_VERSIONS, HandshakeKind, ProtocolVersion};
 
@@ -151,6 +152,39 @@ fn a_proxy_says_whom_a_connection_is_from_before_tls_begins() {
         assert_eq!(exchange(&mut introduced(2), &f.good()).0, 202);
         // TLS where the header should be.
         assert!(f.try_connect(&config).is_err());
+    });
+}
+
+/// Resident memory of the server, in bytes.
+fn resident(f: &Fixture) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", f.server.pid())).unwrap();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn an_idle_connection_costs_little() {
+    const CONNECTIONS: u64 = 1000;
+    const BYTES_PER_CONNECTION_MAX: u64 = 20 * 1024;
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    on_both_drivers(&["--shards", "1"], |f| {
+        let config = f.client_config(&[&TLS13]);
+        let idle = || {
+            let mut client = f.connect(&config);
+            assert_eq!(exchange(&mut client, &f.good()).0, 202);
+            client
+        };
+        // What the first ones bring in is not what a connection costs.
+        drop((0..50).map(|_| idle()).collect::<Vec<_>>());
+        let before = resident(f);
+        let held: Vec<_> = (0..CONNECTIONS).map(|_| idle()).collect();
+        let each = resident(f).saturating_sub(before) / CONNECTIONS;
+        let stated = format!("{CONNECTIONS} idle connections over TLS: {each} bytes of resident memory each\n");
+        // Past the capture of the test harness: the figure is a result, also where the test passes.
+        std::io::stderr().write_all(stated.as_bytes()).unwrap();
+        assert!(each < BYTES_PER_CONNECTION_MAX, "{stated}");
+        drop(held);
     });
 }
 
