@@ -30,7 +30,7 @@ impl Authority {
 
     /// What a server needs to be `names`: host names, or addresses.
     pub fn server(&self, names: &[&str]) -> ServerConfig {
-        self.signed(params(names))
+        self.signed(&params(names))
     }
 
     /// The same, too late.
@@ -38,10 +38,10 @@ impl Authority {
         let mut params = params(names);
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2021, 1, 1);
-        self.signed(params)
+        self.signed(&params)
     }
 
-    fn signed(&self, params: CertificateParams) -> ServerConfig {
+    fn signed(&self, params: &CertificateParams) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         server_config(certificate.der().clone(), &key)
