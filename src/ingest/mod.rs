@@ -18,6 +18,7 @@ mod promises;
 pub mod rate_limit;
 mod reply;
 pub mod shard;
+mod wipe;
 
 pub use connection::Stream;
 
@@ -128,7 +129,7 @@ fn begin_verification(
     presented: &[u8; API_KEY_LEN],
 ) -> Result<auth_cache::Awaited, Problem> {
     let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
-    let verdict = shard.verifier.submit(id, (*presented).into())?;
+    let verdict = shard.verifier.submit(id, presented.to_vec().into())?;
     let answer = shard.auth.borrow_mut().begin(hash, id);
     // A task of its own: the verdict must reach the others even if this connection ends first.
     let shard = Rc::clone(shard);
