@@ -23,3 +23,5 @@ mod instances;
 mod receiver;
 #[path = "webhooks/retries.rs"]
 mod retries;
+#[path = "webhooks/secrets.rs"]
+mod secrets;

@@ -25,14 +25,15 @@ use crate::auth::windows::Windows;
 use crate::auth::{Grant, Verdict};
 use crate::clock::Timestamp;
 use crate::critical_thread;
-use crate::key::{self, API_KEY_LEN, KeyId};
+use crate::key::{self, KeyId};
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
 use crate::problem::Problem;
 use crate::store::{KeyRecord, Store};
 
-/// A key as a client presented it; wiped when dropped.
-pub type Presented = Zeroizing<[u8; API_KEY_LEN]>;
+/// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at
+/// every step, in a stack and in a slot of the queue.
+pub type Presented = Zeroizing<Vec<u8>>;
 
 struct Job {
     key: KeyId,
@@ -132,7 +133,7 @@ impl Shared {
     fn work(&self, jobs: &Receiver<Job>) {
         let mut recent: HashMap<[u8; 32], Recent> = HashMap::new();
         while let Ok(job) = jobs.recv() {
-            let digest = key::digest(&*job.presented);
+            let digest = key::digest(&job.presented);
             let now = Instant::now();
             recent.retain(|_, known| now.duration_since(known.at) < RECENT_TTL);
             if let Some(known) = recent.get(&digest).filter(|known| known.epoch == self.feed.epoch()) {
@@ -178,7 +179,7 @@ impl Shared {
         if record.info.revoked_at.is_some() || is_over(record.info.expires_at) {
             return Verdict::Invalid;
         }
-        if !key::verify(&**presented, &record.verifier) {
+        if !key::verify(presented, &record.verifier) {
             return Verdict::Invalid;
         }
         Verdict::Valid(Arc::new(Grant {

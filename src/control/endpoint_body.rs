@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 use super::body::{Body, Message, count, named_texts, or_null, switch, text, texts};
 use crate::clock::Timestamp;
@@ -108,7 +109,7 @@ fn rate_limit(value: &RawValue) -> Result<u32, Message> {
 }
 
 fn secret(value: &RawValue) -> Result<WebhookSecret, Message> {
-    WebhookSecret::parse(&text(value)?).map_err(Message::from)
+    WebhookSecret::parse(&Zeroizing::new(text(value)?)).map_err(Message::from)
 }
 
 fn time(value: &RawValue) -> Result<Timestamp, Message> {

@@ -33,6 +33,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use zeroize::Zeroizing;
+
 pub use admission::ReplyHold;
 pub use endpoints::test_event;
 pub use json::{delivery_document, endpoint_document};
@@ -220,18 +222,19 @@ struct Desk {
 impl Desk {
     fn answer(&self, job: Job) -> Result<Answer, Problem> {
         let Caller { org, key } = job.caller;
+        // Bodies that can hold a webhook's secret or its receiver's credentials are wiped when they are answered.
         match job.request {
             Request::GetEvent(id) => events::get(self, org, id),
             Request::ListEvents(query) => events::list(self, org, &query),
             Request::ListEventDeliveries(id, query) => deliveries::of_event(self, org, id, &query),
             Request::ListDeliveries(query) => deliveries::list(self, org, &query),
             Request::RetryDelivery(id) => deliveries::retry(self, org, id),
-            Request::CreateEndpoint(body) => endpoints::create(self, org, &body),
+            Request::CreateEndpoint(body) => endpoints::create(self, org, &Zeroizing::new(body)),
             Request::ListEndpoints(query) => endpoints::list(self, org, &query),
             Request::GetEndpoint(id) => endpoints::get(self, org, id),
-            Request::UpdateEndpoint(id, body) => endpoints::update(self, org, id, &body),
+            Request::UpdateEndpoint(id, body) => endpoints::update(self, org, id, &Zeroizing::new(body)),
             Request::DeleteEndpoint(id) => endpoints::delete(self, org, id),
-            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, org, id, &body),
+            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, org, id, &Zeroizing::new(body)),
             Request::TestEndpoint(id) => endpoints::test(self, org, id),
             Request::RecoverEndpoint(id, body) => endpoints::recover(self, org, id, &body),
             Request::ListKeys => keys::list(self, org),

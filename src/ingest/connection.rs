@@ -25,6 +25,7 @@ use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
+use super::wipe::wipe;
 use super::{Standing, batch, dispatch, post_event};
 use crate::control::{Caller, Job, ReplyHold, Request};
 use crate::handoff::journal::{Ticket, Trouble};
@@ -233,6 +234,10 @@ impl<S: Stream> Connection<S> {
         if let Err(Stop::Gone) = answer {
             return Err(Stop::Gone);
         }
+        // Here, while the head is still where it was read: an idle connection keeps its buffer, not its key.
+        if let Some(key) = head.api_key {
+            wipe(key.slice_mut(&mut self.buffer[self.start..]));
+        }
         let may_go_on = self.is_body_read || Box::pin(self.skip_body(head)).await;
         let keep_alive = head.keep_alive && may_go_on && !self.shard.is_draining();
         self.write_answer(head, &standing, label, keep_alive, answer);
@@ -281,8 +286,10 @@ impl<S: Stream> Connection<S> {
             && let Some(body) = request.body_mut()
         {
             super::refuse_other_media(head, ContentType::Json)?;
-            let read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
+            let mut read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
             body.extend_from_slice(self.body(&read));
+            // It may hold a webhook's secret.
+            wipe(self.body_mut(&mut read));
         }
         let caller = Caller { org: tenant.grant.org, key: tenant.grant.key };
         let reply = self.shard.control.submit(Job { caller, request })?;
@@ -415,8 +422,12 @@ impl<S: Stream> Connection<S> {
             }
             self.member.extend(limits::WRITE_TIMEOUT);
         }
+        if !self.holds.is_empty() {
+            // A control answer may show a new key, and the buffer is kept for others.
+            wipe(&mut out);
+            self.holds.clear();
+        }
         self.shard.give_buffer(out);
-        self.holds.clear();
         Ok(())
     }
 
@@ -461,8 +472,9 @@ impl<S: Stream> Connection<S> {
                 self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
                 202
             }
-            Ok(Answer::Json { status, body, hold }) => {
+            Ok(Answer::Json { status, mut body, hold }) => {
                 reply::json(out, &frame, status, &body, hold.is_some());
+                wipe(&mut body);
                 self.holds.extend(hold);
                 status
             }

@@ -35,6 +35,11 @@ impl Span {
         &whole[self.range()]
     }
 
+    /// The same, to be wiped.
+    pub fn slice_mut(self, whole: &mut [u8]) -> &mut [u8] {
+        &mut whole[self.range()]
+    }
+
     fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }

@@ -25,6 +25,7 @@ mod reply;
 pub mod shard;
 mod stream;
 mod tls_stream;
+mod wipe;
 
 pub use stream::Stream;
 
@@ -155,7 +156,7 @@ fn begin_verification(
     id: KeyId,
     presented: &[u8; API_KEY_LEN],
 ) -> Result<auth_cache::Awaited, Problem> {
-    let verdict = shard.verifier.submit(id, (*presented).into())?;
+    let verdict = shard.verifier.submit(id, presented.to_vec().into())?;
     let answer = shard.auth.borrow_mut().begin(hash, id);
     // A task of its own: the verdict must reach the others even if this connection ends first.
     let shard = Rc::clone(shard);

@@ -1,6 +1,7 @@
 //! Secrets stay where they belong: not in the log at its most talkative, not on standard output, not in metrics, not in
 //! an answer, not in the clear in the database.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::common::postgres::Cluster;
@@ -137,4 +138,52 @@ fn each_file(dir: &Path, visit: &mut impl FnMut(&Path)) {
         let path = entry.unwrap().path();
         if path.is_dir() { each_file(&path, visit) } else { visit(&path) }
     }
+}
+
+/// An idle connection keeps its buffer; a memory dump must not find the key in it.
+#[test]
+fn an_idle_servers_memory_holds_no_key() {
+    let installation = Installation::sqlite();
+    let server = installation.start(&[]);
+    let (_, key) = server.organization("test", "0");
+    let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        for fields in [format!("X-API-Key: {key}\r\n"), format!("Authorization: Bearer {key}\r\n")] {
+            assert_eq!(post(client, &fields).status, 202);
+        }
+    }
+    let rotated = clients[0].request("POST", "/api/keys/rotate", Some(&key), Some(br#"{"grace_seconds":60}"#));
+    let made = key_made(std::str::from_utf8(&rotated.body).unwrap());
+    assert_eq!(post(&mut clients[1], &format!("X-API-Key: {made}\r\n")).status, 202);
+    server.drained();
+    let memory = memory_of(server.pid());
+    let holds = |text: &str| memchr::memmem::find_iter(&memory, text.as_bytes()).count();
+    assert!(holds("X-API-Key") > 0, "the memory was read");
+    assert_eq!((holds(&secret_of(&key)), holds(&secret_of(&made))), (0, 0), "copies of the key, of the new one");
+}
+
+/// What a process can write to and has in memory.
+fn memory_of(pid: u32) -> Vec<u8> {
+    // Bits of /proc/<pid>/pagemap, which has 8 bytes for each page: there, or swapped out.
+    const IN_USE: u64 = 1 << 63 | 1 << 62;
+    let page = rustix::param::page_size() as u64;
+    let open = |name: &str| std::fs::File::open(format!("/proc/{pid}/{name}")).unwrap();
+    let (file, pages) = (open("mem"), open("pagemap"));
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut memory = Vec::new();
+    for map in maps.lines().filter(|map| map.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
+        let (from, to) = map.split(' ').next().and_then(|range| range.split_once('-')).unwrap();
+        let [from, to] = [from, to].map(|at| u64::from_str_radix(at, 16).unwrap() / page);
+        let mut bits = vec![0; ((to - from) * 8) as usize];
+        pages.read_exact_at(&mut bits, from * 8).unwrap();
+        let is_used = |bits: &[u8]| u64::from_ne_bytes(bits.try_into().unwrap()) & IN_USE != 0;
+        for (number, _) in (from..to).zip(bits.chunks(8)).filter(|(_, bits)| is_used(bits)) {
+            let mut bytes = vec![0; page as usize];
+            // It may be gone since; a few pages are the kernel's and cannot be read.
+            if file.read_exact_at(&mut bytes, number * page).is_ok() {
+                memory.append(&mut bytes);
+            }
+        }
+    }
+    memory
 }

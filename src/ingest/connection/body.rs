@@ -35,6 +35,14 @@ impl<S: Stream> Connection<S> {
         }
     }
 
+    /// The same, to be wiped.
+    pub(super) fn body_mut<'a>(&'a mut self, body: &'a mut Body) -> &'a mut [u8] {
+        match body {
+            Body::InPlace(range) => &mut self.buffer[self.start..][range.clone()],
+            Body::Decoded(bytes) => bytes,
+        }
+    }
+
     /// Reads the whole body, of at most `max` bytes, saying `100 Continue` first where the client waits for it.
     pub(in crate::ingest) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
         match head.framing {
