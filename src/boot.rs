@@ -316,9 +316,7 @@ impl Preparation {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let started = Instant::now();
-            let maintained = self.store.maintain();
-            self.metrics.store.observe(DbOperation::Maintain, started.elapsed());
+            let maintained = self.metrics.store.timed(DbOperation::Maintain, || self.store.maintain());
             pause = match maintained {
                 Ok(()) => {
                     self.delete_old_deliveries();
@@ -373,9 +371,7 @@ impl Preparation {
 
     fn prepare(&self) -> Result<(), StoreError> {
         if self.config.migrate_on_start {
-            let started = Instant::now();
-            let applied = self.store.migrate();
-            self.metrics.store.observe(DbOperation::Migrate, started.elapsed());
+            let applied = self.metrics.store.timed(DbOperation::Migrate, || self.store.migrate());
             match applied? {
                 0 => {}
                 applied => tracing::info!(applied, store = self.store.kind(), "the database schema is up to date"),

@@ -159,9 +159,7 @@ impl Shared {
         if now_ms < self.store_down_until_ms.load(Ordering::Relaxed) {
             return Verdict::Unavailable;
         }
-        let asked = Instant::now();
-        let found = self.store.find_key(job.key);
-        self.metrics.store.observe(DbOperation::FindKey, asked.elapsed());
+        let found = self.metrics.store.timed(DbOperation::FindKey, || self.store.find_key(job.key));
         match found {
             Ok(Some(record)) => self.judge(&record, &job.presented),
             Ok(None) => Verdict::Invalid,

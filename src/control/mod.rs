@@ -31,7 +31,6 @@ mod webhook_tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use zeroize::Zeroizing;
 
@@ -246,10 +245,7 @@ impl Desk {
 
     /// Asks the store, and records how long its answer took.
     fn ask<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
-        let asked = Instant::now();
-        let answer = question(self.store.as_ref());
-        self.metrics.store.observe(operation, asked.elapsed());
-        answer
+        self.metrics.store.timed(operation, || question(self.store.as_ref()))
     }
 
     /// Says that the organisation's endpoints changed, before the answer does.

@@ -240,10 +240,7 @@ impl Claims {
     }
 
     fn ask<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
-        let asked = Instant::now();
-        let answer = question(&*self.store);
-        self.metrics.store.observe(operation, asked.elapsed());
-        answer
+        self.metrics.store.timed(operation, || question(&*self.store))
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
@@ -143,10 +143,7 @@ impl Recorder {
         let mut pause = limits::STORE_BACKOFF_MIN;
         let mut is_logged = false;
         while !self.give_up.load(Ordering::Relaxed) {
-            let started = Instant::now();
-            let done = call(&*self.store);
-            self.metrics.store.observe(DbOperation::RecordAttempts, started.elapsed());
-            match done {
+            match self.metrics.store.timed(DbOperation::RecordAttempts, || call(&*self.store)) {
                 Ok(done) => return Some(done),
                 Err(error @ (StoreError::RowRefused(_) | StoreError::Conflict(_))) => {
                     tracing::error!(%error, "the database refuses what came of a webhook attempt; it will be made again");

@@ -1,7 +1,7 @@
 //! What writers, auth and control threads count about the store: per call or per batch, never per event, so
 //! the locked instructions of the `prometheus` crate's own cells are affordable here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
@@ -58,6 +58,14 @@ impl StoreMetrics {
     /// Records how long a call of the store took, whatever came of it.
     pub fn observe(&self, operation: DbOperation, took: Duration) {
         self.operations[operation.index()].observe(took.as_secs_f64());
+    }
+
+    /// Makes a call of the store, and records how long it took, whatever came of it.
+    pub fn timed<T>(&self, operation: DbOperation, call: impl FnOnce() -> T) -> T {
+        let asked = Instant::now();
+        let answer = call();
+        self.observe(operation, asked.elapsed());
+        answer
     }
 
     /// Records a committed batch.

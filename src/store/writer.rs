@@ -129,9 +129,8 @@ impl Shared {
         let stored = self.persist(|| {
             // Anew for each attempt: leases and places in memory are not held through an outage.
             let plan = self.outbox.plan(events)?;
-            let started = Instant::now();
-            let stored = self.store.store_events(events, &plan.deliveries);
-            self.metrics.store.observe(DbOperation::StoreEvents, started.elapsed());
+            let store = || self.store.store_events(events, &plan.deliveries);
+            let stored = self.metrics.store.timed(DbOperation::StoreEvents, store);
             stored.map(|stored| (plan, stored))
         });
         match stored {
@@ -169,9 +168,7 @@ impl Shared {
 
     fn quarantine(&self, event: &Event, reason: &str) {
         let kept = self.persist(|| {
-            let started = Instant::now();
-            let kept = self.store.quarantine(event, reason);
-            self.metrics.store.observe(DbOperation::Quarantine, started.elapsed());
+            let kept = self.metrics.store.timed(DbOperation::Quarantine, || self.store.quarantine(event, reason));
             // This table takes anything: where it does not, somebody changed it. The event is held, not dropped.
             kept.map_err(|error| match error {
                 StoreError::RowRefused(why) => {
