@@ -39,10 +39,12 @@ fn new_certificates_are_taken_under_load_and_no_connection_notices() {
                     (0..16).all(|_| shown(&f.connect(&f.client_config(ALL_VERSIONS))) != before)
                 });
                 before = shown(&f.connect(&f.client_config(ALL_VERSIONS)));
+                // Each certificate is under load for a while, however slow the machine is.
+                let seen = requests.load(Ordering::Relaxed);
+                eventually("requests go on", || requests.load(Ordering::Relaxed) >= seen + 20);
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        assert!(requests.load(Ordering::Relaxed) > 50);
     });
 }
 
