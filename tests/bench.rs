@@ -2,6 +2,8 @@
 //! whatever goes wrong is said with what mends it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+#[path = "common/certificates.rs"]
+mod certificates;
 mod common;
 #[path = "common/shell.rs"]
 mod shell;
@@ -12,6 +14,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use certificates::Authority;
 use common::server::{Options, Server};
 use serde_json::Value;
 use shell::{Shell, assert_has, keys_of};
@@ -248,6 +251,33 @@ fn an_interrupted_load_reports_what_it_has() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let run = &report["runs"][0];
     assert!(run["seconds"].as_f64().unwrap() < 30.0 && count(run, "accepted") > 0, "{run}");
+}
+
+#[test]
+fn over_tls_it_trusts_whom_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let [certificate, key] = authority.pem(&["localhost"]);
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).to_str().unwrap().to_owned()
+    };
+    let (certificate_file, key_file) = (file("cert.pem", &certificate), file("key.pem", &key));
+    // It is ready by its own word: a plain client of the test cannot ask it.
+    let tls = ["--durability", "memory", "--tls-cert-file", &certificate_file, "--tls-key-file", &key_file];
+    let server = Server::start_unready(roomy(&tls));
+    common::server::eventually("the server is ready", || server.log().contains(" ready "));
+    let api_key = server.key();
+    let url = format!("https://localhost:{}", server.addr.port());
+    let ca_file = authority.file(dir.path());
+    let args = ["bench", &url, "--ca-file", ca_file.to_str().unwrap(), "--connections", "5", "--batch", "300"];
+    let report = shell(&api_key).json(&[&args[..], &SHORT].concat());
+    let run = &report["runs"][0];
+    assert!(count(run, "accepted") >= 300 && errors(run) == 0, "{report}");
+    let told = count(run, "accepted") + count(run, "warmup_accepted");
+    assert_eq!(server.count("events_ingested_total"), told);
+    let said = shell(&api_key).refused(1, &["bench", &url]);
+    assert_has(&said, &["no connection", "certificate"]);
 }
 
 /// What any HTTP server may say.

@@ -14,6 +14,7 @@
 
 mod answer;
 mod connection;
+mod pool;
 mod request;
 mod schedule;
 mod tally;

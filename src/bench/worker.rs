@@ -1,30 +1,25 @@
 //! One thread of the load: its loop over due times and answers.
 //!
-//! Owns its connections, its epoll instance, its schedule and its tally. It sleeps in `epoll_wait` and nowhere else, until
+//! Owns its pool of connections, its schedule and its tally. It sleeps in `epoll_wait` and nowhere else, until
 //! an answer, the next due time or the next sweep. Times are nanoseconds since the run was set up.
 
-use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, Event, EventData, EventFlags};
-use rustix::io::Errno;
+use rustix::event::epoll::{Event, EventFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::answer::{self, Reading};
-use super::connection::{Connection, Phase};
+use super::connection::Phase;
+use super::pool::{Pool, nanos};
 use super::request::Requests;
 use super::schedule::Schedule;
 use super::tally::{Outcome, Snapshot, Tally, Times};
 use super::{Common, Pace, Plan};
-use crate::limits::{BENCH_OPENING_MAX, BENCH_RECONNECT_PAUSE, BENCH_REFUSAL_PAUSE};
 
 /// Events taken from epoll at a time.
 const EVENTS_MAX: usize = 256;
@@ -50,15 +45,7 @@ pub struct Worker<'a> {
     common: &'a Common<'a>,
     plan: &'a Plan<'a>,
     index: usize,
-    epoll: OwnedFd,
-    connections: Vec<Connection>,
-    /// Idle connections, that with the longest rest first; may hold one that is idle no longer.
-    idle: VecDeque<usize>,
-    /// Connections that rest after a refusal, with the end of their rest, in its order.
-    resting: VecDeque<(u64, usize)>,
-    /// Closed connections, with when to open them, in its order.
-    closed: VecDeque<(u64, usize)>,
-    opening: usize,
+    pool: Pool<'a>,
     busy: usize,
     requests: Requests,
     /// `None`: no rate is kept.
@@ -86,12 +73,7 @@ impl<'a> Worker<'a> {
             common,
             plan,
             index,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            connections: (0..share).map(|_| Connection::closed()).collect(),
-            idle: VecDeque::with_capacity(share),
-            resting: VecDeque::new(),
-            closed: (0..share).map(|nth| (0, nth)).collect(),
-            opening: 0,
+            pool: Pool::new(plan.target, share)?,
             busy: 0,
             requests: plan.requests.clone(),
             schedule: match plan.pace {
@@ -123,7 +105,7 @@ impl<'a> Worker<'a> {
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let patience_ns = self.now() + nanos(self.plan.timeout);
-        while self.idle.len() < self.connections.len() && self.now() < patience_ns && !self.gives_up() {
+        while !self.pool.is_complete() && self.now() < patience_ns && !self.gives_up() {
             self.turn(&mut events);
         }
         if !self.begin() {
@@ -131,8 +113,11 @@ impl<'a> Worker<'a> {
         }
         loop {
             let now = self.now();
+            if self.common.stop.load(Ordering::Relaxed) {
+                self.end_ns = self.end_ns.min(now);
+            }
             self.note_cpu(now);
-            if self.busy == 0 && (now >= self.end_ns || self.gives_up() || !self.is_loading()) {
+            if self.busy == 0 && (now >= self.end_ns || (self.plan.is_trial && self.gives_up())) {
                 break;
             }
             self.turn(&mut events);
@@ -170,33 +155,24 @@ impl<'a> Worker<'a> {
         if now >= self.next_sweep_ns {
             self.sweep(now);
         }
-        while let Some((until_ns, nth)) = self.resting.front().copied()
-            && until_ns <= now
-        {
-            self.resting.pop_front();
-            if self.connections[nth].phase == Phase::Idle {
-                self.list_idle(nth);
-            }
-        }
-        self.open_some(now);
+        self.pool.tend(now, &mut self.tally);
         self.send_due(now);
-        wait(&self.epoll, events, self.next_wake_ns().saturating_sub(self.now()));
+        self.pool.wait(events, self.next_wake_ns().saturating_sub(self.now()));
         for event in events.drain(..) {
             self.moved(event.data.u64() as usize, event.flags);
         }
     }
 
     fn next_wake_ns(&self) -> u64 {
-        let due = self.schedule.as_ref().filter(|_| !self.idle.is_empty() && self.is_loading());
-        let due = due.map(|schedule| self.begin_ns.saturating_add(schedule.next_ns()));
-        let rested = self.resting.front().map(|(until_ns, _)| *until_ns);
-        let reopened = self.closed.front().map(|(at_ns, _)| *at_ns).filter(|_| self.opening < BENCH_OPENING_MAX);
-        [due, rested, reopened].into_iter().flatten().fold(self.next_sweep_ns, u64::min)
+        let due = self.schedule.as_ref().filter(|_| self.pool.has_idle() && self.is_loading());
+        let due_ns = due.map_or(u64::MAX, |schedule| self.begin_ns + schedule.next_ns());
+        due_ns.min(self.next_sweep_ns).min(self.pool.next_wake_ns())
     }
 
-    /// Whether there is no sense in waiting for more connections.
+    /// Whether there is no sense in waiting for more: it was stopped, or the trial was made.
     fn gives_up(&self) -> bool {
-        self.common.stop.load(Ordering::Relaxed) || (self.plan.is_trial && self.tally.errors.sum() > 0)
+        let is_tried = self.plan.is_trial && (self.sent > 0 || self.tally.errors.sum() > 0);
+        is_tried || self.common.stop.load(Ordering::Relaxed)
     }
 
     /// Whether the load has begun, and has not ended by what this thread knows.
@@ -210,7 +186,7 @@ impl<'a> Worker<'a> {
             if due_ns > now {
                 return;
             }
-            let Some(nth) = self.next_idle() else { return };
+            let Some(nth) = self.pool.take_idle() else { return };
             if let Some(schedule) = &mut self.schedule {
                 schedule.take();
             }
@@ -225,34 +201,27 @@ impl<'a> Worker<'a> {
         self.sent += 1;
         self.tally.requests += u64::from(now >= self.counted_from_ns);
         self.busy += 1;
-        let connection = &mut self.connections[nth];
+        let connection = self.pool.get(nth);
         connection.phase = Phase::Busy { due_ns, sent_ns: now };
         let sent = connection.send(self.requests.compose(nth * of + self.index, self.plan.nth, number));
         match sent {
-            Ok(()) => self.watch(nth),
+            Ok(()) => self.pool.watch(nth),
             Err(_) => self.fail(nth, Trouble::Ended),
         }
     }
 
-    // ---- connections ---------------------------------------------------------------------------------------
-
     /// Something happened on a socket.
     fn moved(&mut self, nth: usize, flags: EventFlags) {
-        match self.connections[nth].phase {
+        match self.pool.get(nth).phase {
             Phase::Closed => {}
-            Phase::Opening { .. } => match self.connections[nth].advance() {
-                Ok(false) => self.watch(nth),
-                Ok(true) => {
-                    self.opening -= 1;
-                    self.watch(nth);
-                    self.list_idle(nth);
-                }
-                Err(error) => self.not_opened(nth, &error),
-            },
+            Phase::Opening { .. } => {
+                let now = self.now();
+                self.pool.advance(nth, now, &mut self.tally);
+            }
             Phase::Idle | Phase::Busy { .. } => {
                 if flags.contains(EventFlags::OUT) {
-                    match self.connections[nth].flush() {
-                        Ok(()) => self.watch(nth),
+                    match self.pool.get(nth).flush() {
+                        Ok(()) => self.pool.watch(nth),
                         Err(_) => return self.fail(nth, Trouble::Ended),
                     }
                 }
@@ -263,68 +232,9 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn open_some(&mut self, now: u64) {
-        while self.opening < BENCH_OPENING_MAX
-            && let Some((at_ns, nth)) = self.closed.front().copied()
-            && at_ns <= now
-        {
-            self.closed.pop_front();
-            self.opening += 1;
-            let connection = &mut self.connections[nth];
-            let opened = connection.open(self.plan.target, now).and_then(|()| {
-                connection.watched = connection.wanted();
-                let socket = connection.socket().expect("it is being opened");
-                Ok(epoll::add(&self.epoll, socket, EventData::new_u64(nth as u64), connection.watched)?)
-            });
-            if let Err(error) = opened {
-                self.not_opened(nth, &error);
-            }
-        }
-    }
-
-    /// Has epoll watch for what the connection waits for; rarely a change.
-    fn watch(&mut self, nth: usize) {
-        let connection = &mut self.connections[nth];
-        let wanted = connection.wanted();
-        if connection.watched == wanted {
-            return;
-        }
-        connection.watched = wanted;
-        if let Some(socket) = connection.socket() {
-            epoll::modify(&self.epoll, socket, EventData::new_u64(nth as u64), wanted)
-                .expect("a socket that is watched can be watched for something else");
-        }
-    }
-
-    fn list_idle(&mut self, nth: usize) {
-        let connection = &mut self.connections[nth];
-        connection.phase = Phase::Idle;
-        if !std::mem::replace(&mut connection.is_listed, true) {
-            self.idle.push_back(nth);
-        }
-    }
-
-    fn next_idle(&mut self) -> Option<usize> {
-        loop {
-            let nth = self.idle.pop_front()?;
-            let connection = &mut self.connections[nth];
-            connection.is_listed = false;
-            if connection.phase == Phase::Idle {
-                return Some(nth);
-            }
-        }
-    }
-
-    fn not_opened(&mut self, nth: usize, error: &io::Error) {
-        self.tally.errors.connect += 1;
-        self.tally.connect_error = Some(error.to_string());
-        self.opening -= 1;
-        self.close(nth);
-    }
-
     /// Closes a connection that is open; the request on it, if there is one, has failed.
     fn fail(&mut self, nth: usize, trouble: Trouble) {
-        if let Phase::Busy { .. } = self.connections[nth].phase {
+        if let Phase::Busy { .. } = self.pool.get(nth).phase {
             self.busy -= 1;
             let errors = &mut self.tally.errors;
             *match trouble {
@@ -334,22 +244,18 @@ impl<'a> Worker<'a> {
             } += 1;
         }
         self.tally.reconnects += 1;
-        self.close(nth);
-    }
-
-    fn close(&mut self, nth: usize) {
-        self.connections[nth].close();
-        self.closed.push_back((self.now() + nanos(BENCH_RECONNECT_PAUSE), nth));
+        let now = self.now();
+        self.pool.close(nth, now);
     }
 
     // ---- answers -------------------------------------------------------------------------------------------
 
     fn receive(&mut self, nth: usize) {
-        let connection = &mut self.connections[nth];
+        let connection = self.pool.get(nth);
         let (closes, outcome, now) = loop {
             let fresh = match connection.receive(&mut self.buffer) {
                 Ok(bytes @ 1..) => &self.buffer[..bytes],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.watch(nth),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.pool.watch(nth),
                 Ok(0) | Err(_) => return self.fail(nth, Trouble::Ended),
             };
             // An answer in one piece, and that is nearly every one, is read where it is.
@@ -386,9 +292,9 @@ impl<'a> Worker<'a> {
             return self.fail(nth, Trouble::Ended);
         }
         if outcome == Outcome::Refused && self.schedule.is_none() {
-            return self.resting.push_back((now + nanos(BENCH_REFUSAL_PAUSE), nth));
+            return self.pool.rest(nth, now);
         }
-        self.list_idle(nth);
+        self.pool.give_idle(nth);
         self.send_due(now);
     }
 
@@ -398,17 +304,14 @@ impl<'a> Worker<'a> {
         self.common.origin.elapsed().as_nanos() as u64
     }
 
-    /// Ends what takes too long, and itself where it is told to.
+    /// Ends what takes too long, and says how it goes.
     fn sweep(&mut self, now: u64) {
         self.next_sweep_ns = now + SWEEP_INTERVAL_NS;
-        if self.common.stop.load(Ordering::Relaxed) {
-            self.end_ns = self.end_ns.min(now);
-        }
         let timeout_ns = nanos(self.plan.timeout);
-        for nth in 0..self.connections.len() {
-            match self.connections[nth].phase {
+        for nth in 0..self.pool.len() {
+            match self.pool.get(nth).phase {
                 Phase::Opening { since_ns } if now > since_ns + timeout_ns => {
-                    self.not_opened(nth, &io::ErrorKind::TimedOut.into());
+                    self.pool.not_opened(nth, &io::ErrorKind::TimedOut.into(), now, &mut self.tally);
                 }
                 Phase::Busy { sent_ns, .. } if now > sent_ns + timeout_ns => self.fail(nth, Trouble::Overdue),
                 Phase::Opening { .. } | Phase::Busy { .. } | Phase::Idle | Phase::Closed => {}
@@ -433,24 +336,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    duration.as_nanos() as u64
-}
-
 fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Waits for events, at most so long.
-fn wait(epoll: &OwnedFd, events: &mut Vec<Event>, at_most_ns: u64) {
-    let at_most_ns = at_most_ns.min(SWEEP_INTERVAL_NS);
-    let mut wait = |ns: u64| {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: ns as _ };
-        epoll::wait(epoll, spare_capacity(events), Some(&timeout))
-    };
-    // Before Linux 5.11 there are whole milliseconds only. Interrupted by a signal: nothing has happened yet.
-    if wait(at_most_ns) == Err(Errno::NOSYS) {
-        let _ = wait(at_most_ns.next_multiple_of(1_000_000));
-    }
 }

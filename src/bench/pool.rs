@@ -1,0 +1,192 @@
+//! The connections of one thread: which are free, which rest, which are closed and when they are made again, and the epoll
+//! instance that watches them. Knows nothing of what is sent.
+//!
+//! A connection is opened for as long as the load runs: where one ends, the next attempt follows
+//! [`BENCH_RECONNECT_PAUSE`] later, at most [`BENCH_OPENING_MAX`] of them at a time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData};
+use rustix::io::Errno;
+
+use super::connection::{Connection, Phase};
+use super::tally::Tally;
+use super::target::Target;
+use crate::limits::{BENCH_OPENING_MAX, BENCH_RECONNECT_PAUSE, BENCH_REFUSAL_PAUSE};
+
+/// See the module. A connection is known by its place. Times are nanoseconds on the worker's clock.
+pub struct Pool<'a> {
+    target: &'a Target,
+    epoll: OwnedFd,
+    connections: Vec<Connection>,
+    /// Free ones, that with the longest rest first; may hold one that is free no longer.
+    idle: VecDeque<usize>,
+    /// Those that rest after a refusal, with the end of their rest, in its order; may hold one that has ended.
+    resting: VecDeque<(u64, usize)>,
+    /// Closed ones, with when to open them, in its order.
+    closed: VecDeque<(u64, usize)>,
+    opening: usize,
+}
+
+impl<'a> Pool<'a> {
+    /// So many connections, none of them open.
+    pub fn new(target: &'a Target, connections: usize) -> io::Result<Self> {
+        Ok(Self {
+            target,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            connections: (0..connections).map(|_| Connection::closed()).collect(),
+            idle: VecDeque::with_capacity(connections),
+            resting: VecDeque::new(),
+            closed: (0..connections).map(|nth| (0, nth)).collect(),
+            opening: 0,
+        })
+    }
+
+    /// One of them.
+    pub fn get(&mut self, nth: usize) -> &mut Connection {
+        &mut self.connections[nth]
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether all of them are free.
+    pub fn is_complete(&self) -> bool {
+        self.idle.len() == self.connections.len()
+    }
+
+    /// Whether one may be free.
+    pub fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// Takes the one that has been free for longest.
+    pub fn take_idle(&mut self) -> Option<usize> {
+        loop {
+            let nth = self.idle.pop_front()?;
+            let connection = &mut self.connections[nth];
+            connection.is_listed = false;
+            if connection.phase == Phase::Idle {
+                return Some(nth);
+            }
+        }
+    }
+
+    /// It is free from now on.
+    pub fn give_idle(&mut self, nth: usize) {
+        let connection = &mut self.connections[nth];
+        connection.phase = Phase::Idle;
+        if !std::mem::replace(&mut connection.is_listed, true) {
+            self.idle.push_back(nth);
+        }
+    }
+
+    /// It is free after [`BENCH_REFUSAL_PAUSE`].
+    pub fn rest(&mut self, nth: usize, now: u64) {
+        self.connections[nth].phase = Phase::Idle;
+        self.resting.push_back((now + nanos(BENCH_REFUSAL_PAUSE), nth));
+    }
+
+    /// Frees what has rested and opens what is to be opened.
+    pub fn tend(&mut self, now: u64, tally: &mut Tally) {
+        while let Some((until_ns, nth)) = self.resting.front().copied()
+            && until_ns <= now
+        {
+            self.resting.pop_front();
+            if self.connections[nth].phase == Phase::Idle {
+                self.give_idle(nth);
+            }
+        }
+        while self.opening < BENCH_OPENING_MAX
+            && let Some((at_ns, nth)) = self.closed.front().copied()
+            && at_ns <= now
+        {
+            self.closed.pop_front();
+            self.opening += 1;
+            if let Err(error) = self.open(nth, now) {
+                self.not_opened(nth, &error, now, tally);
+            }
+        }
+    }
+
+    fn open(&mut self, nth: usize, now: u64) -> io::Result<()> {
+        let connection = &mut self.connections[nth];
+        connection.open(self.target, now)?;
+        connection.watched = connection.wanted();
+        let socket = connection.socket().expect("it is being opened");
+        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(nth as u64), connection.watched)?)
+    }
+
+    /// Goes on opening one whose socket moved.
+    pub fn advance(&mut self, nth: usize, now: u64, tally: &mut Tally) {
+        match self.connections[nth].advance() {
+            Ok(false) => self.watch(nth),
+            Ok(true) => {
+                self.opening -= 1;
+                self.watch(nth);
+                self.give_idle(nth);
+            }
+            Err(error) => self.not_opened(nth, &error, now, tally),
+        }
+    }
+
+    /// It could not be opened.
+    pub fn not_opened(&mut self, nth: usize, error: &io::Error, now: u64, tally: &mut Tally) {
+        tally.errors.connect += 1;
+        tally.connect_error = Some(error.to_string());
+        self.opening -= 1;
+        self.close(nth, now);
+    }
+
+    /// Closes it; it is opened again.
+    pub fn close(&mut self, nth: usize, now: u64) {
+        self.connections[nth].close();
+        self.closed.push_back((now + nanos(BENCH_RECONNECT_PAUSE), nth));
+    }
+
+    /// Has epoll watch for what the connection waits for; rarely a change.
+    pub fn watch(&mut self, nth: usize) {
+        let connection = &mut self.connections[nth];
+        let wanted = connection.wanted();
+        if connection.watched == wanted {
+            return;
+        }
+        connection.watched = wanted;
+        if let Some(socket) = connection.socket() {
+            epoll::modify(&self.epoll, socket, EventData::new_u64(nth as u64), wanted)
+                .expect("a socket that is watched can be watched for something else");
+        }
+    }
+
+    /// When [`Self::tend`] has something to do.
+    pub fn next_wake_ns(&self) -> u64 {
+        let rested = self.resting.front().map(|(until_ns, _)| *until_ns);
+        let reopened = self.closed.front().map(|(at_ns, _)| *at_ns).filter(|_| self.opening < BENCH_OPENING_MAX);
+        rested.into_iter().chain(reopened).min().unwrap_or(u64::MAX)
+    }
+
+    /// Waits for events of connections, at most so long, and less than a second.
+    pub fn wait(&self, events: &mut Vec<Event>, at_most_ns: u64) {
+        let at_most_ns = at_most_ns.min(999_000_000);
+        let mut wait = |ns: u64| {
+            let timeout = Timespec { tv_sec: 0, tv_nsec: ns as _ };
+            epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout))
+        };
+        // Before Linux 5.11 there are whole milliseconds only. Interrupted by a signal: nothing has happened yet.
+        if wait(at_most_ns) == Err(Errno::NOSYS) {
+            let _ = wait(at_most_ns.next_multiple_of(1_000_000));
+        }
+    }
+}
+
+/// A duration on the worker's clock.
+pub fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
