@@ -223,8 +223,11 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def server(args, binaries, postgres, durability, work):
-    """A server that is ready: the child, where it listens, where its ops listener is."""
+def server(args, binaries, postgres, durability, work, more=(), prefix=()):
+    """A server that is ready: the child, where it listens, where its ops listener is.
+
+    `more` are arguments for `serve`; `prefix` is put before the command, as `taskset -c 0`.
+    """
     log = work / "millrace.log"
     env = os.environ | {
         "DATABASE_URL": postgres.url,
@@ -233,7 +236,7 @@ def server(args, binaries, postgres, durability, work):
         "MILLRACE_DATA_DIR": str(work / "millrace-data"),
         "MILLRACE_DURABILITY": durability,
     }
-    with process([binaries / "millrace", "serve", *args.serve_args], log, env=env, cwd=work) as child:
+    with process([*prefix, binaries / "millrace", "serve", *args.serve_args, *more], log, env=env, cwd=work) as child:
         listen, ops = wait_for("millrace", lambda: ready_line(log), child, log)
         yield child, listen, ops
     log.unlink()
@@ -278,6 +281,24 @@ def wrk(args, url, connections, duration, key=""):
         raise Failed(f"wrk printed no result:\n{output}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return json.loads(lines[0].removeprefix("RESULT ")) | {"connections": connections, "wrk_cpu_seconds": round(cpu, 2)}
+
+
+def open_loop(binaries, address, rate, seconds, key, connections=64, prefix=()):
+    """Offers `rate` events a second, each at its time; returns the generator's JSON, latencies counted from that time."""
+    command = [*prefix, binaries / "examples/open_loop", address, rate, seconds, connections]
+    env = os.environ | {"MILLRACE_API_KEY": key or "none"}
+    # What is due and unanswered at the end is still asked: a server that is too slow makes the run as much longer.
+    return json.loads(run(command, seconds * 4 + 60, env=env))
+
+
+@contextlib.contextmanager
+def responder(binary, work, prefix=()):
+    """A bare responder that is ready: the child and where it listens."""
+    port, log = free_port(), work / "responder.log"
+    with process([*prefix, binary, f"127.0.0.1:{port}"], log) as child:
+        wait_for("the responder", lambda: "ready" in log.read_text(), child, log)
+        yield child, f"127.0.0.1:{port}"
+    log.unlink()
 
 
 def drained(ops):
@@ -358,7 +379,11 @@ def build(args, examples=()):
         for example in examples:
             command += ["--example", example]
         run(command, BUILD_SECONDS, cwd=ROOT)
-    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+    return target_directory() / "release"
+
+
+def target_directory():
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
 def work_directory(stack, args):
@@ -387,16 +412,19 @@ def warn_where_busy(facts):
         say(f"warning: load average {facts['load_before']:.2f}; other work will show in the figures")
 
 
-def keep(args, name, facts, text):
-    """Prints the report, and writes it and the raw data under perf/runs."""
+def keep(args, name, facts, text, plots=None):
+    """Prints the report, and writes it, the raw data and the plots ({suffix: SVG}) under perf/runs."""
+    stem = f"{facts['date'][:10]}-{facts['commit']}-{name}"
+    plots = {f"{stem}-{suffix}.svg" if suffix else f"{stem}.svg": drawing for suffix, drawing in (plots or {}).items()}
+    text += "".join(f"\n![{suffix}]({suffix})\n" for suffix in plots)
     print(text)
     if args.no_write:
         return
-    path = ROOT / "perf/runs" / f"{facts['date'][:10]}-{facts['commit']}-{name}"
-    path.parent.mkdir(exist_ok=True)
-    path.with_name(path.name + ".md").write_text(text)
-    path.with_name(path.name + ".json").write_text(json.dumps(facts, indent=1) + "\n")
-    say(f"written: {path.relative_to(ROOT)}.md and .json")
+    directory = ROOT / "perf/runs"
+    directory.mkdir(exist_ok=True)
+    for file, content in {f"{stem}.md": text, f"{stem}.json": json.dumps(facts, indent=1) + "\n", **plots}.items():
+        (directory / file).write_text(content)
+        say(f"written: perf/runs/{file}")
 
 
 def main(name, measure):
