@@ -200,6 +200,21 @@ class Postgres:
     def stop(self):
         self.running.close()
 
+    def processes(self):
+        """The postmaster and its children."""
+        pids = [self.pid]
+        for path in glob.glob("/proc/[0-9]*/stat"):
+            found = stat_fields(path)
+            if found and int(found[1][1]) == self.pid:
+                pids.append(int(path.split("/")[2]))
+        return pids
+
+    def signal(self, number):
+        """To all of its processes: stopped, it is a database that does not answer."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def answers(self):
         try:
             return self.sql("SELECT 1", timeout=5) == "1"
@@ -268,12 +283,12 @@ class Metrics:
         return self.values[name]
 
 
-def wrk(args, url, connections, duration, key=""):
+def wrk(args, url, connections, duration, key="", script="event.lua", more_env=None):
     """Runs the load; returns its RESULT, with the CPU seconds it took itself."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["wrk", "-t", min(args.wrk_threads, connections), "-c", connections, "-d", f"{duration}s", "--timeout", "10s"]
-    command += ["--latency", "-s", ROOT / "perf/event.lua", f"{url}/api/events"]
-    env = os.environ | {"MILLRACE_API_KEY": key, "PAYLOAD_BYTES": str(args.payload_bytes)}
+    command += ["--latency", "-s", ROOT / "perf" / script, f"{url}/api/events"]
+    env = os.environ | {"MILLRACE_API_KEY": key, "PAYLOAD_BYTES": str(args.payload_bytes)} | (more_env or {})
     output = run(command, duration + 60, env=env)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
@@ -283,12 +298,21 @@ def wrk(args, url, connections, duration, key=""):
     return json.loads(lines[0].removeprefix("RESULT ")) | {"connections": connections, "wrk_cpu_seconds": round(cpu, 2)}
 
 
-def open_loop(binaries, address, rate, seconds, key, connections=64, prefix=()):
-    """Offers `rate` events a second, each at its time; returns the generator's JSON, latencies counted from that time."""
-    command = [*prefix, binaries / "examples/open_loop", address, rate, seconds, connections]
-    env = os.environ | {"MILLRACE_API_KEY": key or "none"}
-    # What is due and unanswered at the end is still asked: a server that is too slow makes the run as much longer.
-    return json.loads(run(command, seconds * 4 + 60, env=env))
+def bench(binaries, listen, key, rate, seconds, connections=64, prefix=(), more=()):
+    """Offers `rate` events a second with `millrace bench`, or as many as are answered (`max`).
+
+    Returns its figures: latencies in milliseconds from when each request was due, `goodput` in events a second, and
+    `sent_accepted`, every event that was accepted, those of the warming up included.
+    """
+    command = [*prefix, binaries / "millrace", "bench", f"http://{listen}", "--json", "--rate", rate, "--duration", f"{seconds}s"]
+    command += ["--warmup", "1s", "--connections", connections, *more]
+    found = json.loads(run(command, seconds + 60, env=os.environ | {"MILLRACE_API_KEY": key}))["runs"][0]
+    result = {f"{name}_ms": value for name, value in found["latency_ms"].items()}
+    result |= {name: found[name] for name in ("rate", "seconds", "accepted", "refused", "unsent", "errors", "cpu_us_per_request")}
+    result["goodput"] = round(found["accepted_per_second"])
+    result["answered_per_second"] = round(found["requests"] / found["seconds"])
+    result["sent_accepted"] = found["accepted"] + found["warmup_accepted"]
+    return result
 
 
 @contextlib.contextmanager

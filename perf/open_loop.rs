@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         all.latencies.get(at).copied().unwrap_or_default().as_secs_f64() * 1e3
     };
     println!(
-        r#"{{"rate":{rate},"seconds":{seconds:.3},"accepted":{},"answered":{},"refused":{},"p50_ms":{:.3},"p90_ms":{:.3},"p99_ms":{:.3},"p999_ms":{:.3},"p9999_ms":{:.3},"max_ms":{:.3}}}"#,
+        r#"{{"rate":{rate},"seconds":{seconds:.3},"accepted":{},"answered":{},"refused":{},"p50_ms":{:.3},"p90_ms":{:.3},"p99_ms":{:.3},"p999_ms":{:.3},"max_ms":{:.3}}}"#,
         all.accepted,
         all.latencies.len(),
         all.refused,
@@ -90,7 +90,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         quantile(0.9),
         quantile(0.99),
         quantile(0.999),
-        quantile(0.9999),
         quantile(1.0)
     );
     Ok(())
