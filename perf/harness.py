@@ -299,14 +299,22 @@ def wrk(args, url, connections, duration, key="", script="event.lua", more_env=N
 
 
 def bench(binaries, listen, key, rate, seconds, connections=64, prefix=(), more=()):
-    """Offers `rate` events a second with `millrace bench`, or as many as are answered (`max`).
+    """Offers `rate` events a second with `millrace bench`, or as many as are answered (`max`); returns its figures."""
+    command = [*prefix, *bench_command(binaries, listen, rate, seconds, connections), *more]
+    return bench_figures(run(command, seconds + 60, env=os.environ | {"MILLRACE_API_KEY": key}))
 
-    Returns its figures: latencies in milliseconds from when each request was due, `goodput` in events a second, and
-    `sent_accepted`, every event that was accepted, those of the warming up included.
-    """
-    command = [*prefix, binaries / "millrace", "bench", f"http://{listen}", "--json", "--rate", rate, "--duration", f"{seconds}s"]
-    command += ["--warmup", "1s", "--connections", connections, *more]
-    found = json.loads(run(command, seconds + 60, env=os.environ | {"MILLRACE_API_KEY": key}))["runs"][0]
+
+def bench_command(binaries, listen, rate, seconds, connections=64):
+    """The command for so many seconds after one of warming up. `listen`: an address, or a URL."""
+    url = listen if "://" in listen else f"http://{listen}"
+    command = [binaries / "millrace", "bench", url, "--json", "--rate", rate, "--duration", f"{seconds}s"]
+    return [*command, "--warmup", "1s", "--connections", connections]
+
+
+def bench_figures(output):
+    """Latencies in milliseconds from when each request was due, `goodput` in events a second, and `sent_accepted`, every
+    event that was accepted, those of the warming up included."""
+    found = json.loads(output)["runs"][0]
     result = {f"{name}_ms": value for name, value in found["latency_ms"].items()}
     result |= {name: found[name] for name in ("rate", "seconds", "accepted", "refused", "unsent", "errors", "cpu_us_per_request")}
     result["goodput"] = round(found["accepted_per_second"])
