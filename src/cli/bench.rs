@@ -30,7 +30,7 @@ const DESCRIPTORS_BESIDE: usize = 32 + limits::BENCH_THREADS_MAX as usize;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  export MILLRACE_API_KEY=$(millrace org create bench --rate-limit 0 --json | jq -r .api_key)
+  export MILLRACE_API_KEY=$(millrace org create bench --rate-limit 0 --json | grep -o 'mr_\\w*')
   millrace bench                                    as fast as 64 connections get their answers
   millrace bench --rate 10000 --duration 60s        10,000 events/s, and the latency at that rate
   millrace bench --rate 1000,5000,10000,max --json  a series, for a plot of latency against load

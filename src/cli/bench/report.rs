@@ -143,7 +143,7 @@ impl Report {
         let of = if *events_per_request == 1 { "one event".to_owned() } else { format!("{events_per_request} events") };
         let mut text = format!(
             "{url}: {connections} connections, requests of {of} and {request_bytes} bytes; {warmup_seconds} s of warming \
-             up before each rate; {threads} threads\nLatencies in ms, from when a request was due; CPU is the load's \
+             up before each rate; threads: {threads}\nLatencies in ms, from when a request was due; CPU is the load's \
              own, in µs a request.\n\n"
         );
         let rows: Vec<_> = self.runs.iter().map(row).collect();
