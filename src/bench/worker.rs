@@ -27,6 +27,8 @@ const EVENTS_MAX: usize = 256;
 const READ_BYTES: usize = 64 * 1024;
 /// How often overdue answers and the order to stop are looked for.
 const SWEEP_INTERVAL_NS: u64 = 100_000_000;
+/// What was due before the end may be sent so much after it: a thread wakes a few microseconds late.
+const LAST_CALL_NS: u64 = 1_000_000;
 const SNAPSHOT_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// What went wrong with a connection.
@@ -111,17 +113,17 @@ impl<'a> Worker<'a> {
         loop {
             let now = self.common.now_ns();
             if self.common.stop.load(Ordering::Relaxed) {
-                self.end_ns = self.end_ns.min(now);
+                self.end_ns = self.end_ns.min(now.max(self.begin_ns));
             }
             self.note_cpu(now);
-            if self.busy == 0 && (now >= self.end_ns || (self.plan.is_trial && self.gives_up())) {
+            if self.busy == 0 && (self.is_over(now) || (self.plan.is_trial && self.gives_up())) {
                 break;
             }
             self.turn(&mut events);
         }
         self.tally.measured = Duration::from_nanos(self.end_ns.saturating_sub(self.counted_from_ns));
         if let Some(schedule) = &self.schedule {
-            self.tally.unsent = schedule.waiting(self.end_ns.saturating_sub(self.begin_ns));
+            self.tally.unsent = schedule.waiting(self.end_ns - self.begin_ns);
         }
         self.tally
     }
@@ -174,10 +176,16 @@ impl<'a> Worker<'a> {
         self.begin_ns != u64::MAX && !(self.plan.is_trial && self.sent > 0)
     }
 
+    /// Whether nothing will be sent any more.
+    fn is_over(&self, now: u64) -> bool {
+        let waiting = self.schedule.as_ref().map_or(0, |schedule| schedule.waiting(self.end_ns - self.begin_ns));
+        now >= self.end_ns && (waiting == 0 || now >= self.end_ns + LAST_CALL_NS)
+    }
+
     fn send_due(&mut self, mut now: u64) {
-        while self.is_loading() && now < self.end_ns {
+        while self.is_loading() && now < self.end_ns + LAST_CALL_NS {
             let due_ns = self.schedule.as_ref().map_or(now, |schedule| self.begin_ns + schedule.next_ns());
-            if due_ns > now {
+            if due_ns > now || due_ns >= self.end_ns {
                 return;
             }
             let Some(nth) = self.pool.take_idle() else { return };
