@@ -200,6 +200,21 @@ class Postgres:
     def stop(self):
         self.running.close()
 
+    def processes(self):
+        """The postmaster and its children."""
+        pids = [self.pid]
+        for path in glob.glob("/proc/[0-9]*/stat"):
+            found = stat_fields(path)
+            if found and int(found[1][1]) == self.pid:
+                pids.append(int(path.split("/")[2]))
+        return pids
+
+    def signal(self, number):
+        """To all of its processes: stopped, it is a database that does not answer."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def answers(self):
         try:
             return self.sql("SELECT 1", timeout=5) == "1"
@@ -223,8 +238,11 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def server(args, binaries, postgres, durability, work):
-    """A server that is ready: the child, where it listens, where its ops listener is."""
+def server(args, binaries, postgres, durability, work, more=(), prefix=()):
+    """A server that is ready: the child, where it listens, where its ops listener is.
+
+    `more` are arguments for `serve`; `prefix` is put before the command, as `taskset -c 0`.
+    """
     log = work / "millrace.log"
     env = os.environ | {
         "DATABASE_URL": postgres.url,
@@ -233,7 +251,7 @@ def server(args, binaries, postgres, durability, work):
         "MILLRACE_DATA_DIR": str(work / "millrace-data"),
         "MILLRACE_DURABILITY": durability,
     }
-    with process([binaries / "millrace", "serve", *args.serve_args], log, env=env, cwd=work) as child:
+    with process([*prefix, binaries / "millrace", "serve", *args.serve_args, *more], log, env=env, cwd=work) as child:
         listen, ops = wait_for("millrace", lambda: ready_line(log), child, log)
         yield child, listen, ops
     log.unlink()
@@ -265,12 +283,12 @@ class Metrics:
         return self.values[name]
 
 
-def wrk(args, url, connections, duration, key=""):
+def wrk(args, url, connections, duration, key="", script="event.lua", more_env=None):
     """Runs the load; returns its RESULT, with the CPU seconds it took itself."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["wrk", "-t", min(args.wrk_threads, connections), "-c", connections, "-d", f"{duration}s", "--timeout", "10s"]
-    command += ["--latency", "-s", ROOT / "perf/event.lua", f"{url}/api/events"]
-    env = os.environ | {"MILLRACE_API_KEY": key, "PAYLOAD_BYTES": str(args.payload_bytes)}
+    command += ["--latency", "-s", ROOT / "perf" / script, f"{url}/api/events"]
+    env = os.environ | {"MILLRACE_API_KEY": key, "PAYLOAD_BYTES": str(args.payload_bytes)} | (more_env or {})
     output = run(command, duration + 60, env=env)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
@@ -278,6 +296,41 @@ def wrk(args, url, connections, duration, key=""):
         raise Failed(f"wrk printed no result:\n{output}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return json.loads(lines[0].removeprefix("RESULT ")) | {"connections": connections, "wrk_cpu_seconds": round(cpu, 2)}
+
+
+def bench(binaries, listen, key, rate, seconds, connections=64, prefix=(), more=()):
+    """Offers `rate` events a second with `millrace bench`, or as many as are answered (`max`); returns its figures."""
+    command = [*prefix, *bench_command(binaries, listen, rate, seconds, connections), *more]
+    return bench_figures(run(command, seconds + 60, env=os.environ | {"MILLRACE_API_KEY": key}))
+
+
+def bench_command(binaries, listen, rate, seconds, connections=64):
+    """The command for so many seconds after one of warming up. `listen`: an address, or a URL."""
+    url = listen if "://" in listen else f"http://{listen}"
+    command = [binaries / "millrace", "bench", url, "--json", "--rate", rate, "--duration", f"{seconds}s"]
+    return [*command, "--warmup", "1s", "--connections", connections]
+
+
+def bench_figures(output):
+    """Latencies in milliseconds from when each request was due, `goodput` in events a second, and `sent_accepted`, every
+    event that was accepted, those of the warming up included."""
+    found = json.loads(output)["runs"][0]
+    result = {f"{name}_ms": value for name, value in found["latency_ms"].items()}
+    result |= {name: found[name] for name in ("rate", "seconds", "accepted", "refused", "unsent", "errors", "cpu_us_per_request")}
+    result["goodput"] = round(found["accepted_per_second"])
+    result["answered_per_second"] = round(found["requests"] / found["seconds"])
+    result["sent_accepted"] = found["accepted"] + found["warmup_accepted"]
+    return result
+
+
+@contextlib.contextmanager
+def responder(binary, work, prefix=()):
+    """A bare responder that is ready: the child and where it listens."""
+    port, log = free_port(), work / "responder.log"
+    with process([*prefix, binary, f"127.0.0.1:{port}"], log) as child:
+        wait_for("the responder", lambda: "ready" in log.read_text(), child, log)
+        yield child, f"127.0.0.1:{port}"
+    log.unlink()
 
 
 def drained(ops):
@@ -358,7 +411,11 @@ def build(args, examples=()):
         for example in examples:
             command += ["--example", example]
         run(command, BUILD_SECONDS, cwd=ROOT)
-    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+    return target_directory() / "release"
+
+
+def target_directory():
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
 def work_directory(stack, args):
@@ -387,16 +444,19 @@ def warn_where_busy(facts):
         say(f"warning: load average {facts['load_before']:.2f}; other work will show in the figures")
 
 
-def keep(args, name, facts, text):
-    """Prints the report, and writes it and the raw data under perf/runs."""
+def keep(args, name, facts, text, plots=None):
+    """Prints the report, and writes it, the raw data and the plots ({suffix: SVG}) under perf/runs."""
+    stem = f"{facts['date'][:10]}-{facts['commit']}-{name}"
+    plots = {f"{stem}-{suffix}.svg" if suffix else f"{stem}.svg": drawing for suffix, drawing in (plots or {}).items()}
+    text += "".join(f"\n![{suffix}]({suffix})\n" for suffix in plots)
     print(text)
     if args.no_write:
         return
-    path = ROOT / "perf/runs" / f"{facts['date'][:10]}-{facts['commit']}-{name}"
-    path.parent.mkdir(exist_ok=True)
-    path.with_name(path.name + ".md").write_text(text)
-    path.with_name(path.name + ".json").write_text(json.dumps(facts, indent=1) + "\n")
-    say(f"written: {path.relative_to(ROOT)}.md and .json")
+    directory = ROOT / "perf/runs"
+    directory.mkdir(exist_ok=True)
+    for file, content in {f"{stem}.md": text, f"{stem}.json": json.dumps(facts, indent=1) + "\n", **plots}.items():
+        (directory / file).write_text(content)
+        say(f"written: perf/runs/{file}")
 
 
 def main(name, measure):

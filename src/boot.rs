@@ -106,7 +106,7 @@ pub fn serve(
     if let Some(certificates) = &certificates {
         certificates.reload_on_hangup().map_err(|e| StartError(format!("SIGHUP cannot be handled: {e}")))?;
     }
-    let connections_max = raise_descriptor_limit(config.connections_max);
+    let connections_max = room_for_connections(config.connections_max);
     let is_journaling = config.durability != Durability::Memory;
     let directory = lock_data_dir(&config)?;
     let store =
@@ -351,16 +351,20 @@ fn start_shards(
     Ok(shards)
 }
 
-/// Raises the soft limit on open files to the hard one. Returns how many connections that leaves room for, at
-/// most `wanted`.
-fn raise_descriptor_limit(wanted: usize) -> usize {
+/// Raises the soft limit on open files to the hard one, if that is allowed. Returns what holds now.
+pub fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let mut limit = current.unwrap_or(u64::MAX);
     if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok() {
         limit = maximum.unwrap_or(u64::MAX);
     }
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// How many connections the limit on open files leaves room for, at most `wanted`.
+fn room_for_connections(wanted: usize) -> usize {
+    let limit = raise_descriptor_limit();
     // Where descriptors are few the webhooks get a quarter of them at most.
     let reserved = limits::RESERVED_DESCRIPTORS + limits::WEBHOOK_CONNECTIONS_MAX.min(limit / 4);
     let room = limit.saturating_sub(reserved).max(16);

@@ -28,6 +28,7 @@ pub use layer::Origin;
 pub use secret_url::SecretUrl;
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use crate::certificates::CertificateFiles;
 use crate::deliver::config::DeliverConfig;
@@ -41,6 +42,14 @@ use setting::Kind;
 
 /// The environment variable that names the configuration file where `--config` does not.
 pub const CONFIG_FILE_ENV: &str = "MILLRACE_CONFIG";
+
+/// The environment variable with the API key, or several after commas, that `millrace bench` sends with.
+pub const API_KEY_ENV: &str = "MILLRACE_API_KEY";
+
+/// What [`API_KEY_ENV`] holds, if it is text.
+pub fn api_key_from_environment() -> Option<Zeroizing<String>> {
+    std::env::var(API_KEY_ENV).ok().map(Zeroizing::new)
+}
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]

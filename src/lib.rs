@@ -31,3 +31,5 @@ pub mod control;
 pub mod health;
 pub mod metrics;
 pub mod ops;
+
+pub mod bench;

@@ -8,6 +8,7 @@
 //! Clap's own messages repeat what was typed, so whatever may hold a secret (a database URL, a key given where
 //! a key id belongs) reaches it as plain text and is judged here or in `config`.
 
+mod bench;
 mod config_check;
 mod delivery;
 mod endpoint;
@@ -55,6 +56,7 @@ Examples:
   DATABASE_URL=postgres://… millrace serve        Postgres
   millrace org create acme                        an organisation and its first API key
   millrace endpoint create acme https://…         where its events go
+  millrace bench                                  how much a running server takes
   millrace config check                           what holds, and where it is set
 
 Settings come from defaults, then the configuration file, then the environment, then flags; the later wins.
@@ -86,6 +88,8 @@ enum Command {
     ///
     /// Safe to run from several machines at once, and beside running servers of this version or the one before.
     Migrate,
+    /// Measure a running server: how much it takes, and how fast it answers
+    Bench(Box<bench::Bench>),
     /// Look into the journal on disk: what it holds, what is damaged, all its events
     Journal(journal::Journal),
     /// Look at the configuration
@@ -138,6 +142,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, cores: Vec<CoreId>) -> Exit
         Command::Endpoint(endpoint) => endpoint::run(&invocation, endpoint),
         Command::Delivery(delivery) => delivery::run(&invocation, delivery),
         Command::Migrate => migrate::run(&invocation),
+        Command::Bench(bench) => bench::run(&invocation, &bench),
         Command::Journal(journal) => journal::run(journal),
         Command::Config(ConfigCommand::Check(flags)) => config_check::run(&invocation, flags.0),
     };

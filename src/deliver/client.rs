@@ -41,7 +41,7 @@ mod lookup;
 mod pool;
 mod proxy;
 mod stream;
-mod tls;
+pub mod tls;
 
 pub use self::lookup::{Resolve, SystemResolver};
 
