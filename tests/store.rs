@@ -1,7 +1,7 @@
 //! Both stores behind the `Store` trait, against a real Postgres and real files.
 //!
 //! `conformance`, `credentials`, `endpoints`, `deliveries` and `history` hold what both must do; each test runs once per
-//! store. `queue`, `window`, `faults`, `refusals` and `tls` hold what only Postgres can get wrong, `upgrade` what a database
+//! store. `copy`, `queue`, `window`, `faults`, `refusals` and `tls` hold what only Postgres can get wrong, `upgrade` what a database
 //! of the version before must keep.
 
 #![allow(clippy::unwrap_used, reason = "in a test an unexpected error is a failure")]
@@ -9,6 +9,8 @@
 mod common;
 #[path = "store/conformance.rs"]
 mod conformance;
+#[path = "store/copy.rs"]
+mod copy;
 #[path = "store/credentials.rs"]
 mod credentials;
 #[path = "store/deliveries.rs"]

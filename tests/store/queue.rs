@@ -193,7 +193,7 @@ fn statements_planned_early_stay_fast() {
 }
 
 /// A cluster, a store that reaches it through a proxy, and one that does not.
-fn through_proxy() -> (Cluster, Proxy, Fixture, Arc<dyn Store>) {
+pub fn through_proxy() -> (Cluster, Proxy, Fixture, Arc<dyn Store>) {
     let cluster = Cluster::start_own(Options::default());
     let database = cluster.new_name();
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
@@ -207,7 +207,7 @@ fn through_proxy() -> (Cluster, Proxy, Fixture, Arc<dyn Store>) {
 }
 
 /// Makes a call whose answer is cut off, and then again until it is answered.
-fn cut_and_again<T: std::fmt::Debug>(proxy: &Proxy, cut: Cut, call: impl Fn() -> Result<T, StoreError>) -> T {
+pub fn cut_and_again<T: std::fmt::Debug>(proxy: &Proxy, cut: Cut, call: impl Fn() -> Result<T, StoreError>) -> T {
     let cuts = proxy.cuts();
     assert!(proxy.arm(cut));
     let lost = call();

@@ -67,15 +67,15 @@ impl ToSql for Column<'_> {
         }
         for event in self.rows {
             match self.field {
-                Field::Id => put(out, event.id.0.as_bytes())?,
-                Field::Org => put(out, event.org.0.as_bytes())?,
-                Field::ReceivedAt => put(out, &to_postgres(event.received_at).to_be_bytes())?,
-                Field::Type => put(out, event.event_type())?,
+                Field::Id => put(out, event.id.0.as_bytes()),
+                Field::Org => put(out, event.org.0.as_bytes()),
+                Field::ReceivedAt => put(out, &to_postgres(event.received_at).to_be_bytes()),
+                Field::Type => put(out, event.event_type()),
                 Field::DedupId => match event.dedup_id() {
-                    Some(dedup_id) => put(out, dedup_id)?,
+                    Some(dedup_id) => put(out, dedup_id),
                     None => out.put_i32(-1),
                 },
-                Field::Payload => put(out, event.payload())?,
+                Field::Payload => put(out, event.payload()),
             }
         }
         Ok(IsNull::No)
@@ -88,10 +88,10 @@ impl ToSql for Column<'_> {
     to_sql_checked!();
 }
 
-fn put(out: &mut BytesMut, value: &[u8]) -> Result<(), Box<dyn Error + Sync + Send>> {
-    out.put_i32(i32::try_from(value.len())?);
+/// A value behind its length; no field of an event comes near the format's 2 GiB.
+pub(super) fn put(out: &mut BytesMut, value: &[u8]) {
+    out.put_i32(value.len() as i32);
     out.put_slice(value);
-    Ok(())
 }
 
 /// A `timestamptz`; the extremes are -infinity and infinity.
@@ -103,7 +103,8 @@ impl At {
     pub(super) const MAX: Self = Self(Timestamp::from_micros(i64::MAX));
 }
 
-fn to_postgres(at: Timestamp) -> i64 {
+/// Microseconds as Postgres counts them.
+pub(super) fn to_postgres(at: Timestamp) -> i64 {
     match at.as_micros() {
         extreme @ (i64::MIN | i64::MAX) => extreme,
         micros => micros.saturating_sub(POSTGRES_EPOCH_MICROS),

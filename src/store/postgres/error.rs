@@ -53,6 +53,20 @@ impl CallError {
         matches!(self, Self::Refused(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
     }
 
+    /// Whether a row with the same id (or whatever else is unique) is there already.
+    pub(super) fn is_unique_violation(&self) -> bool {
+        self.is_refused_with(&["23505"])
+    }
+
+    /// Whether the table takes rows, but not by COPY: row security is on (0A000), or it is a view (42809).
+    pub(super) fn is_copy_unsupported(&self) -> bool {
+        self.is_refused_with(&["0A000", "42809"])
+    }
+
+    fn is_refused_with(&self, codes: &[&str]) -> bool {
+        matches!(self, Self::Refused(refused) if codes.contains(&refused.code().code()))
+    }
+
     /// Whether the session should be thrown away: it is gone, or a new one may reach a server that can do more
     /// (after a failover) or knows nothing of stale plans and lost prepared statements.
     pub(super) fn ends_session(&self) -> bool {

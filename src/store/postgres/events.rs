@@ -1,7 +1,8 @@
 //! Events in Postgres: storing batches, setting refused ones aside, finding and listing.
 //!
-//! A batch is one round trip and one transaction. Ids the server made (UUIDv7) meet their copy, if any, in the same
-//! partition, where a unique index stops it. Derived ids may meet theirs in a neighbouring day's:
+//! A batch is one statement and one transaction, by COPY where it can be (`copy`), else by INSERT, which skips what is
+//! stored already. Ids the server made (UUIDv7) meet their copy, if any, in the same partition, where a unique index
+//! stops it. Derived ids may meet theirs in a neighbouring day's:
 //! `store_events_v1` (migrations/postgres) looks there.
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::columns::{At, Column, Field, Text, Verbatim};
+use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
@@ -67,6 +69,7 @@ const LIST: &str = "
 pub(super) fn store(
     session: &mut Session,
     partitions: &Partitions,
+    gate: &CopyGate,
     batch: &[Event],
     planned: &[PlannedDelivery],
 ) -> Result<StoredBatch, CallError> {
@@ -81,11 +84,11 @@ pub(super) fn store(
     }
     let planned = without_copies(planned);
     partitions.ensure(session, &rows)?;
-    match insert(session, &rows, derived, &planned) {
+    match insert(session, gate, &rows, derived, &planned) {
         Err(error) if error.is_missing_partition() => {
             partitions.forget(&rows);
             partitions.ensure(session, &rows)?;
-            insert(session, &rows, derived, &planned)
+            insert(session, gate, &rows, derived, &planned)
         }
         result => result,
     }
@@ -93,12 +96,16 @@ pub(super) fn store(
 
 fn insert(
     session: &mut Session,
+    gate: &CopyGate,
     rows: &[&Event],
     derived: bool,
     planned: &[&PlannedDelivery],
 ) -> Result<StoredBatch, CallError> {
     if !planned.is_empty() {
         return insert_planned(session, rows, derived, planned);
+    }
+    if !derived && let Some(new_events) = copy::store(session, gate, rows)? {
+        return Ok(StoredBatch { new_events, deliveries: Vec::new() });
     }
     let columns = Field::ALL.map(|field| Column { rows, field });
     let params = columns.each_ref().map(|column| column as &(dyn ToSql + Sync));

@@ -5,6 +5,7 @@
 //! Prepared statements live in the session, so a pooler in between must pool sessions, not transactions.
 
 mod columns;
+mod copy;
 mod credentials;
 mod deliveries;
 mod endpoints;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use self::copy::CopyGate;
 use self::error::CallError;
 use self::partitions::Partitions;
 use self::session::Session;
@@ -40,6 +42,7 @@ pub struct PostgresStore {
     target: Arc<Target>,
     pool: Pool<Sessions>,
     partitions: Partitions,
+    copy_gate: CopyGate,
 }
 
 impl PostgresStore {
@@ -51,7 +54,7 @@ impl PostgresStore {
     pub fn new(url: &str, connections_max: u32) -> Result<Self, StoreError> {
         let target = Arc::new(Target::parse(url)?);
         let pool = Pool::new(Sessions { target: Arc::clone(&target) }, connections_max);
-        Ok(Self { target, pool, partitions: Partitions::new() })
+        Ok(Self { target, pool, partitions: Partitions::new(), copy_gate: CopyGate::new() })
     }
 
     /// A session, its deadline running.
@@ -95,7 +98,7 @@ impl Store for PostgresStore {
     }
 
     fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
-        events::store(&mut *self.session()?, &self.partitions, batch, planned).map_err(CallError::into)
+        events::store(&mut *self.session()?, &self.partitions, &self.copy_gate, batch, planned).map_err(CallError::into)
     }
 
     fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError> {

@@ -14,8 +14,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_channel::mpsc;
-use futures_util::{StreamExt, stream};
+use futures_util::{SinkExt, StreamExt, stream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::types::ToSql;
@@ -125,6 +126,24 @@ impl Session {
             let statement = conversation.prepare(sql).await?;
             conversation.client.execute(&statement, params).await
         })
+    }
+
+    /// Runs one COPY … FROM STDIN and feeds it `chunks`; returns how many rows it stored.
+    pub(super) fn copy_in(&mut self, sql: &'static str, chunks: impl Iterator<Item = Bytes>) -> Result<u64, CallError> {
+        let mut has_begun = false;
+        let result = self.within(async |conversation: &mut Conversation| {
+            let statement = conversation.prepare(sql).await?;
+            let mut sink = pin!(conversation.client.copy_in(&statement).await?);
+            has_begun = true;
+            for chunk in chunks {
+                sink.feed(chunk).await?;
+            }
+            sink.finish().await
+        });
+        // The driver ends a COPY the server did not begin all the same, and would take what the server says to that for
+        // the answer to the next request.
+        self.broken |= result.is_err() && !has_begun;
+        result
     }
 
     /// Lets whatever the server sent meanwhile arrive, and waits for more until `until` is ready or `most` is over.

@@ -131,7 +131,7 @@ impl WebhookStore for PostgresStore {
     fn insert_test(&self, event: &Event, planned: &PlannedDelivery) -> Result<(), StoreError> {
         let mut session = self.session()?;
         let (batch, planned) = (std::slice::from_ref(event), std::slice::from_ref(planned));
-        events::store(&mut session, &self.partitions, batch, planned)?;
+        events::store(&mut session, &self.partitions, &self.copy_gate, batch, planned)?;
         history::wake(&mut session, planned[0].endpoint).map_err(CallError::into)
     }
 }
