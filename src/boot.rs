@@ -150,7 +150,7 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
+        clients: clients(&config, connections_max),
         certificates,
     };
     let endpoints = deliver.directory();
@@ -449,6 +449,15 @@ fn store_connections(writers: usize) -> u32 {
     u32::try_from(threads).expect("the number of writers was checked")
 }
 
+/// Nobody yet, and how many may come.
+fn clients(config: &Config, connections_max: usize) -> Clients {
+    let arrivals_per_second = match config.tls {
+        Some(_) => limits::HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX,
+        None => limits::ARRIVALS_PER_ADDRESS_AND_SECOND_MAX,
+    };
+    Clients::new(connections_max, config.connections_per_address_max, arrivals_per_second, config.trust.clone())
+}
+
 /// One listener per shard on the same port: the kernel spreads connections over them.
 fn listen(addr: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
     // With SO_REUSEPORT a second server of the same user would share the port in silence: look first, without.
@@ -472,8 +481,9 @@ fn socket(addr: SocketAddr, is_shared: bool) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
-    // Inherited by accepted sockets: one system call less for each connection.
+    // Inherited by accepted sockets: two system calls less for each connection.
     socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(limits::SEND_BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     Ok(socket)
