@@ -150,7 +150,7 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: clients(&config, connections_max),
+        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
         certificates,
     };
     let endpoints = deliver.directory();
@@ -447,15 +447,6 @@ fn cannot_listen(setting: &str, addr: SocketAddr, error: &std::io::Error) -> Sta
 fn store_connections(writers: usize) -> u32 {
     let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2 + 2;
     u32::try_from(threads).expect("the number of writers was checked")
-}
-
-/// Nobody yet, and how many may come.
-fn clients(config: &Config, connections_max: usize) -> Clients {
-    let arrivals_per_second = match config.tls {
-        Some(_) => limits::HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX,
-        None => limits::ARRIVALS_PER_ADDRESS_AND_SECOND_MAX,
-    };
-    Clients::new(connections_max, config.connections_per_address_max, arrivals_per_second, config.trust.clone())
 }
 
 /// One listener per shard on the same port: the kernel spreads connections over them.

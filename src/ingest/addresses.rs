@@ -1,5 +1,5 @@
 //! What the shards remember of clients' addresses: how many connections each has open, and how many wrong keys it has
-//! sent and connections it has opened lately.
+//! sent and TLS connections it has opened lately.
 //!
 //! One table for all shards, of a size that does not depend on how many addresses there are: two rows of cells, and an
 //! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. Addresses that
@@ -26,6 +26,10 @@ const FORGIVEN_IN: Duration =
     Duration::from_micros(60 * 1_000_000 / limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX as u64);
 /// Wrong keys that are not forgiven yet may add up to this.
 const FAILURES_HELD: Duration = Duration::from_secs(60);
+/// One handshake is forgotten in this time.
+const HANDSHAKE_STEP: Duration =
+    Duration::from_micros(1_000_000 / limits::HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX as u64);
+
 /// Where an address is counted: its cell in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cells([u32; 2]);
@@ -39,31 +43,26 @@ pub struct Addresses {
     connections_max: u32,
     /// When all failures so far are forgiven, in microseconds since `started`. Every shard moves it forward.
     forgiven_at: [Box<[AtomicU64]>; 2],
-    /// When all arrivals so far are forgotten, likewise.
-    arrivals_until: [Box<[AtomicU64]>; 2],
-    /// One arrival is forgotten in this time.
-    arrival_step: Duration,
-    /// Arrivals that are not forgotten yet may add up to this.
-    arrivals_held: Duration,
+    /// When all handshakes so far are forgotten, likewise.
+    handshakes_until: [Box<[AtomicU64]>; 2],
+    /// Handshakes that are not forgotten yet may add up to this.
+    handshakes_held: Duration,
     started: Instant,
 }
 
 impl Addresses {
-    /// A table in which an address may hold `connections_max` connections and open so many a second, after as many at
-    /// once as it may hold.
-    pub fn new(connections_max: u32, arrivals_per_second: u32) -> Self {
+    /// A table in which an address may hold `connections_max` connections, and open as many over TLS at once.
+    pub fn new(connections_max: u32) -> Self {
         fn row<T: Default>() -> Box<[T]> {
             (0..limits::ADDRESS_CELLS).map(|_| T::default()).collect()
         }
-        let arrival_step = Duration::from_micros(1_000_000 / u64::from(arrivals_per_second));
         Self {
             hasher: RandomState::new(),
             connections: [row(), row()],
             connections_max,
             forgiven_at: [row(), row()],
-            arrivals_until: [row(), row()],
-            arrival_step,
-            arrivals_held: arrival_step * connections_max.max(limits::ARRIVALS_AT_ONCE_MIN),
+            handshakes_until: [row(), row()],
+            handshakes_held: HANDSHAKE_STEP * connections_max.max(limits::HANDSHAKES_AT_ONCE_MIN),
             started: Instant::now(),
         }
     }
@@ -104,13 +103,13 @@ impl Addresses {
         held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
     }
 
-    /// Notes a connection that was opened. How long it must wait for its turn: not at all where the address has not opened
-    /// too many lately; `None` where that would be longer than [`limits::ARRIVAL_WAIT_MAX`].
-    pub fn arrive(&self, cells: Cells, now: Instant) -> Option<Duration> {
+    /// Notes a connection that is to be spoken TLS on. How long it must wait for its turn: not at all where the address has not opened
+    /// too many lately; `None` where that would be longer than [`limits::HANDSHAKE_WAIT_MAX`].
+    pub fn begin_handshake(&self, cells: Cells, now: Instant) -> Option<Duration> {
         let now = self.micros(now);
-        let step = self.arrival_step.as_micros() as u64;
-        let latest = now + (self.arrivals_held + limits::ARRIVAL_WAIT_MAX).as_micros() as u64;
-        let [first, second] = of(&self.arrivals_until, cells).map(|cell| {
+        let step = HANDSHAKE_STEP.as_micros() as u64;
+        let latest = now + (self.handshakes_held + limits::HANDSHAKE_WAIT_MAX).as_micros() as u64;
+        let [first, second] = of(&self.handshakes_until, cells).map(|cell| {
             // Those that are refused are not noted.
             let later = |until: u64| Some(until.max(now) + step).filter(|until| *until <= latest);
             // Relaxed, as above.
@@ -118,7 +117,7 @@ impl Addresses {
             before.map_or(u64::MAX, |before| before.max(now) + step)
         });
         let until = Some(first.min(second)).filter(|until| *until < u64::MAX)?;
-        Some(Duration::from_micros(until - now).saturating_sub(self.arrivals_held))
+        Some(Duration::from_micros(until - now).saturating_sub(self.handshakes_held))
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -157,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_address_is_an_ipv4_address_or_a_64() {
-        let addresses = Addresses::new(1, 1000);
+        let addresses = Addresses::new(1);
         for (a, b, is_same) in [
             ("192.0.2.1", "192.0.2.1", true),
             ("192.0.2.1", "::ffff:192.0.2.1", true),
@@ -173,7 +172,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_and_given_back() {
-        let addresses = Arc::new(Addresses::new(2, 1000));
+        let addresses = Arc::new(Addresses::new(2));
         let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
         let first = addresses.connect(one).unwrap();
         let _second = addresses.connect(one).unwrap();
@@ -186,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_crowd_does_not_use_up_the_places_of_one() {
-        let addresses = Arc::new(Addresses::new(8, 1000));
+        let addresses = Arc::new(Addresses::new(8));
         let of = |n: u32| addresses.cells(IpAddr::from(n.to_be_bytes()));
         let _held: Vec<_> = (0..300 * 8).filter_map(|n| addresses.connect(of(n / 8))).collect();
         let refused = (1000..3000).filter(|n| addresses.connect(of(*n)).is_none()).count();
@@ -196,7 +195,7 @@ mod tests {
     #[test]
     fn wrong_keys_add_up_to_a_minute_s_worth_and_are_forgiven_one_by_one() {
         const MAX: u32 = limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
-        let addresses = Addresses::new(1, 1000);
+        let addresses = Addresses::new(1);
         let now = Instant::now();
         let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
         for _ in 0..MAX {
@@ -219,26 +218,30 @@ mod tests {
     }
 
     #[test]
-    fn arrivals_of_one_address_have_a_rate_after_many_at_once() {
-        const STEP: Duration = Duration::from_millis(1);
-        let most = (limits::ARRIVAL_WAIT_MAX.as_millis() / STEP.as_millis()) as u32;
-        for (connections_max, at_once) in [(1, limits::ARRIVALS_AT_ONCE_MIN), (20_000, 20_000)] {
-            let addresses = Addresses::new(connections_max, 1000);
+    fn handshakes_of_one_address_have_a_rate_after_many_at_once() {
+        const STEP: Duration = HANDSHAKE_STEP;
+        let most = (limits::HANDSHAKE_WAIT_MAX.as_millis() / STEP.as_millis()) as u32;
+        for (connections_max, at_once) in [(1, limits::HANDSHAKES_AT_ONCE_MIN), (20_000, 20_000)] {
+            let addresses = Addresses::new(connections_max);
             let now = Instant::now();
             let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
             for _ in 0..at_once {
-                assert_eq!(addresses.arrive(one, now), Some(Duration::ZERO));
+                assert_eq!(addresses.begin_handshake(one, now), Some(Duration::ZERO));
             }
             for n in 1..=most {
-                assert_eq!(addresses.arrive(one, now), Some(STEP * n));
+                assert_eq!(addresses.begin_handshake(one, now), Some(STEP * n));
             }
-            assert_eq!((addresses.arrive(one, now), addresses.arrive(one, now)), (None, None));
-            assert_eq!(addresses.arrive(other, now), Some(Duration::ZERO));
+            assert_eq!((addresses.begin_handshake(one, now), addresses.begin_handshake(one, now)), (None, None));
+            assert_eq!(addresses.begin_handshake(other, now), Some(Duration::ZERO));
             let later = now + STEP;
-            assert_eq!(addresses.arrive(one, later), Some(limits::ARRIVAL_WAIT_MAX), "the refused are not waited for");
-            let much_later = later + limits::ARRIVAL_WAIT_MAX;
-            assert_eq!(addresses.arrive(one, much_later), Some(STEP), "and those that waited had their turn");
-            assert_eq!(addresses.arrive(one, much_later + STEP * 2), Some(Duration::ZERO));
+            assert_eq!(
+                addresses.begin_handshake(one, later),
+                Some(limits::HANDSHAKE_WAIT_MAX),
+                "the refused are not waited for"
+            );
+            let much_later = later + limits::HANDSHAKE_WAIT_MAX;
+            assert_eq!(addresses.begin_handshake(one, much_later), Some(STEP), "and those that waited had their turn");
+            assert_eq!(addresses.begin_handshake(one, much_later + STEP * 2), Some(Duration::ZERO));
         }
     }
 }

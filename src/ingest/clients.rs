@@ -32,9 +32,9 @@ pub(super) struct Peer {
 }
 
 impl Clients {
-    /// None yet; at most `open_max` connections, and `open_per_address_max` of one address, which may open so many a second.
-    pub fn new(open_max: usize, open_per_address_max: u32, arrivals_per_second: u32, trust: Trust) -> Self {
-        let addresses = Arc::new(Addresses::new(open_per_address_max, arrivals_per_second));
+    /// None yet; at most `open_max` connections, and `open_per_address_max` of one address.
+    pub fn new(open_max: usize, open_per_address_max: u32, trust: Trust) -> Self {
+        let addresses = Arc::new(Addresses::new(open_per_address_max));
         Self { open: Arc::default(), open_max, turned_away: Arc::default(), addresses, trust: Arc::new(trust) }
     }
 

@@ -58,7 +58,7 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Starts a task for a connection, unless too many of its address came lately.
+/// Starts a task for a connection, unless too many of its address came lately to speak TLS.
 fn admit(shard: &Rc<Shard>, stream: TcpStream, address: IpAddr) {
     let clients = &shard.neighbours.clients;
     let peer = clients.peer(address);
@@ -106,12 +106,13 @@ async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: 
     drop((open, of_address));
 }
 
-/// How long a connection waits for its turn after the others of its address; `None`: it is closed instead. Whoever waits for
-/// answers before coming back is slowed down by that, and not refused.
+/// How long a TLS connection waits for its turn after the others of its address; `None`: it is closed instead. Whoever waits
+/// for answers before coming back is slowed down by that, and not refused.
 fn turn_of(shard: &Shard, peer: Peer) -> Option<Duration> {
     // A proxy stands for many.
-    let Some(cells) = peer.cells else { return Some(Duration::ZERO) };
-    let wait = shard.neighbours.clients.addresses.arrive(cells, Instant::now());
+    let cells = peer.cells.filter(|_| shard.neighbours.certificates.is_some());
+    let Some(cells) = cells else { return Some(Duration::ZERO) };
+    let wait = shard.neighbours.clients.addresses.begin_handshake(cells, Instant::now());
     if wait.is_none() {
         shard.metrics.connections_refused_total.inc();
     }

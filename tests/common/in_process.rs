@@ -81,7 +81,7 @@ impl InProcess {
             ready: Arc::new(|| Readiness::Ready),
             draining: Arc::new(AtomicBool::new(false)),
             leaving: Arc::new(AtomicBool::new(false)),
-            clients: Clients::new(64, 64, 4096, Trust::default()),
+            clients: Clients::new(64, 64, Trust::default()),
             certificates: None,
         };
         Self { neighbours, accepted, key, data_dir }
