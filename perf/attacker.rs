@@ -10,7 +10,11 @@
 //! | `pipeline` | asks without waiting for answers, and reads them |
 //! | `churn` | is closed as soon as it is open |
 //! | `unknown-keys`, `wrong-secrets`, `junk-keys` | sends an event with a new key of that kind, RATE a second over all |
+//! | `spread-keys` | the same with unknown keys, each connection from an address of its own |
+//! | `good-keys` | the same with the good key: what as many ordinary requests cost |
 //! | `handshakes`, `resumptions` | shakes hands over TLS, in full or with a ticket, and asks for `/health` |
+//! | `spread-handshakes`, `spread-resumptions` | the same, each from the next of 200 addresses |
+//! | `burn` | is none: a thread that computes without pause. What an attacker on the same cores takes by being there |
 //!
 //! Connections that are closed are opened again. `keys KIND COUNT` prints keys, `certificate DIR` makes a private
 //! authority and a certificate of it. The good key is in `MILLRACE_API_KEY`, the authority's file in `MILLRACE_CA_FILE`.
@@ -36,7 +40,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 const SECONDS_MAX: f64 = 120.0;
 const CONNECTIONS_MAX: u32 = 20_000;
 const PER_ADDRESS: u32 = 4000;
-const MODES: [&str; 13] = [
+const MODES: [&str; 18] = [
     "idle",
     "crowd",
     "slow-head",
@@ -50,6 +54,11 @@ const MODES: [&str; 13] = [
     "junk-keys",
     "handshakes",
     "resumptions",
+    "spread-keys",
+    "good-keys",
+    "burn",
+    "spread-handshakes",
+    "spread-resumptions",
 ];
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n";
 const DOCUMENT: &[u8] = b"GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n";
@@ -65,8 +74,8 @@ struct Attack {
     rate: f64,
     /// The network that its connections come from.
     network: [u8; 3],
-    /// From one address of it, however many they are.
-    is_crowd: bool,
+    /// So many from each address of it.
+    per_address: u32,
 }
 
 #[allow(clippy::print_stdout, reason = "the result")]
@@ -88,8 +97,12 @@ fn main() -> Result<(), Failure> {
                 return Err("loopback only, at most 120 seconds and 20,000 connections".into());
             }
             let end = Instant::now() + Duration::from_secs_f64(seconds);
-            let counts =
-                run(mode, &Attack { addr, end, connections, rate, network: network(mode), is_crowd: mode == "crowd" })?;
+            let per_address = match mode {
+                "crowd" => CONNECTIONS_MAX,
+                "spread-keys" | "spread-handshakes" | "spread-resumptions" => 1,
+                _ => PER_ADDRESS,
+            };
+            let counts = run(mode, &Attack { addr, end, connections, rate, network: network(mode), per_address })?;
             println!("{}", serde_json::to_string(&counts)?);
         }
         _ => return Err(USAGE.into()),
@@ -119,9 +132,13 @@ fn run(mode: &str, attack: &Attack) -> Result<Counts, Failure> {
         "deaf" => by_thread(attack, deaf),
         "pipeline" => by_thread(attack, pipeline),
         "churn" => by_thread(attack, churn),
-        "unknown-keys" | "wrong-secrets" | "junk-keys" => by_thread(attack, |attack, n| guess(attack, n, mode)),
-        "handshakes" | "resumptions" => {
-            let config = tls_config(mode == "resumptions")?;
+        "spread-keys" => by_thread(attack, |attack, n| guess(attack, n, "unknown-keys")),
+        "unknown-keys" | "wrong-secrets" | "junk-keys" | "good-keys" => {
+            by_thread(attack, |attack, n| guess(attack, n, mode))
+        }
+        "burn" => by_thread(attack, |attack, _| Ok(burn(attack))),
+        "handshakes" | "resumptions" | "spread-handshakes" | "spread-resumptions" => {
+            let config = tls_config(mode.ends_with("resumptions"))?;
             by_thread(attack, |attack, n| shake_hands(attack, n, &config))
         }
         _ => Err(format!("there is no mode {mode}").into()),
@@ -154,9 +171,9 @@ fn by_thread(
 
 /// Connects from an address of the attack's own.
 fn connect(attack: &Attack, n: u32) -> std::io::Result<TcpStream> {
-    let group = if attack.is_crowd { 0 } else { n / PER_ADDRESS };
     let [a, b, c] = attack.network;
-    let source = Ipv4Addr::new(a, b, c, 1 + group as u8);
+    let host = u8::try_from(1 + n / attack.per_address).map_err(std::io::Error::other)?;
+    let source = Ipv4Addr::new(a, b, c, host);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
     socket.set_tcp_nodelay(true)?;
@@ -220,12 +237,13 @@ fn hold(attack: &Attack, begin: &[u8], drip: &[u8]) -> Result<Counts, Failure> {
 
 fn deaf(attack: &Attack, n: u32) -> Result<Counts, Failure> {
     let mut counts = Counts::new();
+    let requests = DOCUMENT.repeat(64);
     while Instant::now() < attack.end {
         let mut stream = connect(attack, n)?;
         stream.set_write_timeout(Some(Duration::from_millis(250)))?;
         count(&mut counts, "opened");
         while Instant::now() < attack.end {
-            match stream.write(DOCUMENT) {
+            match stream.write(&requests) {
                 Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     count(&mut counts, "closed");
                     break;
@@ -272,6 +290,17 @@ fn churn(attack: &Attack, n: u32) -> Result<Counts, Failure> {
     Ok(counts)
 }
 
+fn burn(attack: &Attack) -> Counts {
+    let (mut state, mut rounds) = (1u64, 0);
+    while Instant::now() < attack.end {
+        for _ in 0..100_000 {
+            state = std::hint::black_box(state.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ state >> 31);
+        }
+        rounds += 1;
+    }
+    Counts::from([("rounds".to_owned(), rounds)])
+}
+
 fn guess(attack: &Attack, n: u32, kind: &str) -> Result<Counts, Failure> {
     const BODY: &str = r#"{"type":"t","payload":1}"#;
     let mut counts = Counts::new();
@@ -304,7 +333,11 @@ fn guess(attack: &Attack, n: u32, kind: &str) -> Result<Counts, Failure> {
 
 fn shake_hands(attack: &Attack, n: u32, config: &Arc<ClientConfig>) -> Result<Counts, Failure> {
     let mut counts = Counts::new();
-    while Instant::now() < attack.end {
+    // Matters only where each address has one.
+    for n in (0..200).skip(n as usize).step_by(attack.connections.max(1) as usize).cycle() {
+        if Instant::now() >= attack.end {
+            break;
+        }
         let mut stream = connect(attack, n)?;
         let mut session = ClientConnection::new(Arc::clone(config), ServerName::try_from("localhost")?)?;
         while session.is_handshaking() {
@@ -344,6 +377,8 @@ fn new_key(kind: &str) -> Result<String, Failure> {
         // The checksum hardly fits any more.
         "junk-keys" => unknown.chars().rev().collect(),
         "wrong-secrets" => with_id_of(&good_key()?, &unknown),
+        // At the price of making one up, as for the others.
+        "good-keys" => good_key()?,
         _ => return Err(format!("there are no keys of the kind {kind}").into()),
     })
 }

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -281,6 +282,40 @@ class Metrics:
         if name not in self.values:
             raise Failed(f"/metrics has no {name}")
         return self.values[name]
+
+
+def buckets(ops, name):
+    """A histogram by now: how many were at most each edge and above the one before, by edge; summed over its series."""
+    with urllib.request.urlopen(f"http://{ops}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    total = {}
+    for edge, count in re.findall(rf'^{name}_bucket\{{.*?le="([^"]+)".*?\}} (\S+)', text, re.MULTILINE):
+        total[float(edge)] = total.get(float(edge), 0.0) + float(count)
+    edges = sorted(total)
+    return {edge: total[edge] - (total[edges[i - 1]] if i else 0.0) for i, edge in enumerate(edges)}
+
+
+class Wakefulness:
+    """How late a thread of ours that sleeps and wakes up all the time was, at most, while the block ran."""
+
+    def __enter__(self):
+        self.worst, self.is_over = 0.0, threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        began = time.monotonic()
+        while not self.is_over.wait(0.02):
+            now = time.monotonic()
+            self.worst, began = max(self.worst, now - began - 0.02), now
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        self.thread.join()
+
+    def late_ms(self):
+        return round(self.worst * 1e3, 1)
 
 
 def wrk(args, url, connections, duration, key="", script="event.lua", more_env=None):

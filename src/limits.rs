@@ -49,12 +49,36 @@ pub const CHUNK_FRAMING_BYTES_MAX: usize = 1024 * 1024;
 pub const CONNECTION_READ_BYTES: usize = 1024;
 /// Answers gathered for pipelined requests before they are written, in bytes.
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
+/// Work for one connection within [`TURN_TIME_MIN`], before it rests until the next tick of the clock, a millisecond at
+/// most: a request that was there before it was waited for is 1, so is a read that finds bytes, and so are each
+/// [`TURN_UNIT_BYTES`] that came or go. About 0.1 ms of a shard. A client that pipelines gets some 60,000 requests/s or
+/// 250 MB/s through one connection.
+pub const TURN_WORK_MAX: u32 = 64;
+/// See [`TURN_WORK_MAX`].
+pub const TURN_UNIT_BYTES: usize = 4096;
+/// See [`TURN_WORK_MAX`].
+pub const TURN_TIME_MIN: Duration = Duration::from_millis(1);
+/// Connections accepted in a row, with epoll, before those in service have their turn: about 0.3 ms. With `io_uring` it is
+/// one.
+pub const ACCEPTED_IN_ROW_MAX: u32 = 64;
+/// What the kernel takes of a connection's answers ahead of the client, in bytes; it doubles it for its own bookkeeping.
+/// Left to itself it would take 4 MiB, so that a client that reads nothing is answered for a long time. Enough for 2.5 MB/s
+/// to a client 50 ms away. Where all connections used it up: 4 GiB of the kernel's memory.
+pub const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Open connections, all shards together. At about 4 KiB of our memory each: 64 MiB.
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// Open connections of one client address, by default: a quarter of all, so that no single address keeps the others out.
 /// Far above what a fleet behind one NAT gateway keeps open, and four thousand of them cost a shard nothing.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4;
-/// Cells of a row of the table that clients' addresses are counted in. Two rows, 12 bytes a cell: 768 KiB.
+/// TLS connections that one client address may open in a second, after as many at once as it may have; further ones wait
+/// for their turn. A full handshake costs about 0.2 ms, so one address takes a fifth of a core for them. Without TLS there is
+/// no such limit: to close a connection unheard costs a shard as much as to find it gone, 8 µs.
+pub const HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX: u32 = 1000;
+/// Fewest that an address may open at once: a fleet behind one gateway reconnects without a wait.
+pub const HANDSHAKES_AT_ONCE_MIN: u32 = 4096;
+/// Longest wait for that. Whose turn would come later is closed at once, without a word: that would take a handshake.
+pub const HANDSHAKE_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Cells of a row of the table that clients' addresses are counted in. Two rows, 20 bytes a cell: 1.25 MiB.
 pub const ADDRESS_CELLS: usize = 32_768;
 /// Connections over that which are told so and lingered for at a time, all shards together; the rest are told and
 /// closed at once.
@@ -496,6 +520,13 @@ const _: () = assert!(ADDRESS_CELLS.is_power_of_two() && ADDRESS_CELLS <= u32::M
 const _: () = assert!(CONNECTIONS_MAX <= ADDRESS_CELLS && CONNECTIONS_PER_ADDRESS_MAX <= CONNECTIONS_MAX);
 const _: () =
     assert!(AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX > 0 && AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX < 60_000);
+// A step is some microseconds; and those that wait do not use up their address' connections.
+const _: () = assert!(HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX > 0 && HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX <= 100_000);
+const _: () = assert!(
+    HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX as u128 * HANDSHAKE_WAIT_MAX.as_millis() / 1000
+        <= CONNECTIONS_PER_ADDRESS_MAX as u128 / 2
+);
+const _: () = assert!(TURN_UNIT_BYTES.is_power_of_two() && TURN_WORK_MAX > 0 && TURN_TIME_MIN.as_micros() >= 1000);
 const _: () = assert!(BATCH_EVENTS_MAX <= QUEUE_EVENTS_DEFAULT);
 const _: () = assert!(BATCH_BODY_BYTES_MAX * 16 <= ARRIVING_BODIES_BYTES_MAX);
 // The largest page fits in one organisation's share of the replies. Around each payload stand at most 2 KiB: a

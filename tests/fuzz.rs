@@ -12,6 +12,8 @@ mod event;
 mod http_chunked;
 #[path = "fuzz/http_request.rs"]
 mod http_request;
+#[path = "fuzz/proxy_header.rs"]
+mod proxy_header;
 
 use std::fs;
 use std::path::PathBuf;
@@ -37,6 +39,11 @@ fn events() {
 #[test]
 fn requests_as_hyper_reads_them() {
     run("http_request", http_request::check);
+}
+
+#[test]
+fn proxy_headers() {
+    run("proxy_header", proxy_header::check);
 }
 
 fn run(target: &'static str, check: fn(&[u8])) {
@@ -93,7 +100,7 @@ impl Random {
 }
 
 /// What means something to one of the parsers.
-const TOKENS: [&[u8]; 40] = [
+const TOKENS: [&[u8]; 43] = [
     b"\r\n",
     b"\r",
     b"\n",
@@ -134,6 +141,9 @@ const TOKENS: [&[u8]; 40] = [
     b"\"type\":",
     b"\"payload\":",
     b"\"dedup_id\":",
+    b"\r\n\r\n\0\r\nQUIT\n",
+    b"\x21\x11\0\x0c",
+    b"\x21\x21\0\x24",
 ];
 
 fn mutate(bytes: &mut Vec<u8>, random: &mut Random, seeds: &[Vec<u8>]) {

@@ -1,5 +1,5 @@
 //! What the shards remember of clients' addresses: how many connections each has open, and how many wrong keys it has
-//! sent lately.
+//! sent and TLS connections it has opened lately.
 //!
 //! One table for all shards, of a size that does not depend on how many addresses there are: two rows of cells, and an
 //! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. Addresses that
@@ -9,6 +9,9 @@
 //!
 //! Run by the shards, which only add and compare: no locks, nothing allocated. Touched when a connection opens or
 //! closes and when a key is not in the cache, never by a request whose key is.
+//!
+//! What happens too often is kept as a moment that each time moves on by the same step: as far as it is ahead of the
+//! present, so much has been done and not forgotten yet.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
@@ -23,6 +26,9 @@ const FORGIVEN_IN: Duration =
     Duration::from_micros(60 * 1_000_000 / limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX as u64);
 /// Wrong keys that are not forgiven yet may add up to this.
 const FAILURES_HELD: Duration = Duration::from_secs(60);
+/// One handshake is forgotten in this time.
+const HANDSHAKE_STEP: Duration =
+    Duration::from_micros(1_000_000 / limits::HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX as u64);
 
 /// Where an address is counted: its cell in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +43,15 @@ pub struct Addresses {
     connections_max: u32,
     /// When all failures so far are forgiven, in microseconds since `started`. Every shard moves it forward.
     forgiven_at: [Box<[AtomicU64]>; 2],
+    /// When all handshakes so far are forgotten, likewise.
+    handshakes_until: [Box<[AtomicU64]>; 2],
+    /// Handshakes that are not forgotten yet may add up to this.
+    handshakes_held: Duration,
     started: Instant,
 }
 
 impl Addresses {
-    /// A table in which an address may hold `connections_max` connections.
+    /// A table in which an address may hold `connections_max` connections, and open as many over TLS at once.
     pub fn new(connections_max: u32) -> Self {
         fn row<T: Default>() -> Box<[T]> {
             (0..limits::ADDRESS_CELLS).map(|_| T::default()).collect()
@@ -51,6 +61,8 @@ impl Addresses {
             connections: [row(), row()],
             connections_max,
             forgiven_at: [row(), row()],
+            handshakes_until: [row(), row()],
+            handshakes_held: HANDSHAKE_STEP * connections_max.max(limits::HANDSHAKES_AT_ONCE_MIN),
             started: Instant::now(),
         }
     }
@@ -89,6 +101,23 @@ impl Addresses {
         let [first, second] = of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
         let held = Duration::from_micros(first.min(second).saturating_sub(self.micros(now)));
         held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
+    }
+
+    /// Notes a connection that is to be spoken TLS on. How long it must wait for its turn: not at all where the address has not opened
+    /// too many lately; `None` where that would be longer than [`limits::HANDSHAKE_WAIT_MAX`].
+    pub fn begin_handshake(&self, cells: Cells, now: Instant) -> Option<Duration> {
+        let now = self.micros(now);
+        let step = HANDSHAKE_STEP.as_micros() as u64;
+        let latest = now + (self.handshakes_held + limits::HANDSHAKE_WAIT_MAX).as_micros() as u64;
+        let [first, second] = of(&self.handshakes_until, cells).map(|cell| {
+            // Those that are refused are not noted.
+            let later = |until: u64| Some(until.max(now) + step).filter(|until| *until <= latest);
+            // Relaxed, as above.
+            let before = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+            before.map_or(u64::MAX, |before| before.max(now) + step)
+        });
+        let until = Some(first.min(second)).filter(|until| *until < u64::MAX)?;
+        Some(Duration::from_micros(until - now).saturating_sub(self.handshakes_held))
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -186,5 +215,33 @@ mod tests {
             addresses.note_failure(one, minutes_later);
         }
         assert_eq!(addresses.must_wait(one, minutes_later), None, "nothing was saved up, nothing is owed");
+    }
+
+    #[test]
+    fn handshakes_of_one_address_have_a_rate_after_many_at_once() {
+        const STEP: Duration = HANDSHAKE_STEP;
+        let most = (limits::HANDSHAKE_WAIT_MAX.as_millis() / STEP.as_millis()) as u32;
+        for (connections_max, at_once) in [(1, limits::HANDSHAKES_AT_ONCE_MIN), (20_000, 20_000)] {
+            let addresses = Addresses::new(connections_max);
+            let now = Instant::now();
+            let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
+            for _ in 0..at_once {
+                assert_eq!(addresses.begin_handshake(one, now), Some(Duration::ZERO));
+            }
+            for n in 1..=most {
+                assert_eq!(addresses.begin_handshake(one, now), Some(STEP * n));
+            }
+            assert_eq!((addresses.begin_handshake(one, now), addresses.begin_handshake(one, now)), (None, None));
+            assert_eq!(addresses.begin_handshake(other, now), Some(Duration::ZERO));
+            let later = now + STEP;
+            assert_eq!(
+                addresses.begin_handshake(one, later),
+                Some(limits::HANDSHAKE_WAIT_MAX),
+                "the refused are not waited for"
+            );
+            let much_later = later + limits::HANDSHAKE_WAIT_MAX;
+            assert_eq!(addresses.begin_handshake(one, much_later), Some(STEP), "and those that waited had their turn");
+            assert_eq!(addresses.begin_handshake(one, much_later + STEP * 2), Some(Duration::ZERO));
+        }
     }
 }

@@ -10,12 +10,8 @@
 
 mod body;
 
-use std::future::{Future, poll_fn};
-use std::mem::{replace, take};
-use std::pin::pin;
+use std::mem::take;
 use std::rc::Rc;
-use std::task::Poll;
-use std::time::Duration;
 
 use super::addresses::Cells;
 use super::clients::Peer;
@@ -25,6 +21,7 @@ use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
+use super::turn::{self, Turn};
 use super::wipe::wipe;
 use super::{Standing, batch, dispatch, post_event};
 use crate::control::{Caller, Job, ReplyHold, Request};
@@ -59,12 +56,6 @@ enum Answer {
 
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
-/// With epoll a read that finds bytes does not wait, so a client that always has more to send would keep the shard
-/// to itself: after so many reads in a row it gives way until the next tick of the clock, a millisecond at most.
-const READS_IN_ROW_MAX: u32 = 32;
-/// So many requests are answered in a row, at most, before other connections have their turn: about 0.1 ms of them. One
-/// read buffer holds several times as many small ones.
-const REQUESTS_IN_ROW_MAX: u32 = 128;
 /// Read buffers above this are not kept between requests.
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
@@ -88,10 +79,7 @@ pub(super) struct Connection<S> {
     holds: Vec<ReplyHold>,
     /// What a read buffer should hold, from the size of the last request.
     read_hint: usize,
-    /// Reads since the last one that had to wait.
-    reads_in_row: u32,
-    /// Requests since others had their turn.
-    requests_in_row: u32,
+    turn: Turn,
 }
 
 impl<S: Stream> Connection<S> {
@@ -111,8 +99,7 @@ impl<S: Stream> Connection<S> {
             promises: Promises::default(),
             holds: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
-            reads_in_row: 0,
-            requests_in_row: 0,
+            turn: Turn::begin(),
         }
     }
 
@@ -121,7 +108,7 @@ impl<S: Stream> Connection<S> {
         let ended_cleanly = loop {
             match self.next_head().await {
                 Ok(Some(head)) => match self.exchange(&head).await {
-                    Ok(true) => self.give_way().await,
+                    Ok(true) => self.turn.rest_if_over().await,
                     Ok(false) => break self.is_body_read && self.buffer.is_empty(),
                     Err(Stop::Gone) => return,
                     Err(Stop::Refuse(problem)) => {
@@ -143,24 +130,6 @@ impl<S: Stream> Connection<S> {
                 Box::pin(self.linger()).await;
             }
         }
-    }
-
-    /// Lets others have their turn after many requests in a row: a client that pipelines has the next one ready.
-    async fn give_way(&mut self) {
-        self.requests_in_row += 1;
-        if self.requests_in_row < REQUESTS_IN_ROW_MAX {
-            return;
-        }
-        self.requests_in_row = 0;
-        let mut is_next_turn = false;
-        poll_fn(|context| {
-            if replace(&mut is_next_turn, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
     }
 
     /// Says no before any request. Without `may_linger` a client that has sent something already may not see it.
@@ -240,7 +209,9 @@ impl<S: Stream> Connection<S> {
         }
         let may_go_on = self.is_body_read || Box::pin(self.skip_body(head)).await;
         let keep_alive = head.keep_alive && may_go_on && !self.shard.is_draining();
+        let before = self.out.len();
         self.write_answer(head, &standing, label, keep_alive, answer);
+        self.turn.answer(self.out.len() - before);
         self.finish_request();
         if self.out.len() >= limits::PIPELINED_ANSWERS_BYTES_MAX {
             self.flush().await?;
@@ -336,26 +307,9 @@ impl<S: Stream> Connection<S> {
             // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
-        if self.reads_in_row == READS_IN_ROW_MAX {
-            self.reads_in_row = 0;
-            // Not a mere yield: the runtime looks at its timers only when no task is ready.
-            monoio::time::sleep(Duration::ZERO).await;
-        }
-        let mut has_waited = false;
-        let (read, buffer) = {
-            let mut read = pin!(self.stream.receive(buffer));
-            poll_fn(|context| {
-                let polled = read.as_mut().poll(context);
-                has_waited |= polled.is_pending();
-                polled
-            })
-            .await
-        };
-        if has_waited {
-            (self.reads_in_row, self.requests_in_row) = (0, 0);
-        } else {
-            self.reads_in_row += 1;
-        }
+        self.turn.rest_if_over().await;
+        let ((read, buffer), has_waited) = turn::awaited(self.stream.receive(buffer)).await;
+        self.turn.read(*read.as_ref().unwrap_or(&0), has_waited);
         self.buffer = buffer;
         read.map_err(|_| Stop::Gone)
     }

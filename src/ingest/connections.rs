@@ -153,17 +153,19 @@ impl Connections {
 }
 
 impl Member {
-    /// Starts a phase that must be over within `limit`, late by at most one sweep.
+    /// Starts a phase that must be over within `limit`; see [`Self::extend`].
     pub fn begin(&self, phase: Phase, limit: Duration) {
         self.slot.phase.set(phase);
         self.slot.is_overdue.set(false);
         self.extend(limit);
     }
 
-    /// Moves the deadline of the present phase to `limit` from now.
+    /// Moves the deadline of the present phase to `limit` from now. Never found overdue before; after it at the next
+    /// sweep, or the one behind that where `limit` is no multiple of their interval.
     pub fn extend(&self, limit: Duration) {
-        let sweeps = limit.as_millis() as u64 / limits::TIMEOUT_SWEEP_INTERVAL.as_millis() as u64 + 1;
-        self.slot.due.set(self.table.sweep.get() + sweeps);
+        let sweeps = limit.as_millis().div_ceil(limits::TIMEOUT_SWEEP_INTERVAL.as_millis());
+        // One more: the next sweep may be due this very moment.
+        self.slot.due.set(self.table.sweep.get() + sweeps as u64 + 1);
     }
 
     /// The server is at work: no deadline of the client's runs.
@@ -200,4 +202,31 @@ fn shut(fd: RawFd, how: Shutdown) {
 /// Ends the accept in flight on a listening socket; the port takes no more connections.
 pub(super) fn stop_listening(listener: RawFd) {
     shut(listener, Shutdown::Read);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_overdue_before_the_limit() {
+        const SWEEP: u64 = limits::TIMEOUT_SWEEP_INTERVAL.as_millis() as u64;
+        let (socket, _other) = UnixStream::pair().unwrap();
+        for limit in [1, SWEEP - 1, SWEEP, SWEEP + 1, 4 * SWEEP - 1, 4 * SWEEP, 4 * SWEEP + 1, 40 * SWEEP] {
+            let table = Rc::new(Connections::default());
+            let member = table.enter(socket.as_raw_fd());
+            member.begin(Phase::Body, Duration::from_millis(limit));
+            let mut sweeps = 0;
+            while !member.slot().is_overdue() {
+                table.sweep(|_| ());
+                sweeps += 1;
+            }
+            // The first sweep came at once, at the earliest, and an interval after the present, at the latest.
+            let (earliest, latest) = ((sweeps - 1) * SWEEP, sweeps * SWEEP);
+            assert!(earliest >= limit && latest < limit + 2 * SWEEP, "{limit} ms: {sweeps} sweeps");
+        }
+    }
 }

@@ -24,6 +24,7 @@ use super::connection::Connection;
 use super::proxy_protocol;
 use super::shard::Shard;
 use super::tls_stream::{HandshakeError, TlsStream};
+use super::turn;
 use crate::limits;
 use crate::metrics::TlsHandshake;
 use crate::problem::Problem;
@@ -32,8 +33,15 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     const PAUSE: Duration = Duration::from_millis(100);
     const REPEAT: Duration = Duration::from_secs(10);
     let mut complained_at: Option<Instant> = None;
+    let mut in_row = 0;
     loop {
-        match listener.accept().await {
+        if in_row == limits::ACCEPTED_IN_ROW_MAX {
+            in_row = 0;
+            turn::rest().await;
+        }
+        let (accepted, has_waited) = turn::awaited(listener.accept()).await;
+        in_row = if has_waited { 0 } else { in_row + 1 };
+        match accepted {
             Ok((stream, peer)) => admit(&shard, stream, peer.ip()),
             Err(_) if shard.is_draining() => return,
             // The client gave up before it was accepted: its affair.
@@ -50,23 +58,28 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Starts a task for a connection.
+/// Starts a task for a connection, unless too many of its address came lately to speak TLS.
 fn admit(shard: &Rc<Shard>, stream: TcpStream, address: IpAddr) {
     let clients = &shard.neighbours.clients;
     let peer = clients.peer(address);
+    let Some(wait) = turn_of(shard, peer) else { return };
     let open = Counted::enter(&clients.open);
     let open = (open.count <= clients.open_max).then_some(open);
-    monoio::spawn(contain(receive(Rc::clone(shard), stream, peer, open)));
+    monoio::spawn(contain(receive(Rc::clone(shard), stream, peer, open, wait)));
 }
 
 /// One connection: who it is from, into service where there is room, else out again.
-async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: Option<Counted>) {
+async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: Option<Counted>, mut wait: Duration) {
     let clients = &shard.neighbours.clients;
     // With no room at all nothing is read, and a flood moves no cell.
     let Some(open) = open else { return Box::pin(turn_away(shard, stream, peer)).await };
     if clients.trust.proxy_protocol && peer.cells.is_none() {
         match Box::pin(introduction(&shard, &mut stream)).await {
-            Ok(Some(client)) => peer = clients.peer(client),
+            Ok(Some(client)) => {
+                peer = clients.peer(client);
+                let Some(its_wait) = turn_of(&shard, peer) else { return };
+                wait = its_wait;
+            }
             Ok(None) => {}
             Err(Stranger::Gone) => return,
             Err(Stranger::Malformed) => {
@@ -85,9 +98,25 @@ async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: 
         None => None,
     };
     shard.metrics.connections_accepted_total.inc();
+    if !wait.is_zero() {
+        Box::pin(monoio::time::sleep(wait)).await;
+    }
     contain(serve(Rc::clone(&shard), stream, peer)).await;
     shard.metrics.connections_closed_total.inc();
     drop((open, of_address));
+}
+
+/// How long a TLS connection waits for its turn after the others of its address; `None`: it is closed instead. Whoever waits
+/// for answers before coming back is slowed down by that, and not refused.
+fn turn_of(shard: &Shard, peer: Peer) -> Option<Duration> {
+    // A proxy stands for many.
+    let cells = peer.cells.filter(|_| shard.neighbours.certificates.is_some());
+    let Some(cells) = cells else { return Some(Duration::ZERO) };
+    let wait = shard.neighbours.clients.addresses.begin_handshake(cells, Instant::now());
+    if wait.is_none() {
+        shard.metrics.connections_refused_total.inc();
+    }
+    wait
 }
 
 /// Why a proxy did not say whom a connection is from.

@@ -25,6 +25,7 @@ mod reply;
 pub mod shard;
 mod stream;
 mod tls_stream;
+mod turn;
 mod wipe;
 
 pub use stream::Stream;

@@ -14,7 +14,6 @@ use std::io::{self, ErrorKind};
 use std::mem::take;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::BufResult;
 use monoio::buf::{IoBuf, IoBufMut};
@@ -25,6 +24,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, Insufficien
 use rustls::{HandshakeKind, ServerConfig};
 
 use super::stream::Stream;
+use super::turn;
 use crate::limits;
 
 /// A record's header: type, version and length.
@@ -257,7 +257,7 @@ impl Stream for TlsStream {
         while buffer.len() == before && !self.is_ended {
             if reads == READS_IN_ROW_MAX {
                 reads = 0;
-                monoio::time::sleep(Duration::ZERO).await;
+                turn::rest().await;
             }
             reads += 1;
             match self.fill().await {

@@ -34,7 +34,7 @@ definitions! {
     CONNECTIONS_ACCEPTED = "connections_accepted_total", "Connections taken into service.";
     CONNECTIONS_CLOSED = "connections_closed_total", "Connections that were in service and are closed.";
     CONNECTIONS_OPEN = "connections_open", "Connections in service now.";
-    CONNECTIONS_REFUSED = "connections_refused_total", "Connections turned away at the limit, never in service.";
+    CONNECTIONS_REFUSED = "connections_refused_total", "Connections turned away at a limit of their number or rate, never in service.";
     CONNECTION_TIMEOUTS = "connection_timeouts_total", "Connections closed for taking too long, by phase.";
     TLS_HANDSHAKES = "tls_handshakes_total", "TLS handshakes of clients, by what became of them.";
     // Read at scrape.

@@ -365,6 +365,14 @@ impl Client {
         Self::over(socket.into())
     }
 
+    /// Connects with a receive buffer of this size, in bytes, which does not grow.
+    pub fn connect_with_receive_buffer(addr: SocketAddr, bytes: usize) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(bytes).expect("a size below the system's bound");
+        socket.connect(&addr.into()).expect("the server accepts");
+        Self::over(socket.into())
+    }
+
     fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a socket");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");

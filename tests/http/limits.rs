@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::limits::{BODY_GRACE, HEADER_TIMEOUT};
+use millrace::limits::{
+    BODY_GRACE, HEADER_TIMEOUT, PIPELINED_ANSWERS_BYTES_MAX, SEND_BUFFER_BYTES, TURN_UNIT_BYTES, TURN_WORK_MAX,
+};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::common::server::{Client, Options, PATIENCE, Response, eventually, request};
@@ -206,6 +208,57 @@ fn a_client_that_pipelines_without_end_does_not_keep_others_waiting() {
                 let _ = client.stream().shutdown(std::net::Shutdown::Both);
             }
         });
+    });
+}
+
+#[test]
+fn one_connection_gets_so_much_in_a_time_however_fast_it_asks() {
+    const PAGES: f64 = TURN_UNIT_BYTES as f64;
+    on_both_drivers(&["--shards", "1"], |f| {
+        let document = f.send_one(&request("GET", "/openapi.json", None, None)).body.len() as f64;
+        for (path, work_of_each) in [("/health", 1.0), ("/openapi.json", document / PAGES)] {
+            let requests = request("GET", path, None, None).repeat(500);
+            let client = f.connect();
+            let (answers, took) = thread::scope(|scope| {
+                scope.spawn(|| while client.stream().write_all(&requests).is_ok() {});
+                let (mut buffer, mut answers) = (vec![0; 256 * 1024], 0);
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_secs(2) {
+                    let read = client.stream().read(&mut buffer).expect("answers");
+                    answers += memchr::memmem::find_iter(&buffer[..read], b"HTTP/1.1 200").count();
+                }
+                let took = begun.elapsed();
+                // The writer ends by it.
+                let _ = client.stream().shutdown(std::net::Shutdown::Both);
+                (f64::from(answers as u32), took)
+            });
+            // A turn may end with the largest answer, and a second one without a rest between comes first.
+            let turns = took.as_millis() as f64 + 100.0;
+            let most = turns * (f64::from(TURN_WORK_MAX) / work_of_each + 1.0);
+            assert!(answers > 0.0 && answers < most, "{path}: {answers} answers in {took:?}, at most {most}");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_not_answered_far_ahead() {
+    const OPENAPI: &str = r#"http_requests_total{route="openapi",status="200"}"#;
+    on_both_drivers(&["--shards", "1"], |f| {
+        let mut deaf = Client::connect_with_receive_buffer(f.server.addr, 64 * 1024);
+        let document = f.send_one(&request("GET", "/openapi.json", None, None)).body.len();
+        // All of them at once: the server has no reason to wait but that nobody reads.
+        deaf.send(&request("GET", "/openapi.json", None, None).repeat(400));
+        let mut answered = f.count(OPENAPI);
+        eventually("it is answered no further", || {
+            thread::sleep(Duration::from_millis(300));
+            std::mem::replace(&mut answered, f.count(OPENAPI)) == answered && answered > 1
+        });
+        // The kernel counts twice what it holds; beside that there are the client's buffer and what is being written.
+        let ahead = 2 * SEND_BUFFER_BYTES + 2 * 64 * 1024 + PIPELINED_ANSWERS_BYTES_MAX + 2 * document;
+        assert!(answered as usize * document <= ahead, "{answered} answers of {document} bytes, at most {ahead}");
+        for _ in 0..400 {
+            assert_eq!(deaf.response().status, 200, "it may still read all of them");
+        }
     });
 }
 

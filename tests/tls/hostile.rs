@@ -1,14 +1,18 @@
 //! Clients that stall, talk nonsense, or do not speak TLS at all.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HEADER_TIMEOUT};
+use millrace::limits::{
+    HANDSHAKE_TIMEOUT, HANDSHAKE_WAIT_MAX, HANDSHAKES_AT_ONCE_MIN, HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX, HEADER_TIMEOUT,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ALL_VERSIONS;
 use rustls::pki_types::ServerName;
+use socket2::{Domain, Socket, Type};
 
 use crate::common::server::eventually;
 use crate::fixture::{Fixture, answer, exchange, on_both_drivers};
@@ -146,5 +150,35 @@ fn handshakes_that_stall_make_room_for_those_that_do_not() {
         f.is_well();
         assert!(rest(&mut oldest).is_empty(), "the oldest is ended");
         assert!(begun.elapsed() < HANDSHAKE_TIMEOUT, "and not by its own time");
+    });
+}
+
+#[test]
+fn an_address_opens_many_connections_at_once_and_then_so_many_a_second() {
+    const WAITING: u32 = HANDSHAKE_WAIT_MAX.as_millis() as u32 * HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX / 1000;
+    on_both_drivers(&["--shards", "1"], |f| {
+        let config = f.client_config(ALL_VERSIONS);
+        let from = |last: u8| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 9, last], 0)).into()).unwrap();
+            socket.connect(&f.server.addr.into()).unwrap();
+            TcpStream::from(socket)
+        };
+        let mut opened = 0;
+        // A machine on which this takes long is one on which nobody is refused.
+        while opened < 40_000 && f.server.count("connections_refused_total") == 0 {
+            (0..200).for_each(|_| drop(from(1)));
+            opened += 200;
+        }
+        let refused = f.server.count("connections_refused_total");
+        assert!(refused == 0 || opened > HANDSHAKES_AT_ONCE_MIN + WAITING, "{refused} of {opened}");
+        let mut other = Fixture::over(from(2), &config).expect("another address has its own");
+        assert_eq!(exchange(&mut other, &f.good()).0, 202);
+        let mut served = None;
+        eventually("its turn comes", || {
+            served = Fixture::over(from(1), &config).ok();
+            served.is_some()
+        });
+        assert_eq!(exchange(&mut served.expect("found above"), &f.good()).0, 202);
     });
 }
