@@ -9,7 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
 
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -112,10 +112,12 @@ fn queue_send(c: &mut Criterion) {
                 while left > 0 {
                     let each = (left.min(SENDS_AT_ONCE) / threads).max(1);
                     let events: Vec<Vec<Event>> = (0..threads).map(|_| (0..each).map(|_| event()).collect()).collect();
-                    let events: Vec<_> = events.into_iter().map(|own| std::sync::Mutex::new(Some(own))).collect();
+                    let events: Vec<_> = events.into_iter().map(|own| Mutex::new(Some(own))).collect();
                     spent += at_once(threads, each as u64, |n, _| {
                         let own = events[n].lock().unwrap().take().unwrap();
-                        own.into_iter().for_each(|event| queue.offer(event).unwrap());
+                        for event in own {
+                            queue.offer(event).unwrap();
+                        }
                     });
                     for event in accepted.receiver.try_iter() {
                         accepted.slots.release(1, event.weight());
