@@ -85,6 +85,13 @@ struct Common<'a> {
     is_abandoned: AtomicBool,
 }
 
+impl Common<'_> {
+    /// The time on the threads' clock.
+    fn now_ns(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+}
+
 /// Runs the plan; returns when the last answer is there or overdue. `on_second` is called about once a second with what
 /// all threads have counted so far.
 ///

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, Event, EventData};
-use rustix::io::Errno;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use super::connection::{Connection, Phase};
 use super::tally::Tally;
@@ -31,19 +31,33 @@ pub struct Pool<'a> {
     /// Closed ones, with when to open them, in its order.
     closed: VecDeque<(u64, usize)>,
     opening: usize,
+    /// What ends a wait in time: epoll's own timeout is in milliseconds.
+    timer: OwnedFd,
+    /// What it is set to.
+    timer_ns: u64,
 }
+
+/// Where connections have their place, the timer has this.
+const TIMER: u64 = u64::MAX;
+const NAP_NS_MAX: u64 = 999_000_000;
 
 impl<'a> Pool<'a> {
     /// So many connections, none of them open.
     pub fn new(target: &'a Target, connections: usize) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        // Edge-triggered: that it has fired is all there is to know, and nobody reads it.
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             target,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epoll,
             connections: (0..connections).map(|_| Connection::closed()).collect(),
             idle: VecDeque::with_capacity(connections),
             resting: VecDeque::new(),
             closed: (0..connections).map(|nth| (0, nth)).collect(),
             opening: 0,
+            timer,
+            timer_ns: 0,
         })
     }
 
@@ -172,17 +186,32 @@ impl<'a> Pool<'a> {
         rested.into_iter().chain(reopened).min().unwrap_or(u64::MAX)
     }
 
-    /// Waits for events of connections, at most so long, and less than a second.
-    pub fn wait(&self, events: &mut Vec<Event>, at_most_ns: u64) {
-        let at_most_ns = at_most_ns.min(999_000_000);
-        let mut wait = |ns: u64| {
-            let timeout = Timespec { tv_sec: 0, tv_nsec: ns as _ };
-            epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout))
-        };
-        // Before Linux 5.11 there are whole milliseconds only. Interrupted by a signal: nothing has happened yet.
-        if wait(at_most_ns) == Err(Errno::NOSYS) {
-            let _ = wait(at_most_ns.next_multiple_of(1_000_000));
+    /// Waits for events of connections, until `due_ns` to a few microseconds, or until `coarse_ns` to a millisecond and
+    /// less than a second.
+    pub fn wait(&mut self, events: &mut Vec<Event>, now: u64, due_ns: Option<u64>, coarse_ns: u64) {
+        let mut timeout_ns = coarse_ns.saturating_sub(now).min(NAP_NS_MAX);
+        match due_ns {
+            Some(due_ns) if due_ns <= now => timeout_ns = 0,
+            // A millisecond more: by so much a timeout may be late.
+            Some(due_ns) if due_ns < now + timeout_ns + 1_000_000 && due_ns != self.timer_ns => {
+                self.set_timer(due_ns, now);
+            }
+            Some(_) | None => {}
         }
+        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout_ns as _ };
+        // Where it is interrupted by a signal, nothing has happened yet.
+        let _ = epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout));
+        events.retain(|event| event.data.u64() != TIMER);
+    }
+
+    fn set_timer(&mut self, due_ns: u64, now: u64) {
+        let after = Duration::from_nanos(due_ns - now);
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec { tv_sec: after.as_secs() as _, tv_nsec: after.subsec_nanos().into() },
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).expect("a timer takes any time");
+        self.timer_ns = due_ns;
     }
 }
 

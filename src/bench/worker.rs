@@ -27,6 +27,8 @@ const EVENTS_MAX: usize = 256;
 const READ_BYTES: usize = 64 * 1024;
 /// How often overdue answers and the order to stop are looked for.
 const SWEEP_INTERVAL_NS: u64 = 100_000_000;
+/// What was due before the end may be sent so much after it: a thread wakes a few microseconds late.
+const LAST_CALL_NS: u64 = 1_000_000;
 const SNAPSHOT_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// What went wrong with a connection.
@@ -100,31 +102,28 @@ impl<'a> Worker<'a> {
 
     /// Opens the connections, waits for the other threads to have theirs, and loads the server until the end.
     pub fn run(mut self) -> Tally {
-        // Due times are met to a few microseconds; by default the kernel may be 50 late. Without it figures are as good
-        // as that.
-        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Vec::with_capacity(EVENTS_MAX);
-        let patience_ns = self.now() + nanos(self.plan.timeout);
-        while !self.pool.is_complete() && self.now() < patience_ns && !self.gives_up() {
+        let patience_ns = self.common.now_ns() + nanos(self.plan.timeout);
+        while !self.pool.is_complete() && self.common.now_ns() < patience_ns && !self.gives_up() {
             self.turn(&mut events);
         }
         if !self.begin() {
             return self.tally;
         }
         loop {
-            let now = self.now();
+            let now = self.common.now_ns();
             if self.common.stop.load(Ordering::Relaxed) {
-                self.end_ns = self.end_ns.min(now);
+                self.end_ns = self.end_ns.min(now.max(self.begin_ns));
             }
             self.note_cpu(now);
-            if self.busy == 0 && (now >= self.end_ns || (self.plan.is_trial && self.gives_up())) {
+            if self.busy == 0 && (self.is_over(now) || (self.plan.is_trial && self.gives_up())) {
                 break;
             }
             self.turn(&mut events);
         }
         self.tally.measured = Duration::from_nanos(self.end_ns.saturating_sub(self.counted_from_ns));
         if let Some(schedule) = &self.schedule {
-            self.tally.unsent = schedule.waiting(self.end_ns.saturating_sub(self.begin_ns));
+            self.tally.unsent = schedule.waiting(self.end_ns - self.begin_ns);
         }
         self.tally
     }
@@ -132,7 +131,7 @@ impl<'a> Worker<'a> {
     /// Meets the other threads; false where there will be no load.
     fn begin(&mut self) -> bool {
         if self.common.opened.fetch_add(1, Ordering::Relaxed) + 1 == self.plan.threads {
-            self.common.begin.get_or_init(|| self.now());
+            self.common.begin.get_or_init(|| self.common.now_ns());
         }
         let begin_ns = loop {
             if self.common.is_abandoned.load(Ordering::Relaxed) {
@@ -151,22 +150,19 @@ impl<'a> Worker<'a> {
 
     /// Sends what is due, waits for what comes next, and takes it.
     fn turn(&mut self, events: &mut Vec<Event>) {
-        let now = self.now();
+        let now = self.common.now_ns();
         if now >= self.next_sweep_ns {
             self.sweep(now);
         }
         self.pool.tend(now, &mut self.tally);
         self.send_due(now);
-        self.pool.wait(events, self.next_wake_ns().saturating_sub(self.now()));
+        let due = self.schedule.as_ref().filter(|_| self.pool.has_idle() && self.is_loading());
+        let due_ns = due.map(|schedule| self.begin_ns + schedule.next_ns());
+        let coarse_ns = self.next_sweep_ns.min(self.pool.next_wake_ns());
+        self.pool.wait(events, self.common.now_ns(), due_ns, coarse_ns);
         for event in events.drain(..) {
             self.moved(event.data.u64() as usize, event.flags);
         }
-    }
-
-    fn next_wake_ns(&self) -> u64 {
-        let due = self.schedule.as_ref().filter(|_| self.pool.has_idle() && self.is_loading());
-        let due_ns = due.map_or(u64::MAX, |schedule| self.begin_ns + schedule.next_ns());
-        due_ns.min(self.next_sweep_ns).min(self.pool.next_wake_ns())
     }
 
     /// Whether there is no sense in waiting for more: it was stopped, or the trial was made.
@@ -180,10 +176,16 @@ impl<'a> Worker<'a> {
         self.begin_ns != u64::MAX && !(self.plan.is_trial && self.sent > 0)
     }
 
+    /// Whether nothing will be sent any more.
+    fn is_over(&self, now: u64) -> bool {
+        let waiting = self.schedule.as_ref().map_or(0, |schedule| schedule.waiting(self.end_ns - self.begin_ns));
+        now >= self.end_ns && (waiting == 0 || now >= self.end_ns + LAST_CALL_NS)
+    }
+
     fn send_due(&mut self, mut now: u64) {
-        while self.is_loading() && now < self.end_ns {
+        while self.is_loading() && now < self.end_ns + LAST_CALL_NS {
             let due_ns = self.schedule.as_ref().map_or(now, |schedule| self.begin_ns + schedule.next_ns());
-            if due_ns > now {
+            if due_ns > now || due_ns >= self.end_ns {
                 return;
             }
             let Some(nth) = self.pool.take_idle() else { return };
@@ -191,7 +193,7 @@ impl<'a> Worker<'a> {
                 schedule.take();
             }
             self.send(nth, due_ns, now);
-            now = self.now();
+            now = self.common.now_ns();
         }
     }
 
@@ -215,7 +217,7 @@ impl<'a> Worker<'a> {
         match self.pool.get(nth).phase {
             Phase::Closed => {}
             Phase::Opening { .. } => {
-                let now = self.now();
+                let now = self.common.now_ns();
                 self.pool.advance(nth, now, &mut self.tally);
             }
             Phase::Idle | Phase::Busy { .. } => {
@@ -244,7 +246,7 @@ impl<'a> Worker<'a> {
             } += 1;
         }
         self.tally.reconnects += 1;
-        let now = self.now();
+        let now = self.common.now_ns();
         self.pool.close(nth, now);
     }
 
@@ -268,7 +270,7 @@ impl<'a> Worker<'a> {
                 Reading::Incomplete => {}
                 Reading::Garbage => return self.fail(nth, Trouble::WrongAnswer),
                 Reading::Whole(answer) => {
-                    let now = self.common.origin.elapsed().as_nanos() as u64;
+                    let now = self.common.now_ns();
                     let Phase::Busy { due_ns, sent_ns } = connection.phase else {
                         // Said unasked, as to one connection too many.
                         self.tally.answered(answer.status, answer.code(), 1);
@@ -294,15 +296,11 @@ impl<'a> Worker<'a> {
         if outcome == Outcome::Refused && self.schedule.is_none() {
             return self.pool.rest(nth, now);
         }
+        // Not sent on at once: the server would take this core from the answers that are here, one by one.
         self.pool.give_idle(nth);
-        self.send_due(now);
     }
 
     // ---- time ----------------------------------------------------------------------------------------------
-
-    fn now(&self) -> u64 {
-        self.common.origin.elapsed().as_nanos() as u64
-    }
 
     /// Ends what takes too long, and says how it goes.
     fn sweep(&mut self, now: u64) {

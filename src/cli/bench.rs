@@ -94,7 +94,7 @@ pub struct Bench {
     /// How long an answer may take
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     timeout: Duration,
-    /// Threads of the load; one keeps up with about two cores of a server
+    /// Threads of the load; by default half of the cores, as the server may need the others
     #[arg(long, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::BENCH_THREADS_MAX)))]
     threads: Option<u32>,

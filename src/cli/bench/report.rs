@@ -216,7 +216,10 @@ fn details(text: &mut String, run: &Run) {
         notes.push(format!("{} events rejected inside batches", tally.rejected));
     }
     if tally.unsent > 0 {
-        notes.push(format!("{} requests were due and not sent: the server does not keep up", tally.unsent));
+        notes.push(format!(
+            "{} requests were due and not sent in the end: more was offered than was taken",
+            tally.unsent
+        ));
     }
     if tally.reconnects > 0 {
         notes.push(format!("{} connections made again", tally.reconnects));
