@@ -127,6 +127,40 @@ def thread_seconds(pid):
     return kinds
 
 
+def thread_halves(pid):
+    """CPU seconds of a process by kind of thread, as [user, system]. Threads that have ended are in none."""
+    kinds = {}
+    for path in glob.glob(f"/proc/{pid}/task/*/stat"):
+        found = stat_fields(path)
+        if found:
+            halves = kinds.setdefault(re.sub(r"-?\d+$", "", found[0]), [0.0, 0.0])
+            halves[0] += int(found[1][11]) / TICK
+            halves[1] += int(found[1][12]) / TICK
+    return kinds
+
+
+def process_halves(pid):
+    """CPU seconds of a whole process, as [user, system]."""
+    found = stat_fields(f"/proc/{pid}/stat")
+    if found is None:
+        raise Failed(f"process {pid} is gone")
+    return [int(found[1][11]) / TICK, int(found[1][12]) / TICK]
+
+
+def thread_switches(pid):
+    """Context switches by kind of thread, as [voluntary, involuntary]."""
+    kinds = {}
+    for path in glob.glob(f"/proc/{pid}/task/*/status"):
+        try:
+            fields = dict(re.findall(r"^(\w+):\s+(.*)$", pathlib.Path(path).read_text(), re.MULTILINE))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        counts = kinds.setdefault(re.sub(r"-?\d+$", "", fields["Name"]), [0, 0])
+        counts[0] += int(fields["voluntary_ctxt_switches"])
+        counts[1] += int(fields["nonvoluntary_ctxt_switches"])
+    return kinds
+
+
 def postgres_seconds(postmaster):
     """CPU seconds of a Postgres: the postmaster, its ended children, and the living ones."""
     name_fields = stat_fields(f"/proc/{postmaster}/stat")

@@ -47,6 +47,14 @@ pub const CHUNK_FRAMING_BYTES_MAX: usize = 1024 * 1024;
 
 /// First read buffer of a connection, in bytes: what an idle connection pins. Holds a typical small event whole.
 pub const CONNECTION_READ_BYTES: usize = 1024;
+/// Output buffers that a shard keeps for connections that have something to say. With a journal each connection holds one
+/// from its answer to the commit, so as many as wait for one commit: a shard's part of 2,000 connections on two cores. Most
+/// are of [`SPARE_BUFFER_NEW_BYTES`], 1 MiB a shard; 16 MiB where each has grown to [`SPARE_BUFFER_BYTES_MAX`].
+pub const SPARE_BUFFERS_MAX: usize = 1024;
+/// A new output buffer: a few answers.
+pub const SPARE_BUFFER_NEW_BYTES: usize = 1024;
+/// An output buffer that grew beyond this is not kept.
+pub const SPARE_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Answers gathered for pipelined requests before they are written, in bytes.
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// Work for one connection within [`TURN_TIME_MIN`], before it rests until the next tick of the clock, a millisecond at

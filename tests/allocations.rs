@@ -1,50 +1,47 @@
 //! How often the way of an event asks for memory: once in steady state, for the event itself.
 
+#[path = "common/ingest_paths.rs"]
+mod ingest_paths;
 #[path = "common/replay.rs"]
 mod replay;
 
 use allocation_counter::measure;
 
+use crate::ingest_paths::IngestPath;
 use crate::replay::Replay;
 
-/// How often, and how many bytes, `events` more requests with this body allocate on the shard's thread.
-fn allocations(body: &str, events: usize) -> (u64, u64) {
+/// How often, and how many bytes, `requests` more requests of this kind allocate on the shard's thread.
+fn allocations(path: &IngestPath, requests: usize) -> (u64, u64) {
     const WARM_UP: usize = 10;
     let replay = Replay::new();
-    let request = replay.post(body.as_bytes());
+    let request = replay.post_to(path.target, &path.body);
     // The key is verified, and buffers find their size.
     assert!(replay.serve(&request, WARM_UP) > 0);
-    assert_eq!(replay.drain(), WARM_UP, "every request is accepted");
+    assert_eq!(replay.drain(), WARM_UP * path.events, "every event is accepted");
     // A connection has its own cost, however many events come through it.
     let for_one = measure(|| assert!(replay.serve(&request, 1) > 0));
-    let for_all = measure(|| assert!(replay.serve(&request, 1 + events) > 0));
-    assert_eq!(replay.drain(), 1 + 1 + events, "every request is accepted");
+    let for_all = measure(|| assert!(replay.serve(&request, 1 + requests) > 0));
+    assert_eq!(replay.drain(), (1 + 1 + requests) * path.events, "every event is accepted");
     (for_all.count_total - for_one.count_total, for_all.bytes_total - for_one.bytes_total)
-}
-
-fn expect_one_per_event(body: &str, event_bytes: usize) {
-    const EVENTS: usize = 1000;
-    let (count, bytes) = allocations(body, EVENTS);
-    assert_eq!(count, EVENTS as u64, "allocations for {EVENTS} events, {bytes} bytes in all");
-    assert_eq!(bytes, (EVENTS * event_bytes) as u64, "bytes for {EVENTS} events");
 }
 
 #[test]
 fn an_event_costs_one_allocation_of_its_own_size() {
-    let payload = r#"{"user_id":48213,"ip":"203.0.113.7","agent":"Mozilla/5.0","ok":true}"#;
-    let body = format!(r#"{{"type":"user.login","payload":{payload}}}"#);
-    expect_one_per_event(&body, "user.login".len() + payload.len());
+    const REQUESTS: usize = 1000;
+    for path in ingest_paths::all().iter().filter(|path| path.events == 1) {
+        let (count, bytes) = allocations(path, REQUESTS);
+        assert_eq!(count, REQUESTS as u64, "{}: allocations for {REQUESTS} events, {bytes} bytes in all", path.name);
+        assert_eq!(bytes, (REQUESTS * path.kept_bytes) as u64, "{}: bytes for {REQUESTS} events", path.name);
+    }
 }
 
+/// Beside its events a batch has the list of its items, of what became of each, and the answer.
 #[test]
-fn an_event_with_a_dedup_id_costs_no_more() {
-    let body = r#"{"type":"user.login","dedup_id":"event_12_3456","payload":{"n":1}}"#;
-    expect_one_per_event(body, "user.login".len() + "event_12_3456".len() + r#"{"n":1}"#.len());
-}
-
-#[test]
-fn an_event_larger_than_the_first_read_costs_no_more() {
-    let payload = format!(r#"{{"text":"{}"}}"#, "x".repeat(4000));
-    let body = format!(r#"{{"type":"t","payload":{payload}}}"#);
-    expect_one_per_event(&body, 1 + payload.len());
+fn a_batch_costs_one_allocation_for_each_event_and_few_for_itself() {
+    const REQUESTS: usize = 20;
+    for path in ingest_paths::all().iter().filter(|path| path.events > 1) {
+        let (count, _) = allocations(path, REQUESTS);
+        let for_itself = count / REQUESTS as u64 - path.events as u64;
+        assert!(for_itself <= 16, "{}: {for_itself} allocations beside the {} events'", path.name, path.events);
+    }
 }

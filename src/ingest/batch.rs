@@ -12,7 +12,7 @@ use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
 use super::http::{ContentType, Head};
 use super::{Standing, Stream, accept, admit, count_invalid, expect_json, identify, parse};
-use crate::event::Event;
+use crate::event::{Event, EventId};
 use crate::handoff::journal::{Ticket, Trouble};
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
@@ -101,7 +101,10 @@ pub(super) async fn post_events<S: Stream>(
     Ok(render(&connection.shard, &results))
 }
 
-fn render(shard: &super::Shard, results: &[Result<crate::event::EventId, Problem>]) -> Vec<u8> {
+fn render(shard: &super::Shard, results: &[Result<EventId, Problem>]) -> Vec<u8> {
+    /// Of one item that was accepted, and of what is around all of them.
+    const ITEM_BYTES: usize = r#"{"id":"00000000-0000-0000-0000-000000000000"},"#.len();
+    const FRAME_BYTES: usize = 64;
     #[derive(serde::Serialize)]
     struct Body<'a> {
         accepted: usize,
@@ -111,19 +114,26 @@ fn render(shard: &super::Shard, results: &[Result<crate::event::EventId, Problem
     #[derive(serde::Serialize)]
     #[serde(rename_all = "snake_case")]
     enum Item<'a> {
-        Id(String),
+        Id(#[serde(serialize_with = "id_text")] EventId),
         Error { code: &'a str, detail: String },
     }
     let accepted = results.iter().filter(|result| result.is_ok()).count();
     let items = results.iter().map(|result| match result {
-        Ok(id) => Item::Id(id.to_string()),
+        Ok(id) => Item::Id(*id),
         Err(problem) => {
             shard.metrics.rejected_total.inc(problem);
             Item::Error { code: problem.row().code, detail: item_detail(problem) }
         }
     });
     let body = Body { accepted, rejected: results.len() - accepted, results: items.collect() };
-    serde_json::to_vec(&body).expect("writing plain text into memory cannot fail")
+    let mut text = Vec::with_capacity(FRAME_BYTES + results.len() * ITEM_BYTES);
+    serde_json::to_writer(&mut text, &body).expect("writing plain text into memory cannot fail");
+    text
+}
+
+/// An id as text, without a `String` for each.
+fn id_text<S: serde::Serializer>(id: &EventId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 
 /// A batch item has no `errors` member: its detail names the fields.

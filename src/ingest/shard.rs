@@ -119,9 +119,6 @@ impl Ids {
     }
 }
 
-const SPARE_BUFFERS_MAX: usize = 64;
-const SPARE_BUFFER_BYTES_MAX: usize = 16 * 1024;
-const OUT_BUFFER_BYTES: usize = 1024;
 /// A rendering of the metrics is served this long: scraping the public port must not become work without bound.
 const METRICS_MAX_AGE: Duration = Duration::from_millis(200);
 
@@ -214,13 +211,13 @@ impl Shard {
 
     /// An empty output buffer.
     pub(super) fn take_buffer(&self) -> Vec<u8> {
-        self.spare_buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(OUT_BUFFER_BYTES))
+        self.spare_buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(limits::SPARE_BUFFER_NEW_BYTES))
     }
 
     /// Takes an output buffer back.
     pub(super) fn give_buffer(&self, mut buffer: Vec<u8>) {
         let mut spare = self.spare_buffers.borrow_mut();
-        if spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX {
+        if spare.len() < limits::SPARE_BUFFERS_MAX && buffer.capacity() <= limits::SPARE_BUFFER_BYTES_MAX {
             buffer.clear();
             spare.push(buffer);
         }

@@ -5,19 +5,19 @@
 //! out the same request again and again, one per read, and counts the answers' bytes. What is left out is the
 //! kernel (socket calls, readiness, waking) and, unless a caller adds them, the writers.
 
+#![allow(dead_code, reason = "each binary uses its own part of what is shared")]
+
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::poll_fn;
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
 
 use millrace::handoff::queue::Accepted;
+use millrace::ingest::Stream;
 use millrace::ingest::shard::Shard;
 use millrace::key::ApiKey;
-use monoio::buf::{IoBuf, IoBufMut, IoVecBuf, IoVecBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::{BufResult, LegacyDriver, Runtime, RuntimeBuilder};
 use tempfile::TempDir;
 
@@ -50,10 +50,15 @@ impl Replay {
         }
     }
 
-    /// A request to post `body`, as wrk or k6 would send it.
+    /// A request to post one event's `body`, as wrk or k6 would send it.
     pub fn post(&self, body: &[u8]) -> Rc<[u8]> {
+        self.post_to("/api/events", body)
+    }
+
+    /// The same to another route.
+    pub fn post_to(&self, target: &str, body: &[u8]) -> Rc<[u8]> {
         let head = format!(
-            "POST /api/events HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: k6/1.0 (https://k6.io/)\r\n\
+            "POST {target} HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: k6/1.0 (https://k6.io/)\r\n\
              Content-Type: application/json\r\nX-API-Key: {}\r\nAccept-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
             self.key.reveal(),
             body.len()
@@ -113,46 +118,35 @@ async fn wait_once() {
     .await;
 }
 
-impl AsyncReadRent for Repeated {
-    async fn read<T: IoBufMut>(&mut self, buffer: T) -> BufResult<usize, T> {
+impl Stream for Repeated {
+    async fn receive(&mut self, mut buffer: Vec<u8>) -> BufResult<usize, Vec<u8>> {
         if self.sent == 0 {
             // As the next request of a client that waits for its answers.
             wait_once().await;
         }
-        let request = Rc::clone(&self.request);
-        let mut rest = if self.left == 0 { &[] } else { &request[self.sent..] };
-        let read = rest.read(buffer).await;
-        if self.left > 0 && rest.is_empty() {
-            (self.sent, self.left) = (0, self.left - 1);
-        } else {
-            self.sent = request.len() - rest.len();
+        if self.left == 0 {
+            return (Ok(0), buffer);
         }
-        read
+        let rest = &self.request[self.sent..];
+        let read = rest.len().min(buffer.capacity() - buffer.len());
+        buffer.extend_from_slice(&rest[..read]);
+        self.sent += read;
+        if self.sent == self.request.len() {
+            (self.sent, self.left) = (0, self.left - 1);
+        }
+        (Ok(read), buffer)
     }
 
-    async fn readv<T: IoVecBufMut>(&mut self, buffers: T) -> BufResult<usize, T> {
-        (Err(io::ErrorKind::Unsupported.into()), buffers)
-    }
-}
-
-impl AsyncWriteRent for Repeated {
-    async fn write<T: IoBuf>(&mut self, answer: T) -> BufResult<usize, T> {
-        let written = answer.bytes_init();
-        self.answered.set(self.answered.get() + written);
-        (Ok(written), answer)
+    fn send_now(&mut self, bytes: &[u8]) -> usize {
+        self.answered.set(self.answered.get() + bytes.len());
+        bytes.len()
     }
 
-    async fn writev<T: IoVecBuf>(&mut self, answers: T) -> BufResult<usize, T> {
-        (Err(io::ErrorKind::Unsupported.into()), answers)
+    async fn send(&mut self, buffer: Vec<u8>, from: usize) -> BufResult<usize, Vec<u8>> {
+        (Ok(self.send_now(&buffer[from..])), buffer)
     }
 
-    async fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    async fn shutdown(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    async fn finish(&mut self) {}
 }
 
 impl AsRawFd for Repeated {
