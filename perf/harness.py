@@ -305,9 +305,9 @@ def bench(binaries, listen, key, rate, seconds, connections=64, prefix=(), more=
 
 
 def bench_command(binaries, listen, rate, seconds, connections=64):
-    """The command for so many seconds after one of warming up. `listen`: an address, or a URL."""
+    """The command for so many seconds after one of warming up. `listen`: an address, or a URL; rate 0 is `max`."""
     url = listen if "://" in listen else f"http://{listen}"
-    command = [binaries / "millrace", "bench", url, "--json", "--rate", rate, "--duration", f"{seconds}s"]
+    command = [binaries / "millrace", "bench", url, "--json", "--rate", rate or "max", "--duration", f"{seconds}s"]
     return [*command, "--warmup", "1s", "--connections", connections]
 
 
