@@ -364,11 +364,9 @@ impl<S: Stream> Connection<S> {
         if self.out.is_empty() {
             return Ok(());
         }
+        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
         let mut out = take(&mut self.out);
-        let mut written = self.stream.send_now(&out);
-        if written < out.len() {
-            self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
-        }
+        let mut written = 0;
         while written < out.len() {
             let (result, rest) = self.stream.send(out, written).await;
             out = rest;

@@ -5,15 +5,14 @@
 //! cancelled (a cancelled completion-based read may lose bytes): its socket is shut down, so the operation in
 //! flight completes and the connection's own task says what is to be said and ends.
 
-#![allow(unsafe_code, reason = "calls on a raw descriptor: monoio's TcpStream offers no AsFd; see `shut`, `send_now`")]
+#![allow(unsafe_code, reason = "shutdown(2) on a raw descriptor: monoio's TcpStream offers no AsFd; see `shut`")]
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use monoio::net::TcpStream;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::net::{Shutdown, shutdown};
 
 use crate::limits;
 
@@ -198,16 +197,6 @@ fn shut(fd: RawFd, how: Shutdown) {
     // drops its `Member` before the `Stream` that owns the descriptor, on this same thread. So it is open here.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let _ = shutdown(socket, how);
-}
-
-/// Sends what the kernel takes of `bytes` at once. Returns how many; 0 also where it says no, for whatever reason.
-///
-/// An answer nearly always fits into the socket's buffer. A send on the ring then costs its operation, its completion and
-/// another turn of the connection's task, and all of them more than the system call.
-pub(super) fn send_now(stream: &TcpStream, bytes: &[u8]) -> usize {
-    // SAFETY: the stream owns the descriptor and is borrowed for as long as this takes, so it is open.
-    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).unwrap_or(0)
 }
 
 /// Ends the accept in flight on a listening socket; the port takes no more connections.

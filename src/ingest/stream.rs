@@ -6,9 +6,6 @@ use std::os::fd::AsRawFd;
 use monoio::BufResult;
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
-use monoio::net::TcpStream;
-
-use super::connections;
 
 /// A connection's bytes, both ways.
 ///
@@ -19,10 +16,6 @@ pub trait Stream: AsRawFd {
     /// Bytes that come in records may be more than there was room for, by one record at most.
     fn receive(&mut self, buffer: Vec<u8>) -> impl Future<Output = BufResult<usize, Vec<u8>>>;
 
-    /// Sends what can be sent of `bytes` without waiting. Returns how many were taken: 0 also where something is wrong,
-    /// which [`send`](Self::send) then says.
-    fn send_now(&mut self, bytes: &[u8]) -> usize;
-
     /// Sends what is in `buffer` from `from` on, or the first part of it. Returns how many bytes were taken.
     fn send(&mut self, buffer: Vec<u8>, from: usize) -> impl Future<Output = BufResult<usize, Vec<u8>>>;
 
@@ -30,15 +23,11 @@ pub trait Stream: AsRawFd {
     fn finish(&mut self) -> impl Future<Output = ()>;
 }
 
-impl Stream for TcpStream {
+impl<S: AsyncReadRent + AsyncWriteRent + AsRawFd> Stream for S {
     async fn receive(&mut self, buffer: Vec<u8>) -> BufResult<usize, Vec<u8>> {
         let (begin, end) = (buffer.len(), buffer.capacity());
         let (read, buffer) = self.read(buffer.slice_mut(begin..end)).await;
         (read, buffer.into_inner())
-    }
-
-    fn send_now(&mut self, bytes: &[u8]) -> usize {
-        connections::send_now(self, bytes)
     }
 
     async fn send(&mut self, buffer: Vec<u8>, from: usize) -> BufResult<usize, Vec<u8>> {

@@ -220,7 +220,7 @@ impl TlsStream {
     /// Writes all of `outgoing`.
     async fn flush(&mut self) -> io::Result<()> {
         let mut outgoing = take(&mut self.outgoing);
-        let mut written = if outgoing.is_empty() { 0 } else { self.tcp.send_now(&outgoing) };
+        let mut written = 0;
         while written < outgoing.len() {
             let (result, rest) = self.tcp.write(outgoing.slice(written..)).await;
             outgoing = rest.into_inner();
@@ -273,11 +273,6 @@ impl Stream for TlsStream {
             }
         }
         (Ok(buffer.len() - before), buffer)
-    }
-
-    /// Nothing: records are made by [`send`](Stream::send), which sends them at once where it can.
-    fn send_now(&mut self, _: &[u8]) -> usize {
-        0
     }
 
     async fn send(&mut self, buffer: Vec<u8>, from: usize) -> BufResult<usize, Vec<u8>> {

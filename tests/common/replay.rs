@@ -10,14 +10,16 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
 
 use millrace::handoff::queue::Accepted;
-use millrace::ingest::Stream;
 use millrace::ingest::shard::Shard;
 use millrace::key::ApiKey;
+use monoio::buf::{IoBuf, IoBufMut, IoVecBuf, IoVecBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::{BufResult, LegacyDriver, Runtime, RuntimeBuilder};
 use tempfile::TempDir;
 
@@ -118,35 +120,46 @@ async fn wait_once() {
     .await;
 }
 
-impl Stream for Repeated {
-    async fn receive(&mut self, mut buffer: Vec<u8>) -> BufResult<usize, Vec<u8>> {
+impl AsyncReadRent for Repeated {
+    async fn read<T: IoBufMut>(&mut self, buffer: T) -> BufResult<usize, T> {
         if self.sent == 0 {
             // As the next request of a client that waits for its answers.
             wait_once().await;
         }
-        if self.left == 0 {
-            return (Ok(0), buffer);
-        }
-        let rest = &self.request[self.sent..];
-        let read = rest.len().min(buffer.capacity() - buffer.len());
-        buffer.extend_from_slice(&rest[..read]);
-        self.sent += read;
-        if self.sent == self.request.len() {
+        let request = Rc::clone(&self.request);
+        let mut rest = if self.left == 0 { &[] } else { &request[self.sent..] };
+        let read = rest.read(buffer).await;
+        if self.left > 0 && rest.is_empty() {
             (self.sent, self.left) = (0, self.left - 1);
+        } else {
+            self.sent = request.len() - rest.len();
         }
-        (Ok(read), buffer)
+        read
     }
 
-    fn send_now(&mut self, bytes: &[u8]) -> usize {
-        self.answered.set(self.answered.get() + bytes.len());
-        bytes.len()
+    async fn readv<T: IoVecBufMut>(&mut self, buffers: T) -> BufResult<usize, T> {
+        (Err(io::ErrorKind::Unsupported.into()), buffers)
+    }
+}
+
+impl AsyncWriteRent for Repeated {
+    async fn write<T: IoBuf>(&mut self, answer: T) -> BufResult<usize, T> {
+        let written = answer.bytes_init();
+        self.answered.set(self.answered.get() + written);
+        (Ok(written), answer)
     }
 
-    async fn send(&mut self, buffer: Vec<u8>, from: usize) -> BufResult<usize, Vec<u8>> {
-        (Ok(self.send_now(&buffer[from..])), buffer)
+    async fn writev<T: IoVecBuf>(&mut self, answers: T) -> BufResult<usize, T> {
+        (Err(io::ErrorKind::Unsupported.into()), answers)
     }
 
-    async fn finish(&mut self) {}
+    async fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn shutdown(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl AsRawFd for Repeated {
