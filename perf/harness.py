@@ -541,7 +541,7 @@ def main(name, measure):
     try:
         with contextlib.ExitStack() as stack:
             measure(stack)
-    except (Failed, subprocess.TimeoutExpired) as why:
+    except (Failed, subprocess.TimeoutExpired, OSError) as why:
         sys.exit(f"{name}: {why}")
     except KeyboardInterrupt:
         sys.exit(130)
