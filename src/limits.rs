@@ -151,6 +151,8 @@ pub const AUTH_WAITERS_MAX: usize = 4096;
 /// Wrong keys that reached the verifier, of one client address and minute. Over it: 429 `auth_busy` for keys that are
 /// not cached, so one address costs the database at most ten lookups a second.
 pub const AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX: u32 = 600;
+/// A key that was looked up and refused is answered after a multiple of this: far above what tells one lookup from another.
+pub const AUTH_REFUSAL_STEP: Duration = Duration::from_millis(2);
 /// Changes waiting for one shard, or for the claiming thread; past it the shard drops its whole cache instead.
 pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
 

@@ -127,18 +127,29 @@ async fn verify(
     if let Some(wait) = from.and_then(|from| addresses.must_wait(from, Instant::now())) {
         return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
     }
+    let begun = Instant::now();
     let under_way = shard.auth.borrow_mut().join(hash);
-    if let Some(joined) = under_way {
-        return joined?.await.unwrap_or(Err(Problem::ShuttingDown));
-    }
-    let answer = begin_verification(shard, hash, id, presented)?;
+    let is_first = under_way.is_none();
+    let answer = match under_way {
+        Some(joined) => joined?,
+        None => begin_verification(shard, hash, id, presented)?,
+    };
     let verdict = answer.await.unwrap_or(Err(Problem::ShuttingDown));
-    if let Some(from) = from
-        && verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey)
-    {
-        addresses.note_failure(from, Instant::now());
+    if verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey) {
+        if is_first && let Some(from) = from {
+            addresses.note_failure(from, Instant::now());
+        }
+        even_out(begun).await;
     }
     verdict
+}
+
+/// Waits until whole steps have passed since a lookup began, so that the time of a refusal does not tell what was found: a
+/// known id takes longer than an unknown one by some microseconds.
+async fn even_out(begun: Instant) {
+    let taken = begun.elapsed();
+    let steps = taken.as_micros() / limits::AUTH_REFUSAL_STEP.as_micros() + 1;
+    monoio::time::sleep((limits::AUTH_REFUSAL_STEP * steps as u32).saturating_sub(taken)).await;
 }
 
 /// Has a key in use verified again before it expires, beside the request. Nothing comes of it where the verifier is

@@ -1,8 +1,10 @@
 //! Keys that are not valid: refused alike, whatever is wrong with them, and at no cost where it shows.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use millrace::key::API_KEY_LEN;
+use millrace::limits;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -12,6 +14,7 @@ use crate::installation::{Installation, on_both_stores};
 
 on_both_stores!(
     every_invalid_key_is_refused_alike,
+    a_refusal_after_a_lookup_takes_its_time,
     a_key_comes_in_either_field,
     a_disabled_organisation_is_told_so_until_it_is_enabled,
     junk_is_refused_without_asking_the_database,
@@ -33,6 +36,18 @@ pub fn id_of(key: &str) -> &str {
 fn look(mut response: Response) -> (u16, BTreeMap<String, String>, String) {
     response.headers.remove("date");
     (response.status, response.headers, String::from_utf8(response.body).expect("text"))
+}
+
+/// Seen from below only, since the machine may add what it likes; `perf/attacks --only timing` compares the two.
+fn a_refusal_after_a_lookup_takes_its_time(installation: &Installation) {
+    let server = installation.start(&[]);
+    let (_, key) = server.organization("test", "0");
+    let mut client = server.connect();
+    for wrong in [unknown_key(), with_wrong_secret(&key), unknown_key(), with_wrong_secret(&key)] {
+        let began = Instant::now();
+        assert_eq!(post(&mut client, &format!("X-API-Key: {wrong}\r\n")).status, 401);
+        assert!(began.elapsed() >= limits::AUTH_REFUSAL_STEP, "{:?}", began.elapsed());
+    }
 }
 
 fn every_invalid_key_is_refused_alike(installation: &Installation) {

@@ -17,14 +17,19 @@ use crate::event::Event;
 use crate::handoff::queue::Queue;
 use crate::limits;
 
+/// One is with the thread, one gathers, and one may be on its way back: so many are ever needed again.
+const SPARE_GROUPS_MAX: usize = 2;
+
 /// See the module.
+#[allow(clippy::vec_box, reason = "boxes are what a lane carries")]
 pub struct Appender {
     lane: Arc<Lane>,
     queue: Queue,
     /// Whether an event without a slot is accepted into the journal alone.
     may_spill: bool,
     pending: RefCell<VecDeque<Pending>>,
-    spare: Cell<Option<Box<Group>>>,
+    /// Groups that came back, to be filled again: else each would grow from nothing while the one before is written.
+    spare: RefCell<Vec<Box<Group>>>,
     /// Whether something was appended since the thread was last told.
     is_dirty: Cell<bool>,
     tender: RefCell<Option<Waker>>,
@@ -99,7 +104,7 @@ impl Appender {
             queue,
             may_spill,
             pending: RefCell::default(),
-            spare: Cell::default(),
+            spare: RefCell::default(),
             is_dirty: Cell::new(false),
             tender: RefCell::default(),
         }
@@ -123,7 +128,7 @@ impl Appender {
         if is_spilled && !self.may_spill {
             return Err(Closed::Full);
         }
-        let mut group = self.lane.take_group().or_else(|| self.spare.take()).unwrap_or_default();
+        let mut group = self.lane.take_group().or_else(|| self.spare.borrow_mut().pop()).unwrap_or_default();
         if is_spilled && group.bytes.len() >= limits::JOURNAL_GROUP_BYTES_MAX {
             self.lane.put_group(group);
             return Err(Closed::Full);
@@ -189,7 +194,10 @@ impl Appender {
         self.lane.progress.check();
         if let Some(mut group) = group {
             group.reset();
-            self.spare.set(Some(group));
+            let mut spare = self.spare.borrow_mut();
+            if spare.len() < SPARE_GROUPS_MAX {
+                spare.push(group);
+            }
         }
     }
 }
