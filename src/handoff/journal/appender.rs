@@ -17,8 +17,9 @@ use crate::event::Event;
 use crate::handoff::queue::Queue;
 use crate::limits;
 
-/// One is with the thread, one gathers, and one may be on its way back: so many are ever needed again.
-const SPARE_GROUPS_MAX: usize = 2;
+/// As many as the thread brings to an end while the shard is at one turn, or more. Groups have some tens of KiB; at worst 8
+/// MiB a shard.
+const SPARE_GROUPS_MAX: usize = 8;
 
 /// See the module.
 #[allow(clippy::vec_box, reason = "boxes are what a lane carries")]
