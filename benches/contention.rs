@@ -120,7 +120,7 @@ fn queue_send(c: &mut Criterion) {
                         }
                     });
                     for event in accepted.receiver.try_iter() {
-                        accepted.slots.release(1, event.weight());
+                        accepted.slots.release(std::slice::from_ref(&event), event.weight());
                     }
                     left = left.saturating_sub(each * threads);
                 }

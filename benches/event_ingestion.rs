@@ -85,7 +85,7 @@ fn mpsc_channel_send(c: &mut Criterion) {
         let (queue, Accepted { receiver, slots }) = queue(limits::QUEUE_EVENTS_DEFAULT);
         b.iter_custom(|sends| {
             time_sends(&queue, &payload, sends, || {
-                receiver.try_iter().for_each(|event| slots.release(1, event.weight()));
+                receiver.try_iter().for_each(|event| slots.release(std::slice::from_ref(&event), event.weight()));
             })
         });
     });

@@ -74,8 +74,9 @@ fn auth_cache_hit(c: &mut Criterion) {
             org: OrgId(Uuid::now_v7()),
             is_org_disabled: false,
             rate_limit_per_minute: 1000,
-            window: Arc::default(),
+            minutes: Arc::default(),
             expires_at: None,
+            verified_at: now,
         };
         drop(cache.begin(hash, key.id()));
         cache.complete(hash, Verdict::Valid(Arc::new(grant)), now);

@@ -16,7 +16,7 @@ use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use millrace::store::Store;
 use millrace::store::postgres::PostgresStore;
 use millrace::store::sqlite::SqliteStore;
-use millrace::store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery};
+use millrace::store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery, Wanted};
 use uuid::Uuid;
 
 use crate::postgres_cluster::{Cluster, Options};
@@ -56,7 +56,7 @@ fn run(store: &dyn Store, pending: usize, server_time: &dyn Fn() -> Duration) {
             assert_eq!(stored.deliveries.len(), BATCH);
         });
         bench.measure("record, all delivered at the first attempt", BATCH, &batches, |batch| {
-            assert_eq!(store.record(&batch.results(1, Next::Delivered)), Ok(BATCH as u64));
+            assert_eq!(store.record(&batch.results(1, Next::Delivered)).unwrap().changed, BATCH as u64);
         });
     }
     let batches: Vec<Batch> = (0..ROUNDS / 10).map(|_| Batch::new(false, Some(1))).collect();
@@ -65,7 +65,7 @@ fn run(store: &dyn Store, pending: usize, server_time: &dyn Fn() -> Duration) {
     }
     let later = Next::RetryAt(lease().plus(Duration::from_secs(3600)));
     bench.measure("record, all failed", BATCH, &batches, |batch| {
-        assert_eq!(store.record(&batch.results(1, later)), Ok(BATCH as u64));
+        assert_eq!(store.record(&batch.results(1, later)).unwrap().changed, BATCH as u64);
     });
     bench.many_pending(pending);
 }
@@ -98,11 +98,11 @@ impl Bench<'_> {
         self.looks("101");
         let mut claimed = Vec::new();
         self.measure("claim 256 of the large one", 256, &[(); 100], |()| {
-            let claims = store.claim(Timestamp::now(), lease(), &[(large, 256)]).unwrap();
+            let claims = store.claim(Timestamp::now(), lease(), &[Wanted::all(large, 256)]).unwrap();
             assert_eq!(claims.ready.len(), 256);
             claimed.extend(claims.ready);
         });
-        let wanted: Vec<(EndpointId, u32)> = few.iter().take(32).map(|endpoint| (*endpoint, 8)).collect();
+        let wanted: Vec<Wanted> = few.iter().take(32).map(|endpoint| Wanted::all(*endpoint, 8)).collect();
         self.measure("claim 8 of each of 32 others", 256, &[()], |()| {
             assert_eq!(store.claim(Timestamp::now(), lease(), &wanted).unwrap().ready.len(), 256);
         });

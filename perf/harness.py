@@ -18,6 +18,7 @@ import secrets
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -495,6 +496,12 @@ def work_directory(stack, args):
 def store_environment(postgres, work):
     """Where commands of the binary find the store."""
     return os.environ | {"DATABASE_URL": postgres.url, "MILLRACE_DATA_DIR": str(work / "millrace-data")}
+
+
+def ratio(figure, pairs):
+    """After by before, for (before, after) pairs: the median and in brackets the least and the most."""
+    ratios = sorted(figure(after) / figure(before) for before, after in pairs)
+    return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})"
 
 
 def run_facts(name, args):

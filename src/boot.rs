@@ -1,23 +1,29 @@
 //! Starts everything in order, waits for a signal, and hands over to `shutdown`.
 //!
 //! The order: descriptors, the data directory, store, metrics, journal, listeners (all of them, so that a port in use is
-//! found before anything runs), pools, shards, writers; then the schema, the replay of what the journal holds, and with
-//! it readiness. The database may be away at any of this: the server keeps trying and says so, and never exits for it.
+//! found before anything runs), pools, shards, writers; then the schema, and with it readiness; beside new events, the replay
+//! of what the journal holds. The database may be away at any of this: the server keeps trying and says so, and never exits for it.
 //!
 //! A panic in a thread that others rely on ends the process (see [`critical_thread`]): visibly gone beats half alive.
 
+mod allowance;
+mod housekeeping;
+mod identity;
+mod listeners;
 mod preparation;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use core_affinity::CoreId;
 use crossbeam_channel::bounded;
-use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::allowance::raise_descriptor_limit;
+use self::identity::Ownership;
 use self::preparation::Preparation;
 use crate::auth::feed::Feed;
 use crate::auth::verifier::Verifier;
@@ -25,20 +31,21 @@ use crate::certificates::Certificates;
 use crate::config::{Config, Durability, Overflow};
 use crate::control::ControlPool;
 use crate::critical_thread;
-use crate::deliver::Deliver;
+use crate::deliver::directory::Directory;
+use crate::deliver::{Deliver, OwnPlaces};
 use crate::handoff::journal::lock::{DirectoryLock, LockError};
 use crate::handoff::journal::storage::{Disk, Storage};
 use crate::handoff::journal::{Journal, JournalConfig};
-use crate::handoff::queue::queue;
+use crate::handoff::queue::{Accepted, queue};
 use crate::health::Readiness;
 use crate::ingest::clients::Clients;
 use crate::ingest::shard::{self, Driver, Neighbours};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::ops::{self, OpsState};
+use crate::ops::OpsState;
 use crate::shutdown::{self, Running};
 use crate::store::Store;
-use crate::store::open::open;
+use crate::store::open::{ServerStores, database_hosts, open_for_server};
 use crate::store::writer::Writers;
 
 /// Where the journal is in the data directory.
@@ -56,61 +63,92 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Why [`serve`] ended without success.
+#[derive(Debug)]
+pub enum ServeError {
+    /// What was configured does not fit what is there.
+    Configuration(String),
+    /// It could not start, or lost events at the end.
+    Failed(StartError),
+}
+
+impl From<StartError> for ServeError {
+    fn from(error: StartError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Where the server is between start and end; read by `/ready`.
 #[derive(Debug, Default)]
-pub struct Stage(AtomicU8);
+pub struct Stage {
+    at: AtomicU8,
+    /// Why it goes no further yet; empty before anything was tried.
+    trouble: Mutex<String>,
+}
 
 impl Stage {
     const PREPARING: u8 = 0;
-    const REPLAYING: u8 = 1;
-    const STUCK: u8 = 2;
-    const READY: u8 = 3;
-    const DRAINING: u8 = 4;
+    const READY: u8 = 1;
+    const DRAINING: u8 = 2;
+    const FOREIGN: u8 = 3;
 
     fn readiness(&self) -> Readiness {
-        match self.0.load(Ordering::Relaxed) {
-            Self::PREPARING => Readiness::NotReady("the database has not been reached yet"),
-            Self::REPLAYING => Readiness::NotReady("what the journal holds is being handed to the writers"),
-            Self::STUCK => Readiness::NotReady("the journal cannot be read; the log says why"),
+        match self.at.load(Ordering::Relaxed) {
+            // Asked on shards, which wait for nobody.
+            Self::PREPARING => match self.trouble.try_lock() {
+                Ok(trouble) if !trouble.is_empty() => Readiness::NotReady(trouble.clone().into()),
+                _ => Readiness::NotReady("the database has not been reached yet".into()),
+            },
+            Self::FOREIGN => {
+                Readiness::NotReady("the journal belongs to another store; the log says what to do".into())
+            }
             Self::READY => Readiness::Ready,
-            _ => Readiness::NotReady("shutting down"),
+            _ => Readiness::NotReady("shutting down".into()),
         }
     }
 
     /// From one to the next; `false` where a signal came meanwhile.
     fn advance(&self, from: u8, to: u8) -> bool {
-        self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.at.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// What keeps it from being ready, for `/ready` to say.
+    fn is_held_up_by(&self, trouble: &impl fmt::Display) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble.to_string();
     }
 
     /// No longer ready.
     pub fn drain(&self) {
-        self.0.store(Self::DRAINING, Ordering::Relaxed);
+        self.at.store(Self::DRAINING, Ordering::Relaxed);
     }
 }
 
-/// Shows the first API key of an embedded store to whoever started the server at this address.
-pub type Welcome = fn(SocketAddr, &str) -> std::io::Result<()>;
+/// Shows the first API key of an embedded store to whoever started the server at this address with this data directory.
+pub type Welcome = fn(SocketAddr, &Path, &str) -> std::io::Result<()>;
 
 /// Runs the server until a signal has ended it: with TLS where there are `certificates`. `cores` are those shards are
 /// pinned to.
 ///
 /// # Errors
-/// Where it could not start, or lost events at the end.
+/// Where it could not start, was told to replay a journal into a foreign store, or lost events at the end.
 pub fn serve(
     config: Config,
     certificates: Option<Arc<Certificates>>,
     cores: &[CoreId],
     welcome: Welcome,
-) -> Result<(), StartError> {
+) -> Result<(), ServeError> {
     let signals = shutdown::Signals::install().map_err(|e| StartError(format!("signals cannot be handled: {e}")))?;
     if let Some(certificates) = &certificates {
         certificates.reload_on_hangup().map_err(|e| StartError(format!("SIGHUP cannot be handled: {e}")))?;
     }
-    let connections_max = room_for_connections(config.connections_max);
+    let connections_max = allowance::check(&config, store_connections(config.writers) + CONTROL_CONNECTIONS)
+        .map_err(ServeError::Configuration)?;
     let is_journaling = config.durability != Durability::Memory;
     let directory = lock_data_dir(&config)?;
-    let store =
-        open(&config.store(store_connections(config.writers))).map_err(|error| StartError(error.to_string()))?;
+    warn_of_foreign_data_dir(&config.data_dir);
+    let stores = open_for_server(&config.store(store_connections(config.writers)), CONTROL_CONNECTIONS);
+    let ServerStores { usual: store, control: control_store } =
+        stores.map_err(|error| StartError(error.to_string()))?;
     let metrics = Metrics::new(config.shards);
     let (queue, accepted) = queue(config.queue_capacity);
     let slots = queue.slots();
@@ -119,25 +157,27 @@ pub fn serve(
         Some(_) => start_journal(&config, &metrics)?,
         None => None,
     };
+    let ownership = journal.as_deref().map(|journal| Ownership::read(&config, journal)).transpose()?;
+    if let Some(ownership) = &ownership {
+        ownership.check_at_start(&store).map_err(|foreign| ServeError::Configuration(foreign.to_string()))?;
+    }
     let stage = Arc::new(Stage::default());
-    let ready = readiness(Arc::clone(&stage), journal.clone());
-    metrics.set_readiness({
-        let ready = Arc::clone(&ready);
-        move || ready() == Readiness::Ready
-    });
-    let ops_addr = ops::start(config.ops_listen, OpsState { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) })
-        .map_err(|error| cannot_listen("ops-listen", config.ops_listen, &error))?;
-    let listeners = listen(config.listen, config.shards).map_err(|e| cannot_listen("listen", config.listen, &e))?;
-    let listen_addr = listeners[0].local_addr().map_err(|e| cannot_listen("listen", config.listen, &e))?;
+    let webhooks: Arc<OnceLock<Arc<Directory>>> = Arc::default();
+    let ready = readiness(Arc::clone(&stage), journal.clone(), Arc::clone(&store), Arc::clone(&webhooks));
+    set_gauges(&metrics, &store, &ready);
+    let ops_state = OpsState { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) };
+    let (ops_addr, listen_addr, listeners) = listeners::start(&config, &ops_state)?;
 
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
-    let own_addresses = [listen_addr.ip(), ops_addr.ip()];
-    let deliver = Deliver::start(&config.deliver, &config.data_dir, &own_addresses, &store, &feed, &metrics)
-        .map_err(StartError)?;
-    let control = start_control(&config, &store, &metrics, &deliver).map_err(thread_error)?;
+    let own = own_places(&config, [listen_addr, ops_addr]);
+    let deliver =
+        Deliver::start(&config.deliver, &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
+    let control = start_control(&config, control_store, &metrics, &deliver).map_err(thread_error)?;
+    let own_changes = control.own_changes();
     let neighbours = Neighbours {
+        batch_keys: Arc::default(),
         queue: queue.clone(),
         journal: journal.clone().filter(|_| is_journaling),
         may_spill: config.queue_overflow == Overflow::Spill,
@@ -146,6 +186,8 @@ pub fn serve(
         feed: Arc::clone(&feed),
         control: Arc::new(control),
         metrics: Arc::clone(&metrics),
+        are_metrics_public: config.are_metrics_public(),
+        keep_alive_timeout: config.keep_alive_timeout,
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
@@ -153,28 +195,23 @@ pub fn serve(
         certificates,
     };
     let endpoints = deliver.directory();
+    let _ = webhooks.set(Arc::clone(&endpoints));
     let running = Running {
         draining: Arc::clone(&neighbours.draining),
         leaving: Arc::clone(&neighbours.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
         shards: start_shards(&config, cores, listeners, &neighbours)?,
-        writers: Writers::start(
-            config.writers,
-            &store,
-            accepted,
-            journal.as_ref().map(|journal| journal.ledger()),
-            deliver.outbox(),
-            &metrics,
-        )
-        .map_err(thread_error)?,
+        writers: start_writers(&config, &store, accepted, journal.as_ref(), &deliver, &metrics)
+            .map_err(thread_error)?,
         deliver,
         journal: journal.clone(),
         is_journaling,
         grace: config.shutdown_grace,
     };
     let tls = neighbours.certificates.is_some();
-    tracing::info!(listen = %listen_addr, tls, ops = %ops_addr, store = store.kind(), "listening");
+    let (kind, place) = (store.kind(), config.store_in_words());
+    tracing::info!(listen = %listen_addr, tls, ops = %ops_addr, store = kind, place, "listening");
     let stop = Arc::clone(&running.stop);
     let preparation = Preparation {
         welcome,
@@ -182,19 +219,35 @@ pub fn serve(
         endpoints,
         metrics,
         feed,
+        own_changes,
         stage,
         config,
         listen_addr,
         ops_addr,
         journal,
+        ownership,
         queue,
         stop,
     };
+    let store = Arc::clone(&preparation.store);
     critical_thread::spawn("maintenance", move || preparation.run()).map_err(thread_error)?;
 
     let lost = shutdown::wait_and_drain(signals, running);
+    store.close();
     drop(directory);
-    if lost == 0 { Ok(()) } else { Err(lost_at_the_end(lost)) }
+    if lost == 0 { Ok(()) } else { Err(lost_at_the_end(lost).into()) }
+}
+
+/// The gauges that others are asked for.
+fn set_gauges(metrics: &Metrics, store: &Arc<dyn Store>, ready: &Arc<dyn Fn() -> Readiness + Send + Sync>) {
+    metrics.set_sqlite_wal({
+        let store = Arc::clone(store);
+        move || store.wal_bytes()
+    });
+    metrics.set_readiness({
+        let ready = Arc::clone(ready);
+        move || ready() == Readiness::Ready
+    });
 }
 
 fn lost_at_the_end(events: usize) -> StartError {
@@ -204,13 +257,22 @@ fn lost_at_the_end(events: usize) -> StartError {
     ))
 }
 
-/// What `/ready` says.
-fn readiness(stage: Arc<Stage>, journal: Option<Arc<Journal>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
+/// What `/ready` says: ready is who takes events, and can store them.
+fn readiness(
+    stage: Arc<Stage>,
+    journal: Option<Arc<Journal>>,
+    store: Arc<dyn Store>,
+    webhooks: Arc<OnceLock<Arc<Directory>>>,
+) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
     Arc::new(move || match stage.readiness() {
-        Readiness::Ready if journal.as_ref().is_some_and(|journal| journal.has_failed()) => {
-            Readiness::NotReady("the journal's disk failed; a shard accepts nothing until the server is started again")
-        }
-        readiness => readiness,
+        Readiness::Ready => match journal.as_ref().and_then(|journal| journal.closed()) {
+            None => {
+                let trouble = store.trouble().or_else(|| webhooks.get().and_then(|webhooks| webhooks.trouble()));
+                trouble.map_or(Readiness::Ready, |why| Readiness::NotReady(why.into()))
+            }
+            Some(why) => Readiness::NotReady(why.reason().into()),
+        },
+        readiness @ Readiness::NotReady(_) => readiness,
     })
 }
 
@@ -241,13 +303,47 @@ fn lock_data_dir(config: &Config) -> Result<Option<DirectoryLock>, StartError> {
     })
 }
 
-fn start_control(
+/// What root makes in somebody else's directory stays root's.
+fn warn_of_foreign_data_dir(data_dir: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    if let Ok(owner) = data_dir.metadata().map(|metadata| metadata.uid())
+        && owner != 0
+        && rustix::process::geteuid().is_root()
+    {
+        tracing::warn!(
+            data_dir = %data_dir.display(), owner,
+            "the server runs as root in a data directory of another user's, who will not be able to open the files it \
+             makes: run it as that user"
+        );
+    }
+}
+
+fn start_writers(
     config: &Config,
     store: &Arc<dyn Store>,
+    accepted: Accepted,
+    journal: Option<&Arc<Journal>>,
+    deliver: &Deliver,
+    metrics: &Arc<Metrics>,
+) -> std::io::Result<Writers> {
+    let ledger = journal.map(|journal| journal.ledger());
+    let rewriter = journal.and_then(|journal| journal.rewriter());
+    Writers::start(config.writers, store, accepted, ledger, rewriter, deliver.outbox(), metrics)
+}
+
+/// Where no webhook may go.
+fn own_places(config: &Config, listens: [SocketAddr; 2]) -> OwnPlaces {
+    let database_hosts = database_hosts(&config.store(store_connections(config.writers)));
+    OwnPlaces { listens: listens.map(|address| address.ip()).to_vec(), database_hosts }
+}
+
+fn start_control(
+    config: &Config,
+    store: Arc<dyn Store>,
     metrics: &Arc<Metrics>,
     deliver: &Deliver,
 ) -> std::io::Result<ControlPool> {
-    let (store, metrics) = (Arc::clone(store), Arc::clone(metrics));
+    let metrics = Arc::clone(metrics);
     let management = Arc::new(deliver.management());
     ControlPool::start(store, metrics, config.argon2, management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
 }
@@ -264,6 +360,7 @@ fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<J
         is_synchronised: config.durability == Durability::Fsync,
         segment_bytes: config.journal_segment_bytes,
         bytes_max: config.journal_bytes_max,
+        is_store_here: config.database_url.is_none() && are_on_one_file_system(&config.data_dir, &directory),
     };
     let disk = Disk::create(&directory).map(|disk| Arc::new(disk) as Arc<dyn Storage>);
     let journal = disk.and_then(|disk| Journal::start(disk, journal_config, metrics));
@@ -272,52 +369,23 @@ fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<J
     })
 }
 
-fn cannot_listen(setting: &str, addr: SocketAddr, error: &std::io::Error) -> StartError {
-    let advice = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
-        std::io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        std::io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-        _ => "choose another address",
-    };
-    StartError(format!("cannot listen on {addr}: {error}; {advice} (--{setting} ADDRESS:PORT)"))
+/// Where the journal is not there yet it will be.
+fn are_on_one_file_system(data_dir: &Path, journal: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (data_dir.metadata(), journal.metadata()) {
+        (Ok(data_dir), Ok(journal)) => data_dir.dev() == journal.dev(),
+        _ => true,
+    }
 }
 
-/// One for each thread that may be in the store at once: writers, auth and its notes, control, credentials,
+/// One for each control thread.
+const CONTROL_CONNECTIONS: u32 = (limits::CONTROL_WORKERS + limits::CONTROL_KEY_WORKERS) as u32;
+
+/// One for each other thread that may be in the store at once: writers, their holder, auth and its notes, credentials,
 /// maintenance, webhooks' claims and results.
 fn store_connections(writers: usize) -> u32 {
-    let threads = writers + limits::AUTH_WORKERS + 1 + limits::CONTROL_WORKERS + 2 + 2;
+    let threads = writers + 1 + limits::AUTH_WORKERS + 1 + 2 + 2;
     u32::try_from(threads).expect("the number of writers was checked")
-}
-
-/// One listener per shard on the same port: the kernel spreads connections over them.
-fn listen(addr: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
-    // With SO_REUSEPORT a second server of the same user would share the port in silence: look first, without.
-    let addr = match addr.port() {
-        0 => addr,
-        _ => socket(addr, false)?.local_addr()?.as_socket().expect("a TCP socket has an IP address"),
-    };
-    let mut listeners = Vec::with_capacity(shards);
-    let mut bound = addr;
-    for _ in 0..shards {
-        let socket = socket(bound, true)?;
-        socket.listen(limits::LISTEN_BACKLOG as i32)?;
-        let listener = TcpListener::from(socket);
-        bound = listener.local_addr()?;
-        listeners.push(listener);
-    }
-    Ok(listeners)
-}
-
-fn socket(addr: SocketAddr, is_shared: bool) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(is_shared)?;
-    // Inherited by accepted sockets: two system calls less for each connection.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_send_buffer_size(limits::SEND_BUFFER_BYTES)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket)
 }
 
 fn start_shards(
@@ -350,27 +418,4 @@ fn start_shards(
         tracing::info!(driver = name, reason, shards = config.shards, pinned = config.pin, "shards are running");
     }
     Ok(shards)
-}
-
-/// Raises the soft limit on open files to the hard one, if that is allowed. Returns what holds now.
-pub fn raise_descriptor_limit() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let mut limit = current.unwrap_or(u64::MAX);
-    if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok() {
-        limit = maximum.unwrap_or(u64::MAX);
-    }
-    usize::try_from(limit).unwrap_or(usize::MAX)
-}
-
-/// How many connections the limit on open files leaves room for, at most `wanted`.
-fn room_for_connections(wanted: usize) -> usize {
-    let limit = raise_descriptor_limit();
-    // Where descriptors are few the webhooks get a quarter of them at most.
-    let reserved = limits::RESERVED_DESCRIPTORS + limits::WEBHOOK_CONNECTIONS_MAX.min(limit / 4);
-    let room = limit.saturating_sub(reserved).max(16);
-    if room < wanted {
-        tracing::warn!(limit, connections_max = room, "the limit on open files leaves room for fewer connections");
-    }
-    room.min(wanted)
 }

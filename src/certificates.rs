@@ -59,7 +59,7 @@ impl CertificateFiles {
                     "it must be the key of the first certificate in tls_cert_file",
                 )
             })?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if let Some(ticketer) = ticketer {
             config.ticketer = ticketer;

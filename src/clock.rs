@@ -3,18 +3,30 @@
 //! Anything that measures a duration (limits, TTLs, backoff, deadlines) uses [`std::time::Instant`]
 //! instead: the wall clock may jump.
 
-use std::time::{Duration, SystemTime};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use time::format_description::well_known::Rfc3339;
 use time::{Date, OffsetDateTime};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
+/// A moment of the monotonic clock that fits in an atomic: microseconds since this was first asked, 0 before that.
+pub fn micros_since_start(at: Instant) -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    at.saturating_duration_since(*START).as_micros() as u64
+}
+
 /// A moment in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// Later than any other.
+    pub const MAX: Self = Self(i64::MAX);
+    /// Earlier than any other.
+    pub const MIN: Self = Self(i64::MIN);
+
     /// The current wall-clock time.
     pub fn now() -> Self {
         Self::from_system_time(SystemTime::now())
@@ -43,10 +55,28 @@ impl Timestamp {
         Day(self.0.div_euclid(MICROS_PER_DAY) as i32)
     }
 
+    /// This moment minus a duration.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// This moment plus a duration.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// One microsecond earlier.
+    #[must_use]
+    pub const fn just_before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// One microsecond later.
+    #[must_use]
+    pub const fn just_after(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 
     /// How long before this moment `earlier` was; zero where it was not.
@@ -68,6 +98,40 @@ impl Timestamp {
         let (hour, minute, second, micro) = at.to_hms_micro();
         let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
         format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}Z")
+    }
+}
+
+/// The time by which old rows are deleted: what is deleted does not come back when a wrong clock is set right. A clock that
+/// goes ahead of what the process lived through is believed a day later.
+#[derive(Debug)]
+pub struct RetentionClock {
+    believed: (Timestamp, Instant),
+    /// Since when the clock is ahead.
+    ahead_since: Option<Instant>,
+}
+
+impl RetentionClock {
+    /// How far a clock may be ahead of what was lived through, as after a pause of the machine.
+    const SLACK: Duration = Duration::from_secs(3600);
+    /// How long it must have been ahead to be believed.
+    const DOUBT: Duration = Duration::from_secs(24 * 3600);
+
+    /// Believes what it is told at first.
+    pub fn new(now: Timestamp, at: Instant) -> Self {
+        Self { believed: (now, at), ahead_since: None }
+    }
+
+    /// The time, where the clock says `now`.
+    pub fn time(&mut self, now: Timestamp, at: Instant) -> Timestamp {
+        let (believed, since) = self.believed;
+        let lived = believed.plus(at.saturating_duration_since(since));
+        let is_ahead = now > lived.plus(Self::SLACK);
+        if is_ahead && at.saturating_duration_since(*self.ahead_since.get_or_insert(at)) < Self::DOUBT {
+            return lived;
+        }
+        self.ahead_since = None;
+        self.believed = (now, at);
+        now
     }
 }
 
@@ -115,6 +179,31 @@ mod tests {
         );
         for bad in ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01"] {
             assert_eq!(Timestamp::parse_rfc3339(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_deletes_nothing_for_a_day() {
+        const HOUR: u64 = 3600;
+        let (begin, start) = (Timestamp::from_micros(0), Instant::now());
+        let mut clock = RetentionClock::new(begin, start);
+        // Hours lived, what the clock says, what is believed.
+        for (lived, says, believed) in [
+            (1, 1, 1),
+            (2, 3, 3),
+            (3, 9600, 4),
+            (4, 9601, 5),
+            // Set right again.
+            (5, 5, 5),
+            (6, 9600, 6),
+            (29, 9623, 29),
+            (30, 9624, 9624),
+            (31, 100, 100),
+            (32, 101, 101),
+        ] {
+            let at = start + Duration::from_secs(lived * HOUR);
+            let time = clock.time(begin.plus(Duration::from_secs(says * HOUR)), at);
+            assert_eq!(time.since(begin).as_secs(), believed * HOUR, "{lived}");
         }
     }
 

@@ -8,13 +8,13 @@
 //! Runs on the main thread only. Never shows a secret: not in an error, not in [`Loaded::to_toml`].
 
 mod deliver;
+mod environment;
 mod error;
 mod flags;
 mod layer;
 mod secret_url;
 pub mod setting;
 
-use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Read as _;
@@ -36,7 +36,8 @@ use crate::ingest::client_address::{ForwardedField, Trust};
 use crate::key::Argon2Cost;
 use crate::limits;
 use crate::logging;
-use crate::store::open::StoreConfig;
+use crate::store::open::{StoreConfig, check_database_url};
+use environment::Environment;
 use layer::{Value, Values};
 use setting::Kind;
 
@@ -53,11 +54,14 @@ pub fn api_key_from_environment() -> Option<Zeroizing<String>> {
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent switch; no two make a state")]
 pub struct Config {
     /// Where events are accepted. Port 0: a free one.
     pub listen: SocketAddr,
     /// Where the operations routes answer. Port 0: a free one.
     pub ops_listen: SocketAddr,
+    /// Whether `/metrics` is answered at `listen` wherever that is; see [`Config::are_metrics_public`].
+    pub public_metrics: bool,
     /// Where the embedded store lives.
     pub data_dir: PathBuf,
     /// The Postgres to store in; `None` is the embedded store.
@@ -72,6 +76,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Open connections of one client address, at least 1.
     pub connections_per_address_max: u32,
+    /// How long a connection may be idle between requests, whole seconds, at least 1.
+    pub keep_alive_timeout: Duration,
     /// Which proxies are believed, and what.
     pub trust: Trust,
     /// The public listener's certificate; `None`: it speaks plain HTTP.
@@ -92,6 +98,8 @@ pub struct Config {
     pub rate_limit_per_minute: u32,
     /// How long a shutdown drains the queue.
     pub shutdown_grace: Duration,
+    /// Whether a journal that belongs to another store is taken into this one.
+    pub adopt: bool,
     /// Whether `serve` applies migrations.
     pub migrate_on_start: bool,
     /// How webhooks are kept and sent.
@@ -153,17 +161,17 @@ pub struct Loaded {
 
 /// Loads the configuration of this process. `file` is what `--config` says; `cores` is what "per core" counts.
 pub fn load(file: Option<&Path>, flags: &Flags, cores: usize) -> Result<Loaded, ConfigError> {
-    load_from(file, |name| std::env::var_os(name), flags, cores)
+    load_from(file, &Environment::new(std::env::vars_os()), flags, cores)
 }
 
 fn load_from(
     file: Option<&Path>,
-    environment: impl Fn(&str) -> Option<OsString>,
+    environment: &Environment,
     flags: &Flags,
     cores: usize,
 ) -> Result<Loaded, ConfigError> {
     let mut values = Values::defaults(cores);
-    let named = environment(CONFIG_FILE_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = environment.get(CONFIG_FILE_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
     if let Some(path) = file.map(Path::to_owned).or(named) {
         values.lay_file(&path, &read_file(&path)?)?;
     }
@@ -196,6 +204,7 @@ impl Config {
         let config = Self {
             listen: address(values, "listen")?,
             ops_listen: address(values, "ops_listen")?,
+            public_metrics: values.switch("public_metrics"),
             data_dir: data_dir(values)?,
             database_url: database_url(values)?,
             shards: values.count("shards") as usize,
@@ -207,6 +216,7 @@ impl Config {
             },
             connections_max: values.count("connections_max") as usize,
             connections_per_address_max: values.count("connections_per_address_max") as u32,
+            keep_alive_timeout: Duration::from_secs(values.count("keep_alive_timeout")),
             trust: trust(values)?,
             tls: tls(values)?,
             writers: values.count("writers") as usize,
@@ -221,6 +231,7 @@ impl Config {
             journal_segment_bytes: values.count("journal_segment_bytes"),
             rate_limit_per_minute: values.count("rate_limit_per_minute") as u32,
             shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
+            adopt: values.switch("adopt"),
             migrate_on_start: values.switch("migrate"),
             deliver: deliver::deliver(values)?,
             argon2: argon2.validate().map_err(|why| refuse_argon2(&why))?,
@@ -248,6 +259,20 @@ impl Config {
         Ok(())
     }
 
+    /// The store in words; without a password.
+    pub fn store_in_words(&self) -> String {
+        if let Some(url) = &self.database_url {
+            return url.to_string();
+        }
+        let directory = std::path::absolute(&self.data_dir).unwrap_or_else(|_| self.data_dir.clone());
+        format!("the embedded store in {}", directory.display())
+    }
+
+    /// Whether the listener for events answers `/metrics`: to its own machine, or to everybody where that is wanted.
+    pub fn are_metrics_public(&self) -> bool {
+        self.public_metrics || self.listen.ip().to_canonical().is_loopback()
+    }
+
     /// What the store needs to know, with at most this many connections to the database.
     pub fn store(&self, connections_max: u32) -> StoreConfig {
         StoreConfig {
@@ -271,6 +296,9 @@ impl Loaded {
                 },
                 (None, _) | (_, Kind::Secret(_)) => format!("# {key} is not set"),
                 (Some(Value::Text(text)), _) => format!("{key} = {}", quoted(text)),
+                (Some(Value::Count(count)), Kind::Quantity(unit, ..)) => {
+                    format!("{key} = {}", quoted(&unit.show(*count)))
+                }
                 (Some(Value::Count(count)), _) => format!("{key} = {count}"),
                 (Some(Value::Switch(on)), _) => format!("{key} = {on}"),
             };
@@ -380,12 +408,21 @@ fn data_dir(values: &Values) -> Result<PathBuf, ConfigError> {
 fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
     match values.text("database_url") {
         "" => Ok(None),
-        text => SecretUrl::parse(text).map(Some).ok_or_else(|| {
-            values.refuse_text(
-                "database_url",
-                "postgres://USER:PASSWORD@HOST:PORT/DATABASE, or empty for the embedded store",
-            )
-        }),
+        text => {
+            let url = SecretUrl::parse(text).ok_or_else(|| {
+                values.refuse_text(
+                    "database_url",
+                    "postgres://USER:PASSWORD@HOST:PORT/DATABASE without quotes, or empty for the embedded store",
+                )
+            })?;
+            check_database_url(url.reveal()).map_err(|why| {
+                let place = values.place("database_url");
+                ConfigError::Unusable(format!(
+                    "{place} cannot be used: {why}\n  fix: README.md has the options of a URL"
+                ))
+            })?;
+            Ok(Some(url))
+        }
     }
 }
 

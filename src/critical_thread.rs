@@ -8,6 +8,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
 
+use crate::logging;
+
 /// Starts `body` on a thread called `name`.
 ///
 /// # Errors
@@ -18,6 +20,7 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Resul
     builder.spawn(move || {
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
             tracing::error!(thread = name, "a thread that cannot be missed panicked; the process ends");
+            logging::flush();
             std::process::abort();
         }
     })

@@ -86,6 +86,8 @@ pub struct Event {
     pub received_at: Timestamp,
     /// Where the journal keeps it; not part of what the event says.
     pub origin: Origin,
+    /// [`MAY_BE_STORED`] and [`IS_FED`]. Not part of what the event says either.
+    marks: u8,
     body: Box<[u8]>,
     /// [`NO_DEDUP_ID`] where there is none: an `Option` would make every event eight bytes longer.
     dedup_len: u16,
@@ -94,7 +96,7 @@ pub struct Event {
 
 /// Which segment of the journal holds an event, so that whoever stores it can say so: a number that only the
 /// journal's ledger understands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Origin(pub u32);
 
 impl Origin {
@@ -103,6 +105,10 @@ impl Origin {
 }
 
 const NO_DEDUP_ID: u16 = u16::MAX;
+/// See [`Event::may_be_stored`].
+const MAY_BE_STORED: u8 = 1;
+/// See [`Event::is_fed`].
+const IS_FED: u8 = 2;
 const _: () = assert!(limits::EVENT_TYPE_BYTES_MAX <= u8::MAX as usize);
 const _: () = assert!(limits::DEDUP_ID_BYTES_MAX < NO_DEDUP_ID as usize);
 const _: () = assert!(size_of::<Event>() == 64, "one cache line");
@@ -131,10 +137,32 @@ impl Event {
             org,
             received_at,
             origin: Origin::NONE,
+            marks: 0,
             body: body.into_boxed_slice(),
             dedup_len: dedup_id.map_or(NO_DEDUP_ID, |d| d.len() as u16),
             type_len: event_type.len() as u8,
         }
+    }
+
+    /// Whether the store may have it already: an earlier run left it in the journal, or an attempt to store it ended
+    /// without an answer.
+    pub const fn may_be_stored(&self) -> bool {
+        self.marks & MAY_BE_STORED != 0
+    }
+
+    /// From now on the store may have it.
+    pub const fn note_may_be_stored(&mut self) {
+        self.marks |= MAY_BE_STORED;
+    }
+
+    /// Whether it came to the writers from the journal, not from a shard.
+    pub const fn is_fed(&self) -> bool {
+        self.marks & IS_FED != 0
+    }
+
+    /// It comes to the writers from the journal.
+    pub const fn note_fed(&mut self) {
+        self.marks |= IS_FED;
     }
 
     /// The event's type; UTF-8 (in fact ASCII).

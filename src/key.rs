@@ -167,10 +167,15 @@ pub fn parse(presented: &[u8]) -> Option<KeyId> {
 
 /// Whether `presented` is the key behind `verifier`: digest first, then Argon2id.
 pub fn verify(presented: &[u8], verifier: &KeyVerifier) -> bool {
-    if !bool::from(digest(presented).ct_eq(&verifier.digest)) {
+    if !has_digest(&digest(presented), verifier) {
         return false;
     }
     PasswordHash::new(&verifier.phc).is_ok_and(|hash| Argon2::default().verify_password(presented, &hash).is_ok())
+}
+
+/// Whether it is the digest of the key behind `verifier`, found out in constant time.
+pub fn has_digest(digest: &[u8; 32], verifier: &KeyVerifier) -> bool {
+    digest.ct_eq(&verifier.digest).into()
 }
 
 /// SHA-256 of a whole key.

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod event;
 pub mod key;
 pub mod problem;
+pub mod quantity;
 pub mod routes;
 
 pub mod ingest;

@@ -30,8 +30,14 @@ pub enum Method {
     Patch,
     /// `DELETE`
     Delete,
-    /// `OPTIONS`: known, taken nowhere.
+    /// `OPTIONS`: answered with the methods that a path takes.
     Options,
+    /// `TRACE`: known, taken nowhere.
+    Trace,
+    /// `QUERY`: known, taken nowhere.
+    Query,
+    /// `CONNECT`: known, taken nowhere; it ends its connection.
+    Connect,
     /// Any other token: 501.
     Other,
 }
@@ -39,6 +45,10 @@ pub enum Method {
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
+    /// `OPTIONS` on a path that is there, or on `*`: the methods it takes, as `Allow` has them.
+    Options(&'static str),
+    /// `GET /`
+    Root,
     /// `POST /api/events`
     PostEvent,
     /// `POST /api/events/batch`
@@ -85,8 +95,12 @@ pub enum Route {
     OpenApi,
 }
 
-/// Method and path template of every route; a `GET` is also taken as `HEAD`.
+/// What `GET /` says: enough for a person who looks, and for a balancer that asks for nothing else.
+pub const ROOT_BODY: &str = r#"{"service":"millrace","ready":"/ready","api":"/openapi.json"}"#;
+
+/// Method and path template of every route; a `GET` is also taken as `HEAD`, and every path takes `OPTIONS`.
 pub const TABLE: &[(&str, &str)] = &[
+    ("GET", "/"),
     ("POST", "/api/events"),
     ("GET", "/api/events"),
     ("POST", "/api/events/batch"),
@@ -115,6 +129,8 @@ impl Route {
     /// The path with its variables unfilled: safe as a metric label, for nothing in it comes from the request.
     pub const fn template(self) -> &'static str {
         match self {
+            Self::Options(_) => "*",
+            Self::Root => "/",
             Self::PostEvent | Self::ListEvents => "/api/events",
             Self::PostEventBatch => "/api/events/batch",
             Self::GetEvent(_) => "/api/events/{id}",
@@ -151,24 +167,34 @@ pub fn route(method: Method, path: &[u8]) -> Result<Route, Problem> {
 }
 
 fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
-    if method == Method::Other {
-        return Err(Problem::UnknownMethod);
+    match method {
+        Method::Other => return Err(Problem::UnknownMethod),
+        Method::Options if path == b"*" => return Ok(Route::Options("DELETE, GET, HEAD, OPTIONS, PATCH, POST")),
+        _ => {}
     }
+    match by_path(method, path) {
+        Err(Problem::MethodNotAllowed(allow)) if method == Method::Options => Ok(Route::Options(allow)),
+        found => found,
+    }
+}
+
+fn by_path(method: Method, path: &[u8]) -> Result<Route, Problem> {
     match path {
         b"/api/events" => match method {
             Method::Post => Ok(Route::PostEvent),
             Method::Get | Method::Head => Ok(Route::ListEvents),
-            _ => Err(Problem::MethodNotAllowed("GET, HEAD, POST")),
+            _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS, POST")),
         },
         b"/api/events/batch" => post(method, Route::PostEventBatch),
         b"/api/deliveries" => get(method, Route::ListDeliveries),
         b"/api/endpoints" => match method {
             Method::Post => Ok(Route::CreateEndpoint),
             Method::Get | Method::Head => Ok(Route::ListEndpoints),
-            _ => Err(Problem::MethodNotAllowed("GET, HEAD, POST")),
+            _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS, POST")),
         },
         b"/api/keys" => get(method, Route::ListKeys),
         b"/api/keys/rotate" => post(method, Route::RotateKey),
+        b"/" => get(method, Route::Root),
         b"/health" => get(method, Route::Health),
         b"/ready" => get(method, Route::Ready),
         b"/metrics" => get(method, Route::Metrics),
@@ -211,7 +237,7 @@ fn endpoint_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
             Method::Get | Method::Head => Ok(Route::GetEndpoint(id)),
             Method::Patch => Ok(Route::UpdateEndpoint(id)),
             Method::Delete => Ok(Route::DeleteEndpoint(id)),
-            _ => Err(Problem::MethodNotAllowed("DELETE, GET, HEAD, PATCH")),
+            _ => Err(Problem::MethodNotAllowed("DELETE, GET, HEAD, OPTIONS, PATCH")),
         },
         b"/rotate-secret" => post(method, Route::RotateEndpointSecret(id)),
         b"/test" => post(method, Route::TestEndpoint(id)),
@@ -223,16 +249,16 @@ fn endpoint_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
 fn get(method: Method, route: Route) -> Result<Route, Problem> {
     match method {
         Method::Get | Method::Head => Ok(route),
-        _ => Err(Problem::MethodNotAllowed("GET, HEAD")),
+        _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS")),
     }
 }
 
 fn post(method: Method, route: Route) -> Result<Route, Problem> {
-    if method == Method::Post { Ok(route) } else { Err(Problem::MethodNotAllowed("POST")) }
+    if method == Method::Post { Ok(route) } else { Err(Problem::MethodNotAllowed("OPTIONS, POST")) }
 }
 
 fn delete(method: Method, route: Route) -> Result<Route, Problem> {
-    if method == Method::Delete { Ok(route) } else { Err(Problem::MethodNotAllowed("DELETE")) }
+    if method == Method::Delete { Ok(route) } else { Err(Problem::MethodNotAllowed("DELETE, OPTIONS")) }
 }
 
 /// An id and what follows it. The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs
@@ -253,7 +279,7 @@ mod tests {
 
     const EVENT: &str = "/api/events/01890a5d-ac96-774b-bcce-b302099a8057";
     const KEY: &str = "/api/keys/0aZ0aZ0aZ0aZ";
-    const METHODS: [(Method, &str); 7] = [
+    const METHODS: [(Method, &str); 10] = [
         (Method::Get, "GET"),
         (Method::Head, "HEAD"),
         (Method::Post, "POST"),
@@ -261,6 +287,9 @@ mod tests {
         (Method::Patch, "PATCH"),
         (Method::Delete, "DELETE"),
         (Method::Options, "OPTIONS"),
+        (Method::Trace, "TRACE"),
+        (Method::Query, "QUERY"),
+        (Method::Connect, "CONNECT"),
     ];
 
     fn filled(template: &str) -> String {
@@ -277,9 +306,11 @@ mod tests {
             if allowed.contains(&"GET") {
                 allowed.push("HEAD");
             }
+            allowed.push("OPTIONS");
             allowed.sort_unstable();
             for (method, name) in METHODS {
                 match route(method, filled(template).as_bytes()) {
+                    Ok(Route::Options(allow)) => assert_eq!((name, allow), ("OPTIONS", &*allowed.join(", "))),
                     Ok(found) => {
                         assert!(allowed.contains(&name), "{name} {template}");
                         assert_eq!(found.template(), *template);
@@ -324,8 +355,7 @@ mod tests {
     fn what_is_not_a_path_is_not_found_whatever_the_method() {
         for path in [
             "",
-            "/",
-            "*",
+            "//",
             "/api",
             "/api/",
             "/api/events/",
@@ -365,6 +395,16 @@ mod tests {
             route(Method::Delete, b"/api/keys/\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
             Err(Problem::NotFound)
         );
+    }
+
+    #[test]
+    fn options_of_the_whole_server_are_those_of_all_paths() {
+        let mut methods: Vec<&str> = TABLE.iter().map(|row| row.0).chain(["HEAD", "OPTIONS"]).collect();
+        methods.sort_unstable();
+        methods.dedup();
+        let Ok(Route::Options(allow)) = route(Method::Options, b"*") else { panic!("no answer") };
+        assert_eq!(allow, methods.join(", "));
+        assert_eq!(route(Method::Get, b"*"), Err(Problem::NotFound));
     }
 
     #[test]

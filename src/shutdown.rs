@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals as SignalIterator;
 
 use crate::boot::Stage;
 use crate::deliver::Deliver;
-use crate::handoff::journal::Journal;
+use crate::handoff::journal::{Journal, Left};
+use crate::logging;
 use crate::store::writer::Writers;
 
 /// How long a shard that was told to leave may take, however short the grace is.
@@ -23,11 +24,16 @@ const SHARD_EXIT_MAX: Duration = Duration::from_secs(2);
 pub struct Signals(SignalIterator);
 
 impl Signals {
-    /// Takes the two signals over from their default, which ends the process.
+    /// Takes the two signals over from their default, which ends the process. So it does those that say nothing here, and
+    /// would end it as well: SIGUSR1 and SIGUSR2, which somebody sends to the wrong process, and SIGXFSZ, which comes with
+    /// a write past the limit on the length of files; the write then fails.
     ///
     /// # Errors
     /// Where the operating system refuses.
     pub fn install() -> std::io::Result<Self> {
+        for signal in [SIGUSR1, SIGUSR2, SIGXFSZ] {
+            signal_hook::flag::register(signal, Arc::default())?;
+        }
         SignalIterator::new([SIGTERM, SIGINT]).map(Self)
     }
 }
@@ -65,6 +71,7 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let second = thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if signals.0.forever().next().is_some() {
             tracing::warn!("second signal: ending at once");
+            logging::flush();
             std::process::exit(130);
         }
     });
@@ -90,18 +97,26 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let waiting = running.writers.drain(deadline);
     running.deliver.drain(deadline);
     let seconds = begun.elapsed().as_secs_f32();
-    let journaled = running.journal.map_or(0, |journal| journal.end());
-    if journaled > 0 {
+    let left = running.journal.map_or_else(Left::default, |journal| journal.end());
+    let Left { events, unread_segments, unread_bytes, unread_events, handed_over } = left;
+    // A segment that was made and never used, or whose events are stored, is nothing that is left.
+    if unread_segments > 0 && (events > 0 || unread_events != Some(0)) {
         tracing::info!(
             seconds,
-            events = journaled,
-            "what could not be stored is in the journal for the next start; bye"
+            events,
+            unread_segments,
+            unread_bytes,
+            unread_events,
+            "what is not known to be stored is in the journal for the next start, and so are segments that earlier \
+             runs left and that were not read back yet; bye"
         );
+    } else if events > 0 {
+        tracing::info!(seconds, events, "what is not known to be stored is in the journal for the next start; bye");
     } else if waiting == 0 {
         tracing::info!(seconds, "everything accepted is stored; bye");
     }
     // Without a journal of its own a run may still have replayed what another left: that is not lost.
-    if running.is_journaling { 0 } else { waiting.saturating_sub(journaled as usize) }
+    if running.is_journaling { 0 } else { waiting.saturating_sub(handed_over as usize) }
 }
 
 /// Waits until all of `threads` have ended, at most until `deadline`; whether they have.

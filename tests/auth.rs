@@ -14,6 +14,8 @@ mod first_use;
 mod forged;
 #[path = "common/installation.rs"]
 mod installation;
+#[path = "auth/many_keys.rs"]
+mod many_keys;
 #[path = "auth/outage.rs"]
 mod outage;
 #[path = "auth/refusals.rs"]

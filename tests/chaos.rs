@@ -3,7 +3,7 @@
 //!     ./test chaos [--minutes N] [--seed S]
 //!
 //! One site (`chaos/site.rs`): a Postgres of its own, a proxy before it, a server that comes and goes, a receiver of
-//! webhooks. `chaos/faults.rs` is the table of what happens to it, `chaos/clients.rs` posts what is counted,
+//! webhooks. `chaos/faults.rs` and `common/database.rs` are what happens to it, `chaos/clients.rs` posts what is counted,
 //! `chaos/mischief.rs` is everybody else, `chaos/books.rs` is what must hold in the end. Which faults come, in which
 //! order and how the server is set up follows from the seed; what else happens in between is the machine's. The short
 //! run of the ordinary tests has a new seed each time and prints it.
@@ -16,6 +16,8 @@ mod books;
 #[path = "chaos/clients.rs"]
 mod clients;
 mod common;
+#[path = "common/database.rs"]
+mod database;
 #[path = "common/draws.rs"]
 mod draws;
 #[path = "chaos/faults.rs"]
@@ -32,23 +34,28 @@ mod load;
 mod mischief;
 #[path = "common/oracle.rs"]
 mod oracle;
+#[path = "common/paths.rs"]
+mod paths;
 #[path = "common/proxy.rs"]
 mod proxy;
 #[path = "common/receiver.rs"]
 mod receiver;
+#[path = "common/sentences.rs"]
+mod sentences;
 #[path = "chaos/site.rs"]
 mod site;
+#[path = "common/small_disk.rs"]
+mod small_disk;
 
 use std::time::{Duration, Instant};
 
 use clients::Clients;
 use draws::Draws;
-use faults::FAULTS;
 use load::Log;
 use mischief::Mischief;
 use site::Site;
 
-const SHORT_RUN: Duration = Duration::from_secs(35);
+const SHORT_RUN: Duration = Duration::from_secs(30);
 /// From so long a run on, every delivery must have arrived in the end: that takes the lease of a killed server's.
 const LONG_RUN: Duration = Duration::from_secs(120);
 
@@ -64,7 +71,7 @@ fn the_books_balance_whatever_happens() {
     println!("seed {seed}, {duration:?}");
     let mut draws = Draws::new(seed);
     let log = Log::new();
-    let mut site = Site::open(&mut draws);
+    let mut site = Site::open(&mut draws, &log);
     let clients = Clients::start(&site, &log);
     let mischief = Mischief::start(&site, &draws.fork(1));
 
@@ -74,12 +81,12 @@ fn the_books_balance_whatever_happens() {
         std::thread::sleep(draws.millis(300, 2500));
         // Every fault once before any comes again.
         if deck.is_empty() {
-            deck = (0..FAULTS.len()).collect();
+            deck = (0..faults::count()).collect();
         }
-        let (name, strike) = FAULTS[deck.swap_remove(draws.below(deck.len() as u64) as usize)];
+        let which = deck.swap_remove(draws.below(deck.len() as u64) as usize);
         site.assert_running();
         let (struck, accepted) = (Instant::now(), log.accepted());
-        strike(&mut site, &mut draws);
+        let name = faults::strike(which, &mut site, &mut draws);
         println!(
             "{:7.1} s  {name}, for {:.1} s; {} accepted meanwhile",
             struck.duration_since(began).as_secs_f64(),
@@ -90,8 +97,12 @@ fn the_books_balance_whatever_happens() {
     clients.stop();
     let mischief = mischief.stop();
     site.settle(duration >= LONG_RUN);
-    println!("{mischief}");
-    println!("{}", site.gauge.report());
+    println!("{mischief}\n{}", site.paths);
     assert_eq!(mischief.admitted, 0, "what nobody could have meant was accepted");
     books::balance(&mut site, &log);
+    println!("{}", site.gauge.report());
+    println!("{:.0} accepted a second", log.accepted() as f64 / began.elapsed().as_secs_f64());
+    if duration >= LONG_RUN {
+        assert_eq!(site.paths.untaken(paths::OF_EVENTS), [""; 0], "the campaign did not go these ways");
+    }
 }

@@ -51,7 +51,7 @@ fn wrong_arguments_exit_with_64() {
         &["org", "update", "acme"],
         &["org", "update", "acme", "--rate-limit", "none"],
         &["key", "rotate", "4fK2mPq81xYz", "--grace", "soon"],
-        &["key", "rotate", "4fK2mPq81xYz", "--grace", "2592001"],
+        &["key", "rotate", "4fK2mPq81xYz", "--grace", "31d"],
         &["key", "revoke", "not-an-id"],
         &["config", "check", "--json"],
     ] {
@@ -124,7 +124,7 @@ fn a_bad_configuration_exits_with_64_and_names_the_fault() {
             &["--durability", "memory", "--queue-overflow", "spill"],
             &["--queue-overflow is \"spill\"", "no journal to spill into"],
         ),
-        (&["--journal-bytes-max", "1000000"], &["--journal-bytes-max is 1000000", "from 1048576"]),
+        (&["--journal-bytes-max", "1000000"], &["--journal-bytes-max is 1000000", "a size from 1MiB"]),
         (&["--durability", "none"], &["fsync, os, memory"]),
     ] {
         for command in [&["config", "check"][..], &["serve"]] {
@@ -154,6 +154,31 @@ fn the_database_password_is_never_shown() {
 }
 
 #[test]
+fn a_database_url_that_cannot_be_used_exits_with_64_and_names_the_option() {
+    for (query, option) in [
+        ("?pgbouncer=true", "`pgbouncer`"),
+        ("?connection_limit=5", "`connection_limit`"),
+        ("?gssencmode=require", "`gssencmode`"),
+        ("?target_session_attrs=read-only", "`target_session_attrs`"),
+        ("?sslmode=sometimes", "`sslmode`"),
+        ("?sslrootcert=/nowhere.pem", "`sslrootcert`"),
+        ("?sslcert=/c.pem", "`sslcert`"),
+        ("@/db", "%40"),
+    ] {
+        let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/db{query}");
+        let shell = Shell::new().with("DATABASE_URL", url.replace("/db@/db", "@127.0.0.1/db"));
+        for args in [&["serve"][..], &["org", "list"], &["migrate"], &["config", "check"]] {
+            let message = shell.refused(64, args);
+            assert_has(&message, &["DATABASE_URL cannot be used", option]);
+            assert!(!message.contains(PASSWORD), "{message}");
+        }
+    }
+    let as_read_from_a_file = format!("postgres://app:{PASSWORD}@127.0.0.1:1/db?sslmode=allow&schema=app\n");
+    let shell = Shell::new().with("DATABASE_URL", as_read_from_a_file);
+    assert_has(&shell.refused(1, &["org", "list"]), &["unavailable"]);
+}
+
+#[test]
 fn an_unreachable_database_exits_with_1_and_says_what_to_check() {
     let shell = Shell::new().with("DATABASE_URL", format!("postgres://app:{PASSWORD}@127.0.0.1:1/db"));
     for args in [&["org", "list"][..], &["migrate"]] {
@@ -167,14 +192,12 @@ fn an_unreachable_database_exits_with_1_and_says_what_to_check() {
 
 #[test]
 fn an_organisation_is_made_listed_changed_and_disabled() {
-    let shell = Shell::new();
-    organisation_commands(&shell);
-    assert!(shell.dir.path().join("millrace-data").is_dir(), "the default data directory");
+    organisation_commands(&Shell::with_store());
 }
 
 #[test]
 fn a_key_is_made_listed_rotated_and_revoked() {
-    key_commands(&Shell::new());
+    key_commands(&Shell::with_store());
 }
 
 /// Every `org` command, on the store that the shell's environment names; it must be empty.
@@ -200,7 +223,10 @@ fn organisation_commands(shell: &Shell) {
     assert_eq!(shell.json(&["org", "update", id, "--rate-limit", "default"])["rate_limit_per_minute"], Value::Null);
     assert_eq!(shell.json(&["org", "disable", "acme 2"])["disabled"], Value::Bool(true));
     assert_eq!(shell.json(&["org", "update", "acme 2", "--enable"])["disabled"], Value::Bool(false));
+    assert_eq!(shell.json(&["org", "disable", "acme 2"])["disabled"], Value::Bool(true));
+    assert_eq!(shell.json(&["org", "enable", "acme 2"])["disabled"], Value::Bool(false));
     shell.refused(1, &["org", "disable", "nobody"]);
+    shell.refused(1, &["org", "enable", "nobody"]);
 
     let table = shell.ok(&["org", "list"]);
     assert_has(&table, &["NAME", "acme 2", id, "the server's default", "enabled"]);
@@ -216,17 +242,22 @@ fn key_commands(shell: &Shell) {
     let parsed = millrace::key::parse(made["api_key"].as_str().unwrap().as_bytes()).unwrap();
     assert_eq!(parsed.as_str(), id);
 
-    let rotated = shell.json(&["key", "rotate", id, "--grace", "3600"]);
+    let seconds_left = |rotated: &Value| {
+        let at = millrace::clock::Timestamp::parse_rfc3339(rotated["previous_expires_at"].as_str().unwrap()).unwrap();
+        (at.as_micros() - millrace::clock::Timestamp::now().as_micros()) / 1_000_000
+    };
+    let rotated = shell.json(&["key", "rotate", id]);
+    assert!((86_000..=86_400).contains(&seconds_left(&rotated)), "a day where nothing is said: {rotated}");
+    shell.json(&["key", "revoke", rotated["key_id"].as_str().unwrap()]);
+    let rotated = shell.json(&["key", "rotate", id, "--grace", "1h"]);
     assert_eq!(keys_of(&rotated).len(), 3);
-    let at = millrace::clock::Timestamp::parse_rfc3339(rotated["previous_expires_at"].as_str().unwrap()).unwrap();
-    let seconds = (at.as_micros() - millrace::clock::Timestamp::now().as_micros()) / 1_000_000;
-    assert!((3500..=3600).contains(&seconds), "{seconds} s");
+    assert!((3500..=3600).contains(&seconds_left(&rotated)), "{rotated}");
 
     let new_id = rotated["key_id"].as_str().unwrap();
     assert_eq!(shell.json(&["key", "revoke", new_id])["revoked"], Value::Bool(true));
     let listed = shell.json(&["key", "list", "acme"]);
     let find = |id: &str| listed.as_array().unwrap().iter().find(|key| key["key_id"] == id).unwrap();
-    assert_eq!(listed.as_array().unwrap().len(), 3);
+    assert_eq!(listed.as_array().unwrap().len(), 4);
     assert_eq!(find(id)["expires_at"], rotated["previous_expires_at"]);
     assert!(find(new_id)["revoked_at"].is_string());
     assert!(!listed.to_string().contains("mr_"), "a key is shown once");
@@ -239,7 +270,7 @@ fn key_commands(shell: &Shell) {
 
 #[test]
 fn people_are_told_that_a_key_is_shown_once() {
-    let shell = Shell::new();
+    let shell = Shell::with_store();
     let org = shell.ok(&["org", "create", "acme"]);
     let key = shell.ok(&["key", "create", "acme"]);
     let id = |text: &str| text[text.find("mr_").unwrap() + 3..][..12].to_owned();
@@ -251,9 +282,51 @@ fn people_are_told_that_a_key_is_shown_once() {
 #[test]
 fn migrating_twice_is_no_error() {
     let shell = Shell::new();
+    fs::create_dir(shell.dir.path().join("here")).unwrap();
+    shell.file("here/millrace.db", "");
     assert_has(&shell.ok(&["migrate", "--data-dir", "here"]), &["Applied", "sqlite"]);
     assert_has(&shell.ok(&["--data-dir", "here", "migrate"]), &["sqlite schema is up to date"]);
-    assert!(shell.dir.path().join("here").is_dir() && !shell.dir.path().join("millrace-data").exists());
+}
+
+#[test]
+fn a_command_makes_no_store_and_says_which_it_used() {
+    let shell = Shell::new();
+    for args in [&["org", "list"][..], &["org", "create", "acme"], &["migrate"], &["quarantine", "list"]] {
+        assert_has(&shell.refused(1, args), &["no store in ./millrace-data", "--data-dir", "DATABASE_URL", "serve"]);
+    }
+    assert_eq!(fs::read_dir(shell.dir.path()).unwrap().count(), 0, "nothing is left behind");
+
+    let shell = Shell::with_store();
+    let place = shell.dir.path().canonicalize().unwrap().join("millrace-data");
+    for args in [&["org", "list"][..], &["org", "list", "--json"], &["migrate"]] {
+        let ended = shell.run(args);
+        assert_eq!(ended.stderr, format!("store: the embedded store in {}\n", place.display()), "{ended:?}");
+    }
+    let shell = shell.with("DATABASE_URL", format!("postgres://app:{PASSWORD}@127.0.0.1:1/db"));
+    let ended = shell.run(&["org", "list"]);
+    assert!(ended.stderr.starts_with("store: postgres://app:***@127.0.0.1:1/db\nerror: "), "{ended:?}");
+}
+
+#[test]
+fn what_root_makes_beside_another_users_store_is_that_users() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    const OWNER: u32 = 65_534;
+    let shell = Shell::with_store();
+    let directory = shell.dir.path().join("millrace-data");
+    let files = || fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let all: Vec<_> = files().chain([directory.clone()]).collect();
+    // Only root may give files away.
+    let owner = if all.iter().all(|path| chown(path, Some(OWNER), Some(OWNER)).is_ok()) {
+        OWNER
+    } else {
+        directory.metadata().unwrap().uid()
+    };
+    shell.ok(&["org", "create", "acme"]);
+    shell.ok(&["endpoint", "create", "acme", "https://example.com/hook"]);
+    assert!(directory.join("webhook-secret.key").exists());
+    for path in files() {
+        assert_eq!(path.metadata().unwrap().uid(), owner, "{}", path.display());
+    }
 }
 
 #[test]
@@ -286,7 +359,7 @@ fn a_full_disk_is_an_error() {
 
 #[test]
 fn a_key_that_could_not_be_shown_is_an_error() {
-    let shell = Shell::new();
+    let shell = Shell::with_store();
     let ended = with_closed_stdout(&shell, &["org", "create", "acme"]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_has(&ended.stderr, &["could not be shown", "fix: replace it with `millrace key rotate "]);

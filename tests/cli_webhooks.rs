@@ -12,7 +12,7 @@ use millrace::clock::Timestamp;
 use millrace::event::{DeliveryId, EndpointId, OrgId};
 use millrace::store::Store;
 use millrace::store::open::{StoreConfig, open};
-use millrace::store::webhooks::{Attempt, AttemptResult, DeliveryQuery, Next};
+use millrace::store::webhooks::{Attempt, AttemptResult, DeliveryQuery, Next, Wanted};
 use serde_json::{Value, json};
 use shell::{Shell, assert_has, keys_of};
 
@@ -25,7 +25,7 @@ const CANARY: &str = "hunter2-canary";
 fn on_both_stores(test: impl Fn(&Shell, &dyn Store)) {
     let url = Cluster::shared().create_database();
     let on_postgres = Shell::new().with("DATABASE_URL", url.clone()).with("MILLRACE_WEBHOOK_SECRET_KEY", KEY);
-    for (shell, database_url) in [(Shell::new(), None), (on_postgres, Some(url))] {
+    for (shell, database_url) in [(Shell::with_store(), None), (on_postgres, Some(url))] {
         shell.json(&["org", "create", "acme"]);
         let data_dir = shell.dir.path().join("millrace-data");
         let store: Arc<dyn Store> = open(&StoreConfig { database_url, data_dir, connections_max: 2 }).unwrap();
@@ -110,7 +110,7 @@ fn a_secret_is_read_from_a_file_rotated_and_shown_once() {
         let made = shell.json(&["endpoint", "create", "acme", url, "--disabled", "--secret-file", "secret"]);
         assert_eq!((&made["secret"], &made["enabled"]), (&json!(SECRET), &json!(false)));
         let id = id_of(&made);
-        let rotated = shell.json(&["endpoint", "rotate-secret", id, "--overlap", "60"]);
+        let rotated = shell.json(&["endpoint", "rotate-secret", id, "--overlap", "1m"]);
         assert_eq!(rotated["id"], id);
         assert_ne!(rotated["secret"], made["secret"]);
         let said = shell.ok(&["endpoint", "rotate-secret", id, "--secret-file", "secret"]);
@@ -156,7 +156,7 @@ fn what_is_wrong_is_named_and_not_repeated() {
         &["endpoint", "create", "acme", "https://example.com", "--rate-limit", "0"],
         &["endpoint", "update", id],
         &["endpoint", "update", id, "--all-events", "--event-type", "a"],
-        &["endpoint", "rotate-secret", id, "--overlap", "2592001"],
+        &["endpoint", "rotate-secret", id, "--overlap", "31d"],
         &["endpoint", "recover", id],
         &["endpoint", "recover", id, "--since", "yesterday"],
         &["delivery", "list", "acme", "--status", "lost"],
@@ -170,7 +170,7 @@ fn what_is_wrong_is_named_and_not_repeated() {
 
 #[test]
 fn insecure_and_private_targets_are_allowed_by_the_settings_of_the_server() {
-    let shell = Shell::new();
+    let shell = Shell::with_store();
     shell.json(&["org", "create", "acme"]);
     let create = |more: &[&str]| {
         let args = [&["endpoint", "create", "acme", "http://127.0.0.1:1/"], more].concat();
@@ -192,17 +192,25 @@ fn beside_postgres_the_servers_key_is_needed_and_must_fit() {
     assert_has(&message, &["neither configured nor in ./millrace-data", "MILLRACE_WEBHOOK_SECRET_KEY", "--data-dir"]);
     assert!(!without.dir.path().join("millrace-data").exists(), "no key of its own is made");
     let made = with_key(KEY).json(&create);
-    let message = with_key(OTHER_KEY).refused(1, &create);
-    assert_has(&message, &["could not sign", "another key", "MILLRACE_WEBHOOK_SECRET_KEY"]);
+    let rotate = ["endpoint", "rotate-secret", id_of(&made)];
+    for command in [&create[..], &rotate] {
+        let message = with_key(OTHER_KEY).refused(1, command);
+        assert_has(&message, &["could not sign", "another key", "MILLRACE_WEBHOOK_SECRET_KEY", "accept-key"]);
+    }
     // Where the key is lost for good.
-    with_key(OTHER_KEY).json(&["endpoint", "rotate-secret", id_of(&made)]);
+    let accepted = with_key(OTHER_KEY).json(&["endpoint", "accept-key"]);
+    assert_eq!(accepted, json!({ "to_rotate": [id_of(&made)] }));
+    assert_has(&with_key(OTHER_KEY).ok(&rotate), &["the one before cannot be opened and signs no more"]);
+    assert_has(&with_key(OTHER_KEY).ok(&["endpoint", "accept-key"]), &["opens the secrets of all endpoints"]);
+    assert_has(&with_key(OTHER_KEY).ok(&rotate), &["the one before signs too until 20"]);
     with_key(OTHER_KEY).json(&create);
+    with_key(KEY).refused(1, &create);
 }
 
 #[test]
 fn the_embedded_store_s_key_is_made_for_its_owner_alone() {
     use std::os::unix::fs::MetadataExt as _;
-    let shell = Shell::new();
+    let shell = Shell::with_store();
     shell.json(&["org", "create", "acme"]);
     let file = shell.dir.path().join("millrace-data/webhook-secret.key");
     assert!(!file.exists(), "not before it is needed");
@@ -261,7 +269,7 @@ fn deliveries_are_listed_and_made_again() {
 fn fail_all(store: &dyn Store, org: OrgId, endpoint: EndpointId) {
     let now = Timestamp::now();
     let lease = now.plus(std::time::Duration::from_secs(60));
-    let claims = store.claim(now, lease, &[(endpoint, 100)]).unwrap();
+    let claims = store.claim(now, lease, &[Wanted::all(endpoint, 100)]).unwrap();
     let failed = |delivery: DeliveryId| AttemptResult {
         attempt: Attempt {
             delivery,
@@ -276,7 +284,7 @@ fn fail_all(store: &dyn Store, org: OrgId, endpoint: EndpointId) {
         next: Next::Failed,
     };
     let results: Vec<AttemptResult> = claims.ready.iter().map(|claimed| failed(claimed.delivery)).collect();
-    assert_eq!(store.record(&results).unwrap(), results.len() as u64);
+    assert_eq!(store.record(&results).unwrap().changed, results.len() as u64);
     let all = DeliveryQuery { limit: 100, ..DeliveryQuery::default() };
     assert_eq!(store.deliveries(org, &all).unwrap().0.len(), results.len());
 }

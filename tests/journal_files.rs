@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod common;
+#[path = "journal_files/identity.rs"]
+mod identity;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -179,6 +181,10 @@ fn backlog(place: &mut Place, args: &[&str], payloads: &[String]) -> Events {
     // The key is known from here on, without the database.
     let mut accepted = Events::new();
     accepted.insert(post(&mut server.connect(), &key, usize::MAX, r#"{"first":1}"#), r#"{"first":1}"#.to_owned());
+    // By every shard: so many connections do not all go to one.
+    for _ in 0..32 {
+        assert_eq!(server.get("/api/events?limit=1", Some(&key)).status, 200);
+    }
     server.drained();
     place.without_storing(|| {
         let mut server = server;
@@ -243,9 +249,9 @@ fn a_backlog_is_shown_and_replayed(mut place: Place, restart: &[&str]) {
     assert_eq!(journal_on(&place.journal_dir(), &["export"]).stdout, export.stdout);
 
     let server = place.start(restart);
-    assert!(server.log().contains("replayed the journal"), "{}", server.log());
-    assert_eq!(server.count("journal_replayed_total"), 49);
     server.drained();
+    eventually("it is said", || server.log().contains("replayed the journal"));
+    assert_eq!(server.count("journal_replayed_total"), 49);
     assert_eq!(place.stored(), accepted);
     // What another run left is released, and what is there now is empty.
     eventually("the replayed segments are gone", || place.journal_json("inspect")["events"] == 0);
@@ -291,6 +297,120 @@ fn a_reader_of_an_export_may_go_away() {
     assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]));
 }
 
+// ---- beside a replay ---------------------------------------------------------------------------------------
+
+/// Length of all segments on disk.
+fn bytes_on_disk(place: &Place) -> u64 {
+    let entries = fs::read_dir(place.journal_dir()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    entries.sum()
+}
+
+/// From now on each row takes a while to be stored, until `is_slow` is false.
+fn set_slow(place: &Place, is_slow: bool) {
+    let trigger = if is_slow {
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END $$;
+         CREATE TRIGGER slow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION slow()"
+    } else {
+        "DROP TRIGGER slow ON events; DROP FUNCTION slow"
+    };
+    let url = place.options.database_url.as_ref().unwrap();
+    postgres::Client::connect(url, postgres::NoTls).unwrap().batch_execute(trigger).unwrap();
+}
+
+#[test]
+fn a_start_with_a_backlog_accepts_at_once() {
+    for overflow in ["reject", "spill"] {
+        let mut place = Place::postgres();
+        let mut accepted = backlog(&mut place, &["--shards", "1"], &small_payloads(400));
+        set_slow(&place, true);
+        let restart = ["--shards", "1", "--queue-capacity", "16", "--writers", "1", "--queue-overflow", overflow];
+        let server = place.start(&restart);
+        // Half of the queue is theirs.
+        let key = server.organization("other", "0").1;
+        for n in 0..6 {
+            let payload = format!(r#"{{"new":{n}}}"#);
+            accepted.insert(post(&mut server.connect(), &key, n, &payload), payload);
+        }
+        assert!(server.count("journal_unread_segments") > 0, "{overflow}: the replay is not done");
+        assert!(!server.log().contains("replayed the journal"));
+        set_slow(&place, false);
+        server.everything_stored();
+        eventually("it is said", || server.log().contains("replayed the journal"));
+        assert_eq!(place.stored(), accepted, "{overflow}");
+    }
+}
+
+#[test]
+fn sigterm_in_a_replay_says_that_something_is_left() {
+    let mut place = Place::postgres();
+    let mut accepted = backlog(&mut place, &["--shards", "1"], &small_payloads(400));
+    set_slow(&place, true);
+    let mut server = place.start(&["--shards", "1", "--queue-capacity", "16", "--writers", "1"]);
+    let key = server.organization("other", "0").1;
+    accepted.insert(post(&mut server.connect(), &key, 1, "1"), "1".to_owned());
+    assert_eq!(server.stop(), 0);
+    eventually("the last word", || server.log().contains("bye"));
+    let stored = place.stored().len();
+    let log = server.log();
+    let last = log.lines().find(|line| line.contains("not read back yet; bye")).expect(&log);
+    assert!(!log.contains("everything accepted is stored"), "{log}");
+    let count =
+        |name| last.split(&[' ', '=']).skip_while(|word| *word != name).nth(1).unwrap().parse::<usize>().unwrap();
+    assert_eq!(count("events") + count("unread_events"), accepted.len() - stored, "{last}");
+    set_slow(&place, false);
+    let mut server = place.start(&["--shards", "1"]);
+    server.everything_stored();
+    assert_eq!(place.stored(), accepted);
+    assert_eq!(server.stop(), 0);
+    eventually("nothing is left", || server.log().contains("everything accepted is stored; bye"));
+    assert_eq!(bytes_on_disk(&place), 0);
+}
+
+#[test]
+fn sigterm_without_the_database_says_that_something_is_left() {
+    let mut place = Place::postgres();
+    let accepted = backlog(&mut place, &["--shards", "1"], &small_payloads(20));
+    place.cluster.as_mut().unwrap().stop();
+    let mut server = Server::start_unready(place.options.clone().with(&["--journal-segment-bytes", "524288"]));
+    let ready = server.get("/ready", None);
+    assert_eq!((ready.status, ready.json()["reason"].as_str().unwrap().contains("database")), (503, true));
+    assert_eq!(server.stop(), 0);
+    eventually("what is left is said", || server.log().contains("not read back yet; bye"));
+    assert!(!server.log().contains("everything accepted is stored"), "{}", server.log());
+    place.cluster.as_mut().unwrap().start();
+    let mut server = place.start(&[]);
+    server.everything_stored();
+    assert_eq!(place.stored(), accepted);
+    assert_eq!(server.stop(), 0);
+}
+
+#[test]
+fn a_crash_loop_without_a_database_keeps_to_the_bound() {
+    const BYTES_MAX: u64 = 4 * 524_288;
+    let mut place = Place::postgres();
+    let accepted = backlog(&mut place, &["--shards", "1"], &small_payloads(20));
+    let bound = BYTES_MAX.to_string();
+    let args = ["--journal-segment-bytes", "524288", "--journal-bytes-max", &bound];
+    place.cluster.as_mut().unwrap().stop();
+    for _ in 0..8 {
+        let mut server = Server::start_unready(place.options.clone().with(&args));
+        let left = server.count("journal_unread_segments");
+        assert!(left > 0 && server.count("journal_segments") >= left);
+        assert!(server.metric("journal_oldest_unreleased_seconds") > 0.0);
+        // Long enough for a segment to be made, where one is.
+        thread::sleep(std::time::Duration::from_millis(500));
+        eventually("what the last run left is counted", || server.count("journal_bytes") == bytes_on_disk(&place));
+        server.signal("KILL");
+        server.wait();
+        assert!(bytes_on_disk(&place) <= BYTES_MAX, "{} of {BYTES_MAX} bytes", bytes_on_disk(&place));
+    }
+    place.cluster.as_mut().unwrap().start();
+    let server = place.start(&args[2..]);
+    server.everything_stored();
+    assert_eq!(place.stored(), accepted);
+}
+
 // ---- damage ------------------------------------------------------------------------------------------------
 
 #[test]
@@ -328,6 +448,7 @@ fn a_flipped_byte_is_found_and_costs_one_event() {
     server.drained();
     assert_eq!(place.stored(), accepted);
     assert_eq!((server.count("journal_damaged_records_total"), server.count("journal_replayed_total")), (1, 20));
+    eventually("the sum is said", || server.log().contains("EVENTS ARE MISSING"));
     let log = server.log();
     for words in ["the journal is damaged: damaged records", &format!("offset={offset}"), name, "EVENTS ARE MISSING"] {
         assert!(log.lines().any(|line| line.contains("ERROR") && line.contains(words)), "{words}: {log}");
@@ -341,7 +462,7 @@ fn a_flipped_byte_is_found_and_costs_one_event() {
     assert_eq!(server.stop(), 0);
 
     let mut server = place.start(&["--shards", "1"]);
-    assert!(server.log().contains("a damaged segment is kept here"), "{}", server.log());
+    server.says("a damaged segment is kept here");
     assert_eq!((server.count("journal_damaged_records_total"), server.count("journal_replayed_total")), (0, 0));
     assert_eq!(server.stop(), 0);
     assert!(place.journal(&["inspect"]).stdout.contains("kept aside; DAMAGED"));

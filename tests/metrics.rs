@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use exposition::Scrape;
 use millrace::metrics::{
-    CacheLookup, CommittedBatch, DbOperation, Label, Metrics, RetryReason, Route, ShardHandle, TimeoutPhase,
+    CacheLookup, CommittedBatch, DbOperation, Label, Metrics, RetryReason, Route, ShardHandle, StoreWay, TimeoutPhase,
     ValidationErrorKind,
 };
 use millrace::problem::Problem;
@@ -45,11 +45,16 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("journal_bytes", "gauge"),
             ("journal_commit_seconds", "histogram"),
             ("journal_damaged_records_total", "counter"),
+            ("journal_events_expired_total", "counter"),
             ("journal_failures_total", "counter"),
             ("journal_group_size", "histogram"),
             ("journal_oldest_unreleased_seconds", "gauge"),
             ("journal_replayed_total", "counter"),
+            ("journal_rewritten_total", "counter"),
             ("journal_segments", "gauge"),
+            ("journal_spilled_total", "counter"),
+            ("journal_unread_segments", "gauge"),
+            ("log_lines_dropped_total", "counter"),
             ("millrace_build_info", "gauge"),
             ("millrace_ready", "gauge"),
             ("process_cpu_seconds_total", "counter"),
@@ -60,11 +65,15 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("rate_limit_check_latency_seconds", "histogram"),
             ("rejected_total", "counter"),
             ("request_body_bytes_total", "counter"),
+            ("sqlite_wal_bytes", "gauge"),
             ("store_batch_age_seconds", "histogram"),
             ("store_batch_bytes", "histogram"),
             ("store_batch_events", "histogram"),
             ("store_batch_retries_total", "counter"),
+            ("store_batches_total", "counter"),
             ("store_events_deduplicated_total", "counter"),
+            ("store_events_found_total", "counter"),
+            ("store_events_held", "gauge"),
             ("store_events_quarantined_total", "counter"),
             ("store_events_stored_total", "counter"),
             ("tls_handshakes_total", "counter"),
@@ -72,6 +81,7 @@ fn every_name_of_the_contract_is_there_before_anything_happened() {
             ("webhook_attempt_latency_seconds", "histogram"),
             ("webhook_deliveries_total", "counter"),
             ("webhook_delivery_latency_seconds", "histogram"),
+            ("webhook_endpoints_unusable", "gauge"),
             ("webhook_held", "gauge"),
             ("webhook_in_flight", "gauge"),
             ("webhook_leases_lost_total", "counter"),
@@ -131,8 +141,9 @@ fn the_store_counts_calls_batches_and_retries() {
     let metrics = Metrics::new(1);
     metrics.store.observe(DbOperation::StoreEvents, Duration::from_millis(2));
     metrics.store.observe(DbOperation::StoreEvents, Duration::from_millis(4));
-    let batch = CommittedBatch { events: 500, stored: 497, bytes: 100_000, age: Duration::from_millis(6) };
+    let batch = CommittedBatch { events: 500, stored: 490, copies: 3, bytes: 100_000, age: Duration::from_millis(6) };
     metrics.store.batch_committed(batch);
+    metrics.store.stored_by(StoreWay::Copy);
     metrics.store.batch_retried(RetryReason::Unavailable);
     metrics.store.event_quarantined();
 
@@ -144,11 +155,17 @@ fn the_store_counts_calls_batches_and_retries() {
     assert_eq!(scrape.count_and_sum("store_batch_events", &[]), (1.0, 500.0));
     assert_eq!(scrape.count_and_sum("store_batch_bytes", &[]), (1.0, 100_000.0));
     assert_eq!(scrape.count_and_sum("store_batch_age_seconds", &[]), (1.0, 0.006));
-    assert_eq!(scrape.value("store_events_stored_total", &[]), 497.0);
+    assert_eq!(scrape.value("store_events_stored_total", &[]), 490.0);
     assert_eq!(scrape.value("store_events_deduplicated_total", &[]), 3.0);
+    assert_eq!(scrape.value("store_events_found_total", &[]), 7.0);
+    metrics.set_held(|reason| reason as usize);
+    assert_eq!(self::scrape(&metrics).value("store_events_held", &[("reason", "unexplained")]), 1.0);
     assert_eq!(scrape.value("store_events_quarantined_total", &[]), 1.0);
     assert_eq!(scrape.value("store_batch_retries_total", &[("reason", "unavailable")]), 1.0);
     assert_eq!(scrape.value("store_batch_retries_total", &[("reason", "row_refused")]), 0.0);
+    for (way, batches) in StoreWay::ALL.iter().zip([1.0, 0.0, 0.0, 0.0, 0.0]) {
+        assert_eq!(scrape.value("store_batches_total", &[("way", way.as_str())]), batches);
+    }
 }
 
 const ROUNDS: u64 = 200_000;

@@ -1,16 +1,25 @@
 //! The OpenAPI document says what the server does: its paths are the route table, its codes are the refusals, its
 //! bounds are the limits, and a running server answers as described (`openapi/live.rs`).
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 #[path = "openapi/live.rs"]
 mod live;
+#[path = "common/receiver.rs"]
+mod receiver;
+#[path = "common/webhook.rs"]
+mod webhook;
 
 use std::collections::BTreeSet;
 
+use millrace::deliver::definition;
+use millrace::deliver::secret::WebhookSecret;
 use millrace::key::API_KEY_LEN;
 use millrace::limits;
 use millrace::problem::{Problem, reason_phrase};
 use millrace::routes::{Method, OPENAPI_JSON, TABLE, route};
+use regex::Regex;
 use serde_json::Value;
 
 fn document() -> Value {
@@ -53,36 +62,46 @@ fn resolve<'a>(document: &'a Value, node: &'a Value) -> &'a Value {
 /// One of each refusal. The match makes a new variant fail to compile until it is added here.
 fn every_problem() -> Vec<Problem> {
     let next = |problem: &Problem| match problem {
-        Problem::BadRequest(_) => Some(Problem::BadQuery("".into())),
+        Problem::BadRequest(_) => Some(Problem::BadHead(String::new())),
+        Problem::BadHead(_) => Some(Problem::BadQuery("".into())),
         Problem::BadQuery(_) => Some(Problem::InvalidJson { offset: None, detail: "".into() }),
         Problem::InvalidJson { .. } => Some(Problem::MissingApiKey),
         Problem::MissingApiKey => Some(Problem::InvalidApiKey),
-        Problem::InvalidApiKey => Some(Problem::OrgDisabled),
+        Problem::InvalidApiKey => Some(Problem::MalformedApiKey),
+        Problem::MalformedApiKey => Some(Problem::OrgDisabled),
         Problem::OrgDisabled => Some(Problem::NotFound),
-        Problem::NotFound => Some(Problem::MethodNotAllowed("")),
+        Problem::NotFound => Some(Problem::NoSuch("")),
+        Problem::NoSuch(_) => Some(Problem::MethodNotAllowed("")),
         Problem::MethodNotAllowed(_) => Some(Problem::RequestTimeout),
         Problem::RequestTimeout => Some(Problem::LengthRequired),
         Problem::LengthRequired => Some(Problem::PayloadTooLarge(0)),
         Problem::PayloadTooLarge(_) => Some(Problem::UriTooLong),
         Problem::UriTooLong => Some(Problem::UnsupportedMediaType("")),
-        Problem::UnsupportedMediaType(_) => Some(Problem::ExpectationFailed),
+        Problem::UnsupportedMediaType(_) => Some(Problem::UnsupportedContentCoding),
+        Problem::UnsupportedContentCoding => Some(Problem::ExpectationFailed),
         Problem::ExpectationFailed => Some(Problem::HeadersTooLarge),
         Problem::HeadersTooLarge => Some(Problem::UnsupportedTransferCoding),
         Problem::UnsupportedTransferCoding => Some(Problem::UnknownMethod),
         Problem::UnknownMethod => Some(Problem::HttpVersionNotSupported),
         Problem::HttpVersionNotSupported => Some(Problem::InvalidEvent(Vec::new())),
         Problem::InvalidEvent(_) => Some(Problem::InvalidEndpoint(Vec::new())),
-        Problem::InvalidEndpoint(_) => Some(Problem::TooManyEndpoints),
-        Problem::TooManyEndpoints => Some(Problem::RateLimited { retry_after: 1 }),
-        Problem::RateLimited { .. } => Some(Problem::QueueFull),
+        Problem::InvalidEndpoint(_) => Some(Problem::EndpointDisabled),
+        Problem::EndpointDisabled => Some(Problem::TooManyEndpoints),
+        Problem::TooManyEndpoints => Some(Problem::TooManyKeys),
+        Problem::TooManyKeys => Some(Problem::RateLimited { retry_after: 1 }),
+        Problem::RateLimited { .. } => Some(Problem::ControlLimited { limit: 1, retry_after: 1 }),
+        Problem::ControlLimited { .. } => Some(Problem::TooManyWaiting),
+        Problem::TooManyWaiting => Some(Problem::QueueFull),
         Problem::QueueFull => Some(Problem::AuthBusy),
         Problem::AuthBusy => Some(Problem::AuthThrottled { retry_after: 1 }),
         Problem::AuthThrottled { .. } => Some(Problem::ShuttingDown),
         Problem::ShuttingDown => Some(Problem::StoreUnavailable),
-        Problem::StoreUnavailable => Some(Problem::JournalUnavailable("")),
+        Problem::StoreUnavailable => Some(Problem::ControlBusy),
+        Problem::ControlBusy => Some(Problem::JournalUnavailable("")),
         Problem::JournalUnavailable(_) => Some(Problem::TooManyConnections),
         Problem::TooManyConnections => Some(Problem::Internal),
-        Problem::Internal => None,
+        Problem::Internal => Some(Problem::SecretUnavailable),
+        Problem::SecretUnavailable => None,
     };
     std::iter::successors(Some(Problem::BadRequest("")), next).collect()
 }
@@ -193,6 +212,105 @@ fn a_problem_has_the_fields_of_its_schema() {
     }
 }
 
+/// Generators make nothing of a schema that narrows another.
+#[test]
+fn every_refusal_has_the_one_schema() {
+    let document = document();
+    let mut refusals = 0;
+    each_object(&document, &mut |fields| {
+        if let Some(content) = fields.get("application/problem+json") {
+            assert_eq!(content["schema"], serde_json::json!({"$ref": "#/components/schemas/Problem"}));
+            refusals += 1;
+        }
+    });
+    assert!(refusals > 0);
+}
+
+#[test]
+fn everything_a_client_is_generated_from_is_described() {
+    let document = document();
+    let described = |node: &Value| node["description"].as_str().is_some_and(|text| !text.is_empty());
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        assert!(described(schema), "{name}");
+    }
+    each_object(&document["components"]["schemas"], &mut |fields| {
+        for (name, property) in fields.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            assert!(described(property) || described(resolve(&document, property)), "{name} in {fields:?}");
+            // Reference by reference: what is inside another schema has no name of its own in a generated client.
+            let target = property["$ref"].as_str().unwrap_or("#/components/schemas/");
+            assert_eq!(target.matches('/').count(), 3, "{target}");
+        }
+    });
+    for (method, path, operation) in operations(&document) {
+        assert!(described(operation), "{method} {path}");
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let parameter = resolve(&document, parameter);
+            assert!(described(parameter), "{} of {method} {path}", parameter["name"]);
+        }
+    }
+    for tag in document["tags"].as_array().unwrap() {
+        assert!(described(tag), "{tag}");
+    }
+    assert!(document["info"]["contact"].is_object());
+    let servers = document["servers"].as_array().unwrap();
+    assert!(servers.iter().any(|server| server["url"].as_str().unwrap().starts_with("http://")), "an absolute one");
+}
+
+/// A generator takes a member with a default for one that is always there, so that a client would have to send it.
+#[test]
+fn no_member_of_a_body_has_a_default() {
+    let document = document();
+    each_object(&document["components"]["schemas"], &mut |fields| {
+        assert!(!fields.contains_key("default"), "{fields:?}");
+    });
+}
+
+#[test]
+fn a_secret_is_described_as_it_is_read() {
+    use base64::Engine as _;
+    let document = document();
+    let schema = &document["components"]["schemas"]["WebhookSecret"];
+    let pattern = Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
+    let fits = |text: &str| {
+        let length = schema["minLength"].as_u64().unwrap()..=schema["maxLength"].as_u64().unwrap();
+        length.contains(&(text.len() as u64)) && pattern.is_match(text)
+    };
+    let check = |text: &str| assert_eq!(fits(text), WebhookSecret::parse(text).is_ok(), "{text}");
+    for bytes in 0..=70 {
+        for fill in [0, 0x5a, 0xff] {
+            let encoded = base64::prelude::BASE64_STANDARD.encode(vec![fill; bytes]);
+            check(&encoded);
+            check(&format!("whsec_{encoded}="));
+            check(&format!("whsec_{}", encoded.trim_end_matches('=')));
+            check(&format!("whsec_{encoded}"));
+            // Every last character: where it is padded, most leave bits that are not zero.
+            let text = encoded.trim_end_matches('=');
+            let padding = &encoded[text.len()..];
+            for last in ('+'..='z').filter(|_| !text.is_empty()) {
+                check(&format!("whsec_{}{last}{padding}", &text[..text.len() - 1]));
+            }
+        }
+    }
+}
+
+#[test]
+fn headers_of_an_endpoint_are_described_as_they_are_read() {
+    let document = document();
+    let schema = &document["components"]["schemas"]["EndpointHeaders"];
+    let pattern = |schema: &Value| Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
+    let (names, values) = (pattern(&schema["propertyNames"]), pattern(&schema["additionalProperties"]));
+    let taken = |name: &str, value: &str| definition::own_headers(vec![(name.to_owned(), value.to_owned())]).is_ok();
+    for byte in 0..=0x100_u32 {
+        let character = char::from_u32(byte).unwrap();
+        for text in [character.to_string(), format!("a{character}"), format!("{character}a"), format!("a{character}a")]
+        {
+            assert_eq!(names.is_match(&text), taken(&text, "v"), "name {text:?}");
+            assert_eq!(values.is_match(&text), taken("x-a", &text), "value {text:?}");
+        }
+    }
+    assert!(!names.is_match("") && !taken("", "v") && !values.is_match("") && !taken("x-a", ""));
+}
+
 #[test]
 fn what_needs_a_key_says_so() {
     let document = document();
@@ -218,26 +336,18 @@ fn bounds_are_the_limits() {
         (format!("{schema}/BatchResult/properties/accepted/maximum"), limits::BATCH_EVENTS_MAX as u64),
         (format!("{schema}/BatchResult/properties/rejected/maximum"), limits::BATCH_EVENTS_MAX as u64),
         (format!("{schema}/EventPage/properties/data/maxItems"), u64::from(limits::LIST_LIMIT_MAX)),
+        (format!("{schema}/EventPage/x-looked-at-max"), limits::LIST_SCAN_ROWS_MAX as u64),
+        (format!("{schema}/DeliveryPage/x-looked-at-max"), limits::LIST_SCAN_ROWS_MAX as u64),
         (format!("{schema}/KeyList/properties/data/maxItems"), limits::LIST_KEYS_MAX as u64),
         (format!("{schema}/RotateRequest/properties/grace_seconds/maximum"), limits::KEY_ROTATION_GRACE_MAX.as_secs()),
         (format!("{schema}/RotatedKey/properties/api_key/minLength"), API_KEY_LEN as u64),
         (format!("{schema}/RotatedKey/properties/api_key/maxLength"), API_KEY_LEN as u64),
-        (format!("{schema}/EndpointInput/properties/url/maxLength"), limits::WEBHOOK_URL_BYTES_MAX as u64),
-        (
-            format!("{schema}/EndpointInput/properties/description/maxLength"),
-            limits::ENDPOINT_DESCRIPTION_CHARS_MAX as u64,
-        ),
-        (format!("{schema}/EndpointInput/properties/event_types/maxItems"), limits::EVENT_TYPE_FILTERS_MAX as u64),
-        (format!("{schema}/EndpointInput/properties/headers/maxProperties"), limits::ENDPOINT_HEADERS_MAX as u64),
-        (
-            format!("{schema}/EndpointInput/properties/rate_limit_per_second/maximum"),
-            u64::from(limits::ENDPOINT_RATE_LIMIT_MAX),
-        ),
+        (format!("{schema}/EndpointUrl/maxLength"), limits::WEBHOOK_URL_BYTES_MAX as u64),
+        (format!("{schema}/EndpointDescription/maxLength"), limits::ENDPOINT_DESCRIPTION_CHARS_MAX as u64),
+        (format!("{schema}/EventTypeFilters/maxItems"), limits::EVENT_TYPE_FILTERS_MAX as u64),
+        (format!("{schema}/EndpointHeaders/maxProperties"), limits::ENDPOINT_HEADERS_MAX as u64),
+        (format!("{schema}/EndpointRateLimit/maximum"), u64::from(limits::ENDPOINT_RATE_LIMIT_MAX)),
         (format!("{schema}/SecretRotation/properties/overlap_seconds/maximum"), limits::SECRET_OVERLAP_MAX.as_secs()),
-        (
-            format!("{schema}/SecretRotation/properties/overlap_seconds/default"),
-            limits::SECRET_OVERLAP_DEFAULT.as_secs(),
-        ),
         (format!("{schema}/Recovered/properties/recovered/maximum"), limits::RECOVER_DELIVERIES_MAX),
         (format!("{schema}/Delivery/properties/attempts/maxItems"), limits::DELIVERY_ATTEMPTS_SHOWN_MAX as u64),
         (format!("{schema}/DeliveryPage/properties/data/maxItems"), u64::from(limits::LIST_LIMIT_MAX)),
@@ -249,5 +359,20 @@ fn bounds_are_the_limits() {
         ("/paths/~1api~1keys~1rotate/post/requestBody/x-body-bytes-max".into(), limits::CONTROL_BODY_BYTES_MAX as u64),
     ] {
         assert_eq!(at(&pointer), limit, "{pointer}");
+    }
+    for (pointer, said) in [
+        (
+            format!("{schema}/SecretRotation/properties/overlap_seconds"),
+            format!("Left out: {}, a day", limits::SECRET_OVERLAP_DEFAULT.as_secs()),
+        ),
+        (
+            format!("{schema}/RotateRequest/properties/grace_seconds"),
+            format!("Left out: {}, a day", limits::KEY_ROTATION_GRACE_DEFAULT.as_secs()),
+        ),
+        (format!("{schema}/EndpointHeaders"), format!("at most {} bytes", limits::ENDPOINT_HEADERS_BYTES_MAX)),
+        (format!("{schema}/EventTypeFilters"), format!("at most {} bytes", limits::EVENT_TYPE_FILTERS_BYTES_MAX)),
+    ] {
+        let description = document.pointer(&format!("{pointer}/description")).and_then(Value::as_str).expect(&pointer);
+        assert!(description.contains(&said), "{pointer}: {description}");
     }
 }

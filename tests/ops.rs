@@ -1,10 +1,12 @@
-//! The ops listener over real sockets: its routes, its refusals, and that nothing a client sends takes it, or
-//! the process, away from the next client.
+//! The ops listener over real sockets: its routes, its refusals, the probes that ask it, and that nothing a client
+//! sends takes it, or the process, away from the next client.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::float_cmp, reason = "counts and the sums given here are exact in f64")]
 
 mod exposition;
+#[path = "ops/probes.rs"]
+mod probes;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,31 +21,23 @@ use millrace::limits;
 use millrace::metrics::Metrics;
 use millrace::ops::{self, OpsState};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// One listener for the whole binary, as in the server: the scheduler behind it belongs to the process.
 struct Ops {
     addr: SocketAddr,
     metrics: Arc<Metrics>,
-    ready: Arc<AtomicBool>,
 }
 
 fn ops() -> &'static Ops {
     static OPS: OnceLock<Ops> = OnceLock::new();
     OPS.get_or_init(|| {
         let metrics = Metrics::new(2);
-        let ready = Arc::new(AtomicBool::new(true));
-        let flag = Arc::clone(&ready);
-        let readiness = move || {
-            if flag.load(Ordering::Relaxed) {
-                return Readiness::Ready;
-            }
-            Readiness::NotReady("the journal is being replayed")
-        };
-        let state = OpsState { metrics: Arc::clone(&metrics), ready: Arc::new(readiness) };
+        let state = OpsState { metrics: Arc::clone(&metrics), ready: Arc::new(|| Readiness::Ready) };
         let addr = ops::start("127.0.0.1:0".parse().unwrap(), state).unwrap();
         assert_ne!(addr.port(), 0);
-        Ops { addr, metrics, ready }
+        Ops { addr, metrics }
     })
 }
 
@@ -64,8 +58,8 @@ fn connect_to(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Reads one answer, by its Content-Length; `None` where the connection was closed instead.
-fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
+/// Reads the head of an answer; `None` where the connection was closed instead.
+fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -76,7 +70,12 @@ fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
             Err(e) => panic!("{e}"),
         }
     }
-    let head = String::from_utf8(head).unwrap();
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Reads one answer, by its Content-Length; `None` where the connection was closed instead.
+fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
+    let head = read_head(stream)?;
     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap().parse().unwrap();
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
@@ -86,6 +85,12 @@ fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
 fn ask(stream: &mut TcpStream, request: &str) -> Option<Answer> {
     stream.write_all(request.as_bytes()).unwrap();
     read_answer(stream)
+}
+
+/// A listener of its own.
+fn start_at(addr: &str, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> SocketAddr {
+    let state = OpsState { metrics: Metrics::new(1), ready: Arc::new(ready) };
+    ops::start(addr.parse().unwrap(), state).unwrap()
 }
 
 fn get(path: &str) -> Answer {
@@ -105,9 +110,8 @@ fn health_and_readiness() {
 
     let ready = get("/ready");
     assert_eq!((ready.status, json(&ready.body)), (200, serde_json::json!({"status": "ready"})));
-    ops().ready.store(false, Ordering::Relaxed);
-    let not_ready = get("/ready?verbose=1");
-    ops().ready.store(true, Ordering::Relaxed);
+    let addr = start_at("127.0.0.1:0", || Readiness::NotReady("the journal is being replayed".into()));
+    let not_ready = ask(&mut connect_to(addr), "GET /ready?verbose=1 HTTP/1.1\r\n\r\n").expect("an answer");
     assert_eq!(not_ready.status, 503);
     assert!(not_ready.head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
     let expected = serde_json::json!({"status": "starting", "reason": "the journal is being replayed"});
@@ -118,20 +122,62 @@ fn health_and_readiness() {
 fn other_paths_and_methods_are_refused_on_a_connection_that_stays() {
     let mut stream = connect();
     for (request, status) in [
-        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 404),
         ("GET /healthy HTTP/1.1\r\nHost: h\r\n\r\n", 404),
+        ("OPTIONS /healthy HTTP/1.1\r\nHost: h\r\n\r\n", 404),
         ("POST /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", 405),
         ("DELETE /nowhere HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("BREW /health HTTP/1.1\r\nHost: h\r\n\r\n", 405),
     ] {
         let answer = ask(&mut stream, request).expect("an answer");
         assert_eq!(answer.status, status, "{request}");
         assert!(answer.head.contains("\r\nContent-Type: application/problem+json\r\n"), "{}", answer.head);
-        assert_eq!(answer.head.contains("\r\nAllow: GET\r\n"), status == 405, "{}", answer.head);
+        assert_eq!(answer.head.contains("\r\nAllow: GET, HEAD, OPTIONS\r\n"), status == 405, "{}", answer.head);
         assert_eq!(json(&answer.body)["status"], status);
     }
-    let head = ask(&mut stream, "HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").expect("an answer");
-    assert_eq!((head.status, head.body.len()), (405, 0), "no byte after a header that answers HEAD");
-    assert_eq!(ask(&mut stream, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n").expect("an answer").status, 200);
+    assert_eq!(ask(&mut stream, HEALTH).expect("an answer").status, 200);
+}
+
+#[test]
+fn head_has_the_fields_of_get_and_no_body_and_options_says_what_is_allowed() {
+    let mut stream = connect();
+    for path in ["/", "/health", "/ready", "/nowhere"] {
+        let get = ask(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).expect("an answer");
+        stream.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap();
+        let head = read_head(&mut stream).expect("an answer");
+        let dateless = |head: &str| head.lines().filter(|line| !line.starts_with("Date: ")).count();
+        assert_eq!((&head[9..12], dateless(&head)), (&get.head[9..12], dateless(&get.head)), "{path}");
+        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", get.body.len())), "{head}");
+        assert!(head.contains("\r\nCache-Control: no-store\r\n"), "{head}");
+    }
+    for target in ["*", "/", "/health", "/ready", "/metrics"] {
+        let options = ask(&mut stream, &format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n")).expect("an answer");
+        assert_eq!((options.status, options.body.len()), (200, 0), "{target}");
+        assert!(options.head.contains("\r\nAllow: GET, HEAD, OPTIONS\r\n"), "{}", options.head);
+    }
+}
+
+#[test]
+fn a_connection_ends_with_its_answer_where_the_client_says_so_or_speaks_1_0() {
+    for request in [
+        "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+        "GET /health HTTP/1.0\r\n\r\n",
+        "OPTIONS / HTTP/1.0\r\n\r\n",
+        "HEAD /ready HTTP/1.0\r\n\r\n",
+        "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n",
+        "GET /nowhere HTTP/1.0\r\n\r\n",
+    ] {
+        let mut stream = connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).expect("an end, not a reset");
+        assert!(all.starts_with("HTTP/1.1 ") && all.contains("\r\nConnection: close\r\n"), "{request}: {all}");
+        assert_eq!(all.ends_with("\r\n\r\n"), !request.starts_with("GET"), "{request}: {all}");
+    }
+    let mut stream = connect();
+    for _ in 0..2 {
+        let kept = ask(&mut stream, "GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").expect("an answer");
+        assert!(kept.head.contains("\r\nConnection: keep-alive\r\n"), "{}", kept.head);
+    }
 }
 
 #[test]
@@ -181,47 +227,56 @@ fn scrapes_while_shards_record() {
 fn a_body_is_refused_and_nothing_after_it_is_interpreted() {
     for field in ["Content-Length: abc", "Content-Length: 5", "content-length: -1", "Transfer-Encoding: chunked"] {
         let mut stream = connect();
-        let request = format!("GET /health HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\nGET /health HTTP/1.1\r\n\r\n");
+        let request = format!("GET /health HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n{HEALTH}");
         let answer = ask(&mut stream, &request).expect("an answer");
         assert_eq!(answer.status, 400, "{field}");
         assert!(answer.head.contains("\r\nConnection: close\r\n"), "{}", answer.head);
-        // The body looks like a request; it and whatever follows get nothing but refusals.
-        assert_eq!(read_answer(&mut stream).expect("an answer").status, 400, "{field}");
-        assert_eq!(ask(&mut stream, "GET /health HTTP/1.1\r\n\r\n").expect("an answer").status, 400, "{field}");
+        assert!(read_answer(&mut stream).is_none(), "the body looks like a request: {field}");
         assert_eq!(get("/health").status, 200, "others are answered after {field}");
     }
 }
 
 #[test]
-fn garbage_costs_its_own_connection_only() {
-    let fields = |count| "X-Field: value\r\n".repeat(count);
-    let garbage: [&[u8]; 6] = [
-        &format!("GET /health HTTP/1.1\r\n{}\r\n", fields(17)).into_bytes(),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET /health HTTP/9.9\r\n\r\n",
-        b"GET\x00/health HTTP/1.1\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nbad header\r\n\r\n",
-        &[0xff; 4096],
+fn garbage_is_refused_and_costs_its_own_connection_only() {
+    let fields = |count| format!("GET /health HTTP/1.1\r\nHost: h\r\n{}\r\n", "X-Field: value\r\n".repeat(count));
+    let garbage: [(&[u8], u16); 7] = [
+        (&fields(64).into_bytes(), 431),
+        (&[b"GET /health HTTP/1.1\r\nX: ".as_slice(), &vec![b'x'; 20_000]].concat(), 431),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"GET /health HTTP/9.9\r\n\r\n", 505),
+        (b"GET\x00/health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nbad header\r\n\r\n", 400),
+        (&[0xff; 4096], 400),
     ];
     let mut bystander = connect();
-    for bytes in garbage {
+    for (bytes, status) in garbage {
         let mut stream = connect();
         stream.write_all(bytes).unwrap();
-        assert!(read_answer(&mut stream).is_none(), "closed: {}", String::from_utf8_lossy(bytes));
-        let answer = ask(&mut bystander, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n").expect("an answer");
-        assert_eq!(answer.status, 200, "a connection open meanwhile");
+        let answer = read_answer(&mut stream).expect("an answer");
+        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
+        assert_eq!(json(&answer.body)["status"], status);
+        assert!(read_answer(&mut stream).is_none(), "closed");
+        assert_eq!(ask(&mut bystander, HEALTH).expect("an answer").status, 200, "a connection open meanwhile");
         assert_eq!(get("/health").status, 200, "a new connection");
     }
-    let most = format!("GET /health HTTP/1.1\r\n{}\r\n", fields(16));
-    assert_eq!(ask(&mut connect(), &most).expect("16 fields are taken").status, 200);
+    assert_eq!(ask(&mut connect(), &fields(63)).expect("64 fields are taken").status, 200);
+}
+
+#[test]
+fn a_head_that_does_not_come_whole_is_refused_when_its_time_is_over() {
+    let mut stream = connect();
+    let begun = Instant::now();
+    let late = ask(&mut stream, "GET /health HTTP/1.1\r\nHost: ").expect("an answer");
+    assert_eq!((late.status, json(&late.body)["code"].as_str()), (408, Some("request_timeout")));
+    assert!(begun.elapsed() >= limits::HEADER_TIMEOUT, "after {:?}", begun.elapsed());
+    assert!(read_answer(&mut stream).is_none(), "closed");
 }
 
 #[test]
 fn a_request_may_come_in_pieces_and_requests_in_one() {
-    let request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut stream = connect();
     stream.set_nodelay(true).unwrap();
-    for byte in request {
+    for byte in HEALTH.as_bytes() {
         stream.write_all(&[*byte]).unwrap();
     }
     assert_eq!(read_answer(&mut stream).expect("an answer").status, 200);
@@ -243,34 +298,41 @@ fn an_address_in_use_is_an_error() {
 }
 
 #[test]
-fn a_panic_costs_its_own_connection_only() {
-    let state = OpsState { metrics: Metrics::new(1), ready: Arc::new(|| panic!("a bug, as this test has it")) };
-    let addr = ops::start("127.0.0.1:0".parse().unwrap(), state).unwrap();
+fn a_panic_is_a_500_and_nothing_else_is_lost() {
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let flag = Arc::clone(&is_broken);
+    let ready = move || {
+        assert!(!flag.load(Ordering::Relaxed), "a bug, as this test has it");
+        Readiness::Ready
+    };
+    let addr = start_at("127.0.0.1:0", ready);
     let mut bystander = connect_to(addr);
-    // As many as there are places: each is given back.
-    for _ in 0..limits::OPS_CONNECTIONS_MAX {
-        assert!(ask(&mut connect_to(addr), "GET /ready HTTP/1.1\r\n\r\n").is_none(), "closed without an answer");
+    // More than there are places: each is given back.
+    for _ in 0..=limits::OPS_CONNECTIONS_MAX {
+        let answer = ask(&mut connect_to(addr), "GET /ready HTTP/1.0\r\n\r\n").expect("an answer");
+        assert_eq!((answer.status, json(&answer.body)["code"].as_str()), (500, Some("internal_error")));
     }
-    assert_eq!(ask(&mut bystander, "GET /metrics HTTP/1.1\r\n\r\n").expect("an answer").status, 200);
-    assert_eq!(ask(&mut connect_to(addr), "GET /health HTTP/1.1\r\n\r\n").expect("an answer").status, 200);
+    assert_eq!(ask(&mut bystander, HEALTH).expect("an answer").status, 200);
+    is_broken.store(false, Ordering::Relaxed);
+    assert_eq!(ask(&mut bystander, "GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").expect("an answer").status, 200);
 }
 
 #[test]
-fn the_connection_past_the_last_place_waits_for_one() {
-    const REQUEST: &str = "GET /health HTTP/1.1\r\n\r\n";
-    let state = OpsState { metrics: Metrics::new(1), ready: Arc::new(|| Readiness::Ready) };
-    let addr = ops::start("[::1]:0".parse().unwrap(), state).unwrap();
-    let mut open: Vec<_> = (0..limits::OPS_CONNECTIONS_MAX).map(|_| connect_to(addr)).collect();
-    for stream in &mut open {
-        assert_eq!(ask(stream, REQUEST).expect("an answer").status, 200);
+fn whoever_only_holds_connections_shuts_nobody_out() {
+    let addr = start_at("[::1]:0", || Readiness::Ready);
+    let mut held: Vec<_> = (0..limits::OPS_CONNECTIONS_MAX).map(|_| connect_to(addr)).collect();
+    // Some in the middle of a request; one is in use.
+    for stream in &mut held[1..10] {
+        stream.write_all(b"GET /health HTTP/1.1\r\nX: ").unwrap();
     }
-    let mut waiting = connect_to(addr);
-    waiting.write_all(REQUEST.as_bytes()).unwrap();
-    waiting.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    assert_eq!(waiting.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    assert_eq!(ask(&mut open[0], REQUEST).expect("an answer").status, 200, "open connections are served meanwhile");
-
-    drop(open.pop());
-    waiting.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert_eq!(read_answer(&mut waiting).expect("an answer").status, 200);
+    let mut used = held.pop().expect("many");
+    assert_eq!(ask(&mut used, HEALTH).expect("an answer").status, 200);
+    for _ in 0..limits::OPS_CONNECTIONS_MAX / 2 {
+        let mut probe = connect_to(addr);
+        assert_eq!(ask(&mut probe, HEALTH).expect("an answer").status, 200);
+        held.push(probe);
+    }
+    assert_eq!(ask(&mut used, HEALTH).expect("an answer").status, 200, "not the quietest");
+    assert!(read_answer(&mut held[0]).is_none(), "the one that has been quiet for longest is closed");
+    assert!(read_answer(&mut held[1]).is_none(), "whatever it was at");
 }

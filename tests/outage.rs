@@ -129,7 +129,7 @@ fn ride_out(outage: Duration, rate: u64, freeze: bool) {
 /// Events that were accepted and are not in the database.
 fn backlog(server: &Server) -> f64 {
     let scrape = server.scrape();
-    let stored = ["store_events_stored_total", "store_events_deduplicated_total", "store_events_quarantined_total"];
+    let stored = ["stored", "deduplicated", "found", "quarantined"].map(|how| format!("store_events_{how}_total"));
     let stored: f64 = stored.iter().map(|name| sample(&scrape, name)).sum();
     (sample(&scrape, "events_ingested_total") - stored).max(0.0)
 }

@@ -4,10 +4,10 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use common::postgres::Cluster;
-use common::server::{Options, Server, eventually};
+use common::server::{Options, Server, collect, eventually};
 use serde_json::Value;
 
 const README: &str = include_str!("../README.md");
@@ -36,13 +36,65 @@ fn curl_lines(printed: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_first_start_prints_a_key_and_lines_to_paste_and_the_event_comes_back() {
+fn the_first_start_in_a_terminal_prints_a_key_and_lines_to_paste() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("millrace-data");
+    let mut options = as_shipped(Options { data_dir: Some(data_dir.clone()), ..Options::default() });
+    // A terminal for its standard output; standard error stays what it is.
+    let log = dir.path().join("log");
+    let pid = dir.path().join("pid");
+    let script = format!(
+        r#"exec script -qefc "echo \$\$ > '{}'; exec '$0' $* 2> '{}'" /dev/null"#,
+        pid.display(),
+        log.display()
+    );
+    options.through = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    let mut command = options.serve(&data_dir, &["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
+    let child = command.stdout(Stdio::piped()).spawn().expect("`script` runs: it is in the package `bsdutils`");
+    // With its terminal the server ends, too.
+    let mut child = Terminal(child);
+    let printed = collect(child.0.stdout.take().expect("piped"));
+    let printed = || printed.lock().expect("no reader panics").clone();
+    eventually("two lines to paste are printed", || {
+        let ended = child.0.try_wait().expect("a child");
+        assert_eq!(ended, None, "{}{}", printed(), std::fs::read_to_string(&log).unwrap_or_default());
+        curl_lines(&printed()).len() == 2
+    });
+    let lines = curl_lines(&printed());
+    assert!(lines[0].contains("-H 'X-API-Key: mr_"), "{lines:?}");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("the server is ready", || said().contains(" ready "));
+    assert!(paste(&lines[0]).starts_with("HTTP/1.1 202 Accepted\r\n"));
+    assert!(!data_dir.join("first-api-key").exists(), "shown, and kept nowhere");
+    let key = lines[0].split("X-API-Key: ").nth(1).and_then(|rest| rest.split('\'').next()).expect("a key");
+    assert!(!said().contains(key));
+    let pid = std::fs::read_to_string(pid).expect("the shell wrote it");
+    paste(&format!("kill -TERM {pid}"));
+    eventually("the server has stopped", || child.0.try_wait().expect("a child").is_some());
+    assert!(said().contains("; bye"), "{}", said());
+}
+
+/// Closed when it is dropped.
+struct Terminal(Child);
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_first_start_elsewhere_keeps_the_key_in_a_file_and_prints_lines_to_paste() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("millrace-data");
     let options = as_shipped(Options { data_dir: Some(data_dir.clone()), ..Options::default() });
     let mut server = Server::start(options.clone());
     let printed = || server.stdout.lock().expect("no reader panics").clone();
     eventually("two lines to paste are printed", || curl_lines(&printed()).len() == 2);
+    let kept = data_dir.join("first-api-key");
+    assert!(printed().contains(&kept.display().to_string()) && !printed().contains("mr_"), "{}", printed());
+    assert_eq!(kept.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
     let lines = curl_lines(&printed());
 
     // As in the README.
@@ -58,12 +110,12 @@ fn the_first_start_prints_a_key_and_lines_to_paste_and_the_event_comes_back() {
     let page: Value = serde_json::from_str(&paste(&lines[1])).expect("JSON");
     assert_eq!(page["data"][0]["id"], id);
     assert_eq!(page["data"][0]["payload"]["user"], "ada");
-    let key = lines[0].split("X-API-Key: ").nth(1).and_then(|rest| rest.split('\'').next()).expect("a key");
+    let key = &server.take_first_key();
     let one = server.get(&format!("/api/events/{id}"), Some(key));
     let sent = r#"{"user":"ada"}"#;
     assert!(String::from_utf8_lossy(&one.body).contains(&format!(r#""payload":{sent}"#)), "byte for byte");
 
-    // The key is shown once, and only there.
+    // The key was in that file, and only there.
     let file = data_dir.join("millrace.db");
     let is_private = |path: &Path| path.metadata().expect("it is there").permissions().mode().trailing_zeros() >= 6;
     assert!(is_private(&data_dir) && is_private(&file), "for this user only");
@@ -79,6 +131,7 @@ fn the_first_start_prints_a_key_and_lines_to_paste_and_the_event_comes_back() {
     let server = Server::start(options);
     assert_eq!(server.get(&format!("/api/events/{id}"), Some(key)).body, one.body);
     assert_eq!(server.stdout.lock().expect("no reader panics").as_str(), "");
+    assert!(!kept.exists());
 }
 
 #[test]

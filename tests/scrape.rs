@@ -19,7 +19,7 @@ use exposition::{Family, Scrape};
 use prometheus::Prometheus;
 
 /// The contract's names: (family, kind, label). Those of webhooks and the journal come with them.
-const CONTRACT: [(&str, &str, &str); 24] = [
+const CONTRACT: [(&str, &str, &str); 27] = [
     ("event_ingestion_latency_seconds", "histogram", ""),
     ("auth_latency_seconds", "histogram", ""),
     ("rate_limit_check_latency_seconds", "histogram", ""),
@@ -37,11 +37,14 @@ const CONTRACT: [(&str, &str, &str); 24] = [
     ("store_batch_age_seconds", "histogram", ""),
     ("store_batch_retries_total", "counter", "reason"),
     ("store_events_quarantined_total", "counter", ""),
+    ("store_events_found_total", "counter", ""),
+    ("store_events_held", "gauge", "reason"),
     ("connections_open", "gauge", ""),
     ("connections_accepted_total", "counter", ""),
     ("connections_closed_total", "counter", ""),
     ("connections_refused_total", "counter", ""),
     ("tls_handshakes_total", "counter", "result"),
+    ("log_lines_dropped_total", "counter", ""),
     ("millrace_ready", "gauge", ""),
     ("millrace_build_info", "gauge", "version"),
 ];
@@ -129,6 +132,21 @@ fn both_listeners_show_every_name_of_the_contract_and_promtool_agrees() {
         // A shard sees a key for the first time once, and there may be two.
         let at_most = if sample.contains("miss") { 2 } else { count };
         assert!((count..=at_most).contains(&server.count(sample)), "{sample} is {}", server.count(sample));
+    }
+}
+
+#[test]
+fn strangers_see_metrics_only_where_that_is_wanted() {
+    let on_all = |args: &[&str]| Options { listen: Some("0.0.0.0:0"), ..Options::default() }.with(args);
+    for (options, status) in [(Options::default(), 200), (on_all(&[]), 404), (on_all(&["--public-metrics"]), 200)] {
+        let server = Server::start(options);
+        for method in ["GET", "HEAD"] {
+            let answer = server.connect().request(method, "/metrics", None, None);
+            assert_eq!(answer.status, status, "{method} at {}", server.addr);
+            assert!(status == 200 || !String::from_utf8_lossy(&answer.body).contains("events_ingested_total"));
+        }
+        assert_eq!(server.post("/metrics", "", "").status, 405);
+        Scrape::parse(&scrape(server.ops));
     }
 }
 
@@ -227,7 +245,7 @@ fn the_ops_listener_answers_while_every_shard_is_busy_and_while_the_database_is_
         for outage in [false, true] {
             if outage {
                 cluster.stop();
-                eventually("the queue is full", || server.count("event_queue_size") == 10_000);
+                eventually("the queue is full", || server.count("event_queue_size") == 8_889);
             }
             // Through several scrapes that each find the shards further on.
             for _ in 0..5 {

@@ -1,8 +1,8 @@
 //! Both stores behind the `Store` trait, against a real Postgres and real files.
 //!
-//! `conformance`, `credentials`, `endpoints`, `deliveries` and `history` hold what both must do; each test runs once per
-//! store. `copy`, `queue`, `window`, `faults`, `refusals` and `tls` hold what only Postgres can get wrong, `upgrade` what a database
-//! of the version before must keep.
+//! `conformance`, `credentials`, `endpoints`, `deliveries`, `history` and `lists` hold what both must do; each test runs once
+//! per store. `copy`, `queue`, `window`, `ranges`, `faults`, `refusals`, `poolers` and `tls` hold what only Postgres
+//! can get wrong, `upgrade` what a database of the version before must keep.
 
 #![allow(clippy::unwrap_used, reason = "in a test an unexpected error is a failure")]
 
@@ -23,10 +23,18 @@ mod faults;
 mod fixture;
 #[path = "store/history.rs"]
 mod history;
+#[path = "store/lists.rs"]
+mod lists;
+#[path = "common/pooler.rs"]
+mod pooler;
+#[path = "store/poolers.rs"]
+mod poolers;
 #[path = "common/proxy.rs"]
 mod proxy;
 #[path = "store/queue.rs"]
 mod queue;
+#[path = "store/ranges.rs"]
+mod ranges;
 #[path = "store/refusals.rs"]
 mod refusals;
 #[path = "store/tls.rs"]

@@ -17,6 +17,10 @@ mod failures;
 mod fixture;
 #[path = "webhook_client/http2.rs"]
 mod http2;
+#[path = "common/name_server.rs"]
+mod name_server;
+#[path = "webhook_client/names.rs"]
+mod names;
 #[path = "webhook_client/proxy.rs"]
 mod proxy;
 #[path = "common/receiver.rs"]

@@ -23,16 +23,16 @@ impl Writer {
             let mut taken = 0;
             while let Some(batch) = gathering.gather() {
                 taken += batch.events.len();
-                slots.release(batch.events.len(), batch.bytes);
+                slots.release(&batch.events, batch.bytes);
             }
             taken
         });
         Self { gatherer, slots: accepted.slots, thread }
     }
 
-    /// Waits until `events` more will not fill the queue, whatever the scheduler does meanwhile.
+    /// Waits until `events` more will not fill one organisation's share of the queue, whatever the scheduler does meanwhile.
     pub fn wait_for_room(&self, events: usize) {
-        while self.slots.events() + events > limits::QUEUE_EVENTS_DEFAULT {
+        while self.slots.events() + events > limits::QUEUE_EVENTS_DEFAULT * 8 / 9 {
             thread::yield_now();
         }
     }

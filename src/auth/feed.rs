@@ -1,7 +1,7 @@
 //! Carries changes from the database to every shard's cache of keys and to the webhooks' claiming thread, within a second.
 //!
 //! One thread watches the store (`LISTEN` on Postgres, a version poll on SQLite) and puts each change into a
-//! bounded inbox per shard. A shard compares one counter per request with the last it has seen: unchanged means
+//! bounded inbox per shard, and one for the verifier. A shard compares one counter per request with the last it has seen: unchanged means
 //! nothing to do. A full inbox turns into "drop everything", so a change is never lost, only made coarser.
 
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Feed {
     /// Whether changes can reach us: written by the watching thread, read by shards when an entry expires.
     is_connected: AtomicBool,
     inboxes: Vec<Inbox>,
+    /// The verifier's, for what it knows of keys.
+    verifier: Inbox,
     /// The claiming thread's: what concerns endpoints and deliveries.
     webhooks: Inbox,
 }
@@ -61,7 +63,7 @@ impl Feed {
     pub fn new(shards: usize) -> Arc<Self> {
         let inboxes = (0..shards).map(|_| Inbox::new()).collect();
         let (epoch, is_connected) = Default::default();
-        Arc::new(Self { epoch, is_connected, inboxes, webhooks: Inbox::new() })
+        Arc::new(Self { epoch, is_connected, inboxes, verifier: Inbox::new(), webhooks: Inbox::new() })
     }
 
     /// Moves with every change: two equal readings mean that no inbox got one between them.
@@ -77,6 +79,11 @@ impl Feed {
     /// Hands shard `shard` its waiting changes. `false` where there were others that did not fit its inbox.
     pub fn drain(&self, shard: usize, apply: impl FnMut(CredentialChange)) -> bool {
         self.inboxes[shard].drain(apply)
+    }
+
+    /// Hands the verifier its waiting changes. `false` where there were others that did not fit.
+    pub fn drain_verifier(&self, apply: impl FnMut(CredentialChange)) -> bool {
+        self.verifier.drain(apply)
     }
 
     /// Ready when changes wait for [`Self::drain_webhooks`]; not to be received from.
@@ -96,8 +103,9 @@ impl Feed {
     }
 
     fn publish(&self, change: CredentialChange) {
-        // Before the inboxes: a shard may find the change while it looks for an earlier one, and what it asks a
+        // Before the shards' inboxes: a shard may find the change while it looks for an earlier one, and what it asks the
         // verifier from then on must not be answered from a verdict of before the change.
+        self.verifier.put(change);
         self.epoch.fetch_add(1, Ordering::Release);
         for inbox in &self.inboxes {
             inbox.put(change);
@@ -106,8 +114,9 @@ impl Feed {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// Watches `store` until `stop`, reconnecting with backoff. Runs on a thread of its own.
-    pub fn watch(&self, store: &dyn Store, stop: &AtomicBool) {
+    /// Watches `store` until `stop`, reconnecting with backoff; `heard` is told of each change when all others were. Runs on a
+    /// thread of its own.
+    pub fn watch(&self, store: &dyn Store, stop: &AtomicBool, heard: impl Fn(CredentialChange)) {
         let mut pause = limits::STORE_BACKOFF_MIN;
         let mut is_failing = false;
         while !stop.load(Ordering::Relaxed) {
@@ -123,6 +132,7 @@ impl Feed {
                 if change.concerns_webhooks() {
                     self.webhooks.put(change);
                 }
+                heard(change);
             });
             self.is_connected.store(false, Ordering::Relaxed);
             if let Err(error) = watched

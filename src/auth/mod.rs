@@ -4,15 +4,19 @@
 //! changes from the database to every shard. Nothing here is touched by a request whose key is cached.
 
 pub mod feed;
+mod known_keys;
+mod turns;
 pub mod verifier;
 pub mod windows;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::clock::Timestamp;
 use crate::event::OrgId;
-use crate::ingest::rate_limit::Window;
+use crate::ingest::rate_limit::Minutes;
 use crate::key::KeyId;
+use crate::store::CredentialChange;
 
 /// What a verified key allows.
 #[derive(Debug)]
@@ -25,10 +29,24 @@ pub struct Grant {
     pub is_org_disabled: bool,
     /// Requests per minute; 0 is unlimited.
     pub rate_limit_per_minute: u32,
-    /// The organisation's last minute, shared by all shards.
-    pub window: Arc<Window>,
+    /// The organisation's last minutes, shared by all shards.
+    pub minutes: Arc<Minutes>,
     /// When the key stops being valid.
     pub expires_at: Option<Timestamp>,
+    /// When the database was asked about it: how long it may be served counts from then.
+    pub verified_at: Instant,
+}
+
+impl Grant {
+    /// Whether it may be another after this change.
+    pub fn concerns(&self, change: CredentialChange) -> bool {
+        match change {
+            CredentialChange::Key(key) => self.key == key,
+            CredentialChange::Org(org) => self.org == org,
+            CredentialChange::All => true,
+            CredentialChange::Endpoints(_) | CredentialChange::Due(_) => false,
+        }
+    }
 }
 
 /// The answer about a presented key.
@@ -38,6 +56,8 @@ pub enum Verdict {
     Valid(Arc<Grant>),
     /// Unknown, wrong, expired or revoked; nobody is told which.
     Invalid,
-    /// The database cannot be asked.
-    Unavailable,
+    /// Its organisation has too many keys waiting for their first use.
+    Busy,
+    /// The database cannot be asked; with what was known of the key before, where that may be served still.
+    Unavailable(Option<Arc<Grant>>),
 }

@@ -1,19 +1,18 @@
-//! Verifies presented keys off the shards: one lookup, a digest, one Argon2id.
+//! Verifies presented keys off the shards: what is known of them, one lookup, a digest, one Argon2id.
 //!
-//! Jobs go to the worker their key id hashes to, through a bounded queue: concurrent first uses of one key meet
-//! at one worker, which remembers the verdicts of the last second, so Argon2 runs once for all shards; and an
-//! organisation that floods the pool with first uses delays one worker's queue, not all.
+//! Two threads look keys up and two run Argon2id, so that nobody's lookup waits for somebody's Argon2. What any shard had
+//! verified is known to all of them ([`known_keys`](super::known_keys)), and concurrent first uses of one key share one
+//! verification. Only a key whose digest is right goes on to Argon2id: an unknown id and a wrong secret end at the lookup.
+//! There the organisations take turns ([`turns`](super::turns)): with a hundred keys it has one of the two threads at most.
 //!
 //! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
 //! and nobody's first request should wait for it. What it cannot keep up with is not noted.
 //!
 //! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
-//! instead of waiting in line for its own timeout.
+//! instead of waiting in line for its own timeout; with what is known of the key, so that the shard may serve it.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -21,6 +20,8 @@ use futures_channel::oneshot;
 use zeroize::Zeroizing;
 
 use crate::auth::feed::Feed;
+use crate::auth::known_keys::{KnownKeys, Ticket};
+use crate::auth::turns::Turns;
 use crate::auth::windows::Windows;
 use crate::auth::{Grant, Verdict};
 use crate::clock::Timestamp;
@@ -29,7 +30,7 @@ use crate::key::{self, KeyId};
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
 use crate::problem::Problem;
-use crate::store::{KeyRecord, Store};
+use crate::store::{KeyRecord, Store, StoreError};
 
 /// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at
 /// every step, in a stack and in a slot of the queue.
@@ -41,16 +42,24 @@ struct Job {
     reply: oneshot::Sender<Verdict>,
 }
 
+/// A key that is in the database, with the right digest.
+struct Found {
+    ticket: Ticket,
+    record: KeyRecord,
+    presented: Presented,
+    looked_up_at: Instant,
+}
+
 /// The pool's entrance, shared by all shards.
 #[derive(Clone)]
 pub struct Verifier {
-    queues: Arc<[Sender<Job>]>,
-    hasher: Arc<RandomState>,
+    jobs: Sender<Job>,
     started: Instant,
 }
 
 impl Verifier {
-    /// Starts [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is dropped.
+    /// Starts twice [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is
+    /// dropped.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
@@ -67,21 +76,21 @@ impl Verifier {
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
             used_keys,
-            feed: Arc::clone(feed),
+            known: Mutex::new(KnownKeys::new(Arc::clone(feed))),
+            turns: Turns::new(limits::AUTH_VERIFICATIONS_MAX),
             metrics: Arc::clone(metrics),
             default_limit,
             started,
             windows: Windows::default(),
             store_down_until_ms: AtomicU64::new(0),
         });
-        let mut queues = Vec::with_capacity(limits::AUTH_WORKERS);
+        let (jobs, to_look_up) = bounded(limits::AUTH_QUEUE_MAX);
         for worker in 0..limits::AUTH_WORKERS {
-            let (sender, receiver) = bounded(limits::AUTH_QUEUE_MAX);
-            let shared = Arc::clone(&shared);
-            critical_thread::spawn(&format!("auth-{worker}"), move || shared.work(&receiver))?;
-            queues.push(sender);
+            let (to_look_up, looking, verifying) = (to_look_up.clone(), Arc::clone(&shared), Arc::clone(&shared));
+            critical_thread::spawn(&format!("auth-lookup-{worker}"), move || looking.look_up_all(&to_look_up))?;
+            critical_thread::spawn(&format!("auth-verify-{worker}"), move || verifying.verify_all())?;
         }
-        Ok(Self { queues: queues.into(), hasher: Arc::default(), started })
+        Ok(Self { jobs, started })
     }
 
     /// The zero of the rate limiter's clock.
@@ -89,11 +98,10 @@ impl Verifier {
         self.started
     }
 
-    /// Asks about a key. `AuthBusy` where the worker's queue is full.
+    /// Asks about a key. `AuthBusy` where too many are waiting.
     pub fn submit(&self, key: KeyId, presented: Presented) -> Result<oneshot::Receiver<Verdict>, Problem> {
-        let worker = self.hasher.hash_one(key) as usize % self.queues.len();
         let (reply, verdict) = oneshot::channel();
-        self.queues[worker].try_send(Job { key, presented, reply }).map_err(|_| Problem::AuthBusy)?;
+        self.jobs.try_send(Job { key, presented, reply }).map_err(|_| Problem::AuthBusy)?;
         Ok(verdict)
     }
 }
@@ -110,7 +118,8 @@ fn note_uses(store: &dyn Store, used_keys: &Receiver<KeyId>) {
 struct Shared {
     store: Arc<dyn Store>,
     used_keys: Sender<KeyId>,
-    feed: Arc<Feed>,
+    known: Mutex<KnownKeys>,
+    turns: Turns<Found>,
     metrics: Arc<Metrics>,
     default_limit: u32,
     started: Instant,
@@ -118,75 +127,85 @@ struct Shared {
     store_down_until_ms: AtomicU64,
 }
 
-/// How long a worker remembers a verdict for the other shards that ask about the same key.
-const RECENT_TTL: Duration = Duration::from_secs(1);
-const RECENT_MAX: usize = 256;
 const STORE_DOWN_PAUSE: Duration = Duration::from_secs(1);
 
-struct Recent {
-    verdict: Verdict,
-    at: Instant,
-    epoch: u64,
-}
-
 impl Shared {
-    fn work(&self, jobs: &Receiver<Job>) {
-        let mut recent: HashMap<[u8; 32], Recent> = HashMap::new();
-        while let Ok(job) = jobs.recv() {
-            let digest = key::digest(&job.presented);
-            let now = Instant::now();
-            recent.retain(|_, known| now.duration_since(known.at) < RECENT_TTL);
-            if let Some(known) = recent.get(&digest).filter(|known| known.epoch == self.feed.epoch()) {
-                let _ = job.reply.send(known.verdict.clone());
-                continue;
-            }
-            let epoch = self.feed.epoch();
-            let verdict = self.verify(&job);
-            if recent.len() < RECENT_MAX && !matches!(verdict, Verdict::Unavailable) {
-                recent.insert(digest, Recent { verdict: verdict.clone(), at: now, epoch });
-            }
-            if matches!(verdict, Verdict::Valid(_)) {
-                // Full: not noted this time.
-                let _ = self.used_keys.try_send(job.key);
-            }
-            // The shard may have given up waiting; the verdict stays in `recent` for the next.
-            let _ = job.reply.send(verdict);
+    fn look_up_all(&self, jobs: &Receiver<Job>) {
+        for job in jobs {
+            self.look_up(job);
         }
+        self.turns.close();
     }
 
-    fn verify(&self, job: &Job) -> Verdict {
+    /// Answers from what is known, or finds the key and lines it up for Argon2id.
+    fn look_up(&self, Job { key, presented, reply }: Job) {
+        let digest = key::digest(&presented);
+        let looked_up_at = Instant::now();
+        let Some(ticket) = self.known().ask(digest, key, reply, looked_up_at) else { return };
+        let verdict = match self.find(key) {
+            Ok(Some(record)) if is_usable(&record) && key::has_digest(&digest, &record.verifier) => {
+                let found = Found { ticket, record, presented, looked_up_at };
+                match self.turns.put(found.record.info.org, found) {
+                    Ok(()) => return,
+                    Err(_) => Verdict::Busy,
+                }
+            }
+            Ok(_) => Verdict::Invalid,
+            Err(Away) => Verdict::Unavailable(None),
+        };
+        self.known().complete(ticket, verdict, Instant::now());
+    }
+
+    fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, Away> {
         let now_ms = self.started.elapsed().as_millis() as u64;
         if now_ms < self.store_down_until_ms.load(Ordering::Relaxed) {
-            return Verdict::Unavailable;
+            return Err(Away);
         }
-        let found = self.metrics.store.timed(DbOperation::FindKey, || self.store.find_key(job.key));
-        match found {
-            Ok(Some(record)) => self.judge(&record, &job.presented),
-            Ok(None) => Verdict::Invalid,
-            Err(error) => {
-                tracing::debug!(%error, "a key could not be looked up");
-                let until = self.started.elapsed() + STORE_DOWN_PAUSE;
-                self.store_down_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
-                Verdict::Unavailable
-            }
+        let found = self.metrics.store.timed(DbOperation::FindKey, || self.store.find_key(key));
+        found.map_err(|error: StoreError| {
+            tracing::debug!(%error, "a key could not be looked up");
+            let until = self.started.elapsed() + STORE_DOWN_PAUSE;
+            self.store_down_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
+            Away
+        })
+    }
+
+    fn verify_all(&self) {
+        while let Some((org, found)) = self.turns.take() {
+            let is_right = is_usable(&found.record) && key::verify(&found.presented, &found.record.verifier);
+            self.turns.done(org);
+            let verdict = if is_right {
+                // Full: not noted this time.
+                let _ = self.used_keys.try_send(found.record.info.id);
+                Verdict::Valid(Arc::new(self.grant(&found)))
+            } else {
+                Verdict::Invalid
+            };
+            self.known().complete(found.ticket, verdict, Instant::now());
         }
     }
 
-    fn judge(&self, record: &KeyRecord, presented: &Presented) -> Verdict {
-        let is_over = |at: Option<Timestamp>| at.is_some_and(|at| at <= Timestamp::now());
-        if record.info.revoked_at.is_some() || is_over(record.info.expires_at) {
-            return Verdict::Invalid;
-        }
-        if !key::verify(presented, &record.verifier) {
-            return Verdict::Invalid;
-        }
-        Verdict::Valid(Arc::new(Grant {
+    fn grant(&self, Found { record, looked_up_at, .. }: &Found) -> Grant {
+        Grant {
             key: record.info.id,
             org: record.info.org,
             is_org_disabled: record.org_disabled,
             rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
-            window: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
+            minutes: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
             expires_at: record.info.expires_at,
-        }))
+            verified_at: *looked_up_at,
+        }
     }
+
+    fn known(&self) -> MutexGuard<'_, KnownKeys> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The database cannot be asked.
+struct Away;
+
+/// Neither revoked nor expired.
+fn is_usable(record: &KeyRecord) -> bool {
+    record.info.revoked_at.is_none() && record.info.expires_at.is_none_or(|at| at > Timestamp::now())
 }

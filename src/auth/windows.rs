@@ -12,17 +12,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::event::OrgId;
-use crate::ingest::rate_limit::Window;
+use crate::ingest::rate_limit::Minutes;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Windows(Mutex<HashMap<OrgId, Arc<Window>>>);
+pub struct Windows(Mutex<HashMap<OrgId, Arc<Minutes>>>);
 
 impl Windows {
-    /// The window of `org`, as of second `now` of the rate limiter's clock.
-    pub fn get(&self, org: OrgId, now: u64) -> Arc<Window> {
+    /// The windows of `org`, as of second `now` of the rate limiter's clock.
+    pub fn get(&self, org: OrgId, now: u64) -> Arc<Minutes> {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        windows.retain(|_, window| Arc::strong_count(window) > 1 || !window.is_idle(now));
+        windows.retain(|_, window| Arc::strong_count(window) > 1 || !window.are_idle(now));
         Arc::clone(windows.entry(org).or_default())
     }
 }
@@ -49,19 +49,19 @@ mod tests {
         let windows = Windows::default();
         let first = windows.get(A, 0);
         // The key was verified long before its last request.
-        assert!(first.admit(1_000, 1).is_admitted);
+        assert!(first.events.admit(1_000, 1).is_admitted);
         drop(first);
         for later in [1_000, 1_030, 1_060] {
             windows.get(B, later);
-            assert!(!windows.get(A, later).admit(later, 1).is_admitted, "at {later}");
+            assert!(!windows.get(A, later).events.admit(later, 1).is_admitted, "at {later}");
         }
-        assert!(windows.get(A, 1_061).admit(1_061, 1).is_admitted);
+        assert!(windows.get(A, 1_061).events.admit(1_061, 1).is_admitted);
     }
 
     #[test]
     fn a_window_nobody_uses_is_forgotten_after_its_minute() {
         let windows = Windows::default();
-        assert!(windows.get(A, 1_000).admit(1_000, 5).is_admitted);
+        assert!(windows.get(A, 1_000).control.admit(1_000, 5).is_admitted);
         windows.get(B, 1_062);
         assert_eq!(windows.0.lock().unwrap().keys().collect::<Vec<_>>(), [&B]);
     }

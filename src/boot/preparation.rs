@@ -1,132 +1,134 @@
-//! What a start does once the listeners are there: the schema, what the journal holds, readiness; and the housekeeping
-//! of every hour after that.
+//! What a start does once the listeners are there: the schema, readiness, the replay of what the journal holds; and then
+//! the housekeeping.
 //!
 //! Runs on the `maintenance` thread, may block. The database may be away for as long as it likes.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::housekeeping::Housekeeping;
+use super::identity::Ownership;
 use super::{Stage, Welcome};
 use crate::auth::feed::{Feed, sleep_unless};
-use crate::clock::Timestamp;
 use crate::config::{Config, Overflow};
+use crate::control::{OwnChanges, log_heard};
 use crate::critical_thread;
 use crate::deliver::directory::Directory;
-use crate::handoff::journal::{Journal, Replayed};
+use crate::handoff::journal::{DroppedUntil, Journal};
 use crate::handoff::queue::Queue;
 use crate::key::ApiKey;
 use crate::limits;
 use crate::metrics::{DbOperation, Metrics};
 use crate::store::{Store, StoreError};
 
-/// The schema, the replay, readiness, and then the hourly housekeeping.
+/// The schema, readiness, the replay, and then the hourly housekeeping.
 pub(super) struct Preparation {
     pub(super) welcome: Welcome,
     pub(super) store: Arc<dyn Store>,
     pub(super) endpoints: Arc<Directory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) feed: Arc<Feed>,
+    pub(super) own_changes: OwnChanges,
     pub(super) stage: Arc<Stage>,
     pub(super) config: Config,
     pub(super) listen_addr: SocketAddr,
     pub(super) ops_addr: SocketAddr,
     pub(super) journal: Option<Arc<Journal>>,
+    /// Which store the journal belongs to.
+    pub(super) ownership: Option<Ownership>,
     pub(super) queue: Queue,
     pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Preparation {
-    /// Returns when the server stops, or when the journal cannot be read.
+    /// Returns when the server stops.
     pub(super) fn run(self) {
-        const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
-        const RETRY_AFTER: Duration = Duration::from_secs(60);
-        if !self.prepare_until_done() || !self.replay() {
+        if !self.is_own_journal() || !self.is_prepared() || !self.take_journal() {
             return;
         }
+        self.open_journal();
         let (feed, store, stop) = (Arc::clone(&self.feed), Arc::clone(&self.store), Arc::clone(&self.stop));
-        critical_thread::spawn("credentials", move || feed.watch(&*store, &stop))
-            .expect("one thread more after all the others");
-        if !self.stage.advance(Stage::REPLAYING, Stage::READY) {
+        let own_changes = self.own_changes.clone();
+        let watch = move || {
+            feed.watch(&*store, &stop, |change| {
+                if !own_changes.take(change) {
+                    log_heard(change, &*store);
+                }
+            });
+        };
+        critical_thread::spawn("credentials", watch).expect("one thread more after all the others");
+        if !self.stage.advance(Stage::PREPARING, Stage::READY) {
             return;
         }
-        tracing::info!(
-            store = self.store.kind(),
-            listen = %self.listen_addr,
-            ops = %self.ops_addr,
-            shards = self.config.shards,
-            writers = self.config.writers,
-            "ready"
-        );
-        let mut pause = MAINTAIN_EVERY;
-        loop {
-            sleep_unless(&self.stop, pause);
-            if self.stop.load(Ordering::Relaxed) {
-                return;
+        self.say_ready();
+        let Self { store, metrics, stop, config, .. } = self;
+        Housekeeping { store, metrics, stop, deliveries_kept: config.deliver.retention }.run();
+    }
+
+    /// Waits until the store says that the journal is its own, before anything is changed in it; `false` where it says
+    /// that it is not, and where the server was stopped first.
+    fn is_own_journal(&self) -> bool {
+        let Some(ownership) = &self.ownership else { return true };
+        let checked = self.until_done("the database cannot be asked whether the journal is its own", || {
+            ownership.check(&*self.store)
+        });
+        match checked {
+            Some(Ok(())) => true,
+            Some(Err(foreign)) => {
+                tracing::error!("{foreign}");
+                self.stage.advance(Stage::PREPARING, Stage::FOREIGN);
+                false
             }
-            let maintained = self.metrics.store.timed(DbOperation::Maintain, || self.store.maintain());
-            pause = match maintained {
-                Ok(()) => {
-                    self.delete_old_deliveries();
-                    MAINTAIN_EVERY
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the coming days' partitions could not be prepared; trying again");
-                    RETRY_AFTER
-                }
-            };
+            None => false,
         }
     }
 
-    /// Chunk by chunk, at rest as long as at work, so that nobody has to wait for it. What fails now is done next time.
-    fn delete_old_deliveries(&self) {
-        let kept_since = Timestamp::now().as_micros() - self.config.deliver.retention.as_micros() as i64;
-        let mut after = None;
-        while !self.stop.load(Ordering::Relaxed) {
-            let started = Instant::now();
-            match self.store.delete_old_deliveries(Timestamp::from_micros(kept_since), after) {
-                Ok(None) => return,
-                Ok(last) => after = last,
-                Err(error) => {
-                    tracing::warn!(%error, "old deliveries could not be deleted; trying again in an hour");
-                    return;
-                }
-            }
-            sleep_unless(&self.stop, started.elapsed());
-        }
+    /// Notes that the journal belongs to this store; `false` where the server was stopped first.
+    fn take_journal(&self) -> bool {
+        let Some(ownership) = &self.ownership else { return true };
+        let what = "the data directory cannot be given to the store; nothing is replayed before";
+        self.until_done(what, || ownership.settle(&*self.store)).is_some()
     }
 
     /// Tries until the schema is there; `false` where the server was stopped first.
-    fn prepare_until_done(&self) -> bool {
+    fn is_prepared(&self) -> bool {
+        self.until_done("the database is not ready", || self.prepare()).is_some()
+    }
+
+    /// Tries until `step` succeeds; `None` where the server was stopped first.
+    fn until_done<T, E: fmt::Display>(&self, what: &str, mut step: impl FnMut() -> Result<T, E>) -> Option<T> {
         const REPEAT: Duration = Duration::from_secs(10);
         let mut pause = limits::STORE_BACKOFF_MIN;
         let mut complained_at: Option<Instant> = None;
         while !self.stop.load(Ordering::Relaxed) {
-            match self.prepare() {
-                Ok(()) => return true,
+            match step() {
+                Ok(done) => return Some(done),
                 Err(error) => {
+                    self.stage.is_held_up_by(&format_args!("{what}: {error}"));
                     if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
                         complained_at = Some(Instant::now());
-                        tracing::warn!(%error, "the database is not ready; the server waits for it and answers 503 meanwhile");
+                        tracing::warn!(%error, "{what}; the server answers 503 meanwhile");
                     }
                 }
             }
             sleep_unless(&self.stop, pause);
             pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
         }
-        false
+        None
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
         if self.config.migrate_on_start {
-            let applied = self.metrics.store.timed(DbOperation::Migrate, || self.store.migrate());
+            let applied = self.metrics.store.timed(DbOperation::Migrate, || self.store.migrate_until(&self.stop));
             match applied? {
                 0 => {}
                 applied => tracing::info!(applied, store = self.store.kind(), "the database schema is up to date"),
             }
         } else {
-            self.store.maintain()?;
+            self.store.prepare_today()?;
         }
         if self.config.database_url.is_none() {
             self.welcome()?;
@@ -135,36 +137,49 @@ impl Preparation {
         self.endpoints.refresh_all(&*self.store)
     }
 
-    /// Hands what the journal holds to the writers, and opens it. `false` where the server was stopped first.
-    fn replay(&self) -> bool {
-        if !self.stage.advance(Stage::PREPARING, Stage::REPLAYING) {
-            return false;
-        }
-        let Some(journal) = &self.journal else { return true };
-        let started = Instant::now();
-        match journal.replay(&self.queue, &self.stop) {
-            Ok(_) if self.stop.load(Ordering::Relaxed) => return false,
-            Ok(Replayed { segments: 0, .. }) => {}
-            Ok(Replayed { segments, events, lost }) => {
-                let seconds = started.elapsed().as_secs_f32();
-                tracing::info!(segments, events, seconds, "replayed the journal");
-                if lost > 0 {
-                    tracing::error!(events = lost, "EVENTS ARE MISSING: the journal is damaged; see the lines above");
+    /// Asks the store until it answers, or the server stops.
+    fn dropped_until(&self) -> DroppedUntil {
+        const REPEAT: Duration = Duration::from_secs(10);
+        let (store, stop) = (Arc::clone(&self.store), Arc::clone(&self.stop));
+        Box::new(move |day| {
+            let mut said_at: Option<Instant> = None;
+            while !stop.load(Ordering::Relaxed) {
+                match store.dropped_until(day) {
+                    Ok(until) => return until,
+                    Err(error) if said_at.is_none_or(|at| at.elapsed() >= REPEAT) => {
+                        said_at = Some(Instant::now());
+                        tracing::warn!(%error, "the database cannot be asked which days were dropped; the replay waits for it");
+                    }
+                    Err(_) => {}
                 }
+                sleep_unless(&stop, limits::STORE_BACKOFF_MAX);
             }
-            Err(error) => {
-                tracing::error!(%error, "the journal cannot be read; nothing is accepted until this is mended and the server started again");
-                self.stage.advance(Stage::REPLAYING, Stage::STUCK);
-                return false;
-            }
-        }
+            None
+        })
+    }
+
+    /// Takes events, and beside them hands what earlier runs left to the writers.
+    fn open_journal(&self) {
+        const ONE_MORE: &str = "one thread more after all the others";
+        let Some(journal) = &self.journal else { return };
+        journal.ask_before_replay(self.dropped_until());
         journal.open();
+        journal.start_replay(self.queue.clone(), Arc::clone(&self.stop)).expect(ONE_MORE);
         if self.config.queue_overflow == Overflow::Spill {
-            journal
-                .start_feeder(self.queue.clone(), Arc::clone(&self.stop))
-                .expect("one thread more after all the others");
+            journal.start_feeder(self.queue.clone(), Arc::clone(&self.stop)).expect(ONE_MORE);
         }
-        true
+    }
+
+    fn say_ready(&self) {
+        let (store, listen, ops) = (self.store.kind(), self.listen_addr, self.ops_addr);
+        let Config { shards, writers, .. } = self.config;
+        match self.journal.as_ref().and_then(|journal| journal.closed()) {
+            None => tracing::info!(store, %listen, %ops, shards, writers, "ready"),
+            Some(why) => {
+                let reason = why.reason();
+                tracing::warn!(store, %listen, %ops, shards, writers, reason, "started, but it takes no events yet");
+            }
+        }
     }
 
     /// On the very first start of an embedded store: an organisation, its key, and a line to paste.
@@ -173,7 +188,7 @@ impl Preparation {
             .map_err(|error| StoreError::Unavailable(format!("no randomness for the first API key: {error}")))?;
         let verifier = key.verifier(self.config.argon2);
         if self.store.create_first_organization("default", (key.id(), &verifier))?.is_some()
-            && let Err(error) = (self.welcome)(self.listen_addr, key.reveal())
+            && let Err(error) = (self.welcome)(self.listen_addr, &self.config.data_dir, key.reveal())
         {
             tracing::warn!(%error, "the first API key could not be shown; `millrace key create default` makes another");
         }

@@ -7,9 +7,9 @@ use super::Invocation;
 use super::failure::Failure;
 use super::output::{json_array, json_line_of, show, table, to_the_second};
 use super::session::Session;
-use crate::clock::Timestamp;
 use crate::config::Flags;
 use crate::control::delivery_document;
+use crate::deliver::outcome::word_and_detail;
 use crate::event::{DeliveryId, EndpointId};
 use crate::limits;
 use crate::store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
@@ -70,13 +70,13 @@ pub fn run(invocation: &Invocation, delivery: Delivery) -> Result<(), Failure> {
 fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
     let mut records: Vec<DeliveryRecord> = Vec::new();
-    // The store cuts a page short where it weighs too much.
+    // The store cuts a page short where it weighs too much or is long in the making.
     loop {
-        let (page, more) = session.done(session.store.deliveries(org.id, &query))?;
+        let (page, next) = session.done(session.store.deliveries(org.id, &query))?;
         query.limit -= page.len() as u32;
-        query.cursor = page.last().map(|record| record.delivery.id);
+        query.cursor = next;
         records.extend(page);
-        if !more || query.limit == 0 {
+        if next.is_none() || query.limit == 0 {
             break;
         }
     }
@@ -90,11 +90,12 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
     show(&table(headings, &records.iter().map(row).collect::<Vec<_>>()))
 }
 
-/// Without the receivers' answers: they are strangers, and this may be a terminal.
+/// Without the receivers' answers, and without what may be their words in an error's detail: they are strangers, and this may
+/// be a terminal.
 fn row(record: &DeliveryRecord) -> [String; 7] {
     let delivery = &record.delivery;
     let last = record.attempts.last().map_or("-".to_owned(), |attempt| match (&attempt.error, attempt.status_code) {
-        (Some(error), _) => error.clone(),
+        (Some(error), _) => word_and_detail(error).0.to_owned(),
         (None, Some(status)) => status.to_string(),
         (None, None) => "-".to_owned(),
     });
@@ -117,7 +118,8 @@ fn retry(session: &Session, org: &str, id: DeliveryId, json: bool) -> Result<(),
         ))
     };
     let record = session.done(session.store.delivery(org.id, id))?.ok_or_else(not_there)?;
-    let retried = session.done(session.store.retry_delivery(org.id, id, Timestamp::now()))?.ok_or_else(not_there)?;
+    let due = session.done(session.store.time())?;
+    let retried = session.done(session.store.retry_delivery(org.id, id, due))?.ok_or_else(not_there)?;
     if json {
         let record = DeliveryRecord { delivery: retried, ..record };
         return show(&json_line_of(delivery_document(&record)));

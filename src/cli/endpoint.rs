@@ -19,10 +19,10 @@ use super::session::Session;
 use crate::clock::Timestamp;
 use crate::config::Flags;
 use crate::control::{endpoint_document, test_event};
-use crate::deliver::secret::WebhookSecret;
+use crate::deliver::secret::{SecretBox, WebhookSecret};
 use crate::event::EndpointId;
 use crate::limits;
-use crate::store::webhooks::{self, EndpointChange, NewEndpoint};
+use crate::store::webhooks::{self, EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, Rotation, Unreadable};
 use arguments::{Checked, EndpointCommand, parse_id, read_secret};
 
 pub use arguments::Endpoint;
@@ -37,6 +37,12 @@ struct DeletedJson {
 struct TestJson {
     event_id: String,
     delivery_id: String,
+}
+
+#[derive(Serialize)]
+struct AcceptedJson {
+    /// Endpoints whose secrets this key does not open.
+    to_rotate: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -83,11 +89,13 @@ pub fn run(invocation: &Invocation, endpoint: Endpoint) -> Result<(), Failure> {
         EndpointCommand::RotateSecret { id, secret_file, overlap, flags } => {
             let id = parse_id(&id)?;
             let secret = secret_file.as_deref().map(read_secret).transpose()?;
-            rotate_secret(&Session::open(invocation, flags.0)?, id, secret, Duration::from_secs(overlap), json)
+            rotate_secret(&Session::open(invocation, flags.0)?, id, secret, overlap.0, json)
         }
+        EndpointCommand::AcceptKey { flags } => accept_key(&Session::open(invocation, flags.0)?, json),
         EndpointCommand::Test { id } => test(&open()?, parse_id(&id)?, json),
         EndpointCommand::Recover { id, since, until } => {
-            let until = until.unwrap_or_else(Timestamp::now);
+            // The clock that made the newest may have been ahead of what it says now.
+            let until = until.unwrap_or(Timestamp::MAX);
             recover(&open()?, parse_id(&id)?, since..until, json)
         }
     }
@@ -105,18 +113,7 @@ struct New {
 fn create(session: &Session, org: &str, new: New, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
     let secrets = session.secrets()?;
-    // A key that opens nothing of what is there is not the servers': they could never sign for the new endpoint.
-    let others = session.done(session.store.all_endpoints(None, SECRETS_TRIED))?;
-    let opened: Vec<_> = others.iter().map(|other| secrets.open(other.id, &other.secret)).collect();
-    if let Some(Err(why)) = opened.first()
-        && opened.iter().all(Result::is_err)
-    {
-        return Err(Failure::Refused(format!(
-            "the servers could not sign for the endpoint: no secret of another one can be opened here\n  cause: {why}\n  \
-             fix: set MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir; \
-             where their key is lost, rotate the other endpoints' secrets first"
-        )));
-    }
+    let keys = sealing_keys(session, &secrets)?;
     let id = EndpointId(Uuid::now_v7());
     let New { url, given, enabled, secret } = new;
     let secret = secret.map_or_else(WebhookSecret::generate, Ok).map_err(no_randomness)?;
@@ -130,28 +127,76 @@ fn create(session: &Session, org: &str, new: New, json: bool) -> Result<(), Fail
         enabled,
         rate_limit_per_second: given.rate_limit,
         secret: secrets.seal(id, &secret).map_err(no_randomness)?,
+        keys,
     };
     let endpoint = session.done(session.store.create_endpoint(&new))?;
     let text = show::with_secret(&format!("Made an endpoint of {}.", org.name), &endpoint, &secret, json);
     show_secret(&text, id)
 }
 
-/// Endpoints whose secrets are tried: one may be damaged, all of them are not.
-const SECRETS_TRIED: u32 = 10;
+/// The keys to seal with, where they are the servers'.
+fn sealing_keys(session: &Session, secrets: &SecretBox) -> Result<Vec<KeyFingerprint>, Failure> {
+    let keys = secrets.fingerprints();
+    match session.done(session.store.sealing_key())? {
+        Some(key) if !keys.contains(&key) => Err(Failure::Refused(
+            "the servers could not sign for the endpoint: its secret would be sealed with another key than theirs\n  fix: set \
+             MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir; where \
+             their key is lost: `millrace endpoint accept-key`"
+                .to_owned(),
+        )),
+        _ => Ok(keys),
+    }
+}
+
+/// Makes the configured key the one that secrets are sealed with.
+fn accept_key(session: &Session, json: bool) -> Result<(), Failure> {
+    let secrets = session.secrets()?;
+    let key = *secrets.fingerprints().first().expect("a box has a key");
+    session.done(session.store.accept_sealing_key(key))?;
+    let mut to_rotate = Vec::new();
+    let mut after = None;
+    loop {
+        let page = session.done(session.store.all_endpoints(after, limits::ENDPOINTS_PAGE))?;
+        let is_last = page.len() < limits::ENDPOINTS_PAGE as usize;
+        after = page.last().map(|row| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id));
+        let closed = page.into_iter().flatten().filter(|endpoint| secrets.open(endpoint.id, &endpoint.secret).is_err());
+        to_rotate.extend(closed.map(|endpoint| endpoint.id.to_string()));
+        if is_last {
+            break;
+        }
+    }
+    if json {
+        return show_json(&AcceptedJson { to_rotate });
+    }
+    let opened = if to_rotate.is_empty() {
+        "It opens the secrets of all endpoints.\n".to_owned()
+    } else {
+        format!(
+            "It cannot open the secrets of these; what is due for them waits until `millrace endpoint rotate-secret ID`:\n{}\n",
+            to_rotate.join("\n")
+        )
+    };
+    show(&format!("Secrets are sealed with this key from now on; it belongs on every server.\n{opened}"))
+}
 
 fn list(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
-    let endpoints = session.done(session.store.endpoints(org.id))?;
+    let (endpoints, unreadable): (Vec<_>, Vec<_>) =
+        session.done(session.store.endpoints(org.id))?.into_iter().partition(Result::is_ok);
+    let endpoints: Vec<webhooks::Endpoint> = endpoints.into_iter().flatten().collect();
+    let unreadable: Vec<Unreadable> = unreadable.into_iter().filter_map(Result::err).collect();
     if json {
         return show(&json_array(&endpoints, |endpoint| endpoint_document(endpoint, None)));
     }
-    if endpoints.is_empty() {
+    if endpoints.is_empty() && unreadable.is_empty() {
         return show("The organisation has no endpoint; make one with `millrace endpoint create ORG URL`.\n");
     }
     let row = |endpoint: &webhooks::Endpoint| {
         [endpoint.id.to_string(), show::state(endpoint), show::events(endpoint), endpoint.url.clone()]
     };
-    show(&table(["ID", "STATE", "EVENTS", "URL"], &endpoints.iter().map(row).collect::<Vec<_>>()))
+    let out = |row: &Unreadable| [row.id.to_string(), "unreadable".to_owned(), "-".to_owned(), "-".to_owned()];
+    let rows = endpoints.iter().map(row).chain(unreadable.iter().map(out));
+    show(&table(["ID", "STATE", "EVENTS", "URL"], &rows.collect::<Vec<_>>()))
 }
 
 fn update(session: &Session, id: EndpointId, change: &EndpointChange, json: bool) -> Result<(), Failure> {
@@ -165,7 +210,10 @@ fn enable(session: &Session, id: EndpointId, enabled: bool, json: bool) -> Resul
 }
 
 fn delete(session: &Session, id: EndpointId, json: bool) -> Result<(), Failure> {
-    let org = find(session, id)?.org;
+    let org = match row(session, id)? {
+        Ok(endpoint) => endpoint.org,
+        Err(unreadable) => unreadable.org,
+    };
     if !session.done(session.store.delete_endpoint(org, id))? {
         return Err(not_there(id));
     }
@@ -183,13 +231,22 @@ fn rotate_secret(
     overlap: Duration,
     json: bool,
 ) -> Result<(), Failure> {
-    let org = find(session, id)?.org;
+    let present = find(session, id)?;
+    let secrets = session.secrets()?;
+    let keys = sealing_keys(session, &secrets)?;
     let secret = secret.map_or_else(WebhookSecret::generate, Ok).map_err(no_randomness)?;
-    let sealed = session.secrets()?.seal(id, &secret).map_err(no_randomness)?;
-    let until = Timestamp::now().plus(overlap);
-    let rotated = session.done(session.store.rotate_endpoint_secret(org, id, &sealed, until))?;
+    let sealed = secrets.seal(id, &secret).map_err(no_randomness)?;
+    let unusable = secrets.unusable(&present);
+    let previous_until = Timestamp::now().plus(overlap);
+    let rotation = Rotation { secret: &sealed, keys: &keys, previous_until, unusable: &unusable };
+    let rotated = session.done(session.store.rotate_endpoint_secret(present.org, id, rotation))?;
     let endpoint = rotated.ok_or_else(|| not_there(id))?;
-    let said = format!("Replaced the secret of {id}; the one before signs too until {}.", to_the_second(until));
+    let said = match &endpoint.previous_secret {
+        Some((_, until)) => {
+            format!("Replaced the secret of {id}; the one before signs too until {}.", to_the_second(*until))
+        }
+        None => format!("Replaced the secret of {id}; the one before cannot be opened and signs no more."),
+    };
     show_secret(&show::with_secret(&said, &endpoint, &secret, json), id)
 }
 
@@ -200,7 +257,7 @@ fn test(session: &Session, id: EndpointId, json: bool) -> Result<(), Failure> {
             "the endpoint is disabled, so nothing is sent to it\n  fix: enable it first: `millrace endpoint enable {id}`"
         )));
     }
-    let (event, planned) = test_event(endpoint.org, id);
+    let (event, planned) = test_event(endpoint.org, id, session.done(session.store.time())?);
     session.done(session.store.insert_test(&event, &planned))?;
     if json {
         return show_json(&TestJson { event_id: event.id.to_string(), delivery_id: planned.id.to_string() });
@@ -214,7 +271,7 @@ fn test(session: &Session, id: EndpointId, json: bool) -> Result<(), Failure> {
 
 fn recover(session: &Session, id: EndpointId, created: std::ops::Range<Timestamp>, json: bool) -> Result<(), Failure> {
     let endpoint = find(session, id)?;
-    let now = Timestamp::now();
+    let now = session.done(session.store.time())?;
     let mut recovered = 0;
     // Ends: what is recovered is neither failed nor blocked any more, and what fails again meanwhile was made due later.
     loop {
@@ -239,9 +296,19 @@ fn recover(session: &Session, id: EndpointId, created: std::ops::Range<Timestamp
 
 /// An endpoint of any organisation.
 fn find(session: &Session, id: EndpointId) -> Result<webhooks::Endpoint, Failure> {
+    row(session, id)?.map_err(|Unreadable { why, .. }| {
+        Failure::Refused(format!(
+            "the endpoint {id} cannot be read: {why}\n  fix: mend its row in the table `endpoints`, or delete it: `millrace \
+             endpoint delete {id}`"
+        ))
+    })
+}
+
+fn row(session: &Session, id: EndpointId) -> Result<EndpointRow, Failure> {
     let before = EndpointId(Uuid::from_u128(id.0.as_u128().saturating_sub(1)));
-    let found = session.done(session.store.all_endpoints(Some(before), 1))?;
-    found.into_iter().find(|endpoint| endpoint.id == id).ok_or_else(|| not_there(id))
+    let found = session.done(session.store.all_endpoints(Some(before), 1))?.pop();
+    let is_it = |row: &EndpointRow| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id) == id;
+    found.filter(is_it).ok_or_else(|| not_there(id))
 }
 
 fn not_there(id: EndpointId) -> Failure {

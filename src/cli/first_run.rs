@@ -1,27 +1,67 @@
 //! What the first start of an empty embedded store tells its user: the key, once, and two lines to paste.
+//!
+//! **To a terminal only.** Where standard output is anything else somebody keeps it: a journal, a log driver, a file. The key
+//! then goes to a file for its owner alone, and what is printed names that.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::output;
+
+/// Where the key is in the data directory.
+const FILE: &str = "first-api-key";
 
 /// An event to try it with.
 const EVENT: &str = r#"{"type":"user.login","payload":{"user":"ada"}}"#;
 
-/// The key and two curl lines ready to paste: one that posts an event to the server at `listen`, one that reads
-/// it back. Holds the key in clear: print it once, to standard output, never to the log.
-pub fn first_run_banner(listen: SocketAddr, api_key: &str) -> String {
+/// Shows the first key of the server at `listen` to whoever started it, or keeps it in a file of `data_dir`.
+///
+/// # Errors
+/// Where neither was possible. The key is lost then.
+pub fn show_first_key(listen: SocketAddr, data_dir: &Path, api_key: &str) -> io::Result<()> {
+    if io::stdout().is_terminal() {
+        let shown = format!("with this API key, which is shown only this once:\n\n  {api_key}");
+        return output::write(&banner(listen, &shown, &format!("'X-API-Key: {api_key}'")));
+    }
+    let path = keep(data_dir, api_key)?;
+    let path = path.display();
+    let kept = format!("and put its API key into this file; remove it once you have the key:\n\n  {path}");
+    output::write(&banner(listen, &kept, &format!("\"X-API-Key: $(cat '{path}')\"")))
+        .map_err(|error| io::Error::other(format!("it is in {path}, which could not be printed: {error}")))
+}
+
+/// Writes the key into a new file that only this user may read.
+fn keep(data_dir: &Path, api_key: &str) -> io::Result<PathBuf> {
+    let path = std::path::absolute(data_dir)?.join(FILE);
+    // That of a store that was here before.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    writeln!(file, "{api_key}")?;
+    file.sync_all()?;
+    Ok(path)
+}
+
+/// Where the key is and two curl lines ready to paste, with this header: one that posts an event to the server at `listen`,
+/// one that reads it back.
+fn banner(listen: SocketAddr, key: &str, header: &str) -> String {
     let address = SocketAddr::new(reachable(listen.ip()), listen.port());
     format!(
         r#"
-First start: made the organisation "default" with this API key, which is shown only this once:
-
-  {api_key}
+First start: made the organisation "default" {key}
 
 Post an event:
 
-  curl -i 'http://{address}/api/events' -H 'X-API-Key: {api_key}' -H 'Content-Type: application/json' -d '{EVENT}'
+  curl -i 'http://{address}/api/events' -H {header} -H 'Content-Type: application/json' -d '{EVENT}'
 
 Read it back:
 
-  curl -H 'X-API-Key: {api_key}' 'http://{address}/api/events'
+  curl -H {header} 'http://{address}/api/events'
 
 "#
     )
@@ -48,7 +88,7 @@ mod tests {
             ("[::]:3000", "'http://[::1]:3000/api/events'"),
             ("192.0.2.7:3000", "'http://192.0.2.7:3000/api/events'"),
         ] {
-            let banner = first_run_banner(listen.parse().unwrap(), "mr_key");
+            let banner = banner(listen.parse().unwrap(), "mr_key", "'X-API-Key: mr_key'");
             let curls: Vec<&str> = banner.lines().filter(|line| line.starts_with("  curl ")).collect();
             assert_eq!(curls.len(), 2, "{banner}");
             for curl in curls {
@@ -56,5 +96,17 @@ mod tests {
             }
             assert!(banner.contains(r#"-d '{"type":"user.login","payload":{"user":"ada"}}'"#), "{banner}");
         }
+    }
+
+    #[test]
+    fn the_key_s_file_is_new_and_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        fs::write(&path, "an older one, which anybody may read").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(keep(dir.path(), "mr_key").unwrap(), path);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mr_key\n");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -16,8 +16,11 @@ use super::failure::Failure;
 use super::output::{show, show_json, table};
 use crate::clock::Timestamp;
 use crate::event::Event;
+use crate::handoff::journal::held_list::HeldList;
 use survey::{Directory, Survey, Surveyed};
 
+/// Held events shown at most; JSON has them all.
+const HELD_SHOWN_MAX: usize = 20;
 /// Bytes of exported lines written at a time.
 const EXPORT_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -82,6 +85,7 @@ struct InspectedJson<'a> {
     segments: Vec<SegmentJson<'a>>,
     kept_aside: Vec<SegmentJson<'a>>,
     foreign: &'a [String],
+    held: &'a HeldList,
     events: u64,
     spilled: u64,
     bytes_used: u64,
@@ -149,6 +153,7 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
             segments: survey.segments().map(segment_json).collect(),
             kept_aside: survey.files.iter().filter(|file| file.is_kept_aside).map(segment_json).collect(),
             foreign: &survey.foreign,
+            held: &survey.held,
             events: totals.events,
             spilled: totals.spilled,
             bytes_used: totals.bytes_used,
@@ -172,6 +177,7 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
             Some(oldest) => format!("The oldest event that may not be in the database yet: {}\n", oldest.to_rfc3339()),
             None => "No event waits for the database.\n".to_owned(),
         },
+        held(&survey.held),
         match &survey.foreign[..] {
             [] => String::new(),
             foreign => format!("Not the journal's: {}\n", foreign.join(", ")),
@@ -180,6 +186,33 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
     let text = text.concat();
     show(&text)?;
     survey.unread()
+}
+
+/// The events that wait because the database does not take them, not because it is away.
+fn held(held: &HeldList) -> String {
+    if held.events.is_empty() {
+        return String::new();
+    }
+    let shown = &held.events[..held.events.len().min(HELD_SHOWN_MAX)];
+    let rows: Vec<_> = shown
+        .iter()
+        .map(|held| {
+            [&held.id, &held.org_id, &held.event_type, &held.held_since, &held.code, &held.reason].map(String::clone)
+        })
+        .collect();
+    [
+        format!(
+            "\nThe database does not take {} of them while it takes others; they are held and tried again (as of {}):\n",
+            held.events.len(),
+            held.as_of
+        ),
+        table(["EVENT", "ORGANIZATION", "TYPE", "HELD SINCE", "CODE", "REASON"], &rows),
+        match held.events.len() - shown.len() {
+            0 => "\n".to_owned(),
+            more => format!("and {more} more: --json shows all\n\n"),
+        },
+    ]
+    .concat()
 }
 
 fn row(file: &Surveyed) -> [String; 8] {

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::Invocation;
 use super::failure::Failure;
-use super::output::{fields, json_line, show, show_json, show_key, table, to_the_second};
+use super::output::{fields, json_line, note, show, show_json, show_key, table, to_the_second};
 use super::session::Session;
+use super::time::{self, Time};
 use crate::clock::Timestamp;
 use crate::config::{Flags, KeyFlags};
 use crate::key::{self, KeyId};
@@ -23,7 +24,8 @@ use crate::store::KeyInfo;
 Examples:
   millrace key create acme
   millrace key list acme
-  millrace key rotate 4fK2mPq81xYz --grace 3600      the old key works for one more hour
+  millrace key rotate 4fK2mPq81xYz                   the old key works for one more day
+  millrace key rotate 4fK2mPq81xYz --grace 0         the old key has leaked: it works no more
   millrace key revoke 4fK2mPq81xYz")]
 pub struct Key {
     /// Print JSON
@@ -42,7 +44,7 @@ enum KeyCommand {
         #[command(flatten)]
         key_flags: KeyFlags,
     },
-    /// List an organisation's keys, newest first
+    /// List an organisation's keys, newest first, at most 1000
     List {
         /// The organisation's name or id
         org: String,
@@ -51,10 +53,10 @@ enum KeyCommand {
     Rotate {
         /// The key's id: the 12 characters after mr_
         key_id: String,
-        /// Seconds that the old key stays valid
-        #[arg(long, value_name = "SECONDS", default_value_t = 0,
-              value_parser = clap::value_parser!(u64).range(..=limits::KEY_ROTATION_GRACE_MAX.as_secs()))]
-        grace: u64,
+        /// How long the old key stays valid; 0 where it has leaked
+        #[arg(long, value_name = "TIME", default_value_t = Time(limits::KEY_ROTATION_GRACE_DEFAULT),
+              value_parser = time::up_to(limits::KEY_ROTATION_GRACE_MAX))]
+        grace: Time,
         #[command(flatten)]
         key_flags: KeyFlags,
     },
@@ -102,7 +104,7 @@ pub fn run(invocation: &Invocation, key: Key) -> Result<(), Failure> {
         KeyCommand::List { org } => list(&Session::open(invocation, Flags::default())?, &org, json),
         KeyCommand::Rotate { key_id, grace, key_flags } => {
             let old = parse_key_id(&key_id)?;
-            rotate(&Session::open(invocation, key_flags.0)?, old, Duration::from_secs(grace), json)
+            rotate(&Session::open(invocation, key_flags.0)?, old, grace.0, json)
         }
         KeyCommand::Revoke { key_id } => {
             let id = parse_key_id(&key_id)?;
@@ -130,7 +132,10 @@ fn create(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
 
 fn list(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
-    let keys = session.done(session.store.keys(org.id))?;
+    let (keys, has_more) = session.done(session.store.keys(org.id, limits::LIST_KEYS_MAX))?;
+    if has_more {
+        note(&format!("the organisation has more keys; shown are {}, the live ones first", keys.len()));
+    }
     if json {
         return show_json(&keys.iter().map(to_json).collect::<Vec<_>>());
     }

@@ -19,11 +19,12 @@ mod key;
 mod migrate;
 mod org;
 mod output;
+mod quarantine;
 mod serve;
 mod session;
+mod time;
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -32,6 +33,7 @@ use clap::{Parser, Subcommand};
 use core_affinity::CoreId;
 
 use crate::config::{self, COMMON_FLAGS_HEADING, Flags, Loaded, ServerFlags, StoreFlags};
+use crate::logging;
 use failure::Failure;
 
 /// Exit code for wrong arguments and wrong configuration.
@@ -84,6 +86,8 @@ enum Command {
     Endpoint(endpoint::Endpoint),
     /// List webhook deliveries and make them again
     Delivery(delivery::Delivery),
+    /// List what the database refused, store it again, or drop it
+    Quarantine(quarantine::Quarantine),
     /// Bring the database schema up to date
     ///
     /// Safe to run from several machines at once, and beside running servers of this version or the one before.
@@ -141,21 +145,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>, cores: Vec<CoreId>) -> Exit
         Command::Key(key) => key::run(&invocation, key),
         Command::Endpoint(endpoint) => endpoint::run(&invocation, endpoint),
         Command::Delivery(delivery) => delivery::run(&invocation, delivery),
+        Command::Quarantine(quarantine) => quarantine::run(&invocation, quarantine),
         Command::Migrate => migrate::run(&invocation),
         Command::Bench(bench) => bench::run(&invocation, &bench),
         Command::Journal(journal) => journal::run(journal),
         Command::Config(ConfigCommand::Check(flags)) => config_check::run(&invocation, flags.0),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if let Some(message) = failure.message() {
-                // Nothing is left to be done where standard error is closed too: the exit code still says it.
-                let _ = writeln!(std::io::stderr(), "error: {message}");
-            }
-            failure.exit_code()
-        }
+    if let Err(failure) = &done
+        && let Some(message) = failure.message()
+    {
+        logging::fail(&message);
     }
+    logging::flush();
+    done.map_or_else(|failure| failure.exit_code(), |()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ Examples:
   millrace org create acme --rate-limit 60000
   millrace org create acme --json | jq -r .api_key
   millrace org update acme --rate-limit default
-  millrace org disable acme")]
+  millrace org disable acme
+  millrace org enable acme")]
 pub struct Org {
     /// Print JSON
     #[arg(long, global = true)]
@@ -54,12 +55,18 @@ enum OrgCommand {
         /// Requests per minute; 0 is unlimited; `default` returns to the server's default
         #[arg(long, group = "change", value_name = "N|default", value_parser = rate_limit_or_default)]
         rate_limit: Option<RateLimit>,
-        /// Accept its events again
+        /// Accept its events again, and send what waited
         #[arg(long, group = "change")]
         enable: bool,
     },
-    /// Refuse an organisation's requests with 403, within a second
+    /// Refuse an organisation's requests with 403 and hold its webhooks, within a second
     Disable {
+        /// Its name or id
+        #[arg(value_name = "NAME_OR_ID")]
+        org: String,
+    },
+    /// Accept its requests again, and send what waited
+    Enable {
         /// Its name or id
         #[arg(value_name = "NAME_OR_ID")]
         org: String,
@@ -102,10 +109,8 @@ pub fn run(invocation: &Invocation, org: Org) -> Result<(), Failure> {
             };
             update(&Session::open(invocation, Flags::default())?, &org, &change, json)
         }
-        OrgCommand::Disable { org } => {
-            let change = OrganizationChange { disabled: Some(true), ..OrganizationChange::default() };
-            update(&Session::open(invocation, Flags::default())?, &org, &change, json)
-        }
+        OrgCommand::Disable { org } => set_disabled(invocation, &org, true, json),
+        OrgCommand::Enable { org } => set_disabled(invocation, &org, false, json),
     }
 }
 
@@ -146,6 +151,11 @@ fn list(session: &Session, json: bool) -> Result<(), Failure> {
         [org.name.clone(), org.id.to_string(), limit_in_words(org.rate_limit_per_minute), state.to_owned()]
     };
     show(&table(["NAME", "ID", "RATE LIMIT", "STATE"], &orgs.iter().map(row).collect::<Vec<_>>()))
+}
+
+fn set_disabled(invocation: &Invocation, org: &str, disabled: bool, json: bool) -> Result<(), Failure> {
+    let change = OrganizationChange { disabled: Some(disabled), ..OrganizationChange::default() };
+    update(&Session::open(invocation, Flags::default())?, org, &change, json)
 }
 
 fn update(session: &Session, name_or_id: &str, change: &OrganizationChange, json: bool) -> Result<(), Failure> {

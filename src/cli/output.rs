@@ -17,6 +17,17 @@ pub fn show(text: &str) -> Result<(), Failure> {
     write(text).map_err(Failure::Output)
 }
 
+/// Says on standard error what belongs beside a result.
+pub fn note(text: &str) {
+    // Where nobody hears it the result stands all the same.
+    let _ = writeln!(io::stderr(), "note: {text}");
+}
+
+/// Says on standard error which store a command works on.
+pub fn say_store(store: &str) {
+    let _ = writeln!(io::stderr(), "store: {store}");
+}
+
 /// Prints a result as one line of JSON.
 pub fn show_json(result: &impl Serialize) -> Result<(), Failure> {
     show(&json_line(result))

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::Invocation;
 use super::failure::Failure;
-use super::first_run::first_run_banner;
-use super::{Invocation, output};
-use crate::boot;
+use super::first_run::show_first_key;
+use crate::boot::{self, ServeError};
 use crate::certificates::Certificates;
 use crate::config::{ConfigError, Flags};
 use crate::logging;
@@ -15,7 +15,8 @@ use crate::logging;
 pub const EXAMPLES: &str = "\
 Examples:
   millrace serve
-      SQLite in ./millrace-data. The first start prints an API key and a curl line to try it with.
+      SQLite in ./millrace-data. The first start prints an API key and a curl line to try it with; where it does not run
+      in a terminal, the key is in the file first-api-key in the data directory.
   DATABASE_URL=postgres://app:secret@db/events millrace serve --listen 0.0.0.0:3000
       Postgres, on all interfaces.
   millrace serve --config /etc/millrace.toml --log-format json
@@ -30,13 +31,23 @@ pub fn run(invocation: &Invocation, flags: Flags) -> Result<(), Failure> {
     if !config.ops_listen.ip().is_loopback() {
         warn!(
             address = %config.ops_listen,
-            "the operations listener is not on loopback: it has no authentication and few limits, let only your \
-             own machines reach it; the main listener answers /metrics too"
+            "the operations listener is not on loopback and has no authentication: let only your own machines reach it"
+        );
+    }
+    let (allowed, count) = (invocation.cores.len(), invocation.core_count());
+    if count < allowed {
+        info!(
+            cores = allowed,
+            quota = count,
+            "a CPU quota leaves fewer cores than this process may run on: what is counted per core follows the quota; \
+             --no-pin lets shards move to a core that is free"
         );
     }
     let certificates =
         config.tls.clone().map(|files| Certificates::load(files, config.shards).map(Arc::new)).transpose();
     let certificates = certificates.map_err(|why| Failure::Config(ConfigError::Unusable(why)))?;
-    let welcome = |listen, key: &str| output::write(&first_run_banner(listen, key));
-    boot::serve(config, certificates, &invocation.cores, welcome).map_err(|error| Failure::Refused(error.to_string()))
+    boot::serve(config, certificates, &invocation.cores, show_first_key).map_err(|error| match error {
+        ServeError::Configuration(why) => Failure::Config(ConfigError::Unusable(why)),
+        ServeError::Failed(error) => Failure::Refused(error.to_string()),
+    })
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::Invocation;
 use super::failure::Failure;
+use super::output;
 use crate::config::{Config, Flags};
 use crate::deliver::secret::SecretBox;
 use crate::key::ApiKey;
-use crate::store::open::open;
+use crate::store::open::{is_there, open};
 use crate::store::{Store, StoreError};
 
 /// One to work on, and one for a migration's lock.
@@ -28,8 +29,25 @@ impl Session {
         Self::with(invocation.load(flags)?.config)
     }
 
-    /// The same with a configuration that is loaded.
+    /// The same with a configuration that is loaded. Says which store it is, and makes none: in a wrong directory a new one
+    /// would answer as if nothing had ever been there.
     pub fn with(config: Config) -> Result<Self, Failure> {
+        let directory = config.data_dir.display();
+        match is_there(&config.store(CONNECTIONS)) {
+            Ok(true) => output::say_store(&config.store_in_words()),
+            Ok(false) => {
+                return Err(Failure::Refused(format!(
+                    "there is no store in {directory}\n  fix: name its directory with --data-dir, or the database with \
+                     DATABASE_URL; `millrace serve` makes a new store"
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::Refused(format!(
+                    "the data directory {directory} cannot be looked into: {error}\n  fix: run this as the user that the \
+                     server runs as, or name another with --data-dir"
+                )));
+            }
+        }
         let store = open(&config.store(CONNECTIONS)).map_err(|error| explain(&config, &error))?;
         let migrated = store.migrate().map_err(|error| explain(&config, &error))?;
         Ok(Self { store, config, migrated })
@@ -64,14 +82,20 @@ impl Session {
 
 fn explain(config: &Config, error: &StoreError) -> Failure {
     let remedy = match (error, &config.database_url) {
+        (StoreError::TooMany(_), _) => {
+            "revoke one with `millrace key revoke KEY_ID`; `millrace key list ORG` has their ids".to_owned()
+        }
         (StoreError::Conflict(_) | StoreError::RowRefused(_), _) => return Failure::Refused(error.to_string()),
-        (StoreError::Unavailable(_), Some(url)) => {
+        (
+            StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) | StoreError::Unexplained(_),
+            Some(url),
+        ) => {
             format!("check that {url} is up and can be reached: psql \"$DATABASE_URL\" -c 'select 1'")
         }
         (StoreError::Misconfigured(_), Some(url)) => {
             format!("check user, password, database and permissions of {url}: psql \"$DATABASE_URL\" -c 'select 1'")
         }
-        (StoreError::Unavailable(_) | StoreError::Misconfigured(_), None) => {
+        (_, None) => {
             format!(
                 "check that {} is a directory this user can write, or name another with --data-dir",
                 config.data_dir.display()

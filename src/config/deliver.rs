@@ -6,7 +6,7 @@ use url::Url;
 
 use super::error::ConfigError;
 use super::layer::Values;
-use crate::deliver::client::Roots;
+use crate::deliver::client::{NameFiles, Roots};
 use crate::deliver::config::{DeliverConfig, SecretKey};
 use crate::deliver::schedule::RetrySchedule;
 use crate::limits;
@@ -41,6 +41,7 @@ pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
         roots: if values.text("webhook_roots") == "system" { Roots::System } else { Roots::Webpki },
         proxy: proxy(values)?,
         retention: DAY * values.count("webhook_retention_days") as u32,
+        name_files: NameFiles::default(),
     })
 }
 

@@ -35,6 +35,13 @@ pub enum ConfigError {
         /// The key.
         key: String,
     },
+    /// A variable with this program's prefix that is no setting's.
+    UnknownVariable {
+        /// Its name.
+        name: String,
+        /// The known one it is most like, where one is alike.
+        nearest: Option<String>,
+    },
     /// A value that its setting does not take.
     Value {
         /// The setting.
@@ -68,12 +75,19 @@ impl fmt::Display for ConfigError {
             }
             Self::UnknownKey { path, key } => {
                 let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
-                write!(
-                    f,
-                    "{} sets `{key}`, which is no setting\n  fix: the settings are {}",
-                    path.display(),
-                    known.join(", ")
-                )
+                write!(f, "{} sets `{key}`, which is no setting\n  fix: ", path.display())?;
+                if let Some(nearest) = nearest(key, known.iter().copied()) {
+                    write!(f, "did you mean `{nearest}`? Else ")?;
+                }
+                write!(f, "the settings are {}", known.join(", "))
+            }
+            Self::UnknownVariable { name, nearest } => {
+                write!(f, "the environment sets {name}, which is no setting\n  fix: ")?;
+                match nearest {
+                    Some(nearest) => write!(f, "did you mean {nearest}? Else unset it"),
+                    None => f.write_str("unset it"),
+                }?;
+                f.write_str("; `millrace serve --help` lists all settings")
             }
             Self::Value { setting, origin, found, expected } => {
                 let place = origin.place(setting);
@@ -95,3 +109,14 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// The name among `known` that `name` was probably meant to be: a few letters off, or one of the two within the other.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// From 0, nothing in common, to 1.
+    const ALIKE: f64 = 0.7;
+    known
+        .map(|known| (strsim::normalized_damerau_levenshtein(name, known), known))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}

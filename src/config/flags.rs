@@ -35,9 +35,12 @@ impl Flags {
         let given = |setting: &'static Setting| {
             let text = match setting.kind {
                 Kind::Switch { flag_means } => matches.get_flag(setting.key).then(|| flag_means.to_string()),
-                Kind::Text(_) | Kind::Secret(_) | Kind::Choice(_) | Kind::Count(..) => {
-                    matches.get_one::<String>(setting.key).cloned()
-                }
+                Kind::Text(_)
+                | Kind::Listed(_)
+                | Kind::Secret(_)
+                | Kind::Choice(_)
+                | Kind::Count(..)
+                | Kind::Quantity(..) => matches.get_one::<String>(setting.key).cloned(),
             };
             text.map(|text| (setting, text))
         };
@@ -49,9 +52,10 @@ impl Setting {
     /// The flag as one would type it, such as `--shards N`.
     pub fn flag_usage(&self) -> String {
         match self.kind {
-            Kind::Text(word) | Kind::Secret(word) | Kind::Choice(word) | Kind::Count(word, ..) => {
+            Kind::Text(word) | Kind::Listed(word) | Kind::Secret(word) | Kind::Choice(word) | Kind::Count(word, ..) => {
                 format!("--{} {word}", self.flag)
             }
+            Kind::Quantity(unit, ..) => format!("--{} {}", self.flag, unit.word()),
             Kind::Switch { .. } => format!("--{}", self.flag),
         }
     }
@@ -64,13 +68,16 @@ fn in_scope(scopes: &[Scope]) -> impl Iterator<Item = &'static Setting> {
 fn arg(setting: &'static Setting) -> Arg {
     let help = match setting.kind {
         Kind::Switch { flag_means } => format!("{}\n[env: {}={flag_means}]", setting.help, setting.env),
-        _ => format!("{}\n[env: {}] [default: {}]", setting.help, setting.env, setting.preset),
+        _ => format!("{}\n[env: {}] [default: {}]", setting.help, setting.env, setting.default_in_words()),
     };
     let heading = if setting.scope == Scope::Store { COMMON_FLAGS_HEADING } else { "Settings" };
     let arg = Arg::new(setting.key).long(setting.flag).global(setting.scope == Scope::Store).help_heading(heading);
     match setting.kind {
         Kind::Switch { .. } => arg.action(ArgAction::SetTrue),
-        Kind::Text(word) | Kind::Secret(word) | Kind::Choice(word) | Kind::Count(word, ..) => arg.value_name(word),
+        Kind::Text(word) | Kind::Listed(word) | Kind::Secret(word) | Kind::Choice(word) | Kind::Count(word, ..) => {
+            arg.value_name(word)
+        }
+        Kind::Quantity(unit, ..) => arg.value_name(unit.word()),
     }
     .help(help)
 }

@@ -4,13 +4,14 @@
 //! the settings' table as it comes in, whichever layer it comes from, so that one rule and one message serve
 //! all of them, and it remembers where it came from.
 //!
-//! An empty environment variable counts as not set: process managers and compose files can rarely unset one.
+//! An empty environment variable counts as not set: process managers and compose files can rarely unset one. Only where
+//! empty is a value of its own ([`Kind::Listed`]) it is one.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value as Toml};
 
+use super::environment::Environment;
 use super::error::ConfigError;
 use super::setting::{Kind, Preset, SETTINGS, Setting, find};
 
@@ -21,8 +22,8 @@ pub enum Origin {
     Default,
     /// In this file.
     File(PathBuf),
-    /// In the environment.
-    Environment,
+    /// In this variable of the environment.
+    Environment(&'static str),
     /// On the command line.
     Flag,
 }
@@ -33,7 +34,7 @@ impl Origin {
         match self {
             Self::Default => format!("the default of `{}`", setting.key),
             Self::File(path) => format!("`{}` in {}", setting.key, path.display()),
-            Self::Environment => setting.env.to_owned(),
+            Self::Environment(name) => (*name).to_owned(),
             Self::Flag => format!("--{}", setting.flag),
         }
     }
@@ -42,9 +43,9 @@ impl Origin {
 /// A value of the right kind for its setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// For [`Kind::Text`], [`Kind::Secret`] and [`Kind::Choice`].
+    /// For [`Kind::Text`], [`Kind::Listed`], [`Kind::Secret`] and [`Kind::Choice`].
     Text(String),
-    /// For [`Kind::Count`]: within its range.
+    /// For [`Kind::Count`] and [`Kind::Quantity`]: within its range, in the setting's own unit.
     Count(u64),
     /// For [`Kind::Switch`].
     Switch(bool),
@@ -92,10 +93,13 @@ impl Values {
             };
             let origin = Origin::File(path.to_owned());
             let value = match (setting.kind, value) {
-                (Kind::Text(_) | Kind::Secret(_) | Kind::Choice(_), Toml::String(text)) => {
+                (Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) | Kind::Choice(_), Toml::String(text)) => {
                     read(setting, &origin, &text)?
                 }
-                (Kind::Count(..), Toml::Integer(count)) => read(setting, &origin, &count.to_string())?,
+                (Kind::Quantity(..), Toml::String(text)) => read(setting, &origin, &text)?,
+                (Kind::Count(..) | Kind::Quantity(..), Toml::Integer(count)) => {
+                    read(setting, &origin, &count.to_string())?
+                }
                 (Kind::Switch { .. }, Toml::Boolean(on)) => Value::Switch(on),
                 (kind, other) => {
                     let found = format!("{} {}", article(other.type_str()), other.type_str());
@@ -107,19 +111,18 @@ impl Values {
         Ok(())
     }
 
-    /// Lays the environment over what is there.
-    pub fn lay_environment(&mut self, lookup: impl Fn(&str) -> Option<OsString>) -> Result<(), ConfigError> {
+    /// Lays the environment over what is there. A variable of this program's that is no setting is refused: a misspelt one
+    /// would leave the default in force without a word.
+    pub fn lay_environment(&mut self, environment: &Environment) -> Result<(), ConfigError> {
+        environment.refuse_unknown()?;
         for setting in SETTINGS {
-            let Some(text) = lookup(setting.env).filter(|text| !text.is_empty()) else { continue };
+            let Some((name, text)) = environment.of(setting)? else { continue };
             let Some(text) = text.to_str() else {
-                return Err(refuse(
-                    setting,
-                    Origin::Environment,
-                    Some("not UTF-8".to_owned()),
-                    setting.kind.to_string(),
-                ));
+                let found = Some("not UTF-8".to_owned());
+                return Err(refuse(setting, Origin::Environment(name), found, setting.kind.to_string()));
             };
-            self.lay(setting, read(setting, &Origin::Environment, text)?, Origin::Environment);
+            let origin = Origin::Environment(name);
+            self.lay(setting, read(setting, &origin, text)?, origin);
         }
         Ok(())
     }
@@ -165,6 +168,12 @@ impl Values {
         refuse(setting, origin.clone(), shown(setting, self.text(key)), expected.into())
     }
 
+    /// What to call the place of a setting's value in a message.
+    pub fn place(&self, key: &str) -> String {
+        let Slot { setting, origin, .. } = self.slot(key);
+        origin.place(setting)
+    }
+
     fn slot(&self, key: &str) -> &Slot {
         self.0.iter().find(|slot| slot.setting.key == key).expect("keys are asked for by their name in the table")
     }
@@ -178,9 +187,12 @@ impl Values {
 /// Reads a value of a setting from text, whichever layer it stands in.
 fn read(setting: &'static Setting, origin: &Origin, text: &str) -> Result<Value, ConfigError> {
     let value = match setting.kind {
-        Kind::Text(_) | Kind::Secret(_) => Some(Value::Text(text.to_owned())),
+        Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) => Some(Value::Text(text.to_owned())),
         Kind::Choice(words) => words.split('|').any(|word| word == text).then(|| Value::Text(text.to_owned())),
         Kind::Count(_, min, max) => text.parse().ok().filter(|count| (min..=max).contains(count)).map(Value::Count),
+        Kind::Quantity(unit, min, max) => {
+            unit.parse(text).filter(|count| (min..=max).contains(count)).map(Value::Count)
+        }
         Kind::Switch { .. } => text.parse().ok().map(Value::Switch),
     };
     value.ok_or_else(|| refuse(setting, origin.clone(), shown(setting, text), setting.kind.to_string()))
@@ -193,7 +205,7 @@ fn refuse(setting: &'static Setting, origin: Origin, found: Option<String>, expe
 fn shown(setting: &Setting, text: &str) -> Option<String> {
     match setting.kind {
         Kind::Secret(_) => None,
-        Kind::Count(..) if text.parse::<i128>().is_ok() => Some(text.to_owned()),
+        Kind::Count(..) | Kind::Quantity(..) if text.parse::<i128>().is_ok() => Some(text.to_owned()),
         _ => Some(format!("{text:?}")),
     }
 }

@@ -5,13 +5,16 @@
 use std::fmt;
 
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
-const SHOWN_PARAMETERS: [&str; 10] = [
+const SHOWN_PARAMETERS: [&str; 13] = [
     "application_name",
     "connect_timeout",
     "dbname",
+    "gssencmode",
     "host",
     "hostaddr",
     "port",
+    "schema",
+    "ssl",
     "sslmode",
     "sslrootcert",
     "target_session_attrs",
@@ -23,8 +26,10 @@ const SHOWN_PARAMETERS: [&str; 10] = [
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// Takes a URL with a Postgres scheme; `None` for anything else. The rest is for the driver to judge.
+    /// Takes a URL with a Postgres scheme; `None` for anything else. White space around it is dropped: what was read from
+    /// a file ends with a line break.
     pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim_ascii();
         SCHEMES.iter().any(|scheme| text.starts_with(scheme)).then(|| Self(text.to_owned()))
     }
 
@@ -95,8 +100,9 @@ mod tests {
 
     #[test]
     fn only_postgres_urls_are_taken() {
-        for text in ["", "db", "mysql://db/x", "host=db user=u", "postgres:db", " postgres://db"] {
+        for text in ["", "db", "mysql://db/x", "host=db user=u", "postgres:db", "\"postgres://db\""] {
             assert_eq!(SecretUrl::parse(text), None, "{text:?}");
         }
+        assert_eq!(SecretUrl::parse(" postgres://db/x\r\n").unwrap().reveal(), "postgres://db/x");
     }
 }

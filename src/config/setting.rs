@@ -9,18 +9,23 @@ use std::fmt;
 
 use crate::handoff::journal::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::limits;
+use crate::quantity::Unit;
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Any text; the word stands for the value in help texts.
     Text(&'static str),
+    /// Values separated by commas, of which there may be none: empty is a value, in a variable too.
+    Listed(&'static str),
     /// Text that is never shown.
     Secret(&'static str),
     /// One of these words, written `a|b|c`.
     Choice(&'static str),
     /// A whole number in this inclusive range; the word stands for the value in help texts.
     Count(&'static str, u64, u64),
+    /// A size or a time in this inclusive range.
+    Quantity(Unit, u64, u64),
     /// True or false. A flag takes no value: the row says what giving it means.
     Switch {
         /// What the flag sets.
@@ -32,9 +37,14 @@ impl fmt::Display for Kind {
     /// Completes the sentence "it must be …".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text(_) | Self::Secret(_) => f.write_str("text"),
+            Self::Text(_) | Self::Listed(_) | Self::Secret(_) => f.write_str("text"),
             Self::Choice(words) => write!(f, "one of {}", words.replace('|', ", ")),
             Self::Count(_, min, max) => write!(f, "a whole number from {min} to {max}"),
+            Self::Quantity(unit, min, max) => {
+                let [least, most] = [min, max].map(|count| unit.show(*count));
+                let what = if unit.word() == "SIZE" { "a size" } else { "a time" };
+                write!(f, "{what} from {least} to {most}, or a whole number of {}", unit.name())
+            }
             Self::Switch { .. } => f.write_str("true or false"),
         }
     }
@@ -53,19 +63,6 @@ pub enum Preset {
     PerCore(u64),
     /// This switch.
     Switch(bool),
-}
-
-impl fmt::Display for Preset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unset => f.write_str("none"),
-            Self::Text(text) => f.write_str(text),
-            Self::Count(count) => count.fmt(f),
-            Self::PerCore(1) => f.write_str("one per core"),
-            Self::PerCore(each) => write!(f, "{each} per core"),
-            Self::Switch(on) => on.fmt(f),
-        }
-    }
 }
 
 /// Which commands take the flag. The file and the environment are read by all of them.
@@ -98,6 +95,21 @@ pub struct Setting {
     pub scope: Scope,
     /// What it does, for `--help`; a line of it is at most 100 characters.
     pub help: &'static str,
+}
+
+impl Setting {
+    /// What holds where it is not configured, as one would write it.
+    pub fn default_in_words(&self) -> String {
+        match (self.preset, self.kind) {
+            (Preset::Unset, _) => "none".to_owned(),
+            (Preset::Text(text), _) => text.to_owned(),
+            (Preset::Count(count), Kind::Quantity(unit, ..)) => unit.show(count),
+            (Preset::Count(count), _) => count.to_string(),
+            (Preset::PerCore(1), _) => "one per core".to_owned(),
+            (Preset::PerCore(each), _) => format!("{each} per core"),
+            (Preset::Switch(on), _) => on.to_string(),
+        }
+    }
 }
 
 /// The setting with this TOML key.
@@ -145,6 +157,15 @@ pub static SETTINGS: &[Setting] = &[
         help: "Where /health, /ready and /metrics answer even under full load; keep it on loopback",
     },
     Setting {
+        key: "public_metrics",
+        env: "MILLRACE_PUBLIC_METRICS",
+        flag: "public-metrics",
+        kind: Kind::Switch { flag_means: true },
+        preset: Preset::Switch(false),
+        scope: Scope::Server,
+        help: "Answer /metrics where events are accepted even if that is no loopback address",
+    },
+    Setting {
         key: "shards",
         env: "MILLRACE_SHARDS",
         flag: "shards",
@@ -190,6 +211,15 @@ pub static SETTINGS: &[Setting] = &[
         help: "Open connections of one client address (of one /64 with IPv6)",
     },
     Setting {
+        key: "keep_alive_timeout",
+        env: "MILLRACE_KEEP_ALIVE_TIMEOUT",
+        flag: "keep-alive-timeout",
+        kind: Kind::Quantity(Unit::Seconds, 1, limits::KEEP_ALIVE_TIMEOUT_MAX.as_secs()),
+        preset: Preset::Count(limits::KEEP_ALIVE_TIMEOUT_DEFAULT.as_secs()),
+        scope: Scope::Server,
+        help: "How long a connection may be idle between requests; longer than in the load balancer in front",
+    },
+    Setting {
         key: "tls_cert_file",
         env: "MILLRACE_TLS_CERT_FILE",
         flag: "tls-cert-file",
@@ -211,7 +241,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "trusted_proxies",
         env: "MILLRACE_TRUSTED_PROXIES",
         flag: "trusted-proxies",
-        kind: Kind::Text("CIDR,…"),
+        kind: Kind::Listed("CIDR,…"),
         preset: Preset::Unset,
         scope: Scope::Server,
         help: "Load balancers in front of this server, such as 10.0.0.0/24,fd00:1::7/128: limits by address do not\n\
@@ -275,7 +305,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "journal_bytes_max",
         env: "MILLRACE_JOURNAL_BYTES_MAX",
         flag: "journal-bytes-max",
-        kind: Kind::Count("BYTES", limits::JOURNAL_BYTES_CONFIGURED_MIN, limits::JOURNAL_BYTES_CONFIGURED_MAX),
+        kind: Kind::Quantity(Unit::Bytes, limits::JOURNAL_BYTES_CONFIGURED_MIN, limits::JOURNAL_BYTES_CONFIGURED_MAX),
         preset: Preset::Count(limits::JOURNAL_BYTES_MAX_DEFAULT),
         scope: Scope::Server,
         help: "Disk for the journal, all shards together; over it: 429 queue_full",
@@ -284,7 +314,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "journal_segment_bytes",
         env: "MILLRACE_JOURNAL_SEGMENT_BYTES",
         flag: "journal-segment-bytes",
-        kind: Kind::Count("BYTES", SEGMENT_BYTES_MIN as u64, SEGMENT_BYTES_MAX as u64),
+        kind: Kind::Quantity(Unit::Bytes, SEGMENT_BYTES_MIN as u64, SEGMENT_BYTES_MAX as u64),
         preset: Preset::Count(limits::JOURNAL_SEGMENT_BYTES_DEFAULT),
         scope: Scope::Server,
         help: "Length of one file of the journal; one is in use and one prepared",
@@ -302,10 +332,19 @@ pub static SETTINGS: &[Setting] = &[
         key: "shutdown_grace",
         env: "MILLRACE_SHUTDOWN_GRACE",
         flag: "shutdown-grace",
-        kind: Kind::Count("SECONDS", 0, limits::SHUTDOWN_GRACE_MAX.as_secs()),
+        kind: Kind::Quantity(Unit::Seconds, 0, limits::SHUTDOWN_GRACE_MAX.as_secs()),
         preset: Preset::Count(limits::SHUTDOWN_GRACE_DEFAULT.as_secs()),
         scope: Scope::Server,
-        help: "Seconds that SIGTERM leaves for draining the queue",
+        help: "How long SIGTERM leaves for draining the queue",
+    },
+    Setting {
+        key: "adopt",
+        env: "MILLRACE_ADOPT",
+        flag: "adopt",
+        kind: Kind::Switch { flag_means: true },
+        preset: Preset::Switch(false),
+        scope: Scope::Server,
+        help: "Take the journal in the data directory into this store for good, although it belongs to another",
     },
     Setting {
         key: "migrate",
@@ -329,7 +368,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "webhook_allowed_networks",
         env: "MILLRACE_WEBHOOK_ALLOWED_NETWORKS",
         flag: "webhook-allowed-networks",
-        kind: Kind::Text("CIDR,…"),
+        kind: Kind::Listed("CIDR,…"),
         preset: Preset::Unset,
         scope: Scope::Endpoints,
         help: "Networks that endpoints may be in although they are private, such as 10.20.0.0/16,fd00:1::/32",
@@ -349,7 +388,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "webhook_retry_schedule",
         env: "MILLRACE_WEBHOOK_RETRY_SCHEDULE",
         flag: "webhook-retry-schedule",
-        kind: Kind::Text("PAUSES"),
+        kind: Kind::Listed("PAUSES"),
         preset: Preset::Text(limits::WEBHOOK_RETRY_SCHEDULE_DEFAULT),
         scope: Scope::Server,
         help: "Pauses between the attempts of a delivery; when they are used up it has failed",
@@ -358,19 +397,19 @@ pub static SETTINGS: &[Setting] = &[
         key: "webhook_timeout",
         env: "MILLRACE_WEBHOOK_TIMEOUT",
         flag: "webhook-timeout",
-        kind: Kind::Count("SECONDS", 1, limits::WEBHOOK_TIMEOUT_MAX.as_secs()),
+        kind: Kind::Quantity(Unit::Seconds, 1, limits::WEBHOOK_TIMEOUT_MAX.as_secs()),
         preset: Preset::Count(limits::WEBHOOK_TIMEOUT_DEFAULT.as_secs()),
         scope: Scope::Server,
-        help: "Seconds an endpoint has to answer, connecting included",
+        help: "How long an endpoint has to answer, connecting included",
     },
     Setting {
         key: "webhook_connect_timeout",
         env: "MILLRACE_WEBHOOK_CONNECT_TIMEOUT",
         flag: "webhook-connect-timeout",
-        kind: Kind::Count("SECONDS", 1, limits::WEBHOOK_TIMEOUT_MAX.as_secs()),
+        kind: Kind::Quantity(Unit::Seconds, 1, limits::WEBHOOK_TIMEOUT_MAX.as_secs()),
         preset: Preset::Count(limits::WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs()),
         scope: Scope::Server,
-        help: "Seconds of it that name, connection and TLS may take",
+        help: "How much of it name, connection and TLS may take",
     },
     Setting {
         key: "webhook_concurrency",
@@ -385,14 +424,14 @@ pub static SETTINGS: &[Setting] = &[
         key: "webhook_response_bytes_max",
         env: "MILLRACE_WEBHOOK_RESPONSE_BYTES_MAX",
         flag: "webhook-response-bytes-max",
-        kind: Kind::Count(
-            "BYTES",
+        kind: Kind::Quantity(
+            Unit::Bytes,
             limits::WEBHOOK_RESPONSE_BYTES_CONFIGURED_MIN,
             limits::WEBHOOK_RESPONSE_BYTES_CONFIGURED_MAX,
         ),
         preset: Preset::Count(limits::WEBHOOK_RESPONSE_BYTES_MAX_DEFAULT),
         scope: Scope::Server,
-        help: "Bytes of an answer that are read, the first 1 KiB kept; past them the connection is closed",
+        help: "How much of an answer is read, the first 1 KiB kept; past it the connection is closed",
     },
     Setting {
         key: "webhook_roots",
@@ -426,16 +465,16 @@ pub static SETTINGS: &[Setting] = &[
         key: "webhook_retention_days",
         env: "MILLRACE_WEBHOOK_RETENTION_DAYS",
         flag: "webhook-retention-days",
-        kind: Kind::Count("DAYS", 1, limits::WEBHOOK_RETENTION_DAYS_MAX),
+        kind: Kind::Quantity(Unit::Days, 1, limits::WEBHOOK_RETENTION_DAYS_MAX),
         preset: Preset::Count(limits::WEBHOOK_RETENTION_DAYS_DEFAULT),
         scope: Scope::Server,
-        help: "Days that deliveries which have ended are kept, with their attempts",
+        help: "How long deliveries which have ended are kept, with their attempts",
     },
     Setting {
         key: "argon2_memory_kib",
         env: "MILLRACE_ARGON2_MEMORY_KIB",
         flag: "argon2-memory-kib",
-        kind: Kind::Count("KIB", 0, u32::MAX as u64),
+        kind: Kind::Quantity(Unit::Kibibytes, 0, u32::MAX as u64),
         preset: Preset::Count(4096),
         scope: Scope::Keys,
         help: "Memory for hashing a new API key",

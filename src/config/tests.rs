@@ -14,8 +14,8 @@ fn load_layers(file: Option<&str>, environment: &[(&str, &str)], flags: &[&str])
     if let Some(text) = file {
         std::fs::write(&path, text).unwrap();
     }
-    let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
-    load_from(file.map(|_| path.as_path()), lookup, &parse_flags(flags), 3)
+    let environment = Environment::new(environment.iter().map(|(name, value)| (name.into(), value.into())));
+    load_from(file.map(|_| path.as_path()), &environment, &parse_flags(flags), 3)
 }
 
 fn parse_flags(flags: &[&str]) -> Flags {
@@ -39,7 +39,10 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "io_driver" => ["uring", "epoll"],
         "durability" => ["os", "memory"],
         "queue_overflow" => ["reject", "spill"],
-        "journal_bytes_max" | "journal_segment_bytes" => ["8388608", "16777216"],
+        "journal_bytes_max" | "journal_segment_bytes" => ["8MiB", "16MiB"],
+        "shutdown_grace" | "keep_alive_timeout" | "webhook_timeout" | "webhook_connect_timeout" => ["9s", "10s"],
+        "webhook_retention_days" => ["9d", "10d"],
+        "argon2_memory_kib" => ["9KiB", "10KiB"],
         "log" => ["warn", "millrace=debug"],
         "log_format" => ["json", "text"],
         "trusted_proxies" | "webhook_allowed_networks" => ["10.0.0.0/8", "192.168.0.0/16,fd00::/8"],
@@ -47,7 +50,7 @@ fn samples(setting: &setting::Setting) -> [&'static str; 2] {
         "proxy_protocol" => ["v2", "off"],
         "forwarded_field" => ["forwarded", "x-forwarded-for"],
         "webhook_proxy" => ["http://one:1", "http://two:2"],
-        "webhook_response_bytes_max" => ["1024", "2048"],
+        "webhook_response_bytes_max" => ["1KiB", "2KiB"],
         "webhook_retry_schedule" => ["1s,2m", "3h"],
         "webhook_roots" => ["system", "webpki"],
         "webhook_secret_key" => {
@@ -73,7 +76,9 @@ fn companion(setting: &setting::Setting) -> &'static [(&'static str, &'static st
 fn in_toml(setting: &setting::Setting, value: &str) -> String {
     match setting.kind {
         Kind::Count(..) | Kind::Switch { .. } => format!("{} = {value}\n", setting.key),
-        Kind::Text(_) | Kind::Secret(_) | Kind::Choice(_) => format!("{} = {value:?}\n", setting.key),
+        Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) | Kind::Choice(_) | Kind::Quantity(..) => {
+            format!("{} = {value:?}\n", setting.key)
+        }
     }
 }
 
@@ -105,7 +110,7 @@ fn the_contract_s_defaults_hold() {
     assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
     assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
-    assert_eq!((config.migrate_on_start, config.deliver.allow_insecure), (true, false));
+    assert_eq!((config.migrate_on_start, config.adopt, config.deliver.allow_insecure), (true, false, false));
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
     assert_eq!(config.argon2, Argon2Cost::default());
     let deliver = config.deliver;
@@ -138,7 +143,9 @@ fn every_setting_is_laid_file_then_environment_then_flag() {
         let over_file = load_layers(Some(&file_one), &[(setting.env, two)], &[]).unwrap();
         assert_eq!(effective(&over_file, setting.key), (printed_two.clone(), setting.env.to_owned()));
         let empty = load_layers(Some(&file_one), &[(setting.env, "")], &[]).unwrap();
-        assert_eq!(effective(&empty, setting.key).0, printed_one, "an empty variable is not set");
+        let is_value = matches!(setting.kind, Kind::Listed(_));
+        let expected = if is_value { as_printed(setting, "") } else { printed_one.clone() };
+        assert_eq!(effective(&empty, setting.key).0, expected, "an empty variable is not set, or it is none of a list");
 
         let flag = format!("--{}", setting.flag);
         let (flags, under) = match setting.kind {
@@ -198,7 +205,12 @@ fn a_refusal_names_the_place_and_what_would_be_right() {
                 "--webhook-connect-timeout to at most 4",
             ],
         ),
-        (None, &[], &["--webhook-timeout", "0"], ["--webhook-timeout is 0", "from 1 to 120"]),
+        (
+            None,
+            &[],
+            &["--webhook-timeout", "0"],
+            ["--webhook-timeout is 0", "a time from 1s to 2m, or a whole number of seconds"],
+        ),
         (None, &[], &["--webhook-retry-schedule", "soon"], ["--webhook-retry-schedule is \"soon\"", "it must be"]),
         (
             None,
@@ -319,8 +331,8 @@ fn the_file_is_named_by_flag_or_variable_and_must_be_readable() {
     std::fs::write(&first, "shards = 1").unwrap();
     std::fs::write(&second, "shards = 2").unwrap();
     let shards = |flag: Option<&Path>, variable: Option<&Path>| {
-        let lookup = |name: &str| variable.filter(|_| name == CONFIG_FILE_ENV).map(|path| path.as_os_str().to_owned());
-        load_from(flag, lookup, &Flags::default(), 3).map(|loaded| loaded.config.shards)
+        let environment = Environment::new(variable.map(|path| (CONFIG_FILE_ENV.into(), path.into())));
+        load_from(flag, &environment, &Flags::default(), 3).map(|loaded| loaded.config.shards)
     };
     assert_eq!(shards(None, None).unwrap(), 3);
     assert_eq!(shards(None, Some(&first)).unwrap(), 1);
@@ -334,7 +346,7 @@ fn the_file_is_named_by_flag_or_variable_and_must_be_readable() {
 
 #[test]
 fn more_cores_than_shards_are_allowed_is_no_error() {
-    let loaded = load_from(None, |_| None, &Flags::default(), 2000).unwrap();
+    let loaded = load_from(None, &Environment::new([]), &Flags::default(), 2000).unwrap();
     assert_eq!((loaded.config.shards, loaded.config.writers), (1024, 1024));
 }
 
@@ -348,12 +360,101 @@ fn the_table_is_consistent() {
         }
         let fits = matches!(
             (setting.kind, setting.preset),
-            (Kind::Text(_) | Kind::Choice(_), Preset::Text(_))
-                | (Kind::Text(_) | Kind::Secret(_), Preset::Unset)
+            (Kind::Text(_) | Kind::Listed(_) | Kind::Choice(_), Preset::Text(_))
+                | (Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_), Preset::Unset)
                 | (Kind::Count(..), Preset::Count(_) | Preset::PerCore(_))
+                | (Kind::Quantity(..), Preset::Count(_))
                 | (Kind::Switch { .. }, Preset::Switch(_))
         );
         assert!(setting.help.lines().all(|line| line.len() <= 100), "the help of {} is too long", setting.key);
         assert!(fits, "the default of {} is of another kind", setting.key);
+    }
+}
+
+#[test]
+fn a_misspelt_variable_is_refused_with_the_nearest_name() {
+    for (name, nearest) in [
+        ("MILLRACE_LISTN", "MILLRACE_LISTEN"),
+        ("MILLRACE_DATABSE_URL", "MILLRACE_DATABASE_URL"),
+        ("MILLRACE_QUEUE_CAPACTIY", "MILLRACE_QUEUE_CAPACITY"),
+        ("MILLRACE_LOGFORMAT", "MILLRACE_LOG_FORMAT"),
+    ] {
+        let why = refusal(None, &[(name, "x")], &[]);
+        assert!(why.contains(&format!("sets {name},")) && why.contains(&format!("did you mean {nearest}?")), "{why}");
+    }
+    let why = refusal(None, &[("MILLRACE_FROBNICATE", "")], &[]);
+    assert!(why.contains("MILLRACE_FROBNICATE") && !why.contains("did you mean"), "{why}");
+    let why = refusal(Some("qeue_capacity = 1"), &[], &[]);
+    assert!(why.contains("did you mean `queue_capacity`?"), "{why}");
+}
+
+#[test]
+fn other_peoples_variables_are_left_alone() {
+    let links = [
+        ("MILLRACE_SERVICE_HOST", "10.0.0.1"),
+        ("MILLRACE_SERVICE_PORT_HTTP", "3000"),
+        ("MILLRACE_PORT", "tcp://10.0.0.1:3000"),
+        ("MILLRACE_PORT_3000_TCP_ADDR", "10.0.0.1"),
+        ("MILLRACE_API_KEY", "mr_x"),
+        ("MILLRACER", "x"),
+        ("LISTEN", "x"),
+    ];
+    load_layers(None, &links, &[]).unwrap();
+    let why = refusal(None, &[("MILLRACE_PORT", "3000")], &[]);
+    assert!(why.contains("MILLRACE_PORT"), "{why}");
+}
+
+#[test]
+fn the_database_is_found_under_both_names() {
+    let (url, other) = ("postgres://u@h/one", "postgres://u@h/two");
+    for name in ["DATABASE_URL", "MILLRACE_DATABASE_URL"] {
+        let loaded = load_layers(None, &[(name, url)], &[]).unwrap();
+        assert!(loaded.config.database_url.is_some());
+        assert!(loaded.to_toml().contains(name), "{}", loaded.to_toml());
+    }
+    load_layers(None, &[("DATABASE_URL", url), ("MILLRACE_DATABASE_URL", url)], &[]).unwrap();
+    let why = refusal(None, &[("DATABASE_URL", url), ("MILLRACE_DATABASE_URL", other)], &[]);
+    assert!(why.contains("MILLRACE_DATABASE_URL") && !why.contains("postgres://"), "{why}");
+}
+
+#[test]
+fn sizes_and_times_are_taken_with_units_and_as_bare_numbers_by_every_means() {
+    let env = [("MILLRACE_WEBHOOK_TIMEOUT", "1m"), ("MILLRACE_JOURNAL_SEGMENT_BYTES", "8MiB")];
+    let file = "journal_bytes_max = '2GiB'\nwebhook_retention_days = '48h'\nargon2_memory_kib = '8MiB'";
+    let config = load_layers(Some(file), &env, &["--shutdown-grace", "2m"]).unwrap().config;
+    let bare = [("MILLRACE_WEBHOOK_TIMEOUT", "60"), ("MILLRACE_JOURNAL_SEGMENT_BYTES", "8388608")];
+    let file = "journal_bytes_max = 2147483648\nwebhook_retention_days = 2\nargon2_memory_kib = 8192";
+    let same = load_layers(Some(file), &bare, &["--shutdown-grace", "120"]).unwrap().config;
+    assert_eq!(format!("{config:?}"), format!("{same:?}"));
+    assert_eq!((config.journal_bytes_max, config.shutdown_grace), (2 << 30, Duration::from_secs(120)));
+    for (environment, words) in [
+        ([("MILLRACE_JOURNAL_BYTES_MAX", "16MB")], ["is \"16MB\"", "a size from 1MiB"]),
+        ([("MILLRACE_SHUTDOWN_GRACE", "soon")], ["is \"soon\"", "a time from 0s"]),
+        ([("MILLRACE_WEBHOOK_RETENTION_DAYS", "36h")], ["is \"36h\"", "a whole number of days"]),
+    ] {
+        let why = refusal(None, &environment, &[]);
+        assert!(words.iter().all(|word| why.contains(word)), "{why}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_an_empty_list() {
+    let file = "trusted_proxies = '10.0.0.0/8'\nwebhook_allowed_networks = '10.0.0.0/8'";
+    let empty = [("MILLRACE_TRUSTED_PROXIES", ""), ("MILLRACE_WEBHOOK_ALLOWED_NETWORKS", "")];
+    let config = load_layers(Some(file), &empty, &[]).unwrap().config;
+    assert_eq!((config.trust.proxies, config.deliver.allowed_networks), (vec![], vec![]));
+}
+
+#[test]
+fn no_retries_can_be_said_by_every_means() {
+    let none = RetrySchedule::parse("").unwrap();
+    let key = "MILLRACE_WEBHOOK_RETRY_SCHEDULE";
+    for loaded in [
+        load_layers(Some("webhook_retry_schedule = \"\""), &[], &[]),
+        load_layers(None, &[(key, "")], &[]),
+        load_layers(None, &[], &["--webhook-retry-schedule", ""]),
+        load_layers(None, &[(key, "5s")], &["--webhook-retry-schedule="]),
+    ] {
+        assert_eq!(loaded.unwrap().config.deliver.schedule, none);
     }
 }

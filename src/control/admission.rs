@@ -1,4 +1,6 @@
-//! How much of the control pool one organisation may hold: half of the queue, half of the bytes of unsent replies.
+//! How much of the control pool one organisation may hold: as many jobs as there is room left beside them, which is half of
+//! a line where it is alone and less where others are many, so that there is always room for one more; and half of the
+//! bytes of unsent replies.
 //!
 //! Seats are taken on the shards, so nothing here locks or allocates: the counts are atomics shared by shards and
 //! control threads, in a fixed table that organisations are hashed into. Two that fall into one slot share one
@@ -13,19 +15,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::event::OrgId;
 use crate::limits::CONTROL_ORG_SLOTS;
+use crate::problem::Problem;
+
+use super::Line;
 
 /// What the organisations of one slot hold.
 #[derive(Default)]
 struct Slot {
-    jobs: AtomicUsize,
+    jobs: [AtomicUsize; Line::ALL.len()],
     reply_bytes: AtomicUsize,
 }
 
 struct Ledger {
     slots: Box<[Slot]>,
+    /// All jobs of each line, waiting or under way.
+    jobs: [AtomicUsize; Line::ALL.len()],
     reply_bytes: AtomicUsize,
     hasher: RandomState,
-    jobs_per_org_max: usize,
+    jobs_max: usize,
     reply_bytes_max: usize,
 }
 
@@ -34,21 +41,31 @@ struct Ledger {
 pub(super) struct Admission(Arc<Ledger>);
 
 impl Admission {
-    /// For a queue of `queue_max` jobs and `reply_bytes_max` bytes of unsent replies.
-    pub(super) fn new(queue_max: usize, reply_bytes_max: usize) -> Self {
+    /// For lines of `jobs_max` jobs and `reply_bytes_max` bytes of unsent replies.
+    pub(super) fn new(jobs_max: usize, reply_bytes_max: usize) -> Self {
         Self(Arc::new(Ledger {
             slots: (0..CONTROL_ORG_SLOTS).map(|_| Slot::default()).collect(),
+            jobs: Default::default(),
             reply_bytes: AtomicUsize::new(0),
             hasher: RandomState::new(),
-            jobs_per_org_max: (queue_max / 2).max(1),
+            jobs_max,
             reply_bytes_max,
         }))
     }
 
-    /// A place for one job of `org`, waiting or running; `None` where its share is used up.
-    pub(super) fn seat(&self, org: OrgId) -> Option<Seat> {
+    /// A place for one job of `org`, waiting or under way.
+    ///
+    /// # Errors
+    /// [`Problem::TooManyWaiting`] where its share is used up, [`Problem::ControlBusy`] where all are taken.
+    pub(super) fn seat(&self, org: OrgId, line: Line) -> Result<Seat, Problem> {
         let slot = self.0.hasher.hash_one(org) as usize % self.0.slots.len();
-        take(&self.0.slots[slot].jobs, 1, self.0.jobs_per_org_max).then(|| Seat { ledger: Arc::clone(&self.0), slot })
+        let (ours, all) = (&self.0.slots[slot].jobs[line as usize], &self.0.jobs[line as usize]);
+        let Some(before) = take(all, 1, self.0.jobs_max) else { return Err(Problem::ControlBusy) };
+        if take(ours, 1, self.0.jobs_max - before).is_none() {
+            all.fetch_sub(1, Ordering::Relaxed);
+            return Err(Problem::TooManyWaiting);
+        }
+        Ok(Seat { ledger: Arc::clone(&self.0), slot, line })
     }
 }
 
@@ -56,27 +73,32 @@ impl Admission {
 pub(super) struct Seat {
     ledger: Arc<Ledger>,
     slot: usize,
+    line: Line,
 }
 
 impl Seat {
-    /// Room for a reply of `bytes`; `None` where the organisation's share or the whole is used up.
-    pub(super) fn hold(&self, bytes: usize) -> Option<ReplyHold> {
+    /// Room for a reply of `bytes`.
+    ///
+    /// # Errors
+    /// [`Problem::TooManyWaiting`] where the organisation's share is used up, [`Problem::ControlBusy`] where all is.
+    pub(super) fn hold(&self, bytes: usize) -> Result<ReplyHold, Problem> {
         let (org, all) = (&self.ledger.slots[self.slot].reply_bytes, &self.ledger.reply_bytes);
-        if !take(org, bytes, self.ledger.reply_bytes_max / 2) {
-            return None;
+        if take(org, bytes, self.ledger.reply_bytes_max / 2).is_none() {
+            return Err(Problem::TooManyWaiting);
         }
-        if !take(all, bytes, self.ledger.reply_bytes_max) {
+        if take(all, bytes, self.ledger.reply_bytes_max).is_none() {
             org.fetch_sub(bytes, Ordering::Relaxed);
-            return None;
+            return Err(Problem::ControlBusy);
         }
         let held = Held { ledger: Arc::clone(&self.ledger), slot: self.slot, bytes };
-        Some(ReplyHold { _held: Some(held) })
+        Ok(ReplyHold { _held: Some(held) })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.ledger.slots[self.slot].jobs.fetch_sub(1, Ordering::Relaxed);
+        self.ledger.slots[self.slot].jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
+        self.ledger.jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -105,10 +127,11 @@ impl Drop for Held {
     }
 }
 
-/// Adds `amount` where the sum stays within `max`. Relaxed: the counts guard no other memory.
-fn take(count: &AtomicUsize, amount: usize, max: usize) -> bool {
+/// Adds `amount` where the sum stays within `max`, and returns what it was before. Relaxed: the counts guard no other
+/// memory.
+fn take(count: &AtomicUsize, amount: usize, max: usize) -> Option<usize> {
     let sum = |held: usize| held.checked_add(amount).filter(|sum| *sum <= max);
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).ok()
 }
 
 #[cfg(test)]
@@ -126,28 +149,48 @@ mod tests {
     }
 
     #[test]
-    fn an_organisation_gets_half_of_the_seats_and_gives_them_back() {
+    fn an_organisation_gets_half_of_a_line_and_gives_it_back() {
         let admission = Admission::new(4, 0);
         let (a, b) = two_orgs(&admission);
-        let seats = [admission.seat(a).unwrap(), admission.seat(a).unwrap()];
-        assert!(admission.seat(a).is_none());
-        assert!(admission.seat(b).is_some());
+        let seat = |org, line| admission.seat(org, line).err();
+        let seats = [(); 2].map(|()| admission.seat(a, Line::Others).unwrap());
+        assert_eq!(seat(a, Line::Others), Some(Problem::TooManyWaiting));
+        assert_eq!((seat(a, Line::Keys), seat(b, Line::Others)), (None, None), "the other line, and the other");
         drop(seats);
-        assert!(admission.seat(a).is_some());
+        assert_eq!(seat(a, Line::Others), None);
+    }
+
+    #[test]
+    fn there_is_room_for_one_more_until_all_is_taken() {
+        let admission = Admission::new(8, 0);
+        let mut seats = Vec::new();
+        let mut orgs = 0;
+        // Each takes what it gets.
+        for org in (0..).map(|n| OrgId(Uuid::from_u128(n))) {
+            let before = seats.len();
+            seats.extend(std::iter::from_fn(|| admission.seat(org, Line::Others).ok()));
+            orgs += usize::from(seats.len() > before);
+            if seats.len() == 8 {
+                break;
+            }
+        }
+        assert_eq!(orgs, 4, "4, 2, 1 and 1");
+        let mut refused = (0..100).map(|n| admission.seat(OrgId(Uuid::from_u128(n)), Line::Others).err());
+        assert!(refused.all(|refused| refused == Some(Problem::ControlBusy)));
     }
 
     #[test]
     fn replies_are_bounded_for_each_and_for_all() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) = (admission.seat(a).unwrap(), admission.seat(b).unwrap());
-        assert!(a.hold(51).is_none(), "more than half");
+        let (a, b) = (admission.seat(a, Line::Others).unwrap(), admission.seat(b, Line::Others).unwrap());
+        assert_eq!(a.hold(51).err(), Some(Problem::TooManyWaiting), "more than half");
         let first = a.hold(50).unwrap();
-        assert!(a.hold(1).is_none());
+        assert_eq!(a.hold(1).err(), Some(Problem::TooManyWaiting));
         let _second = b.hold(40).unwrap();
-        assert!(b.hold(11).is_none(), "more than the other half");
+        assert_eq!(b.hold(11).err(), Some(Problem::TooManyWaiting), "more than the other half");
         drop(first);
-        assert!(a.hold(50).is_some());
+        assert!(a.hold(50).is_ok());
         assert_eq!(admission.0.reply_bytes.load(Ordering::Relaxed), 40);
     }
 
@@ -155,10 +198,10 @@ mod tests {
     fn the_whole_is_bounded_even_where_each_share_is_not_used_up() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) = (admission.seat(a).unwrap(), admission.seat(b).unwrap());
+        let (a, b) = (admission.seat(a, Line::Others).unwrap(), admission.seat(b, Line::Others).unwrap());
         admission.0.reply_bytes.fetch_add(60, Ordering::Relaxed);
         let _held = a.hold(40).unwrap();
-        assert!(b.hold(1).is_none());
+        assert_eq!(b.hold(1).err(), Some(Problem::ControlBusy));
         assert_eq!(admission.0.slots[b.slot].reply_bytes.load(Ordering::Relaxed), 0, "nothing leaks from a refusal");
     }
 }

@@ -37,14 +37,25 @@ pub(super) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// Takes an object with some of the `known` fields. An empty body is an object without any.
+    /// Takes an object with some of the `known` fields, where the body may be left out: an empty one is an object without
+    /// any.
     ///
     /// # Errors
-    /// [`Problem::InvalidJson`]; everything else is kept for [`Self::finish`].
+    /// As [`Self::read`].
+    pub(super) fn read_optional(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
+        let nothing = Self { members: Vec::new(), errors: Vec::new() };
+        if is_empty(body) { Ok(nothing) } else { Self::read(body, known) }
+    }
+
+    /// Takes an object with some of the `known` fields.
+    ///
+    /// # Errors
+    /// [`Problem::InvalidJson`], also of an empty body; everything else is kept for [`Self::finish`].
     pub(super) fn read(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
         let mut read = Self { members: Vec::new(), errors: Vec::new() };
-        if body.iter().all(|byte| b" \t\r\n".contains(byte)) {
-            return Ok(read);
+        if is_empty(body) {
+            let detail = "the body is empty; this route takes a JSON object".into();
+            return Err(Problem::InvalidJson { offset: None, detail });
         }
         check_syntax(body)?;
         let Ok(Members(members)) = serde_json::from_slice(body) else {
@@ -104,6 +115,11 @@ impl<'a> Body<'a> {
     }
 }
 
+/// Whether there is nothing in a body, or white space alone.
+pub(super) fn is_empty(body: &[u8]) -> bool {
+    body.iter().all(|byte| b" \t\r\n".contains(byte))
+}
+
 /// `null`, or what `parse` makes of the value.
 pub(super) fn or_null<'a, T>(
     parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
@@ -121,9 +137,19 @@ pub(super) fn switch(value: &RawValue) -> Result<bool, Message> {
     value.get().parse().map_err(|_| "must be true or false".into())
 }
 
-/// A whole number, written in digits.
+/// A whole number.
 pub(super) fn count(value: &RawValue) -> Result<u64, Message> {
-    value.get().parse().map_err(|_| "must be a whole number".into())
+    whole(value.get()).ok_or_else(|| "must be a whole number".into())
+}
+
+/// A whole number as JSON may write it: `46651`, and also `46651.0` or `4.6651e4`, as some clients do.
+pub(super) fn whole(text: &str) -> Option<u64> {
+    /// Up to here every whole number is a float.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    text.parse().ok().or_else(|| {
+        let number: f64 = text.parse().ok()?;
+        (number.fract() == 0.0 && (0.0..=EXACT_MAX).contains(&number)).then_some(number as u64)
+    })
 }
 
 /// Strings in an array.
@@ -190,17 +216,43 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        for (text, expected) in [
+            ("0", 0),
+            ("-0", 0),
+            ("46651", 46651),
+            ("46651.0", 46651),
+            ("4.6651e4", 46651),
+            ("4665100E-2", 46651),
+            ("18446744073709551615", u64::MAX),
+            ("9007199254740992.0", 1 << 53),
+        ] {
+            assert_eq!(whole(text), Some(expected), "{text}");
+        }
+        for text in
+            ["1.5", "-1", "-1.0", "1e-1", "1e400", "9007199254740994.0", "18446744073709551616", "true", "\"5\""]
+        {
+            assert_eq!(whole(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn nothing_is_an_object_without_fields() {
         for empty in ["", " \r\n", "{}", " { } "] {
-            let mut body = Body::read(empty.as_bytes(), &["a"]).unwrap();
+            let mut body = Body::read_optional(empty.as_bytes(), &["a"]).unwrap();
             assert_eq!(body.field("a", text), None);
             body.finish().unwrap();
+        }
+        for empty in ["", " \r\n"] {
+            let problem = Body::read(empty.as_bytes(), &["a"]).err().unwrap();
+            assert!(matches!(&problem, Problem::InvalidJson { offset: None, .. }), "{empty:?}: {problem:?}");
+            assert!(problem.detail().contains("the body is empty"));
         }
     }
 
     #[test]
     fn everything_wrong_is_said_at_once() {
-        let bytes = br#"{"a":1,"b":1.0,"c":"1","d":[1],"e":{"x":1},"typo":1,"a":2}"#;
+        let bytes = br#"{"a":1,"b":1.5,"c":"1","d":[1],"e":{"x":1},"typo":1,"a":2}"#;
         let mut body = Body::read(bytes, &["a", "b", "c", "d", "e", "f"]).unwrap();
         assert_eq!(body.field("a", text), None);
         assert_eq!(body.field("b", count), None);

@@ -3,12 +3,10 @@
 use uuid::Uuid;
 
 use super::json::{delivery_document, push_delivery, push_next_cursor};
-use super::{Answer, Desk, Refusal, query};
-use crate::clock::Timestamp;
+use super::{Answer, Desk, Refusal, absent, query};
 use crate::event::{DeliveryId, EventId, OrgId};
 use crate::limits::LIST_BYTES_MAX;
 use crate::metrics::DbOperation;
-use crate::problem::Problem;
 use crate::store::webhooks::DeliveryRecord;
 
 /// `GET /api/events/{id}/deliveries`: newest first, at most one for each endpoint of the organisation.
@@ -18,37 +16,38 @@ pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> 
     if records.is_empty() {
         // An event that nobody wanted has none; one that is not there is another matter. One that is there now, and was
         // not yet when it was asked for its deliveries, was stored together with them.
-        desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(Problem::NotFound)?;
+        desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(absent::EVENT)?;
         records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
     }
     records.retain(|record| page.cursor.is_none_or(|last| record.delivery.id.0 < last));
     let more = records.len() > page.limit as usize;
     records.truncate(page.limit as usize);
-    Ok((200, shown(&records, more)))
+    let next = records.last().filter(|_| more).map(|record| record.delivery.id);
+    Ok((200, shown(&records, next)))
 }
 
 /// `GET /api/deliveries`: a page, newest first.
 pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
     let query = query::deliveries(query)?;
-    let (records, more) = desk.ask(DbOperation::Deliveries, |store| store.deliveries(org, &query))?;
-    Ok((200, shown(&records, more)))
+    let (records, next) = desk.ask(DbOperation::Deliveries, |store| store.deliveries(org, &query))?;
+    Ok((200, shown(&records, next)))
 }
 
 /// `POST /api/deliveries/{id}/retry`: due now, with the schedule started anew, whatever came of it before.
 pub(super) fn retry(desk: &Desk, org: OrgId, id: DeliveryId) -> Result<Answer, Refusal> {
     // Read first: what fails then has changed nothing.
-    let record = desk.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(Problem::NotFound)?;
-    let retried = desk.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, Timestamp::now()))?;
-    let record = DeliveryRecord { delivery: retried.ok_or(Problem::NotFound)?, ..record };
+    let record = desk.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(absent::DELIVERY)?;
+    let retried = desk.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, store.time()?))?;
+    let record = DeliveryRecord { delivery: retried.ok_or(absent::DELIVERY)?, ..record };
     Ok((202, delivery_document(&record)))
 }
 
 /// A page of as many records as fit in [`LIST_BYTES_MAX`] as written: the store counts the receivers' answers before
 /// they are escaped, which can make them six times as long.
-fn shown(records: &[DeliveryRecord], more: bool) -> Vec<u8> {
+fn shown(records: &[DeliveryRecord], next: Option<DeliveryId>) -> Vec<u8> {
     let mut body = b"{\"data\":[".to_vec();
     let mut last: Option<Uuid> = None;
-    let mut is_cut = false;
+    let mut next = next.map(|id| id.0);
     for record in records {
         let before = body.len();
         if last.is_some() {
@@ -57,13 +56,13 @@ fn shown(records: &[DeliveryRecord], more: bool) -> Vec<u8> {
         push_delivery(&mut body, record);
         if body.len() > LIST_BYTES_MAX && last.is_some() {
             body.truncate(before);
-            is_cut = true;
+            next = last;
             break;
         }
         last = Some(record.delivery.id.0);
     }
     body.push(b']');
-    push_next_cursor(&mut body, last.filter(|_| more || is_cut));
+    push_next_cursor(&mut body, next);
     body.push(b'}');
     body
 }

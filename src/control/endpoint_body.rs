@@ -63,7 +63,7 @@ pub(super) fn change(policy: &TargetPolicy, body: &[u8]) -> Result<EndpointChang
 
 /// Reads a rotation: the new secret, where it is given, and how long the old one signs beside it.
 pub(super) fn rotation(body: &[u8]) -> Result<(Option<WebhookSecret>, Duration), Problem> {
-    let mut body = Body::read(body, &["secret", "overlap_seconds"])?;
+    let mut body = Body::read_optional(body, &["secret", "overlap_seconds"])?;
     let secret = body.field("secret", or_null(secret)).flatten();
     let overlap = body.field("overlap_seconds", |value| {
         let overlap = Duration::from_secs(count(value)?);
@@ -76,16 +76,17 @@ pub(super) fn rotation(body: &[u8]) -> Result<(Option<WebhookSecret>, Duration),
     Ok((secret, overlap.unwrap_or(SECRET_OVERLAP_DEFAULT)))
 }
 
-/// Reads which deliveries to recover, by when they were made; until `now` where no end is given.
-pub(super) fn recovery(body: &[u8], now: Timestamp) -> Result<std::ops::Range<Timestamp>, Problem> {
+/// Reads which deliveries to recover, by when they were made.
+pub(super) fn recovery(body: &[u8]) -> Result<std::ops::Range<Timestamp>, Problem> {
     let mut body = Body::read(body, &["since", "until"])?;
-    let since = body.required("since", time).unwrap_or(now);
-    let until = body.field("until", or_null(time)).flatten().unwrap_or(now);
-    if since > until {
-        body.refuse("until", "must be after `since`");
+    // Without an end there is none: the clock that made the newest may have been ahead of what it says now.
+    let since = body.required("since", time);
+    let until = body.field("until", or_null(time)).flatten().unwrap_or(Timestamp::MAX);
+    if since.is_some_and(|since| since > until) {
+        body.refuse("until", "must not be before `since`");
     }
     body.finish()?;
-    Ok(since..until)
+    Ok(since.unwrap_or(Timestamp::MAX)..until)
 }
 
 fn url(policy: &TargetPolicy, value: &RawValue) -> Result<String, Message> {

@@ -8,27 +8,28 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, push_string};
-use super::{Answer, Desk, Refusal, endpoint_body, query};
+use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
 use crate::clock::Timestamp;
 use crate::deliver::secret::WebhookSecret;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
 use crate::metrics::DbOperation;
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::store::StoreError;
-use crate::store::webhooks::{Endpoint, NewEndpoint, PlannedDelivery};
+use crate::store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
 
 /// The type of the event that a test sends.
 pub const TEST_EVENT_TYPE: &str = "millrace.test";
 
-/// `POST /api/endpoints`
-pub(super) fn create(desk: &Desk, org: OrgId, body: &[u8]) -> Result<Answer, Refusal> {
+/// `POST /api/endpoints`; also the new endpoint's id.
+pub(super) fn create(desk: &Desk, by: &Caller, body: &[u8]) -> Result<(EndpointId, Answer), Refusal> {
     let draft = endpoint_body::draft(&desk.management.policy, body)?;
+    let keys = sealing_keys(desk)?;
     let id = EndpointId(Uuid::now_v7());
     let secret = draft.secret.map_or_else(WebhookSecret::generate, Ok)?;
     let new = NewEndpoint {
         id,
-        org,
+        org: by.org,
         url: draft.url,
         description: draft.description,
         event_types: draft.event_types,
@@ -36,20 +37,25 @@ pub(super) fn create(desk: &Desk, org: OrgId, body: &[u8]) -> Result<Answer, Ref
         enabled: draft.enabled,
         rate_limit_per_second: draft.rate_limit_per_second,
         secret: desk.management.secrets.seal(id, &secret)?,
+        keys,
     };
     let endpoint =
         desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new)).map_err(|error| match error {
             StoreError::Conflict(_) => Refusal::Client(Problem::TooManyEndpoints),
             error => Refusal::Store(error),
         })?;
-    desk.endpoints_changed(org);
-    Ok((201, endpoint_document(&endpoint, Some(&secret.reveal()))))
+    changes::log(by, "endpoint.created", &id);
+    // Who is told that it is there may post at once.
+    desk.endpoints_changed(by.org)?;
+    Ok((id, (201, endpoint_document(&endpoint, Some(&secret.reveal())))))
 }
 
 /// `GET /api/endpoints`: a page, newest first.
 pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
     let page = query::page(query)?;
-    let mut endpoints = desk.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
+    let rows = desk.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
+    // One that cannot be read is in the log, and not in the way of the others.
+    let mut endpoints: Vec<Endpoint> = rows.into_iter().flatten().collect();
     endpoints.retain(|endpoint| page.cursor.is_none_or(|last| endpoint.id.0 < last));
     let more = endpoints.len() > page.limit as usize;
     endpoints.truncate(page.limit as usize);
@@ -66,43 +72,60 @@ pub(super) fn get(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Ref
 }
 
 /// `PATCH /api/endpoints/{id}`
-pub(super) fn update(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn update(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
     let change = endpoint_body::change(&desk.management.policy, body)?;
-    let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(org, id, &change))?;
-    let endpoint = updated.ok_or(Problem::NotFound)?;
-    desk.endpoints_changed(org);
+    let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(by.org, id, &change))?;
+    let endpoint = updated.ok_or(absent::ENDPOINT)?;
+    changes::log(by, "endpoint.updated", &id);
+    desk.endpoints_changed(by.org)?;
     Ok((200, endpoint_document(&endpoint, None)))
 }
 
 /// `DELETE /api/endpoints/{id}`. Deleting twice: 404.
-pub(super) fn delete(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
-    if !desk.ask(DbOperation::Endpoints, |store| store.delete_endpoint(org, id))? {
-        return Err(Problem::NotFound.into());
+pub(super) fn delete(desk: &Desk, by: &Caller, id: EndpointId) -> Result<Answer, Refusal> {
+    if !desk.ask(DbOperation::Endpoints, |store| store.delete_endpoint(by.org, id))? {
+        return Err(absent::ENDPOINT.into());
     }
-    desk.endpoints_changed(org);
+    changes::log(by, "endpoint.deleted", &id);
+    desk.endpoints_changed(by.org)?;
     Ok((204, Vec::new()))
 }
 
 /// `POST /api/endpoints/{id}/rotate-secret`: a new secret, given or generated; the one before it signs beside it for a
-/// while. Of two rotations within that time only the last two secrets sign.
-pub(super) fn rotate_secret(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+/// while, unless it cannot be opened. Of two rotations within that time only the last two secrets sign.
+pub(super) fn rotate_secret(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
     let (given, overlap) = endpoint_body::rotation(body)?;
+    let keys = sealing_keys(desk)?;
+    let secrets = &desk.management.secrets;
+    let unusable = secrets.unusable(&find(desk, by.org, id)?);
     let secret = given.map_or_else(WebhookSecret::generate, Ok)?;
-    let sealed = desk.management.secrets.seal(id, &secret)?;
-    let until = Timestamp::now().plus(overlap);
-    let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(org, id, &sealed, until))?;
-    let endpoint = rotated.ok_or(Problem::NotFound)?;
-    desk.endpoints_changed(org);
+    let sealed = secrets.seal(id, &secret)?;
+    let previous_until = Timestamp::now().plus(overlap);
+    let rotation = Rotation { secret: &sealed, keys: &keys, previous_until, unusable: &unusable };
+    let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(by.org, id, rotation))?;
+    let endpoint = rotated.ok_or(absent::ENDPOINT)?;
+    changes::log(by, "endpoint.secret_rotated", &id);
+    // The secret is shown once: whether it is known here yet must not keep it from being.
+    let _ = desk.endpoints_changed(by.org);
     Ok((200, endpoint_document(&endpoint, Some(&secret.reveal()))))
+}
+
+/// The keys to seal with, where the other servers have them too.
+fn sealing_keys(desk: &Desk) -> Result<Vec<KeyFingerprint>, Refusal> {
+    let keys = desk.management.secrets.fingerprints();
+    match desk.ask(DbOperation::Endpoints, WebhookStore::sealing_key)? {
+        Some(key) if !keys.contains(&key) => Err(Problem::SecretUnavailable.into()),
+        _ => Ok(keys),
+    }
 }
 
 /// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
 pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
     if !find(desk, org, id)?.enabled {
-        let message = "is false: nothing is sent to this endpoint; enable it first".into();
-        return Err(Problem::InvalidEndpoint(vec![FieldError { field: "enabled".into(), message }]).into());
+        return Err(Problem::EndpointDisabled.into());
     }
-    let (event, planned) = test_event(org, id);
+    let due = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
+    let (event, planned) = test_event(org, id, due);
     desk.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
     let mut body = b"{\"event_id\":".to_vec();
     push_string(&mut body, &event.id.to_string());
@@ -112,21 +135,21 @@ pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Re
     Ok((202, body))
 }
 
-/// A test event and its one delivery, due at once.
-pub fn test_event(org: OrgId, endpoint: EndpointId) -> (Event, PlannedDelivery) {
+/// A test event and its one delivery, due at that moment.
+pub fn test_event(org: OrgId, endpoint: EndpointId, due: Timestamp) -> (Event, PlannedDelivery) {
     let id = EventId(Uuid::now_v7());
     let payload = format!(r#"{{"message":"A test event of Millrace.","endpoint_id":"{endpoint}"}}"#);
     let event = Event::new(id, org, Timestamp::now(), TEST_EVENT_TYPE, None, payload.as_bytes());
     let delivery = DeliveryId(Uuid::now_v7());
-    (event, PlannedDelivery { id: delivery, event: id, endpoint, org, lease_until: None })
+    (event, PlannedDelivery { id: delivery, event: id, endpoint, org, lease_until: Some(due) })
 }
 
 /// `POST /api/endpoints/{id}/recover`: deliveries that failed or were blocked become due, up to a bound; `more` says
 /// whether to ask again.
 pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
-    let now = Timestamp::now();
-    let created = endpoint_body::recovery(body, now)?;
+    let created = endpoint_body::recovery(body)?;
     find(desk, org, id)?;
+    let now = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
     let began = Instant::now();
     let mut recovered = 0;
     let more = loop {
@@ -145,5 +168,5 @@ pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> R
 }
 
 fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {
-    Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(Problem::NotFound)?)
+    Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(absent::ENDPOINT)?)
 }

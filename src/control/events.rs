@@ -2,15 +2,14 @@
 
 use crate::event::{EventId, OrgId};
 use crate::metrics::DbOperation;
-use crate::problem::Problem;
 use crate::store::StoredEvent;
 
 use super::json::{EVENT_FRAME_BYTES, push_array, push_event, push_string};
-use super::{Answer, Desk, Refusal, cursor, query};
+use super::{Answer, Desk, Refusal, absent, cursor, query};
 
 /// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.
 pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusal> {
-    let event = desk.ask(DbOperation::GetEvent, |store| store.event(org, id))?.ok_or(Problem::NotFound)?;
+    let event = desk.ask(DbOperation::GetEvent, |store| store.event(org, id))?.ok_or(absent::EVENT)?;
     let mut body = Vec::with_capacity(document_bytes(&event));
     push_event(&mut body, &event);
     Ok((200, body))
@@ -18,17 +17,17 @@ pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusa
 
 /// `GET /api/events`: a page, newest first, and the cursor of the next where there is one.
 ///
-/// The store cuts a page short at `LIST_BYTES_MAX`, so fewer events than `limit` do not mean the end; a null
-/// `next_cursor` does.
+/// The store cuts a page short (see [`Store::events`](crate::store::Store::events)), so fewer events than `limit`, or none,
+/// do not mean the end; a null `next_cursor` does.
 pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
     let query = query::events(query)?;
-    let (events, more) = desk.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
+    let (events, next) = desk.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
     let mut body = Vec::with_capacity(events.iter().map(document_bytes).sum::<usize>() + 128);
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &events, push_event);
     body.extend_from_slice(b",\"next_cursor\":");
-    match events.last().filter(|_| more) {
-        Some(last) => push_string(&mut body, &cursor::encode((last.received_at, last.id))),
+    match next {
+        Some(place) => push_string(&mut body, &cursor::encode(place)),
         None => body.extend_from_slice(b"null"),
     }
     body.push(b'}');

@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::fake_webhooks::FakeWebhooks;
-use crate::clock::Timestamp;
+use crate::clock::{Day, Timestamp};
 use crate::deliver::management::Management;
 use crate::deliver::secret::SecretBox;
 use crate::deliver::target::TargetPolicy;
 use crate::event::{Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
+use crate::store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::store::webhooks::{PlannedDelivery, StoredBatch};
 use crate::store::{
-    CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
+    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    StoreId, StoredEvent,
 };
 
 /// Runs before every call: it may wait, fail or panic.
@@ -44,6 +46,24 @@ impl FakeStore {
     }
 }
 
+impl QuarantineStore for FakeStore {
+    fn quarantined(&self, _: &QuarantineQuery) -> Result<(Vec<Quarantined>, bool), StoreError> {
+        unimplemented!("control does not look there")
+    }
+
+    fn quarantined_event(&self, _: QuarantineId) -> Result<Option<(Quarantined, String)>, StoreError> {
+        unimplemented!("control does not look there")
+    }
+
+    fn retry_quarantined(&self, _: QuarantineId, _: &[PlannedDelivery]) -> Result<Retried, StoreError> {
+        unimplemented!("control does not look there")
+    }
+
+    fn drop_quarantined(&self, _: QuarantineId) -> Result<bool, StoreError> {
+        unimplemented!("control does not look there")
+    }
+}
+
 impl Store for FakeStore {
     fn kind(&self) -> &'static str {
         "fake"
@@ -60,7 +80,7 @@ impl Store for FakeStore {
             .map(|e| e.1.clone()))
     }
 
-    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, bool), StoreError> {
+    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, Option<EventPlace>), StoreError> {
         self.before_call()?;
         let mut found: Vec<StoredEvent> =
             self.events.lock().unwrap().iter().filter(|e| e.0 == org).map(|e| e.1.clone()).collect();
@@ -73,12 +93,20 @@ impl Store for FakeStore {
         found.sort_by_key(|event| std::cmp::Reverse((event.received_at, event.id)));
         let more = found.len() > query.limit as usize;
         found.truncate(query.limit as usize);
-        Ok((found, more))
+        let next = found.last().filter(|_| more).map(|event| (event.received_at, event.id));
+        Ok((found, next))
     }
 
-    fn keys(&self, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
+    fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
         self.before_call()?;
-        Ok(self.keys.lock().unwrap().iter().filter(|key| key.org == org).rev().cloned().collect())
+        let mut keys: Vec<_> = self.keys.lock().unwrap().iter().filter(|key| key.org == org).rev().cloned().collect();
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        Ok((keys, more))
+    }
+
+    fn delete_ended_keys(&self, _: Timestamp, _: Option<KeyId>) -> Result<Option<KeyId>, StoreError> {
+        unreachable!("control does no housekeeping")
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
@@ -105,8 +133,20 @@ impl Store for FakeStore {
         Ok(true)
     }
 
-    fn migrate(&self) -> Result<u32, StoreError> {
+    fn identity(&self) -> Result<Option<StoreId>, StoreError> {
+        unreachable!("control does not ask which database it is")
+    }
+
+    fn migrate_until(&self, _: &AtomicBool) -> Result<u32, StoreError> {
         unreachable!("control does not migrate")
+    }
+
+    fn prepare_today(&self) -> Result<(), StoreError> {
+        unreachable!("control prepares nothing")
+    }
+
+    fn dropped_until(&self, _: Day) -> Result<Option<Timestamp>, StoreError> {
+        unreachable!("control stores no events")
     }
 
     fn maintain(&self) -> Result<(), StoreError> {
@@ -117,7 +157,7 @@ impl Store for FakeStore {
         unreachable!("control stores no events")
     }
 
-    fn quarantine(&self, _: &Event, _: &str) -> Result<(), StoreError> {
+    fn quarantine(&self, _: &Event, _: &str) -> Result<bool, StoreError> {
         unreachable!("control stores no events")
     }
 
@@ -175,5 +215,9 @@ pub(super) fn management() -> Arc<Management> {
 /// The same, with somebody.
 pub(super) fn management_telling(on_change: impl Fn(OrgId) + Send + Sync + 'static) -> Arc<Management> {
     let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
-    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(on_change) })
+    let on_change = Box::new(move |org| {
+        on_change(org);
+        Ok(())
+    });
+    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change })
 }

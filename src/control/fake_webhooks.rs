@@ -2,19 +2,23 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::fake_store::FakeStore;
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::limits::ENDPOINTS_PER_ORG_MAX;
 use crate::store::webhooks::{
-    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Endpoint, EndpointChange,
-    NewEndpoint, PendingStats, PlannedDelivery, SealedSecret, WebhookStore,
+    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, DueEndpoint, EndedStep, Endpoint,
+    EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation,
+    Wanted, WebhookStore,
 };
 use crate::store::{StoreError, StoredEvent};
 
 #[derive(Default)]
 pub(super) struct FakeWebhooks {
+    /// The key that secrets are sealed with, where that is known.
+    pub(super) sealing_key: Mutex<Option<KeyFingerprint>>,
     /// In the order they were made.
     pub(super) endpoints: Mutex<Vec<Endpoint>>,
     /// In the order they were made.
@@ -37,7 +41,9 @@ impl WebhookStore for FakeStore {
             event_types: new.event_types,
             headers: new.headers,
             enabled: new.enabled,
+            enabled_at: None,
             disabled_reason: None,
+            org_disabled: false,
             rate_limit_per_second: new.rate_limit_per_second,
             secret: new.secret,
             previous_secret: None,
@@ -53,12 +59,12 @@ impl WebhookStore for FakeStore {
         Ok(endpoints.iter().find(|endpoint| (endpoint.org, endpoint.id) == (org, id)).cloned())
     }
 
-    fn endpoints(&self, org: OrgId) -> Result<Vec<Endpoint>, StoreError> {
+    fn endpoints(&self, org: OrgId) -> Result<Vec<EndpointRow>, StoreError> {
         self.before_call()?;
         let mut found: Vec<Endpoint> = self.webhooks.endpoints.lock().unwrap().clone();
         found.retain(|endpoint| endpoint.org == org);
         found.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.id));
-        Ok(found)
+        Ok(found.into_iter().map(Ok).collect())
     }
 
     fn update_endpoint(
@@ -93,14 +99,15 @@ impl WebhookStore for FakeStore {
         &self,
         org: OrgId,
         id: EndpointId,
-        new: &SealedSecret,
-        previous_until: Timestamp,
+        rotation: Rotation<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
         self.before_call()?;
         let mut endpoints = self.webhooks.endpoints.lock().unwrap();
         let found = endpoints.iter_mut().find(|endpoint| (endpoint.org, endpoint.id) == (org, id));
         Ok(found.map(|endpoint| {
-            endpoint.previous_secret = Some((std::mem::replace(&mut endpoint.secret, new.clone()), previous_until));
+            let before = std::mem::replace(&mut endpoint.secret, rotation.secret.clone());
+            let is_usable = !rotation.unusable.contains(&before);
+            endpoint.previous_secret = is_usable.then_some((before, rotation.previous_until));
             endpoint.clone()
         }))
     }
@@ -118,7 +125,11 @@ impl WebhookStore for FakeStore {
         Ok(deliveries.iter().rev().filter(of_event).cloned().collect())
     }
 
-    fn deliveries(&self, org: OrgId, query: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
+    fn deliveries(
+        &self,
+        org: OrgId,
+        query: &DeliveryQuery,
+    ) -> Result<(Vec<DeliveryRecord>, Option<DeliveryId>), StoreError> {
         self.before_call()?;
         let mut found: Vec<DeliveryRecord> = self.webhooks.deliveries.lock().unwrap().clone();
         found.retain(|DeliveryRecord { delivery, .. }| {
@@ -130,7 +141,8 @@ impl WebhookStore for FakeStore {
         found.sort_by_key(|record| std::cmp::Reverse(record.delivery.id));
         let more = found.len() > query.limit as usize;
         found.truncate(query.limit as usize);
-        Ok((found, more))
+        let next = found.last().filter(|_| more).map(|record| record.delivery.id);
+        Ok((found, next))
     }
 
     fn retry_delivery(&self, org: OrgId, id: DeliveryId, now: Timestamp) -> Result<Option<Delivery>, StoreError> {
@@ -184,8 +196,25 @@ impl WebhookStore for FakeStore {
         Ok(())
     }
 
-    fn all_endpoints(&self, _: Option<EndpointId>, _: u32) -> Result<Vec<Endpoint>, StoreError> {
+    fn sealing_key(&self) -> Result<Option<KeyFingerprint>, StoreError> {
+        self.before_call()?;
+        Ok(self.webhooks.sealing_key.lock().unwrap().to_owned())
+    }
+
+    fn accept_sealing_key(&self, _: KeyFingerprint) -> Result<(), StoreError> {
+        unreachable!("no route to it")
+    }
+
+    fn all_endpoints(&self, _: Option<EndpointId>, _: u32) -> Result<Vec<EndpointRow>, StoreError> {
         unreachable!("control asks for one organisation's")
+    }
+
+    fn org_of_endpoint(&self, _: EndpointId) -> Result<Option<OrgId>, StoreError> {
+        unreachable!("control knows whose it is")
+    }
+
+    fn end_deleted(&self, _: EndpointId, _: Timestamp, _: Timestamp) -> Result<EndedStep, StoreError> {
+        unreachable!("control sends nothing")
     }
 
     fn disable_endpoint(&self, _: EndpointId, _: &str) -> Result<bool, StoreError> {
@@ -194,20 +223,29 @@ impl WebhookStore for FakeStore {
 
     fn note_failing(
         &self,
-        _: &[(EndpointId, Option<Timestamp>)],
-    ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
+        _: &[(EndpointId, Option<Duration>)],
+        _: Timestamp,
+    ) -> Result<Vec<(EndpointId, Duration)>, StoreError> {
         unreachable!("control sends nothing")
     }
 
-    fn due_endpoints(&self, _: Timestamp, _: Option<EndpointId>, _: u32) -> Result<Vec<EndpointId>, StoreError> {
+    fn recall_stranded(&self, _: Timestamp, _: Timestamp) -> Result<u64, StoreError> {
         unreachable!("control sends nothing")
     }
 
-    fn claim(&self, _: Timestamp, _: Timestamp, _: &[(EndpointId, u32)]) -> Result<Claims, StoreError> {
+    fn due_endpoints(&self, _: Timestamp, _: Option<EndpointId>, _: u32) -> Result<Vec<DueEndpoint>, StoreError> {
         unreachable!("control sends nothing")
     }
 
-    fn record(&self, _: &[AttemptResult]) -> Result<u64, StoreError> {
+    fn due_since(&self, _: Timestamp, _: &[(EndpointId, Timestamp)]) -> Result<Vec<DueEndpoint>, StoreError> {
+        unreachable!("control sends nothing")
+    }
+
+    fn claim(&self, _: Timestamp, _: Timestamp, _: &[Wanted]) -> Result<Claims, StoreError> {
+        unreachable!("control sends nothing")
+    }
+
+    fn record(&self, _: &[AttemptResult]) -> Result<Recorded, StoreError> {
         unreachable!("control sends nothing")
     }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::cursor;
 use crate::clock::Timestamp;
+use crate::deliver::outcome::word_and_detail;
 use crate::limits::WEBHOOK_SECRET_BYTES_MAX;
 use crate::store::webhooks::{Attempt, DeliveryRecord, Endpoint};
 use crate::store::{KeyInfo, StoredEvent};
@@ -125,14 +126,17 @@ pub(super) fn push_delivery(out: &mut Vec<u8>, record: &DeliveryRecord) {
     out.push(b'}');
 }
 
-/// `{"at","status_code","error","latency_ms","response_body"}`
+/// `{"at","status_code","error","error_detail","latency_ms","response_body"}`
 fn push_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     out.extend_from_slice(b"{\"at\":");
     push_time(out, Some(attempt.at));
     out.extend_from_slice(b",\"status_code\":");
     push_number(out, attempt.status_code);
     out.extend_from_slice(b",\"error\":");
-    push_optional(out, attempt.error.as_deref());
+    let (error, detail) = attempt.error.as_deref().map(word_and_detail).unzip();
+    push_optional(out, error);
+    out.extend_from_slice(b",\"error_detail\":");
+    push_optional(out, detail.flatten());
     out.extend_from_slice(b",\"latency_ms\":");
     push_number(out, u64::try_from(attempt.latency.as_millis()).ok());
     out.extend_from_slice(b",\"response_body\":");

@@ -5,48 +5,56 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::clock::Timestamp;
 use crate::event::OrgId;
 use crate::key::{ApiKey, KeyId};
-use crate::limits::{KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
+use crate::limits::{KEY_ROTATION_GRACE_DEFAULT, KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
 use crate::metrics::DbOperation;
 use crate::problem::Problem;
+use crate::store::StoreError;
 
-use super::body::check_syntax;
+use super::body::{check_syntax, whole};
 use super::json::{push_array, push_key, push_string, push_time};
-use super::{Answer, Desk, Refusal};
+use super::{Answer, Caller, Desk, Refusal, absent, changes};
 
 /// At most this much of what is wrong with a body is said back: it can quote the body.
 const DETAIL_SHOWN_CHARS: usize = 160;
 
 /// `GET /api/keys`: valid, expired and revoked ones, newest first.
 pub(super) fn list(desk: &Desk, org: OrgId) -> Result<Answer, Refusal> {
-    let mut keys = desk.ask(DbOperation::Keys, |store| store.keys(org))?;
-    keys.truncate(LIST_KEYS_MAX);
-    let mut body = Vec::with_capacity(keys.len() * 224 + 16);
+    let (keys, has_more) = desk.ask(DbOperation::Keys, |store| store.keys(org, LIST_KEYS_MAX))?;
+    let mut body = Vec::with_capacity(keys.len() * 224 + 40);
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &keys, push_key);
-    body.push(b'}');
+    body.extend_from_slice(if has_more { b",\"has_more\":true}" } else { b",\"has_more\":false}" });
     Ok((200, body))
 }
 
-/// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace asked for.
-pub(super) fn rotate(desk: &Desk, old: KeyId, body: &[u8]) -> Result<Answer, Refusal> {
+/// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace.
+pub(super) fn rotate(desk: &Desk, by: &Caller, body: &[u8]) -> Result<Answer, Refusal> {
     let grace = parse_grace(body)?;
     let key = ApiKey::generate()?;
     let verifier = key.verifier(desk.argon2);
-    let expires_at = desk.ask(DbOperation::Keys, |store| store.rotate_key(old, (key.id(), &verifier), grace))?;
+    let done = desk.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace));
+    let expires_at = done.map_err(|error| match error {
+        StoreError::TooMany(_) => Refusal::Client(Problem::TooManyKeys),
+        error => Refusal::Store(error),
+    })?;
+    changes::log(by, "key.rotated", &key.id());
     Ok((200, rotated(&key, expires_at)))
 }
 
 /// `DELETE /api/keys/{id}`. Another organisation's key is not there; revoking twice is no error.
-pub(super) fn delete(desk: &Desk, org: OrgId, id: KeyId) -> Result<Answer, Refusal> {
-    if desk.ask(DbOperation::Keys, |store| store.revoke_key(Some(org), id))? {
+pub(super) fn delete(desk: &Desk, by: &Caller, id: KeyId) -> Result<Answer, Refusal> {
+    if desk.ask(DbOperation::Keys, |store| store.revoke_key(Some(by.org), id))? {
+        changes::log(by, "key.revoked", &id);
         Ok((204, Vec::new()))
     } else {
-        Err(Problem::NotFound.into())
+        Err(absent::KEY.into())
     }
 }
 
@@ -66,13 +74,24 @@ fn rotated(key: &ApiKey, previous_expires_at: Timestamp) -> Vec<u8> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RotateBody {
-    #[serde(default)]
+    #[serde(default = "default_grace_seconds", deserialize_with = "whole_number")]
     grace_seconds: u64,
 }
 
-/// The grace in a rotation's body: `{"grace_seconds": n}`, none where the field or the whole body is left out.
+fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = <&RawValue>::deserialize(deserializer)?;
+    whole(value.get()).ok_or_else(|| D::Error::custom(format!("`{value}` is no whole number from 0 on")))
+}
+
+const fn default_grace_seconds() -> u64 {
+    KEY_ROTATION_GRACE_DEFAULT.as_secs()
+}
+
+/// The grace in a rotation's body: `{"grace_seconds": n}`, the default where the field or the whole body is left out.
 fn parse_grace(body: &[u8]) -> Result<Duration, Problem> {
-    let Some(first) = body.iter().find(|byte| !b" \t\r\n".contains(byte)) else { return Ok(Duration::ZERO) };
+    let Some(first) = body.iter().find(|byte| !b" \t\r\n".contains(byte)) else {
+        return Ok(KEY_ROTATION_GRACE_DEFAULT);
+    };
     check_syntax(body)?;
     // Asked here because serde would also take the fields as an array, without their names.
     if *first != b'{' {
@@ -94,14 +113,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grace_is_read_or_defaults_to_none() {
+    fn a_grace_is_read_or_defaults_to_a_day() {
         for (body, seconds) in [
-            ("", 0),
-            (" \r\n", 0),
-            ("{}", 0),
-            (" { } ", 0),
+            ("", 86_400),
+            (" \r\n", 86_400),
+            ("{}", 86_400),
+            (" { } ", 86_400),
             (r#"{"grace_seconds":0}"#, 0),
             (r#"{ "grace_seconds" : 3600 }"#, 3600),
+            (r#"{"grace_seconds":3600.0}"#, 3600),
+            (r#"{"grace_seconds":3.6e3}"#, 3600),
             (r#"{"grace_\u0073econds":2592000}"#, 2_592_000),
         ] {
             assert_eq!(parse_grace(body.as_bytes()), Ok(Duration::from_secs(seconds)), "{body}");
@@ -118,10 +139,10 @@ mod tests {
             (r#"{"grace_seconds":5,"grace_seconds":5}"#, "duplicate field `grace_seconds`"),
             (r#"{"grace_seconds":2592001}"#, "from 0 to 2592000"),
             (r#"{"grace_seconds":-1}"#, "`-1`"),
-            (r#"{"grace_seconds":1.0}"#, "`1.0`"),
-            (r#"{"grace_seconds":1e400}"#, "number out of range"),
+            (r#"{"grace_seconds":1.5}"#, "`1.5`"),
+            (r#"{"grace_seconds":1e400}"#, "`1e400`"),
             (r#"{"grace_seconds":99999999999999999999}"#, "grace_seconds"),
-            (r#"{"grace_seconds":"5"}"#, "string"),
+            (r#"{"grace_seconds":"5"}"#, "`\"5\"`"),
             (r#"{"grace_seconds":null}"#, "null"),
             (many.as_str(), "xxx"),
             (deep.as_str(), "grace_seconds"),

@@ -5,11 +5,16 @@
 //! ingest response. This room knows JSON and query strings, no sockets and no SQL.
 //!
 //! Everything is scoped to the caller's organisation: what belongs to another is 404, as if it were not there.
+//! No organisation pays for another's requests: each has one under way, turns are fair by time, and the greedy one is the
+//! one that is refused ([`pool`]).
+//! `/metrics` is rendered here, too, beside the jobs ([`metrics_page`]).
 //! Limits: threads, queue, waiting time, bytes of unsent replies and page sizes, all in [`crate::limits`].
-//! Never: a log line per request, a secret in a log or a `Debug`, a payload parsed or re-serialised.
+//! Each change of an endpoint or a key is one line of the log ([`changes`]).
+//! Never: a log line for a request that changes nothing of that, a secret in a log or a `Debug`, a payload parsed or re-serialised.
 
 mod admission;
 mod body;
+mod changes;
 mod complaint;
 mod cursor;
 mod deliveries;
@@ -22,19 +27,23 @@ mod fake_store;
 mod fake_webhooks;
 mod json;
 mod keys;
+mod metrics_page;
 mod pool;
 mod query;
 #[cfg(test)]
 mod tests;
+mod turns;
 #[cfg(test)]
 mod webhook_tests;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
 pub use admission::ReplyHold;
+pub use changes::{OwnChanges, log_heard};
 pub use endpoints::test_event;
 pub use json::{delivery_document, endpoint_document};
 pub use pool::ControlPool;
@@ -48,13 +57,15 @@ use crate::store::{Store, StoreError};
 
 use complaint::{Complaints, Trouble};
 
-/// Who asks: the organisation and the key that were authenticated.
+/// Who asks: the organisation and the key that were authenticated, and where the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The organisation.
     pub org: OrgId,
     /// The key the request carried.
     pub key: KeyId,
+    /// The client's address, as far as anybody says.
+    pub from: IpAddr,
 }
 
 /// What is asked, with the parts of the request that matter still unparsed.
@@ -103,7 +114,41 @@ impl fmt::Debug for Request {
     }
 }
 
+/// Where a request waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// The routes of keys: cheap, and urgent where one has leaked.
+    Keys,
+    /// All others.
+    Others,
+}
+
+impl Line {
+    /// All of them; `line as usize` is the position.
+    pub const ALL: [Self; 2] = [Self::Keys, Self::Others];
+}
+
 impl Request {
+    /// Where it waits.
+    pub const fn line(&self) -> Line {
+        match self {
+            Self::ListKeys | Self::RotateKey(_) | Self::DeleteKey(_) => Line::Keys,
+            Self::GetEvent(_)
+            | Self::ListEvents(_)
+            | Self::ListEventDeliveries(..)
+            | Self::ListDeliveries(_)
+            | Self::RetryDelivery(_)
+            | Self::CreateEndpoint(_)
+            | Self::ListEndpoints(_)
+            | Self::GetEndpoint(_)
+            | Self::UpdateEndpoint(..)
+            | Self::DeleteEndpoint(_)
+            | Self::RotateEndpointSecret(..)
+            | Self::TestEndpoint(_)
+            | Self::RecoverEndpoint(..) => Line::Others,
+        }
+    }
+
     /// Whether it changes nothing, so that its answer may still be refused once it is made.
     const fn only_reads(&self) -> bool {
         match self {
@@ -167,6 +212,8 @@ pub struct Reply {
     pub status: u16,
     /// The whole body; empty with 204.
     pub body: Vec<u8>,
+    /// The path of what was made, with 201.
+    pub location: Option<String>,
     /// Counts the body against [`crate::limits::CONTROL_REPLY_BYTES_MAX`] while it lives: drop it after the write.
     pub hold: ReplyHold,
 }
@@ -179,6 +226,18 @@ impl fmt::Debug for Reply {
 
 /// What a handler makes: status and body.
 type Answer = (u16, Vec<u8>);
+
+/// What was not found, for the client. That it may be another organisation's is all that is said of those.
+mod absent {
+    use crate::problem::Problem;
+
+    pub(super) const EVENT: Problem =
+        Problem::NoSuch("there is no such event: it is not stored yet, or it is not your organisation's");
+    pub(super) const DELIVERY: Problem = Problem::NoSuch("there is no such delivery, or it is not your organisation's");
+    pub(super) const ENDPOINT: Problem =
+        Problem::NoSuch("there is no such endpoint: it was deleted, or it is not your organisation's");
+    pub(super) const KEY: Problem = Problem::NoSuch("there is no such key, or it is not your organisation's");
+}
 
 /// Why a handler made none.
 #[derive(Debug)]
@@ -215,12 +274,20 @@ struct Desk {
     metrics: Arc<Metrics>,
     argon2: Argon2Cost,
     management: Arc<Management>,
+    own_changes: OwnChanges,
     complaints: Complaints,
 }
 
 impl Desk {
-    fn answer(&self, job: Job) -> Result<Answer, Problem> {
-        let Caller { org, key } = job.caller;
+    /// Status, body, and the path of what was made.
+    fn answer(&self, job: Job) -> Result<(Answer, Option<String>), Problem> {
+        let by = job.caller;
+        let org = by.org;
+        let announced = changes::announced(&job.request, &by);
+        if let Some(change) = announced {
+            self.own_changes.note(change);
+        }
+        let mut location = None;
         // Bodies that can hold a webhook's secret or its receiver's credentials are wiped when they are answered.
         match job.request {
             Request::GetEvent(id) => events::get(self, org, id),
@@ -228,19 +295,29 @@ impl Desk {
             Request::ListEventDeliveries(id, query) => deliveries::of_event(self, org, id, &query),
             Request::ListDeliveries(query) => deliveries::list(self, org, &query),
             Request::RetryDelivery(id) => deliveries::retry(self, org, id),
-            Request::CreateEndpoint(body) => endpoints::create(self, org, &Zeroizing::new(body)),
+            Request::CreateEndpoint(body) => endpoints::create(self, &by, &Zeroizing::new(body)).map(|(id, answer)| {
+                location = Some(format!("/api/endpoints/{id}"));
+                answer
+            }),
             Request::ListEndpoints(query) => endpoints::list(self, org, &query),
             Request::GetEndpoint(id) => endpoints::get(self, org, id),
-            Request::UpdateEndpoint(id, body) => endpoints::update(self, org, id, &Zeroizing::new(body)),
-            Request::DeleteEndpoint(id) => endpoints::delete(self, org, id),
-            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, org, id, &Zeroizing::new(body)),
+            Request::UpdateEndpoint(id, body) => endpoints::update(self, &by, id, &Zeroizing::new(body)),
+            Request::DeleteEndpoint(id) => endpoints::delete(self, &by, id),
+            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, &by, id, &Zeroizing::new(body)),
             Request::TestEndpoint(id) => endpoints::test(self, org, id),
             Request::RecoverEndpoint(id, body) => endpoints::recover(self, org, id, &body),
             Request::ListKeys => keys::list(self, org),
-            Request::RotateKey(body) => keys::rotate(self, key, &body),
-            Request::DeleteKey(id) => keys::delete(self, org, id),
+            Request::RotateKey(body) => keys::rotate(self, &by, &body),
+            Request::DeleteKey(id) => keys::delete(self, &by, id),
         }
-        .map_err(|refusal| self.problem(&refusal))
+        .map(|answer| (answer, location))
+        .map_err(|refusal| {
+            // Nothing was made, as far as is known.
+            if let Some(change) = announced {
+                self.own_changes.take(change);
+            }
+            self.problem(&refusal)
+        })
     }
 
     /// Asks the store, and records how long its answer took.
@@ -249,17 +326,25 @@ impl Desk {
     }
 
     /// Says that the organisation's endpoints changed, before the answer does.
-    fn endpoints_changed(&self, org: OrgId) {
-        (self.management.on_change)(org);
+    fn endpoints_changed(&self, org: OrgId) -> Result<(), StoreError> {
+        (self.management.on_change)(org)
     }
 
     /// The client's side of a refusal; the operator's is logged here, once.
     fn problem(&self, refusal: &Refusal) -> Problem {
         let (problem, trouble) = match refusal {
             Refusal::Client(problem) => (problem.clone(), None),
-            Refusal::Store(StoreError::Unavailable(_)) => (Problem::StoreUnavailable, Some(Trouble::Unavailable)),
+            Refusal::Store(
+                StoreError::Unavailable(_)
+                | StoreError::TooMuch(_)
+                | StoreError::Locked(_)
+                | StoreError::Unexplained(_),
+            ) => (Problem::StoreUnavailable, Some(Trouble::Unavailable)),
             Refusal::Store(StoreError::Misconfigured(_)) => (Problem::StoreUnavailable, Some(Trouble::Misconfigured)),
-            Refusal::Store(StoreError::RowRefused(_)) => (Problem::Internal, Some(Trouble::Refused)),
+            // `TooMany` is answered by the handlers, which know of what.
+            Refusal::Store(StoreError::RowRefused(_) | StoreError::TooMany(_)) => {
+                (Problem::Internal, Some(Trouble::Refused))
+            }
             // The one conflict that handlers do not answer themselves: the key it came with was revoked or expired since a
             // shard looked it up.
             Refusal::Store(StoreError::Conflict(_)) => (Problem::InvalidApiKey, None),

@@ -33,7 +33,7 @@ pub(super) fn events(query: &str) -> Result<EventQuery, Problem> {
             "after" => once(&mut after, "after", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
             "before" => once(&mut before, "before", value.and_then(Timestamp::parse_rfc3339), TIME_RULE)?,
             "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
-            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode), CURSOR_RULE)?,
+            "cursor" => read_cursor(&mut cursor, value, cursor::decode)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -52,7 +52,7 @@ pub(super) fn deliveries(query: &str) -> Result<DeliveryQuery, Problem> {
             "status" => once(&mut status, "status", value.and_then(DeliveryStatus::parse), STATUS_RULE)?,
             "endpoint_id" => once(&mut endpoint, "endpoint_id", value.and_then(id_of), ID_RULE)?,
             "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
-            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode_id), CURSOR_RULE)?,
+            "cursor" => read_cursor(&mut cursor, value, cursor::decode_id)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -63,6 +63,15 @@ pub(super) fn deliveries(query: &str) -> Result<DeliveryQuery, Problem> {
         cursor: cursor.map(DeliveryId),
         limit: limit.unwrap_or(LIST_LIMIT_DEFAULT),
     })
+}
+
+/// An empty cursor is that of the first page: clients write it before they have another.
+fn read_cursor<T>(
+    cursor: &mut Option<T>,
+    value: Option<&str>,
+    decode: impl FnOnce(&str) -> Option<T>,
+) -> Result<(), Problem> {
+    if value == Some("") { Ok(()) } else { once(cursor, "cursor", value.and_then(decode), CURSOR_RULE) }
 }
 
 /// Which part of a list that has no filters, in the order of its ids.
@@ -82,7 +91,7 @@ pub(super) fn page(query: &str) -> Result<Page, Problem> {
     each(query, "limit and cursor", |name, value| {
         match name {
             "limit" => once(&mut limit, "limit", value.and_then(limit_of), LIMIT_RULE)?,
-            "cursor" => once(&mut cursor, "cursor", value.and_then(cursor::decode_id), CURSOR_RULE)?,
+            "cursor" => read_cursor(&mut cursor, value, cursor::decode_id)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -198,7 +207,7 @@ mod tests {
 
     #[test]
     fn nothing_given_means_the_newest_of_every_type() {
-        for query in ["", "&", "&&&"] {
+        for query in ["", "&", "&&&", "cursor=", "cursor"] {
             let read = events(query).unwrap();
             assert_eq!((read.limit, read.cursor, read.after, read.before), (LIST_LIMIT_DEFAULT, None, None, None));
             assert_eq!(read.event_type, None);
@@ -235,6 +244,7 @@ mod tests {
             ("limit=-1", "`limit` must be"),
             ("limit=99999999999999999999", "`limit` must be"),
             ("limit=", "`limit` must be"),
+            ("cursor=%zz", "`cursor` must be"),
             ("cursor=abc", "`cursor` must be"),
             ("limit=5&limit=5", "`limit` is given twice"),
             ("type=a&%74ype=b", "`type` is given twice"),
@@ -255,7 +265,10 @@ mod tests {
         assert_eq!((read.limit, read.cursor), (7, Some(DeliveryId(last))));
         let read = page(&format!("limit=7&cursor={cursor}")).unwrap();
         assert_eq!((read.limit, read.cursor), (7, Some(last)));
-        assert_eq!(page("").map(|read| (read.limit, read.cursor)), Ok((LIST_LIMIT_DEFAULT, None)));
+        for query in ["", "cursor="] {
+            assert_eq!(page(query).map(|read| (read.limit, read.cursor)), Ok((LIST_LIMIT_DEFAULT, None)));
+            assert_eq!(deliveries(query).unwrap().cursor, None);
+        }
         for (query, part) in [
             ("status=Failed", "`status` must be pending, delivered, failed or blocked"),
             ("status=", "`status` must be"),

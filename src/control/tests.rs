@@ -25,7 +25,7 @@ fn key_id(text: &str) -> KeyId {
 }
 
 fn caller(org: OrgId) -> Caller {
-    Caller { org, key: key_id("ourOwnKey000") }
+    Caller { org, key: key_id("ourOwnKey000"), from: [127, 0, 0, 1].into() }
 }
 
 pub(super) fn event(n: u128, event_type: &str, payload: &str) -> StoredEvent {
@@ -44,7 +44,7 @@ fn pool(store: FakeStore) -> (ControlPool, Arc<FakeStore>) {
     (ControlPool::start(store.clone(), Metrics::new(0), CHEAP, management(), CONTROL_WORKERS, 8).unwrap(), store)
 }
 
-fn wait(answered: oneshot::Receiver<Result<Reply, Problem>>) -> Result<Reply, Problem> {
+fn wait<T>(answered: oneshot::Receiver<T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let answer = tokio::time::timeout(Duration::from_secs(20), answered).await;
@@ -94,10 +94,10 @@ fn another_organisations_things_are_not_there() {
     let theirs = event(1, "t", "1");
     store.events.lock().unwrap().push((THEIRS, theirs.clone()));
     store.keys.lock().unwrap().push(key_info(key_id("theirKey0000"), THEIRS, Timestamp::now()));
-    assert_eq!(ask(&pool, Request::GetEvent(theirs.id)).unwrap_err(), Problem::NotFound);
+    assert_eq!(ask(&pool, Request::GetEvent(theirs.id)).unwrap_err(), absent::EVENT);
     assert_eq!(text(ask(&pool, Request::ListEvents(String::new()))), r#"{"data":[],"next_cursor":null}"#);
-    assert_eq!(text(ask(&pool, Request::ListKeys)), r#"{"data":[]}"#);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("theirKey0000"))).unwrap_err(), Problem::NotFound);
+    assert_eq!(text(ask(&pool, Request::ListKeys)), r#"{"data":[],"has_more":false}"#);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("theirKey0000"))).unwrap_err(), absent::KEY);
     assert_eq!(store.keys.lock().unwrap()[0].revoked_at, None);
 }
 
@@ -157,12 +157,12 @@ fn keys_are_listed_in_their_exact_shape_newest_first_and_at_most_a_thousand() {
         format!(
             "{{\"data\":[{{\"id\":\"freshKey0000\",\"created_at\":{time},\"last_used_at\":null,\"expires_at\":null,\
              \"revoked_at\":null}},{{\"id\":\"usedKey00000\",\"created_at\":{time},\"last_used_at\":{time},\
-             \"expires_at\":{time},\"revoked_at\":{time}}}]}}"
+             \"expires_at\":{time},\"revoked_at\":{time}}}],\"has_more\":false}}"
         )
     );
     store.keys.lock().unwrap().extend((0..2000).map(|n| key_info(key_id(&format!("k{n:011}")), OURS, at)));
     let listed = json(ask(&pool, Request::ListKeys));
-    assert_eq!(listed["data"].as_array().unwrap().len(), LIST_KEYS_MAX);
+    assert_eq!((listed["data"].as_array().unwrap().len(), &listed["has_more"]), (LIST_KEYS_MAX, &true.into()));
     assert_eq!(listed["data"][0]["id"], "k00000001999");
 }
 
@@ -203,7 +203,7 @@ fn a_caller_may_revoke_its_own_last_key_and_then_cannot_rotate_it() {
     }
     assert!(store.keys.lock().unwrap()[0].revoked_at.is_some());
     assert_eq!(ask(&pool, Request::RotateKey(Vec::new())).unwrap_err(), Problem::InvalidApiKey);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), Problem::NotFound);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), absent::KEY);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused("22P02".into()), Problem::Internal),
+        (StoreError::RowRefused(crate::store::Refusal::new("22P02", "22P02")), Problem::Internal),
         (StoreError::Conflict("gone".into()), Problem::InvalidApiKey),
     ] {
         let (pool, _) = pool(FakeStore::with_hook(move || Err(error.clone())));
@@ -249,17 +249,51 @@ fn held_pool(queue_max: usize) -> (ControlPool, Receiver<()>, Sender<()>) {
     (ControlPool::start(store, Metrics::new(0), CHEAP, management(), 1, queue_max).unwrap(), entries, go)
 }
 
+#[test]
+fn metrics_are_rendered_on_a_thread_of_their_own_while_all_others_wait_for_the_database() {
+    let metrics = Metrics::new(0);
+    let (rendered, on) = unbounded();
+    metrics.set_queue(1, move || {
+        rendered.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+        0
+    });
+    let (entered, entries) = unbounded();
+    let (go, gate) = bounded::<()>(0);
+    let store = FakeStore::with_hook(move || {
+        entered.send(()).unwrap();
+        let _ = gate.recv();
+        Ok(())
+    });
+    let pool = ControlPool::start(Arc::new(store), metrics, CHEAP, management(), 1, 8).unwrap();
+    let held = [list_keys(OURS), list_events(OURS)].map(|job| pool.submit(job).unwrap());
+    for _ in &held {
+        entries.recv_timeout(Duration::from_secs(20)).expect("both threads took a job");
+    }
+    while on.try_recv().is_ok() {}
+    let page = wait(pool.metrics_page().unwrap());
+    assert!(page.starts_with(b"# HELP "));
+    assert_eq!(on.try_iter().collect::<Vec<_>>(), ["control-metrics"]);
+    drop(go);
+    for answered in held {
+        assert_eq!(wait(answered).unwrap().status, 200);
+    }
+}
+
 fn list_keys(org: OrgId) -> Job {
     Job { caller: caller(org), request: Request::ListKeys }
+}
+
+fn list_events(org: OrgId) -> Job {
+    Job { caller: caller(org), request: Request::ListEvents(String::new()) }
 }
 
 #[test]
 fn one_organisation_fills_half_of_the_queue_and_another_still_gets_in() {
     let (pool, entries, go) = held_pool(8);
-    let ours: Vec<_> = (0..4).map(|_| pool.submit(list_keys(OURS)).unwrap()).collect();
-    assert_eq!(pool.submit(list_keys(OURS)).unwrap_err(), Problem::StoreUnavailable);
+    let ours: Vec<_> = (0..4).map(|_| pool.submit(list_events(OURS)).unwrap()).collect();
+    assert_eq!(pool.submit(list_events(OURS)).unwrap_err(), Problem::TooManyWaiting);
     // Another's slot in the table: the first organisation that does not share ours.
-    let other = (2..).map(|n| OrgId(Uuid::from_u128(n))).find_map(|org| pool.submit(list_keys(org)).ok()).unwrap();
+    let other = (2..).map(|n| OrgId(Uuid::from_u128(n))).find_map(|org| pool.submit(list_events(org)).ok()).unwrap();
     entries.recv_timeout(Duration::from_secs(10)).expect("a thread took the first job");
     for _ in 0..5 {
         go.send(()).unwrap();
@@ -268,19 +302,47 @@ fn one_organisation_fills_half_of_the_queue_and_another_still_gets_in() {
         assert_eq!(wait(answered).unwrap().status, 200);
     }
     go.send(()).unwrap();
-    assert_eq!(ask(&pool, Request::ListKeys).unwrap().status, 200, "the seats came back");
+    assert_eq!(ask(&pool, Request::ListEvents(String::new())).unwrap().status, 200, "the seats came back");
 }
 
 #[test]
 fn a_full_queue_is_a_clear_no_whoever_filled_it() {
     let (pool, _entries, go) = held_pool(4);
-    // One job may be with the thread already, so the queue itself is full after four or five.
-    let taken: Vec<_> = (1..200).map(|n| pool.submit(list_keys(OrgId(Uuid::from_u128(n))))).collect();
-    let queued = taken.iter().filter(|answer| answer.is_ok()).count();
-    assert!((4..=5).contains(&queued), "{queued}");
-    assert!(taken.iter().filter_map(|answer| answer.as_ref().err()).all(|no| *no == Problem::StoreUnavailable));
+    let taken: Vec<_> = (1..200).map(|n| pool.submit(list_events(OrgId(Uuid::from_u128(n))))).collect();
+    assert_eq!(taken.iter().filter(|answer| answer.is_ok()).count(), 4);
+    // Two that share a slot share what is left, before all is taken.
+    let refusals = [Problem::ControlBusy, Problem::TooManyWaiting];
+    assert!(taken.iter().filter_map(|answer| answer.as_ref().err()).all(|no| refusals.contains(no)));
+    assert_eq!(*taken.last().unwrap().as_ref().unwrap_err(), Problem::ControlBusy);
     drop(go);
     for answered in taken.into_iter().flatten() {
+        assert_eq!(wait(answered).unwrap().status, 200);
+    }
+}
+
+#[test]
+fn an_organisation_has_one_thread_and_the_routes_of_keys_have_their_own() {
+    // The first call waits, and those after it do not.
+    let (entered, entries) = unbounded();
+    let (go, gate) = bounded::<()>(0);
+    let is_first = std::sync::atomic::AtomicBool::new(true);
+    let store = FakeStore::with_hook(move || {
+        if is_first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            entered.send(()).unwrap();
+            let _ = gate.recv();
+        }
+        Ok(())
+    });
+    let (pool, _) = pool(store);
+    let mut waiting: Vec<_> = (0..3).map(|_| pool.submit(list_events(OURS)).unwrap()).collect();
+    entries.recv_timeout(Duration::from_secs(10)).expect("a thread took the first job");
+    // There is a second thread, and it is not for ours.
+    assert_eq!(ask_as(&pool, THEIRS, Request::ListEvents(String::new())).unwrap().status, 200);
+    assert_eq!(ask(&pool, Request::ListKeys).unwrap().status, 200);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), absent::KEY);
+    assert!(waiting.iter_mut().all(|answered| answered.try_recv().unwrap().is_none()), "ours wait for their first");
+    drop(go);
+    for answered in waiting {
         assert_eq!(wait(answered).unwrap().status, 200);
     }
 }
@@ -307,7 +369,7 @@ fn unsent_replies_are_bounded_for_reads_and_a_change_is_always_told() {
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
     let get = || ask(&pool, Request::GetEvent(EventId(Uuid::from_u128(1))));
     let unsent: Vec<Reply> = (0..3).map(|_| get().unwrap()).collect();
-    assert_eq!(get().unwrap_err(), Problem::StoreUnavailable, "a fourth is over 32 MiB");
+    assert_eq!(get().unwrap_err(), Problem::TooManyWaiting, "a fourth is over 32 MiB");
     assert_eq!(ask(&pool, Request::RotateKey(Vec::new())).unwrap().status, 200);
     drop(unsent);
     assert_eq!(get().unwrap().status, 200);
@@ -345,6 +407,7 @@ fn a_store_that_is_away_costs_one_line_and_not_one_a_request() {
         metrics: Metrics::new(0),
         argon2: CHEAP,
         management: management(),
+        own_changes: OwnChanges::default(),
         complaints: Complaints::default(),
     };
     let writer = CountLines(lines.clone());

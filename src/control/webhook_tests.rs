@@ -135,16 +135,25 @@ fn every_field_at_fault_is_named_at_once() {
     let expected =
         ["uri", "url", "description", "event_types", "headers", "enabled", "rate_limit_per_second", "secret"];
     assert_eq!(room.fields_at_fault(Request::CreateEndpoint(body)), expected);
-    assert_eq!(room.fields_at_fault(Request::CreateEndpoint(Vec::new())), ["url"]);
+    assert_eq!(room.fields_at_fault(Request::CreateEndpoint(b"{}".to_vec())), ["url"]);
     assert_eq!(room.fields_at_fault(Request::CreateEndpoint(b"[]".to_vec())), ["", "url"]);
     let id = some_endpoint(&room);
     let body = br#"{"url":null,"enabled":null,"secret":"x","id":"x"}"#.to_vec();
     assert_eq!(room.fields_at_fault(Request::UpdateEndpoint(id, body)), ["secret", "id", "url", "enabled"]);
     let body = br#"{"overlap_seconds":2592001,"secret":"x","grace":1}"#.to_vec();
     assert_eq!(room.fields_at_fault(Request::RotateEndpointSecret(id, body)), ["grace", "secret", "overlap_seconds"]);
-    assert_eq!(room.fields_at_fault(Request::RecoverEndpoint(id, Vec::new())), ["since"]);
-    let body = br#"{"since":"2026-01-02T00:00:00Z","until":"2026-01-01T00:00:00Z"}"#.to_vec();
-    assert_eq!(room.fields_at_fault(Request::RecoverEndpoint(id, body)), ["until"]);
+    for (body, field) in [
+        (&b"{}"[..], "since"),
+        (br#"{"until":"2026-01-01T00:00:00Z"}"#, "since"),
+        (br#"{"since":"soon","until":"2026-01-01T00:00:00Z"}"#, "since"),
+        (br#"{"since":"2026-01-02T00:00:00Z","until":"2026-01-01T00:00:00Z"}"#, "until"),
+    ] {
+        assert_eq!(room.fields_at_fault(Request::RecoverEndpoint(id, body.to_vec())), [field]);
+    }
+    for request in [Request::CreateEndpoint, |body| Request::UpdateEndpoint(EndpointId(Uuid::nil()), body)] {
+        let refused = room.ask(request(b" \n".to_vec())).unwrap_err();
+        assert!(matches!(refused, Problem::InvalidJson { .. }), "{refused:?}");
+    }
     assert_eq!(room.told(), [], "nothing changed");
 }
 
@@ -197,7 +206,7 @@ fn another_organisations_endpoints_and_deliveries_are_not_there() {
         Request::RetryDelivery(delivery),
         Request::ListEventDeliveries(event, String::new()),
     ] {
-        assert_eq!(room.ask(request).unwrap_err(), Problem::NotFound);
+        assert_eq!(room.ask(request).unwrap_err().row().status, 404);
     }
     for request in [Request::ListEndpoints(String::new()), Request::ListDeliveries(String::new())] {
         assert_eq!(room.ask(request).unwrap().1, json!({"data": [], "next_cursor": null}));
@@ -240,7 +249,7 @@ fn a_test_stores_an_event_for_its_endpoint_and_a_disabled_one_is_refused() {
     assert_eq!(deliveries["data"][0]["id"], sent["delivery_id"]);
     assert_eq!(deliveries["data"][0]["endpoint_id"], id.to_string());
     room.ask(Request::UpdateEndpoint(id, br#"{"enabled":false}"#.to_vec())).unwrap();
-    assert_eq!(room.fields_at_fault(Request::TestEndpoint(id)), ["enabled"]);
+    assert_eq!(room.ask(Request::TestEndpoint(id)).unwrap_err(), Problem::EndpointDisabled);
 }
 
 #[test]
@@ -282,7 +291,7 @@ fn a_delivery_is_shown_in_its_exact_shape_and_can_be_asked_for_again() {
     };
     record.attempts = vec![attempt(1, None, Some("timeout"), None), attempt(2, Some(500), None, Some("\"\u{1}é"))];
     room.store.webhooks.deliveries.lock().unwrap().push(record.clone());
-    let attempts = r#"[{"at":"2026-01-01T00:00:00.000000Z","status_code":null,"error":"timeout","latency_ms":12,"response_body":null},{"at":"2026-01-01T00:00:00.000000Z","status_code":500,"error":null,"latency_ms":12,"response_body":"\"\u0001é"}]"#;
+    let attempts = r#"[{"at":"2026-01-01T00:00:00.000000Z","status_code":null,"error":"timeout","error_detail":null,"latency_ms":12,"response_body":null},{"at":"2026-01-01T00:00:00.000000Z","status_code":500,"error":null,"error_detail":null,"latency_ms":12,"response_body":"\"\u0001é"}]"#;
     let delivery = record.delivery;
     let ids = format!(r#"{{"id":"{}","event_id":"{}","endpoint_id":"{id}""#, delivery.id, delivery.event);
     let shown = |request| String::from_utf8(ask_as(&room.pool, OURS, request).unwrap().body).unwrap();
@@ -373,7 +382,7 @@ fn an_event_without_deliveries_is_told_from_one_that_is_not_there() {
     let asked = room.ask(Request::ListEventDeliveries(event.id, String::new())).unwrap().1;
     assert_eq!(asked, json!({"data": [], "next_cursor": null}));
     let absent = Request::ListEventDeliveries(EventId(Uuid::nil()), String::new());
-    assert_eq!(room.ask(absent).unwrap_err(), Problem::NotFound);
+    assert_eq!(room.ask(absent).unwrap_err().row().status, 404);
 }
 
 #[test]
@@ -382,7 +391,7 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused("22P02".into()), Problem::Internal),
+        (StoreError::RowRefused(crate::store::Refusal::new("22P02", "22P02")), Problem::Internal),
     ] {
         let store = Arc::new(FakeStore::with_hook(move || Err(error.clone())));
         let management = management_telling(|_| unreachable!("nothing changed"));
@@ -391,7 +400,7 @@ fn each_store_error_has_its_answer() {
             Request::CreateEndpoint(br#"{"url":"https://example.com"}"#.to_vec()),
             Request::ListEndpoints(String::new()),
             Request::GetEndpoint(id),
-            Request::UpdateEndpoint(id, Vec::new()),
+            Request::UpdateEndpoint(id, b"{}".to_vec()),
             Request::DeleteEndpoint(id),
             Request::RotateEndpointSecret(id, Vec::new()),
             Request::TestEndpoint(id),

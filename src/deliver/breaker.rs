@@ -4,7 +4,8 @@
 //! ```text
 //!           failures one after another               rested
 //!   closed ───────────────────────────────▶ resting ◀──────────▶ probing
-//!      ▲                                       │    failed, lost     │
+//!      ▲                                       │ failed, withdrawn,  │
+//!      │                                       │ lost                │
 //!      └──────────────── any success ──────────┴─────────────────────┘
 //! ```
 //!
@@ -14,11 +15,10 @@
 //! A result does not say which request it is of. So a straggler's failure during a probe counts as the probe's, which
 //! costs one doubling; and any success closes, because an endpoint that answers is not dead.
 //!
-//! Moments are wall-clock time, which may be set back: a rest then lasts its own length once more at the longest.
+//! Moments are those of the monotonic clock: no step of the wall clock prolongs a rest or makes it shorter.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::clock::Timestamp;
 use crate::limits;
 
 /// Whether an endpoint gets requests. Closed at first.
@@ -27,7 +27,8 @@ pub struct Breaker {
     state: State,
     /// After one another, up to now; counted while closed.
     failures: u32,
-    failing_since: Option<Timestamp>,
+    /// Up to when the time that it failed has been told; at first the first failure.
+    told_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -35,9 +36,9 @@ enum State {
     #[default]
     Closed,
     /// Open. `until` is at most `rest` away.
-    Resting { until: Timestamp, rest: Duration },
+    Resting { until: Instant, rest: Duration },
     /// Half open: a request is out. `lost_at` is when its result is given up.
-    Probing { lost_at: Timestamp, rest: Duration },
+    Probing { lost_at: Instant, rest: Duration },
 }
 
 /// What a result changed.
@@ -48,7 +49,7 @@ pub enum Change {
     /// It rests until then: it has just opened, or its probe has failed.
     Opened {
         /// The earliest moment of the next probe.
-        until: Timestamp,
+        until: Instant,
     },
     /// It was open and is not any more.
     Closed,
@@ -65,7 +66,7 @@ pub enum Gate {
     /// No.
     Wait {
         /// Ask again then, or after the next change.
-        until: Timestamp,
+        until: Instant,
     },
 }
 
@@ -78,8 +79,8 @@ impl Breaker {
     }
 
     /// One failed.
-    pub fn failure(&mut self, now: Timestamp) -> Change {
-        self.failing_since.get_or_insert(now);
+    pub fn failure(&mut self, now: Instant) -> Change {
+        self.told_until.get_or_insert(now);
         match self.state {
             State::Closed => {
                 self.failures += 1;
@@ -93,31 +94,31 @@ impl Breaker {
         }
     }
 
-    fn rest(&mut self, now: Timestamp, rest: Duration) -> Change {
-        let until = now.plus(rest);
+    fn rest(&mut self, now: Instant, rest: Duration) -> Change {
+        let until = now + rest;
         self.state = State::Resting { until, rest };
         Change::Opened { until }
     }
 
     /// Whether a request may be sent now. A [`Gate::Probe`] is out from here on.
-    pub fn may_send(&mut self, now: Timestamp) -> Gate {
-        let (due, longest, rest) = match self.state {
+    pub fn may_send(&mut self, now: Instant) -> Gate {
+        let (due, rest) = match self.state {
             State::Closed => return Gate::Open,
-            State::Resting { until, rest } => (until, rest, rest),
-            State::Probing { lost_at, rest, .. } => (lost_at, limits::BREAKER_PROBE_WAIT, rest),
+            State::Resting { until, rest } => (until, rest),
+            State::Probing { lost_at, rest } => (lost_at, rest),
         };
-        // Further away only where the clock was set back.
-        let due = due.min(now.plus(longest));
         if due <= now {
-            self.state = State::Probing { lost_at: now.plus(limits::BREAKER_PROBE_WAIT), rest };
+            self.state = State::Probing { lost_at: now + limits::BREAKER_PROBE_WAIT, rest };
             return Gate::Probe;
         }
-        match &mut self.state {
-            State::Closed => {}
-            State::Resting { until, .. } => *until = due,
-            State::Probing { lost_at, .. } => *lost_at = due,
-        }
         Gate::Wait { until: due }
+    }
+
+    /// The probe that is out will have no result; another one may be sent.
+    pub fn withdraw_probe(&mut self, now: Instant) {
+        if let State::Probing { rest, .. } = self.state {
+            self.state = State::Resting { until: now, rest };
+        }
     }
 
     /// Whether it is anything but closed.
@@ -125,28 +126,26 @@ impl Breaker {
         !matches!(self.state, State::Closed)
     }
 
-    /// When the first failure after the last success was told; `None` where there is none. As long as this breaker is
-    /// remembered: the store keeps it beyond that.
-    pub fn failing_since(&self) -> Option<Timestamp> {
-        self.failing_since
+    /// How long it has failed since this was last asked, or since the first failure; zero where it has not. Time that
+    /// this server lived through: what a clock is set to does not count.
+    pub fn take_failing(&mut self, now: Instant) -> Duration {
+        let since = self.told_until.as_mut().map(|told_until| std::mem::replace(told_until, now));
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
-}
-
-/// Whether an endpoint that fails once more at `now`, and has done nothing else since then, is to be disabled.
-pub fn should_disable(failing_since: Option<Timestamp>, now: Timestamp) -> bool {
-    failing_since.is_some_and(|since| now >= since.plus(limits::ENDPOINT_DISABLE_AFTER))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
 
-    const START: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-    fn at(seconds: u64) -> Timestamp {
-        START.plus(Duration::from_secs(seconds))
+    fn at(seconds: u64) -> Instant {
+        *START + Duration::from_secs(seconds)
     }
 
     fn opened(seconds: u64) -> Change {
@@ -161,9 +160,9 @@ mod tests {
     fn open() -> Breaker {
         let mut breaker = Breaker::default();
         for _ in 1..limits::BREAKER_FAILURES {
-            assert_eq!(breaker.failure(START), Change::None);
+            assert_eq!(breaker.failure(at(0)), Change::None);
         }
-        assert_eq!(breaker.failure(START), opened(5));
+        assert_eq!(breaker.failure(at(0)), opened(5));
         breaker
     }
 
@@ -172,12 +171,27 @@ mod tests {
         let mut breaker = Breaker::default();
         for _ in 0..3 {
             for _ in 1..limits::BREAKER_FAILURES {
-                assert_eq!(breaker.failure(START), Change::None);
-                assert_eq!(breaker.may_send(START), Gate::Open);
+                assert_eq!(breaker.failure(at(0)), Change::None);
+                assert_eq!(breaker.may_send(at(0)), Gate::Open);
             }
             assert_eq!(breaker.success(), Change::None);
         }
         assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn a_probe_that_was_not_made_is_made_again_and_doubles_nothing() {
+        let mut breaker = open();
+        assert_eq!(breaker.may_send(at(5)), Gate::Probe);
+        breaker.withdraw_probe(at(7));
+        assert!(breaker.is_open());
+        assert_eq!(breaker.may_send(at(7)), Gate::Probe);
+        assert_eq!(breaker.failure(at(8)), opened(18));
+        breaker.withdraw_probe(at(9));
+        assert_eq!(breaker.may_send(at(9)), wait(18), "none is out");
+        let mut closed = Breaker::default();
+        closed.withdraw_probe(at(0));
+        assert_eq!(closed.may_send(at(0)), Gate::Open);
     }
 
     #[test]
@@ -191,10 +205,10 @@ mod tests {
             assert_eq!(breaker.may_send(at(now)), wait(now + 150));
             assert_eq!(breaker.failure(at(now)), opened(now + (rest * 2).min(300)));
         }
-        assert_eq!(breaker.failing_since(), Some(START));
+        assert_eq!(breaker.take_failing(at(now)), Duration::from_secs(now));
         assert_eq!(breaker.may_send(at(now + 300)), Gate::Probe);
         assert_eq!(breaker.success(), Change::Closed);
-        assert_eq!((breaker.is_open(), breaker.failing_since()), (false, None));
+        assert_eq!((breaker.is_open(), breaker.take_failing(at(now + 300))), (false, Duration::ZERO));
         assert_eq!(breaker.may_send(at(now)), Gate::Open);
         // And begins anew.
         for _ in 1..limits::BREAKER_FAILURES {
@@ -225,25 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_delays_by_one_rest_at_most() {
-        let (hour, mut breaker) = (3600, Breaker::default());
-        for _ in 0..limits::BREAKER_FAILURES {
-            let _ = breaker.failure(at(hour));
-        }
-        assert_eq!(breaker.may_send(at(0)), wait(5));
-        assert_eq!(breaker.may_send(at(3)), wait(5));
-        assert_eq!(breaker.may_send(at(hour)), Gate::Probe);
-        assert_eq!(breaker.may_send(at(10)), wait(160));
-        assert_eq!(breaker.may_send(at(160)), Gate::Probe);
-    }
-
-    #[test]
-    fn an_endpoint_is_disabled_after_five_days_of_failures() {
-        let days = 5 * 86_400;
-        assert!(!should_disable(None, at(days)));
-        assert!(!should_disable(Some(START), at(days - 1)));
-        assert!(should_disable(Some(START), at(days)));
-        assert!(!should_disable(Some(at(1)), START));
+    fn the_time_that_it_fails_is_told_once() {
+        let mut breaker = Breaker::default();
+        assert_eq!(breaker.take_failing(at(7)), Duration::ZERO);
+        let _ = breaker.failure(at(10));
+        let _ = breaker.failure(at(15));
+        assert_eq!(breaker.take_failing(at(20)), Duration::from_secs(10));
+        assert_eq!(breaker.take_failing(at(20)), Duration::ZERO);
+        let _ = breaker.failure(at(4000));
+        assert_eq!(breaker.take_failing(at(5000)), Duration::from_secs(4980));
+        let _ = breaker.success();
+        let _ = breaker.failure(at(6000));
+        assert_eq!(breaker.take_failing(at(6001)), Duration::from_secs(1));
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -285,8 +292,8 @@ mod tests {
                         match breaker.failure(at(now)) {
                             Change::Opened { until } => {
                                 prop_assert!(!was_open || probe_out_since.is_some());
-                                prop_assert!(until >= at(now).plus(limits::BREAKER_REST_MIN));
-                                prop_assert!(until <= at(now).plus(limits::BREAKER_REST_MAX));
+                                prop_assert!(until >= at(now) + limits::BREAKER_REST_MIN);
+                                prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX);
                             }
                             Change::None => prop_assert!(probe_out_since.is_none()),
                             Change::Closed => prop_assert!(false, "a failure closes nothing"),
@@ -302,12 +309,13 @@ mod tests {
                         }
                         Gate::Wait { until } => {
                             prop_assert!(was_open && until > at(now));
-                            prop_assert!(until <= at(now).plus(limits::BREAKER_REST_MAX.max(limits::BREAKER_PROBE_WAIT)));
+                            prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX.max(limits::BREAKER_PROBE_WAIT));
                             prop_assert_eq!(breaker.may_send(at(now)), Gate::Wait { until }, "asking changes nothing");
                         }
                     },
                 }
-                prop_assert_eq!(breaker.failing_since(), failed_first);
+                let failing = failed_first.map_or(Duration::ZERO, |first| at(now) - first);
+                prop_assert_eq!(breaker.clone().take_failing(at(now)), failing);
                 prop_assert!(breaker.is_open() || breaker.may_send(at(now)) == Gate::Open);
             }
         }

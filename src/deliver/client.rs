@@ -3,13 +3,18 @@
 //! Owns the connections to receivers; runs on the sender's runtime (one thread), where any number of [`WebhookClient::send`]s
 //! run beside each other; how many is the caller's bound.
 //!
-//! - An attempt ends within the configured timeout, whatever the receiver, its name server or the proxy do.
+//! - [`WebhookClient::connected`] comes first, a connection that is open; else [`WebhookClient::prepare`], the addresses of
+//!   the name. What that waits for is on this side, so its time is none of the attempt's, and what goes wrong on this side is
+//!   no attempt at all.
+//! - An attempt ends within the configured timeout, whatever the receiver or the proxy do; no request goes out after that,
+//!   even where the process stood still.
 //! - It goes where the [`TargetPolicy`] allows, checked on the very address that is connected to (`connect.rs`), and
 //!   nowhere else: redirects are answers, and no proxy is taken from the environment.
 //! - Receivers cost bounded memory: the answer's head, what is read of its body, and what is kept of that are limits, and
 //!   so are idle connections (`pool.rs`) and lookups (`lookup.rs`). Nothing is decompressed, or asked for compressed.
+//! - And bounded time: interim answers are counted, and so are HTTP/2 frames that bring nothing (`stream.rs`).
 //! - A request is written twice only where the first connection had been idle and closed without a byte of an answer, or
-//!   the receiver said that it had not begun with it.
+//!   the receiver said that it had not begun with it: then at once, at most [`WEBHOOK_REFUSALS_MAX`] times.
 //! - HTTP/2 where TLS negotiates it, else HTTP/1.1. A connection on which a request met nothing but silence is not used
 //!   again, so that one which leads nowhere costs its attempts and not those to come.
 
@@ -26,24 +31,29 @@ use hyper::{Response, Uri};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use self::connect::Connector;
+use self::connect::{Connector, Target};
+use self::failure::Begun;
 use self::lookup::Lookups;
 use self::pool::{Gate, Key, Lease, Pool};
 use self::proxy::Proxy;
-use super::outcome::{self, Answer, ErrorClass, Outcome};
+use super::outcome::{self, Answer, ErrorClass, Outcome, Trouble};
 use super::target::TargetPolicy;
-use crate::limits::ANSWER_BODY_SHOWN_BYTES_MAX;
+use crate::event::OrgId;
+use crate::limits::{ANSWER_BODY_SHOWN_BYTES_MAX, WEBHOOK_REFUSALS_MAX};
 
 mod connect;
 mod connection;
 mod failure;
 mod lookup;
+mod names;
+mod places;
 mod pool;
 mod proxy;
 mod stream;
 pub mod tls;
 
-pub use self::lookup::{Resolve, SystemResolver};
+pub use self::lookup::{Found, Resolve, Unresolved};
+pub use self::names::{NameFiles, SystemResolver};
 
 /// Which public certificate authorities are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +82,8 @@ pub struct ClientConfig {
     pub ca_file: Option<PathBuf>,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
+    /// Where it says how names are looked up.
+    pub name_files: NameFiles,
 }
 
 impl fmt::Debug for ClientConfig {
@@ -85,6 +97,7 @@ impl fmt::Debug for ClientConfig {
             .field("ca_file", &self.ca_file)
             // It may hold a password.
             .field("proxy", &self.proxy.as_ref().map(|_| "***"))
+            .field("name_files", &self.name_files)
             .finish()
     }
 }
@@ -100,6 +113,39 @@ pub struct Request {
     pub body: Bytes,
 }
 
+/// What an attempt begins with.
+pub struct Ready {
+    key: Key,
+    org: OrgId,
+    way: Way,
+}
+
+enum Way {
+    Open(Lease),
+    To(Target),
+}
+
+/// Why a request was not sent.
+#[derive(Debug)]
+pub enum Unsent {
+    /// Because of the endpoint: an attempt like another.
+    Failed(Trouble),
+    /// Because of something on this side, which says nothing about the endpoint.
+    PutOff(&'static str),
+}
+
+impl From<Trouble> for Unsent {
+    fn from(trouble: Trouble) -> Self {
+        Self::Failed(trouble)
+    }
+}
+
+impl From<ErrorClass> for Unsent {
+    fn from(class: ErrorClass) -> Self {
+        Self::Failed(class.into())
+    }
+}
+
 /// Keeps connections; used from one tokio runtime. Clones share them.
 #[derive(Clone)]
 pub struct WebhookClient {
@@ -110,12 +156,13 @@ pub struct WebhookClient {
 }
 
 impl WebhookClient {
-    /// Reads the certificates.
+    /// Reads the certificates. Names are looked up as the system's files say.
     ///
     /// # Errors
     /// What is wrong with them, or with the proxy.
     pub fn new(config: ClientConfig) -> Result<Self, String> {
-        Self::with_resolver(config, Arc::new(SystemResolver))
+        let resolver = Arc::new(SystemResolver::new(config.name_files.clone()));
+        Self::with_resolver(config, resolver)
     }
 
     /// The same with another source of addresses.
@@ -138,40 +185,89 @@ impl WebhookClient {
         })
     }
 
-    /// Makes one attempt; ends within the timeout, whatever happens.
-    pub async fn send(&self, request: Request) -> Outcome {
+    /// Ready for an attempt for something of `org` where a connection is open.
+    pub fn connected(&self, url: &Uri, org: OrgId) -> Option<Ready> {
+        let key = Key::of(url)?;
+        let way = Way::Open(self.pool.take(&key, false)?);
+        Some(Ready { key, org, way })
+    }
+
+    /// Gets ready for an attempt for something of `org` where none is: finds out where to open one. Ends by `until`, and
+    /// within [`WEBHOOK_LOOKUP_WAIT`](crate::limits::WEBHOOK_LOOKUP_WAIT).
+    ///
+    /// # Errors
+    /// That there is nowhere to send it, which is an attempt that failed; or that it is put off.
+    pub async fn prepare(&self, url: &Uri, org: OrgId, until: std::time::Instant) -> Result<Ready, Unsent> {
+        let key = Key::of(url).ok_or(ErrorClass::AddressNotAllowed)?;
+        let way = Way::To(self.connector.target(url, org, until.into()).await?);
+        Ok(Ready { key, org, way })
+    }
+
+    /// Makes one attempt, at the URL that it was prepared for; ends within the timeout, whatever happens.
+    ///
+    /// # Errors
+    /// Why it is put off: the receiver has seen nothing of it.
+    pub async fn send(&self, ready: Ready, request: Request) -> Result<Outcome, &'static str> {
         let deadline = Instant::now() + self.timeout;
-        match self.head(&request, deadline).await {
-            Ok((lease, response)) => self.rest(lease, response, deadline).await,
-            Err(class) => Outcome { answer: None, error: Some(class) },
+        match self.head(ready, &request, deadline).await {
+            Ok((lease, response)) => Ok(self.rest(lease, response, deadline).await),
+            Err(Unsent::Failed(trouble)) => Ok(Outcome { answer: None, error: Some(trouble) }),
+            Err(Unsent::PutOff(why)) => Err(why),
         }
     }
 
     /// Sends the request and waits for the answer's head. A connection that had been used before may have been closed
-    /// meanwhile; then the request goes out once more, on a new one.
-    async fn head(&self, request: &Request, deadline: Instant) -> Result<(Lease, Response<Incoming>), ErrorClass> {
-        let key = Key::of(&request.url).ok_or(ErrorClass::AddressNotAllowed)?;
-        let mut again = false;
+    /// meanwhile; then the request goes out once more, on a new one. One that the receiver refused to begin with goes out
+    /// again at once.
+    async fn head(
+        &self,
+        ready: Ready,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<(Lease, Response<Incoming>), Unsent> {
+        let Ready { key, org, way } = ready;
+        let (mut way, mut refusals, mut again) = (Some(way), 0, false);
         loop {
-            let mut lease = self.lease(&key, &request.url, again, deadline).await?;
+            // Opening one is seldom and large: in a box, it takes no room in the others' tasks.
+            let mut lease = match way.take() {
+                Some(Way::Open(lease)) => lease,
+                Some(Way::To(target)) => Box::pin(self.open(&key, target, false, deadline)).await?,
+                None => Box::pin(self.open_anew(&key, &request.url, org, deadline)).await?,
+            };
+            // The process stood still, or this thread did: what goes out now may be sent by somebody else as well.
+            if Instant::now() >= deadline {
+                lease.keep();
+                return Err(Unsent::PutOff("this server was held up for longer than an attempt may take"));
+            }
             match timeout_at(deadline, lease.send(request)).await {
                 Ok(Ok(response)) => return Ok((lease, response)),
                 Ok(Err(failure)) => {
                     lease.retire();
-                    if again || !lease.is_reused() || !failure.untouched {
-                        return Err(failure.class);
+                    match failure.begun {
+                        Begun::No if refusals < WEBHOOK_REFUSALS_MAX => refusals += 1,
+                        Begun::Hardly if lease.is_reused() && !again => again = true,
+                        _ => return Err(failure.trouble.into()),
                     }
-                    again = true;
                 }
                 Err(_) => {
                     lease.retire_if_silent();
-                    return Err(ErrorClass::Timeout);
+                    return Err(ErrorClass::Timeout.into());
                 }
             }
         }
     }
 
-    async fn lease(&self, key: &Key, uri: &Uri, fresh: bool, deadline: Instant) -> Result<Lease, ErrorClass> {
+    /// A connection that has not been idle.
+    async fn open_anew(&self, key: &Key, url: &Uri, org: OrgId, deadline: Instant) -> Result<Lease, Unsent> {
+        if let Some(lease) = self.pool.take(key, true) {
+            return Ok(lease);
+        }
+        let target = self.connector.target(url, org, deadline).await?;
+        Ok(self.open(key, target, true, deadline).await?)
+    }
+
+    /// A new connection, or one that is there by now.
+    async fn open(&self, key: &Key, target: Target, fresh: bool, deadline: Instant) -> Result<Lease, Trouble> {
         if let Some(lease) = self.pool.take(key, fresh) {
             return Ok(lease);
         }
@@ -181,7 +277,7 @@ impl WebhookClient {
             Gate::Theirs(mut open) => {
                 let deadline = deadline.min(Instant::now() + self.connector.timeout);
                 if timeout_at(deadline, open.changed()).await.is_err() {
-                    return Err(ErrorClass::ConnectTimeout);
+                    return Err(ErrorClass::ConnectTimeout.into());
                 }
                 if let Some(lease) = self.pool.take(key, fresh) {
                     return Ok(lease);
@@ -189,8 +285,10 @@ impl WebhookClient {
                 None
             }
         };
-        let stream = self.connector.connect(uri, deadline).await?;
-        let (sender, heard) = connection::begin(stream).await?;
+        let stream = self.connector.connect(&target, deadline).await?;
+        // An HTTP/2 receiver's settings are waited for: within the attempt's time, too.
+        let begun = timeout_at(deadline, connection::begin(stream)).await;
+        let (sender, heard) = begun.map_err(|_| Trouble::from(ErrorClass::Timeout))??;
         Ok(self.pool.opened(key, sender, heard))
     }
 
@@ -204,8 +302,9 @@ impl WebhookClient {
                 None
             }
             Ok(Ok(Drained::Cut)) => None,
-            Ok(Err(error)) => Some(failure::class_of(&error)),
-            Err(_) => Some(ErrorClass::Timeout),
+            Ok(Err(_)) if lease.heard_too_much() => Some(ErrorClass::InvalidResponse.into()),
+            Ok(Err(error)) => Some(failure::trouble_of(&error)),
+            Err(_) => Some(ErrorClass::Timeout.into()),
         };
         let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let answer = Answer {

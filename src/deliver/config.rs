@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::client::{ClientConfig, Roots};
+use super::client::{ClientConfig, NameFiles, Roots};
 use super::schedule::RetrySchedule;
 use super::secret::SecretBox;
-use super::target::TargetPolicy;
+use super::target::{DatabaseAddresses, TargetPolicy};
 
 /// The file in the data directory that holds the key secrets are sealed with, where none is configured.
 pub const SECRET_KEY_FILE: &str = "webhook-secret.key";
@@ -46,6 +46,8 @@ pub struct DeliverConfig {
     pub proxy: Option<Url>,
     /// How long deliveries that have ended are kept, with their attempts.
     pub retention: Duration,
+    /// Where it says how names are looked up: the system's files.
+    pub name_files: NameFiles,
 }
 
 /// The configured key or keys, as text that [`SecretBox::from_config`] takes. Wiped when dropped.
@@ -70,14 +72,19 @@ impl fmt::Debug for SecretKey {
 }
 
 impl DeliverConfig {
-    /// Where requests may go: not to `own_addresses`, except where everything is allowed.
-    pub fn policy(&self, own_addresses: &[IpAddr]) -> TargetPolicy {
-        let specific = own_addresses.iter().filter(|address| !address.is_unspecified() && !self.allow_insecure);
-        TargetPolicy {
+    /// Where requests may go: not to where the server listens or the database is, except where everything is allowed.
+    pub fn policy(&self, listens: &[IpAddr], database: &DatabaseAddresses) -> TargetPolicy {
+        let mut policy = TargetPolicy {
             allow_insecure: self.allow_insecure,
             allowed_networks: self.allowed_networks.clone(),
-            forbidden: specific.copied().collect(),
+            ..TargetPolicy::default()
+        };
+        if !self.allow_insecure {
+            policy.forbidden = listens.iter().copied().filter(|address| !address.is_unspecified()).collect();
+            policy.forbids_machine = listens.iter().any(IpAddr::is_unspecified);
+            policy.database = database.clone();
         }
+        policy
     }
 
     /// How requests are made under that policy.
@@ -90,6 +97,7 @@ impl DeliverConfig {
             roots: self.roots,
             ca_file: self.ca_file.clone(),
             proxy: self.proxy.clone(),
+            name_files: self.name_files.clone(),
         }
     }
 
@@ -145,6 +153,7 @@ impl fmt::Debug for DeliverConfig {
             .field("roots", &self.roots)
             .field("proxy", &self.shown_proxy())
             .field("retention", &self.retention)
+            .field("name_files", &self.name_files)
             .finish()
     }
 }

@@ -6,6 +6,10 @@
 //! second). A control request that changes an endpoint refreshes that organisation itself before it is answered, so what
 //! was just created takes the next event.
 //!
+//! **An endpoint that nothing can be sent to now is held**: its secret cannot be opened here, its organisation is disabled,
+//! or its row cannot be read. It is loud, and alone: the others are planned and sent. What is planned for it is due for any server that
+//! can send it, and waits where none can; no attempt is made. For a row that cannot be read nothing is planned.
+//!
 //! Readers take one read lock for a batch; an organisation without endpoints costs them one lookup. About 1 KiB an
 //! endpoint, and [`limits::ENDPOINTS_PER_ORG_MAX`] of them for each organisation, which only the operator makes.
 
@@ -16,16 +20,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use hyper::Uri;
 use hyper::header::HeaderMap;
 
+use super::clock::DeliveryClock;
+use super::config::SECRET_KEY_FILE;
 use super::filter::{self, EventTypeFilter};
 use super::headers;
 use super::outcome::ErrorClass;
 use super::room::Share;
+use super::schedules::Schedules;
 use super::secret::{SecretBox, WebhookSecret};
 use super::target::{TargetPolicy, request_uri};
 use crate::clock::Timestamp;
 use crate::event::{EndpointId, Event, OrgId};
 use crate::limits;
-use crate::store::webhooks::Endpoint;
+use crate::store::webhooks::{Endpoint, EndpointRow, Unreadable};
 use crate::store::{Store, StoreError};
 
 /// One endpoint, ready for use.
@@ -36,13 +43,18 @@ pub struct LiveEndpoint {
     pub org: OrgId,
     /// What its requests are made of; or why none can be made.
     pub outfit: Result<Outfit, ErrorClass>,
+    org_disabled: bool,
     /// Requests per second, at most.
     pub rate_limit_per_second: Option<u32>,
     /// Since when nothing but failures came back, as noted in the database when it was last read.
     pub failing_since: Option<Timestamp>,
-    /// What it holds of the room; outlives changes of the endpoint.
+    /// What it holds of the room, and whether its circuit is open; outlives changes of the endpoint, but not its being
+    /// disabled, enabled or held, nor another URL: its circuit was that of another receiver.
     pub share: Arc<Share>,
     event_types: Option<Vec<EventTypeFilter>>,
+    /// Its URL as its owner gave it.
+    given_url: String,
+    enabled_at: Option<Timestamp>,
 }
 
 /// What an endpoint's requests are made of.
@@ -64,6 +76,20 @@ impl Outfit {
 }
 
 impl LiveEndpoint {
+    /// Whether nothing is sent to it for now, by this server at least: what is due for it waits.
+    pub fn is_held(&self) -> bool {
+        self.org_disabled || self.is_unsignable()
+    }
+
+    /// Whether what is known of it still holds for `endpoint`: it has not been held, enabled or moved since.
+    fn is_same_as(&self, endpoint: &Endpoint) -> bool {
+        !self.is_held() && self.given_url == endpoint.url && self.enabled_at == endpoint.enabled_at
+    }
+
+    fn is_unsignable(&self) -> bool {
+        matches!(self.outfit, Err(ErrorClass::SecretUnavailable))
+    }
+
     /// Whether events of this type go to it.
     pub fn wants(&self, event_type: &str) -> bool {
         self.event_types.as_ref().is_none_or(|filters| filter::matches_any(filters, event_type))
@@ -74,8 +100,14 @@ impl LiveEndpoint {
 pub struct Directory {
     entries: RwLock<Entries>,
     is_loaded: AtomicBool,
+    /// Whether the first reading found that secrets are sealed with a key that is not here, and no later one the opposite.
+    is_key_foreign: AtomicBool,
     secrets: Arc<SecretBox>,
     policy: TargetPolicy,
+    /// Asked for the time with the first reading of all: before anything is planned.
+    clock: Arc<DeliveryClock>,
+    /// Asked for with it: before anything can be failed for good.
+    schedules: Arc<Schedules>,
     /// Held from the question to the store until its answer is in `entries`: an older answer never replaces a newer one.
     refreshing: Mutex<()>,
 }
@@ -84,28 +116,52 @@ pub struct Directory {
 struct Entries {
     by_org: HashMap<OrgId, Vec<Arc<LiveEndpoint>>>,
     by_id: HashMap<EndpointId, Arc<LiveEndpoint>>,
+    /// Whose rows cannot be read.
+    unreadable: HashMap<EndpointId, OrgId>,
 }
 
 impl Entries {
-    fn put(&mut self, org: OrgId, endpoints: Vec<Arc<LiveEndpoint>>) {
+    fn replace(&mut self, org: OrgId, rows: Rows) {
         for endpoint in self.by_org.remove(&org).into_iter().flatten() {
             self.by_id.remove(&endpoint.id);
         }
-        if !endpoints.is_empty() {
-            self.by_id.extend(endpoints.iter().map(|endpoint| (endpoint.id, Arc::clone(endpoint))));
-            self.by_org.insert(org, endpoints);
-        }
+        self.unreadable.retain(|_, of| *of != org);
+        self.add(rows);
     }
+
+    fn add(&mut self, rows: Rows) {
+        for endpoint in rows.live {
+            self.by_id.insert(endpoint.id, Arc::clone(&endpoint));
+            self.by_org.entry(endpoint.org).or_default().push(endpoint);
+        }
+        self.unreadable.extend(rows.unreadable.into_iter().map(|row| (row.id, row.org)));
+    }
+}
+
+/// Some of the rows.
+#[derive(Default)]
+struct Rows {
+    /// The enabled ones.
+    live: Vec<Arc<LiveEndpoint>>,
+    unreadable: Vec<Unreadable>,
 }
 
 impl Directory {
     /// An empty one, which knows nothing until the first refresh of all.
-    pub fn new(secrets: Arc<SecretBox>, policy: TargetPolicy) -> Self {
+    pub fn new(
+        secrets: Arc<SecretBox>,
+        policy: TargetPolicy,
+        clock: Arc<DeliveryClock>,
+        schedules: Arc<Schedules>,
+    ) -> Self {
         Self {
             entries: RwLock::default(),
             is_loaded: AtomicBool::new(false),
+            is_key_foreign: AtomicBool::new(false),
             secrets,
             policy,
+            clock,
+            schedules,
             refreshing: Mutex::default(),
         }
     }
@@ -116,9 +172,35 @@ impl Directory {
         self.is_loaded.load(Ordering::Acquire)
     }
 
-    /// The endpoint, where it is there and enabled.
+    /// Why this server should not be relied on, for `/ready`: it was started with another key than secrets are sealed with.
+    /// Not where the key became another one's while it ran: what a tenant or another server does must not take it away.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.is_key_foreign.load(Ordering::Relaxed).then_some(
+            "webhook_secret_key is not the key that endpoints' secrets are sealed with; the log says what to do. Events \
+             are accepted, webhooks wait",
+        )
+    }
+
+    /// The endpoint, where it is there, enabled, and not held.
     pub fn get(&self, id: EndpointId) -> Option<Arc<LiveEndpoint>> {
-        self.read().by_id.get(&id).cloned()
+        self.read().by_id.get(&id).filter(|endpoint| !endpoint.is_held()).cloned()
+    }
+
+    /// Whether it is there and enabled, and nothing can be sent to it now.
+    pub fn is_held(&self, id: EndpointId) -> bool {
+        let entries = self.read();
+        entries.unreadable.contains_key(&id) || entries.by_id.get(&id).is_some_and(|endpoint| endpoint.is_held())
+    }
+
+    /// How many this server can send nothing to until an operator has looked.
+    pub fn unusable(&self) -> usize {
+        let entries = self.read();
+        entries.unreadable.len() + entries.by_id.values().filter(|endpoint| endpoint.is_unsignable()).count()
+    }
+
+    /// All that [`Self::get`] would give, in no order.
+    pub fn ids(&self) -> Vec<EndpointId> {
+        self.read().by_id.values().filter(|endpoint| !endpoint.is_held()).map(|endpoint| endpoint.id).collect()
     }
 
     /// Calls `plan` with each event's place and each endpoint that wants it, event by event.
@@ -150,24 +232,26 @@ impl Directory {
     /// Reads one organisation's endpoints again.
     pub fn refresh(&self, store: &dyn Store, org: OrgId) -> Result<(), StoreError> {
         let _turn = self.turn();
-        let found = self.with_shares(store.endpoints(org)?);
-        self.write().put(org, found);
+        let mut said = Said::default();
+        let found = self.rows(store.endpoints(org)?, &mut said);
+        self.write().replace(org, found);
         Ok(())
     }
 
-    /// Reads all endpoints again.
+    /// Reads all endpoints again, what time it is, and what else servers must agree on.
     pub fn refresh_all(&self, store: &dyn Store) -> Result<(), StoreError> {
         let _turn = self.turn();
+        self.clock.follow(store)?;
+        self.schedules.follow(store)?;
+        self.check_key(store)?;
         let mut fresh = Entries::default();
         let mut after = None;
+        let mut said = Said::default();
         loop {
             let page = store.all_endpoints(after, limits::ENDPOINTS_PAGE)?;
             let is_last = page.len() < limits::ENDPOINTS_PAGE as usize;
-            after = page.last().map(|endpoint| endpoint.id);
-            for endpoint in self.with_shares(page) {
-                fresh.by_id.insert(endpoint.id, Arc::clone(&endpoint));
-                fresh.by_org.entry(endpoint.org).or_default().push(endpoint);
-            }
+            after = page.last().map(|row| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id));
+            fresh.add(self.rows(page, &mut said));
             if is_last {
                 break;
             }
@@ -177,21 +261,59 @@ impl Directory {
         Ok(())
     }
 
-    /// The enabled ones, with the shares they already have.
-    fn with_shares(&self, endpoints: Vec<Endpoint>) -> Vec<Arc<LiveEndpoint>> {
-        let entries = self.read();
-        let share = |id| entries.by_id.get(&id).map_or_else(Arc::default, |known| Arc::clone(&known.share));
-        endpoints
-            .into_iter()
-            .filter(|endpoint| endpoint.enabled)
-            .map(|endpoint| {
-                let share = share(endpoint.id);
-                Arc::new(self.live(&endpoint, share))
-            })
-            .collect()
+    /// Whether secrets are sealed with a key that is here. A store that refuses to tell is no reason to take no events: what
+    /// cannot be signed waits all the same.
+    fn check_key(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let key = match store.sealing_key() {
+            Err(error @ StoreError::Misconfigured(_)) => {
+                tracing::warn!(%error, "whether webhook_secret_key is the other servers' key cannot be found out");
+                return Ok(());
+            }
+            key => key?,
+        };
+        let is_foreign = key.is_some_and(|key| !self.secrets.fingerprints().contains(&key));
+        if is_foreign {
+            tracing::error!(
+                "webhook_secret_key is not the key that endpoints' secrets are sealed with in this database: what it \
+                 cannot sign waits, for another server or another key, and it seals no secret. Set MILLRACE_WEBHOOK_SECRET_KEY \
+                 to the same value on every server, or put {SECRET_KEY_FILE} back; where that key is lost: `millrace \
+                 endpoint accept-key`"
+            );
+        }
+        if !is_foreign || !self.is_loaded() {
+            self.is_key_foreign.store(is_foreign, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
-    fn live(&self, endpoint: &Endpoint, share: Arc<Share>) -> LiveEndpoint {
+    /// The enabled ones of what was read, with the shares they already have.
+    fn rows(&self, read: Vec<EndpointRow>, said: &mut Said) -> Rows {
+        let entries = self.read();
+        let mut rows = Rows::default();
+        for row in read {
+            match row {
+                Ok(endpoint) if endpoint.enabled => {
+                    let known = entries.by_id.get(&endpoint.id);
+                    let share = known.filter(|known| known.is_same_as(&endpoint));
+                    let share: Arc<Share> = share.map_or_else(Arc::default, |known| Arc::clone(&known.share));
+                    share.set_rate(endpoint.rate_limit_per_second);
+                    rows.live.push(Arc::new(self.live(&endpoint, share, said)));
+                }
+                Ok(_) => {}
+                Err(unreadable) => {
+                    let Unreadable { id, org, why } = &unreadable;
+                    said.one(|| {
+                        tracing::error!(endpoint = %id, %org, why, "the row of a webhook endpoint cannot be read: nothing is planned for it or \
+                            sent to it; mend it, or delete it with `millrace endpoint delete`");
+                    });
+                    rows.unreadable.push(unreadable);
+                }
+            }
+        }
+        rows
+    }
+
+    fn live(&self, endpoint: &Endpoint, share: Arc<Share>, said: &mut Said) -> LiveEndpoint {
         let parse = |text: &String| match EventTypeFilter::parse(text) {
             Ok(filter) => Some(filter),
             Err(why) => {
@@ -202,28 +324,40 @@ impl Directory {
         LiveEndpoint {
             id: endpoint.id,
             org: endpoint.org,
-            outfit: self.outfit(endpoint),
+            outfit: self.outfit(endpoint, said),
+            org_disabled: endpoint.org_disabled,
             rate_limit_per_second: endpoint.rate_limit_per_second,
             failing_since: endpoint.failing_since,
             share,
+            given_url: endpoint.url.clone(),
+            enabled_at: endpoint.enabled_at,
             event_types: endpoint.event_types.as_ref().map(|types| types.iter().filter_map(parse).collect()),
         }
     }
 
-    fn outfit(&self, endpoint: &Endpoint) -> Result<Outfit, ErrorClass> {
-        let open = |sealed| {
-            self.secrets.open(endpoint.id, sealed).map_err(|why| {
-                tracing::error!(endpoint = %endpoint.id, why, "a webhook endpoint's secret cannot be opened; what is sent to it fails until it can");
-                ErrorClass::SecretUnavailable
-            })
+    fn outfit(&self, endpoint: &Endpoint, said: &mut Said) -> Result<Outfit, ErrorClass> {
+        let secret = self.secrets.open(endpoint.id, &endpoint.secret).map_err(|why| {
+            said.one(|| {
+                tracing::error!(endpoint = %endpoint.id, org = %endpoint.org, why, "a webhook endpoint's secret cannot be opened; what is due for it \
+                    waits until it can, here or on another server");
+            });
+            ErrorClass::SecretUnavailable
+        })?;
+        let previous_secret = match &endpoint.previous_secret {
+            Some((sealed, until)) if *until > self.clock.shown() => match self.secrets.open(endpoint.id, sealed) {
+                Ok(previous) => Some((previous, *until)),
+                Err(why) => {
+                    said.one(|| {
+                        tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint's previous secret cannot be opened; only the present one signs");
+                    });
+                    None
+                }
+            },
+            _ => None,
         };
         let refused = |why: String| {
             tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint is not allowed any more; what is sent to it is blocked");
             ErrorClass::AddressNotAllowed
-        };
-        let previous_secret = match &endpoint.previous_secret {
-            Some((sealed, until)) if *until > Timestamp::now() => Some((open(sealed)?, *until)),
-            _ => None,
         };
         Ok(Outfit {
             url: self
@@ -232,7 +366,7 @@ impl Directory {
                 .and_then(|url| request_uri(&url).map_err(|error| error.to_string()))
                 .map_err(refused)?,
             headers: headers::parse(&endpoint.headers).map_err(refused)?,
-            secret: open(&endpoint.secret)?,
+            secret,
             previous_secret,
         })
     }
@@ -247,5 +381,28 @@ impl Directory {
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often one reading complains: a key that opens nothing makes as many complaints as there are endpoints.
+#[derive(Default)]
+struct Said(usize);
+
+impl Said {
+    const MOST: usize = 10;
+
+    fn one(&mut self, say: impl FnOnce()) {
+        self.0 += 1;
+        if self.0 <= Self::MOST {
+            say();
+        }
+    }
+}
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        if let Some(more) = self.0.checked_sub(Self::MOST).filter(|more| *more > 0) {
+            tracing::error!(more, "more complaints of this kind about webhook endpoints");
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Endpoints take turns, one delivery each. An endpoint has at most `concurrency` requests in flight, at most a quarter of
 //! the slots that are free (so that however many dead endpoints hold slots until their attempts time out, some is free
-//! for the others), and no more a second than it asked for.
+//! for the others), and no more a second than it asked for. What waited too long to be sent is handed out as such: it takes
+//! no slot, and is not charged to the rate.
 //!
 //! Owned by the sender; knows no clock. What waits is bounded by the room's reservations, so every queue here is.
 //!
@@ -20,6 +21,15 @@ use crate::limits;
 const FREE_PARTS: usize = 4;
 /// How late a paced request may be without slowing the ones behind it: a few ticks of the runtime's timer.
 const PACE_SLACK: Duration = Duration::from_millis(10);
+
+/// What comes next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn<T> {
+    /// To be sent; in flight until [`Fair::done`].
+    Send(T),
+    /// Waited too long.
+    TooLate(T),
+}
 
 /// Everything that waits.
 #[derive(Debug)]
@@ -83,12 +93,19 @@ impl<T> Fair<T> {
         }
     }
 
-    /// The next that may be sent at `now`; its request is in flight until [`Self::done`].
-    pub fn next(&mut self, now: Instant) -> Option<T> {
+    /// The next that may be sent at `now`, or that is `too_late` for that.
+    pub fn next(&mut self, now: Instant, too_late: impl Fn(&T) -> bool) -> Option<Turn<T>> {
         self.wake_paced(now);
         while let Some(endpoint) = self.turns.pop_front() {
             let Some(lane) = self.lanes.get_mut(&endpoint) else { continue };
             lane.place = Place::Nowhere;
+            if lane.waiting.front().is_some_and(&too_late)
+                && let Some(item) = lane.waiting.pop_front()
+            {
+                lane.place = Place::Turns;
+                self.turns.push_front(endpoint);
+                return Some(Turn::TooLate(item));
+            }
             if lane.waiting.is_empty() {
                 if lane.in_flight == 0 {
                     self.lanes.remove(&endpoint);
@@ -121,9 +138,14 @@ impl<T> Fair<T> {
                 lane.place = Place::Turns;
                 self.turns.push_back(endpoint);
             }
-            return Some(item);
+            return Some(Turn::Send(item));
         }
         None
+    }
+
+    /// Requests of `endpoint` in flight, where more of it wait.
+    pub fn backlogged(&self, endpoint: EndpointId) -> Option<usize> {
+        self.lanes.get(&endpoint).filter(|lane| !lane.waiting.is_empty()).map(|lane| lane.in_flight)
     }
 
     /// A request of `endpoint` has ended.
@@ -195,7 +217,11 @@ mod tests {
     }
 
     fn drain(fair: &mut Fair<u128>, now: Instant) -> Vec<u128> {
-        std::iter::from_fn(|| fair.next(now)).collect()
+        let next = || match fair.next(now, |_| false)? {
+            Turn::Send(item) => Some(item),
+            Turn::TooLate(item) => panic!("{item} is in time"),
+        };
+        std::iter::from_fn(next).collect()
     }
 
     #[test]
@@ -290,6 +316,29 @@ mod tests {
         assert_eq!(paced.len(), 50);
         assert!(paced.windows(11).all(|window| window[10] - window[0] >= 990), "{paced:?}");
         assert!(fair.next_timer().is_some());
+    }
+
+    #[test]
+    fn what_is_too_late_takes_no_slot_and_no_part_of_the_rate() {
+        let (mut fair, start) = (Fair::new(1), Instant::now());
+        for n in 0..1000 {
+            fair.push(id(1), Some(1), n);
+        }
+        assert_eq!(fair.next(start, |n| *n < 500), Some(Turn::TooLate(0)));
+        let mut late = vec![0];
+        let sent = loop {
+            match fair.next(start, |n| *n < 500).unwrap() {
+                Turn::TooLate(item) => late.push(item),
+                Turn::Send(item) => break item,
+            }
+        };
+        assert_eq!((late, sent, fair.in_flight()), ((0..500).collect(), 500, 1));
+        assert_eq!(fair.next(start, |_| false), None);
+        fair.done(id(1), start);
+        assert_eq!(fair.next(start, |_| true), Some(Turn::TooLate(501)), "though it is not its turn by the rate");
+        assert_eq!(fair.next(start, |_| false), None);
+        assert_eq!(fair.next(start + Duration::from_secs(1), |_| false), Some(Turn::Send(502)));
+        assert_eq!(fair.backlogged(id(1)), Some(1));
     }
 
     #[test]

@@ -15,8 +15,9 @@ use hyper::header::{Entry, HeaderMap, HeaderName, HeaderValue};
 use crate::limits;
 
 /// Names that are refused, in lower case.
-const REFUSED: [&str; 18] = [
+const REFUSED: [&str; 23] = [
     "accept-encoding",
+    "cf-connecting-ip",
     "connection",
     "content-encoding",
     "content-length",
@@ -29,10 +30,14 @@ const REFUSED: [&str; 18] = [
     "te",
     "trailer",
     "transfer-encoding",
+    "true-client-ip",
     "upgrade",
     "user-agent",
     "via",
+    "x-client-ip",
+    "x-cluster-client-ip",
     "x-forwarded",
+    "x-original-url",
     "x-real-ip",
 ];
 /// Beginnings of names that are refused.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::outcome::{Outcome, Verdict};
+use super::outcome::{Outcome, Trouble, Verdict};
 use super::outgoing::Outgoing;
 use super::schedule::RetrySchedule;
 use crate::clock::Timestamp;
@@ -23,13 +23,13 @@ pub struct Made {
 
 /// What is recorded of `made`, and what becomes of the delivery.
 pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySchedule) -> AttemptResult {
-    let number = outgoing.attempts_made + 1;
+    let (delivery, number) = (outgoing.hold.delivery(), outgoing.attempts_made + 1);
     let next = match made.outcome.verdict() {
         Verdict::Delivered => Next::Delivered,
         Verdict::Blocked => Next::Blocked,
         Verdict::Gone => Next::Failed,
         Verdict::Retry(after) => {
-            let random = random(outgoing.delivery, number);
+            let random = random(delivery, number);
             schedule.next_attempt(outgoing.schedule_step + 1, now, after, random).map_or(Next::Failed, Next::RetryAt)
         }
     };
@@ -38,15 +38,15 @@ pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySc
         None => (None, None),
     };
     let attempt = Attempt {
-        delivery: outgoing.delivery,
+        delivery,
         number,
         at: made.at,
         status_code,
-        error: made.outcome.error.map(|error| error.as_str().to_owned()),
+        error: made.outcome.error.as_ref().map(Trouble::recorded),
         latency: made.latency,
         response_body,
     };
-    AttemptResult { attempt, lease: outgoing.lease, next }
+    AttemptResult { attempt, lease: outgoing.hold.lease().until, next }
 }
 
 /// How the metric counts it.

@@ -1,19 +1,19 @@
 //! Five days of retries on a real store, with the clock in the test's hand.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::*;
+use crate::deliver::lease::{Lease, Leases};
 use crate::deliver::outcome::{Answer, ErrorClass};
 use crate::deliver::room::{Room, Share};
+use crate::deliver::test_store::TestStore;
 use crate::event::{EndpointId, Event, EventId, OrgId};
-use crate::key::{ApiKey, Argon2Cost};
 use crate::store::Store;
-use crate::store::open::{StoreConfig, open};
-use crate::store::webhooks::{Claimed, DeliveryStatus, NewEndpoint, PlannedDelivery, SealedSecret};
+use crate::store::webhooks::{Claimed, DeliveryStatus, KeyFingerprint, PlannedDelivery, SealedSecret, Wanted};
 
 const STANDARD: &str = "5s,5m,30m,2h,5h,10h,14h,20h,24h";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -29,26 +29,9 @@ struct Owed {
 }
 
 fn owed() -> Owed {
-    let dir = tempfile::tempdir().unwrap();
-    let config = StoreConfig { database_url: None, data_dir: dir.path().to_owned(), connections_max: 2 };
-    let store = open(&config).unwrap();
-    store.migrate().unwrap();
-    let key = ApiKey::generate().unwrap();
-    let verifier = key.verifier(Argon2Cost { memory_kib: 8, iterations: 1 });
-    let org = store.create_organization("acme", None, (key.id(), &verifier)).unwrap().id;
-    let (endpoint, event) = (EndpointId(Uuid::now_v7()), EventId(Uuid::now_v7()));
-    let new = NewEndpoint {
-        id: endpoint,
-        org,
-        url: "https://receiver.test/".to_owned(),
-        description: String::new(),
-        event_types: None,
-        headers: Vec::new(),
-        enabled: true,
-        rate_limit_per_second: None,
-        secret: SealedSecret(vec![1]),
-    };
-    store.create_endpoint(&new).unwrap();
+    let TestStore { store, org, endpoint, dir } =
+        TestStore::new(|_| (SealedSecret(vec![1]), vec![KeyFingerprint([1; 8])]));
+    let event = EventId(Uuid::now_v7());
     let at = Timestamp::parse_rfc3339("2026-01-01T00:00:00Z").unwrap();
     let planned = PlannedDelivery { id: DeliveryId(Uuid::now_v7()), event, endpoint, org, lease_until: None };
     store.store_events(&[Event::new(event, org, at, "t", None, b"1")], &[planned]).unwrap();
@@ -58,10 +41,11 @@ fn owed() -> Owed {
 impl Owed {
     fn claim(&self, now: Timestamp) -> Option<Outgoing> {
         let lease = now.plus(Duration::from_secs(60));
-        let claimed: Claimed = self.store.claim(now, lease, &[(self.endpoint, 10)]).unwrap().ready.pop()?;
+        let claimed: Claimed = self.store.claim(now, lease, &[Wanted::all(self.endpoint, 10)]).unwrap().ready.pop()?;
         let share = Arc::new(Share::default());
+        let lease = Lease { until: claimed.lease, ends: Instant::now() };
         Some(Outgoing {
-            delivery: claimed.delivery,
+            hold: Arc::<Leases>::default().hold(claimed.delivery, lease).unwrap(),
             event: claimed.event,
             endpoint: claimed.endpoint,
             rate_limit_per_second: None,
@@ -69,8 +53,7 @@ impl Owed {
             received_at: claimed.received_at,
             attempts_made: claimed.attempts_made,
             schedule_step: claimed.schedule_step,
-            lease: claimed.lease,
-            reservation: Room::new().0.reserve(&share, 0, now).unwrap(),
+            reservation: Room::new(1).0.reserve(&share, 0, Instant::now()).unwrap(),
         })
     }
 
@@ -82,7 +65,7 @@ impl Owed {
             let made = Made { outcome: outcome(attempted.len()), at: now, latency: Duration::from_millis(7) };
             attempted.push(now);
             let result = judge(&outgoing, made, now, &schedule);
-            assert_eq!(self.store.record(std::slice::from_ref(&result)), Ok(1));
+            assert_eq!(self.store.record(std::slice::from_ref(&result)).unwrap().changed, 1);
             let Some(due) = result.next.attempt_at() else { break };
             let just_before = Timestamp::from_micros(due.as_micros() - 1);
             assert!(self.claim(just_before).is_none(), "not before it is due");
@@ -97,7 +80,7 @@ impl Owed {
 }
 
 fn refused(_: usize) -> Outcome {
-    Outcome { answer: None, error: Some(ErrorClass::ConnectionRefused) }
+    Outcome { answer: None, error: Some(ErrorClass::ConnectionRefused.into()) }
 }
 
 fn answered(status: u16, retry_after: Option<Duration>) -> Outcome {
@@ -149,7 +132,7 @@ fn a_receiver_that_asks_for_time_gets_it_and_one_that_is_gone_gets_no_more() {
 #[test]
 fn what_is_not_allowed_is_blocked_at_once() {
     let owed = owed();
-    let blocked = Outcome { answer: None, error: Some(ErrorClass::AddressNotAllowed) };
+    let blocked = Outcome { answer: None, error: Some(ErrorClass::AddressNotAllowed.into()) };
     assert_eq!(owed.walk(owed.at, |_| blocked.clone()).len(), 1);
     assert_eq!(owed.status(), DeliveryStatus::Blocked);
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::secret::SecretBox;
 use super::target::TargetPolicy;
 use crate::event::OrgId;
+use crate::store::StoreError;
 
 /// Where endpoints may be, what seals their secrets, and who is told of changes.
 pub struct Management {
@@ -15,7 +16,10 @@ pub struct Management {
     pub secrets: Arc<SecretBox>,
     /// Called after every change of an organisation's endpoints and before it is answered, so that what is accepted
     /// after the answer is planned with the change. May block as a store may.
-    pub on_change: Box<dyn Fn(OrgId) + Send + Sync>,
+    ///
+    /// # Errors
+    /// The store's, where the change is not known here yet.
+    pub on_change: Box<dyn Fn(OrgId) -> Result<(), StoreError> + Send + Sync>,
 }
 
 impl fmt::Debug for Management {

@@ -13,7 +13,8 @@
 //! **At least once.** A delivery's row is made by the transaction that stores its event, and it leaves `pending` only
 //! when an attempt's result is recorded. Whoever sends one holds its lease, which is longer than an attempt may take; a
 //! holder that dies leaves it due. So none vanishes, and one is sent twice only where a result could not be recorded
-//! before its lease ran out.
+//! before its lease ran out, and somebody else came first then. While results wait nothing is claimed, and after a while
+//! nothing sent; and who could not reach the database gives others the time to record before it claims.
 //!
 //! **Nothing here delays ingestion**, beyond the rows themselves: what finds no room in memory waits in the database.
 //! Never: a lock held across a request, a secret or a URL in a log or a label.
@@ -21,24 +22,34 @@
 mod breaker;
 mod claims;
 pub mod client;
+pub mod clock;
 pub mod config;
+mod database_names;
 pub mod definition;
 pub mod directory;
 mod fair;
 pub mod filter;
 pub mod headers;
 mod judgement;
+mod lease;
+mod lookout;
 pub mod management;
 pub mod outbox;
 pub mod outcome;
 mod outgoing;
+#[cfg(test)]
+mod pace_tests;
 mod recorder;
 mod room;
 pub mod schedule;
+mod schedules;
 pub mod secret;
 mod sender;
 pub mod signature;
 pub mod target;
+#[cfg(test)]
+mod test_store;
+mod unrecorded;
 
 use std::collections::HashMap;
 use std::io;
@@ -59,19 +70,32 @@ pub use self::management::Management;
 
 use self::claims::Claims;
 use self::client::WebhookClient;
+use self::clock::DeliveryClock;
+use self::database_names::DatabaseNames;
 use self::directory::Directory;
 use self::fair::Fair;
+use self::lease::Leases;
 use self::outbox::Outbox;
 use self::recorder::Recorder;
 use self::room::Room;
+use self::schedules::Schedules;
 use self::secret::SecretBox;
-use self::sender::Sender;
-use self::target::TargetPolicy;
+use self::sender::{Sender, Stop};
+use self::target::{DatabaseAddresses, TargetPolicy};
+use self::unrecorded::Unrecorded;
 use crate::auth::feed::Feed;
 use crate::critical_thread;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::store::Store;
+
+/// Where the server and its database are.
+pub struct OwnPlaces {
+    /// What the server listens on; unspecified: all addresses of the machine.
+    pub listens: Vec<IpAddr>,
+    /// Names and addresses of the database's hosts.
+    pub database_hosts: Vec<String>,
+}
 
 /// The room with its threads.
 pub struct Deliver {
@@ -89,45 +113,70 @@ pub struct Deliver {
 
 impl Deliver {
     /// Starts the threads. Nothing is sent until the directory has been read, which whoever prepares the database does.
-    /// `own_addresses` are where the server itself listens: not to be sent to.
+    /// `own` is what is not to be sent to.
     ///
     /// # Errors
     /// What is wrong with the key or the certificates, and what mends it; or that the operating system refuses a thread.
     pub fn start(
         config: &DeliverConfig,
         data_dir: &Path,
-        own_addresses: &[IpAddr],
+        own: OwnPlaces,
         store: &Arc<dyn Store>,
         feed: &Arc<Feed>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, String> {
         let secrets = Arc::new(config.open_secrets(data_dir)?);
-        let policy = config.policy(own_addresses);
+        let database = DatabaseAddresses::default();
+        let policy = config.policy(&own.listens, &database);
+        let database_names = DatabaseNames::new(own.database_hosts, database);
         let client = WebhookClient::new(config.client(policy.clone()))?;
-        let directory = Arc::new(Directory::new(Arc::clone(&secrets), policy.clone()));
-        let (room, bell) = Room::new();
+        let (clock, leases) = (Arc::<DeliveryClock>::default(), Arc::<Leases>::default());
+        let schedules = Arc::new(Schedules::new(config.schedule.clone()));
+        let directory =
+            Arc::new(Directory::new(Arc::clone(&secrets), policy.clone(), Arc::clone(&clock), Arc::clone(&schedules)));
+        let (room, bell) = Room::new(config.concurrency);
         let (to_sender, inbox) = mpsc::unbounded_channel();
         let (to_recorder, notes) = unbounded();
         let (stop_sender, stopped) = watch::channel(None);
         let (stop_claims, give_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let lease = config.timeout + limits::DELIVERY_LEASE_MARGIN;
-        let outbox = Arc::new(Outbox::new(Arc::clone(&directory), Arc::clone(&room), to_sender.clone(), lease));
+        let unrecorded = Arc::new(Unrecorded::new(lease));
+        let outbox = Arc::new(Outbox {
+            directory: Arc::clone(&directory),
+            room: Arc::clone(&room),
+            sender: to_sender.clone(),
+            clock: Arc::clone(&clock),
+            leases: Arc::clone(&leases),
+            lease,
+            is_closed: AtomicBool::new(false),
+        });
         let (stop, abandon) = (Arc::clone(&stop_claims), Arc::clone(&give_up));
-        let recorder = Recorder { notes, store: Arc::clone(store), metrics: Arc::clone(metrics), give_up: abandon };
+        let recorder = Recorder {
+            notes,
+            store: Arc::clone(store),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(metrics),
+            unrecorded: Arc::clone(&unrecorded),
+            give_up: abandon,
+        };
         let sender = Sender {
             inbox,
             notes: to_recorder,
             directory: Arc::clone(&directory),
             room: Arc::clone(&room),
             client,
-            schedule: config.schedule.clone(),
+            clock: Arc::clone(&clock),
+            schedules: Arc::clone(&schedules),
             timeout: config.timeout,
+            unrecorded: Arc::clone(&unrecorded),
+            is_held_up: false,
             metrics: Arc::clone(metrics),
-            stop: stopped,
+            stop: Arc::new(stopped),
             fair: Fair::new(config.concurrency),
             attempts: JoinSet::new(),
             circuits: HashMap::new(),
             healed: HashMap::new(),
+            prune_at: None,
             open_circuits: 0,
         };
         let claims = Claims {
@@ -137,11 +186,15 @@ impl Deliver {
             sender: to_sender,
             feed: Arc::clone(feed),
             bell,
+            clock,
+            leases,
             lease,
+            schedules,
+            unrecorded,
             metrics: Arc::clone(metrics),
             stop,
         };
-        let threads = start_threads(claims, sender, recorder)
+        let threads = start_threads(claims, sender, recorder, database_names)
             .map_err(|error| format!("the threads that send webhooks could not be started: {error}"))?;
         let store = Arc::clone(store);
         Ok(Self { store, secrets, policy, directory, outbox, room, stop_claims, stop_sender, give_up, threads })
@@ -161,10 +214,16 @@ impl Deliver {
     pub fn management(&self) -> Management {
         let (directory, store) = (Arc::clone(&self.directory), Arc::clone(&self.store));
         let on_change = Box::new(move |org| {
-            if let Err(error) = directory.refresh(&*store, org) {
-                // The claiming thread hears of the change and tries until it has it.
-                tracing::warn!(%org, %error, "an organisation's changed endpoints could not be read at once");
+            // A moment's trouble is waited out; the claiming thread hears of the change too, and tries until it has it.
+            const PATIENCE: Duration = Duration::from_secs(2);
+            const PAUSE: Duration = Duration::from_millis(100);
+            let began = Instant::now();
+            let mut refreshed = directory.refresh(&*store, org);
+            while refreshed.is_err() && began.elapsed() < PATIENCE {
+                thread::sleep(PAUSE);
+                refreshed = directory.refresh(&*store, org);
             }
+            refreshed
         });
         Management { policy: self.policy.clone(), secrets: Arc::clone(&self.secrets), on_change }
     }
@@ -190,12 +249,26 @@ impl Deliver {
     }
 }
 
-fn start_threads(claims: Claims, sender: Sender, recorder: Recorder) -> io::Result<[JoinHandle<()>; 3]> {
-    let runtime =
-        Builder::new_current_thread().enable_all().max_blocking_threads(limits::WEBHOOK_LOOKUPS_MAX).build()?;
+fn start_threads(
+    claims: Claims,
+    sender: Sender,
+    recorder: Recorder,
+    mut database_names: DatabaseNames,
+) -> io::Result<[JoinHandle<()>; 3]> {
+    // The system's files are read on one, the database's names looked up on the other.
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
+    let mut stopped = Stop::clone(&sender.stop);
     let send = move || {
-        runtime.block_on(sender.run());
-        // A name that is still being looked up is nobody's any more.
+        runtime.block_on(async {
+            tokio::select! {
+                () = database_names.look_up() => {}
+                // An error means that nobody is there to stop it.
+                _ = stopped.wait_for(Option::is_some) => {}
+            }
+            tokio::spawn(database_names.follow());
+            sender.run().await;
+        });
+        // What is still being read or looked up is nobody's any more.
         runtime.shutdown_background();
     };
     Ok([

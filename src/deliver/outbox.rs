@@ -10,28 +10,33 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
+use super::clock::DeliveryClock;
 use super::directory::{Directory, LiveEndpoint};
+use super::filter::EventTypeFilter;
+use super::lease::{Lease, Leases};
 use super::outgoing::{Outgoing, body, body_len};
 use super::room::{Reservation, Room};
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, Event};
-use crate::store::StoreError;
-use crate::store::webhooks::PlannedDelivery;
+use crate::event::{DeliveryId, Event, EventId, OrgId};
+use crate::store::webhooks::{Endpoint, PlannedDelivery};
+use crate::store::{Store, StoreError};
 
 /// What the writers need to know of webhooks.
 pub struct Outbox {
-    directory: Arc<Directory>,
-    room: Arc<Room>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) room: Arc<Room>,
     /// To the sender. Bounded by the reservations that travel through it.
-    sender: UnboundedSender<Vec<Outgoing>>,
-    lease: Duration,
-    is_closed: AtomicBool,
+    pub(super) sender: UnboundedSender<Vec<Outgoing>>,
+    pub(super) clock: Arc<DeliveryClock>,
+    pub(super) leases: Arc<Leases>,
+    /// How long a lease lasts.
+    pub(super) lease: Duration,
+    pub(super) is_closed: AtomicBool,
 }
 
 /// The deliveries of one batch; dropping it gives up the places that were reserved.
@@ -48,24 +53,29 @@ struct Kept {
     /// Place of its event in the batch.
     event: usize,
     endpoint: Arc<LiveEndpoint>,
-    lease: Timestamp,
+    lease: Lease,
     reservation: Reservation,
 }
 
 impl Outbox {
-    /// Leases last for `lease`.
-    pub fn new(
-        directory: Arc<Directory>,
-        room: Arc<Room>,
-        sender: UnboundedSender<Vec<Outgoing>>,
-        lease: Duration,
-    ) -> Self {
-        Self { directory, room, sender, lease, is_closed: AtomicBool::new(false) }
-    }
-
     /// From now on, what is planned stays in the database.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// How many deliveries each of these events owes, as far as endpoints are known now; empty where none owes any.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn owed(&self, events: &[Event]) -> Result<Vec<u32>, StoreError> {
+        let mut owed = Vec::new();
+        self.directory.for_each_wanted(events, |index, _| {
+            if owed.is_empty() {
+                owed.resize(events.len(), 0);
+            }
+            owed[index] += 1;
+        })?;
+        Ok(owed)
     }
 
     /// The deliveries of these events, for the endpoints that are known now.
@@ -75,22 +85,22 @@ impl Outbox {
     pub fn plan(&self, events: &[Event]) -> Result<Plan, StoreError> {
         let mut plan = Plan::default();
         self.directory.for_each_wanted(events, |index, endpoint| self.add(&mut plan, events, index, endpoint))?;
-        if plan.kept.iter().any(Option::is_none) {
-            self.room.want();
-        }
         Ok(plan)
     }
 
     fn add(&self, plan: &mut Plan, events: &[Event], index: usize, endpoint: &Arc<LiveEndpoint>) {
         let event = &events[index];
         let bytes = body_len(event.type_text(), event.payload().len());
-        let now = Timestamp::now();
-        let is_open = !self.is_closed.load(Ordering::Relaxed);
-        let reservation = if is_open { self.room.reserve(&endpoint.share, bytes, now) } else { None };
+        let (now, is_closed) = (Instant::now(), self.is_closed.load(Ordering::Relaxed));
+        let is_kept = !is_closed && !endpoint.is_held();
+        let reservation = if is_kept { self.room.reserve(&endpoint.share, bytes, now) } else { None };
+        if reservation.is_none() && !endpoint.is_held() && !self.room.is_sated(&endpoint.share, now) {
+            self.room.want();
+        }
         let kept = reservation.map(|reservation| Kept {
             event: index,
             endpoint: Arc::clone(endpoint),
-            lease: now.plus(self.lease),
+            lease: Lease::begin(&self.clock, self.lease),
             reservation,
         });
         plan.deliveries.push(PlannedDelivery {
@@ -98,7 +108,8 @@ impl Outbox {
             event: event.id,
             endpoint: endpoint.id,
             org: endpoint.org,
-            lease_until: kept.as_ref().map(|kept| kept.lease),
+            // What is not kept is due at once, by the clock that whoever claims it goes by.
+            lease_until: Some(kept.as_ref().map_or_else(|| self.clock.now(), |kept| kept.lease.until)),
         });
         plan.kept.push(kept);
     }
@@ -115,10 +126,11 @@ impl Outbox {
             .iter()
             .zip(plan.kept)
             .filter_map(|(planned, kept)| kept.filter(|_| stored.contains(&planned.id)).map(|kept| (planned.id, kept)))
-            .map(|(delivery, Kept { event: index, endpoint, lease, reservation })| {
+            .filter_map(|(delivery, Kept { event: index, endpoint, lease, reservation })| {
                 let event = &events[index];
-                Outgoing {
-                    delivery,
+                Some(Outgoing {
+                    // Whoever claimed it already, because a clock was stepped, has it.
+                    hold: self.leases.hold(delivery, lease)?,
                     event: event.id,
                     endpoint: endpoint.id,
                     rate_limit_per_second: endpoint.rate_limit_per_second,
@@ -126,9 +138,8 @@ impl Outbox {
                     received_at: event.received_at,
                     attempts_made: 0,
                     schedule_step: 0,
-                    lease,
                     reservation,
-                }
+                })
             })
             .collect();
         if !outgoing.is_empty() {
@@ -136,6 +147,29 @@ impl Outbox {
             let _ = self.sender.send(outgoing);
         }
     }
+}
+
+/// The deliveries of one event of `org` for its endpoints as they are in the store now, due at once for any server: for who
+/// has no directory, as the command line.
+pub fn plan_for_any_server(
+    store: &dyn Store,
+    org: OrgId,
+    event: EventId,
+    event_type: &str,
+) -> Result<Vec<PlannedDelivery>, StoreError> {
+    let wants = |types: &Vec<String>| {
+        types.iter().filter_map(|text| EventTypeFilter::parse(text).ok()).any(|filter| filter.matches(event_type))
+    };
+    let wanted =
+        store.endpoints(org)?.into_iter().flatten().filter(|e| e.enabled && e.event_types.as_ref().is_none_or(wants));
+    let plan = |endpoint: Endpoint| PlannedDelivery {
+        id: DeliveryId(Uuid::now_v7()),
+        event,
+        endpoint: endpoint.id,
+        org,
+        lease_until: None,
+    };
+    Ok(wanted.map(plan).collect())
 }
 
 /// The last body that was made: deliveries of one event stand together.

@@ -6,6 +6,7 @@
 //!
 //! What the receiver says is bounded before it is kept: [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] of its body.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use crate::limits;
@@ -33,6 +34,8 @@ pub enum ErrorClass {
     InvalidResponse,
     /// The endpoint's secret cannot be opened with the keys this server has, so nothing can be signed.
     SecretUnavailable,
+    /// This server failed, not the receiver: a bug.
+    InternalError,
 }
 
 impl ErrorClass {
@@ -49,8 +52,59 @@ impl ErrorClass {
             Self::ConnectionClosed => "connection_closed",
             Self::InvalidResponse => "invalid_response",
             Self::SecretUnavailable => "secret_unavailable",
+            Self::InternalError => "internal_error",
         }
     }
+}
+
+/// What went wrong, and more of it than the class says, where more is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The word for it.
+    pub class: ErrorClass,
+    /// A few words in English.
+    pub detail: Option<Cow<'static, str>>,
+}
+
+impl From<ErrorClass> for Trouble {
+    fn from(class: ErrorClass) -> Self {
+        Self { class, detail: None }
+    }
+}
+
+impl Trouble {
+    /// With the detail, on one line and of at most [`limits::ERROR_DETAIL_BYTES_MAX`] bytes: part of it may be the receiver's
+    /// own words.
+    pub fn new(class: ErrorClass, detail: impl Into<Cow<'static, str>>) -> Self {
+        let detail = detail.into();
+        let is_fine = detail.len() <= limits::ERROR_DETAIL_BYTES_MAX && !detail.chars().any(char::is_control);
+        let detail = if is_fine { detail } else { shortened(&detail).into() };
+        Self { class, detail: Some(detail) }
+    }
+
+    /// As an attempt keeps it: the word, and the detail behind a colon.
+    pub fn recorded(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}: {detail}", self.class.as_str()),
+            None => self.class.as_str().to_owned(),
+        }
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let mut short = String::new();
+    for character in text.chars().filter(|character| !character.is_control()) {
+        if short.len() + character.len_utf8() > limits::ERROR_DETAIL_BYTES_MAX {
+            break;
+        }
+        short.push(character);
+    }
+    short
+}
+
+/// What [`Trouble::recorded`] made, apart again: the word and the detail.
+pub fn word_and_detail(recorded: &str) -> (&str, Option<&str>) {
+    recorded.split_once(": ").map_or((recorded, None), |(word, detail)| (word, Some(detail)))
 }
 
 /// The receiver's answer.
@@ -70,7 +124,7 @@ pub struct Outcome {
     /// What the receiver said.
     pub answer: Option<Answer>,
     /// What went wrong.
-    pub error: Option<ErrorClass>,
+    pub error: Option<Trouble>,
 }
 
 /// What an outcome means for the delivery.
@@ -87,12 +141,17 @@ pub enum Verdict {
 }
 
 impl Outcome {
+    /// Whether what went wrong is on this side, and says nothing about the endpoint.
+    pub fn is_ours(&self) -> bool {
+        self.error.as_ref().is_some_and(|trouble| trouble.class == ErrorClass::InternalError)
+    }
+
     /// What follows.
     ///
     /// `Retry-After` is heard on every answer that is not a delivery, not only on 429 and 503: whoever writes it means
     /// it.
     pub fn verdict(&self) -> Verdict {
-        match (&self.answer, self.error) {
+        match (&self.answer, self.error.as_ref().map(|trouble| trouble.class)) {
             (_, Some(ErrorClass::AddressNotAllowed)) => Verdict::Blocked,
             (Some(answer), None) if (200..300).contains(&answer.status) => Verdict::Delivered,
             (Some(answer), None) if answer.status == 410 => Verdict::Gone,
@@ -137,7 +196,8 @@ mod tests {
     use super::*;
 
     fn outcome(status: Option<u16>, retry_after: Option<Duration>, error: Option<ErrorClass>) -> Outcome {
-        Outcome { answer: status.map(|status| Answer { status, retry_after, body: String::new() }), error }
+        let answer = status.map(|status| Answer { status, retry_after, body: String::new() });
+        Outcome { answer, error: error.map(Trouble::from) }
     }
 
     #[test]
@@ -174,6 +234,21 @@ mod tests {
         assert_eq!(outcome(Some(503), minute, Some(ErrorClass::Timeout)).verdict(), Verdict::Retry(minute));
         assert_eq!(outcome(Some(200), minute, None).verdict(), Verdict::Delivered);
         assert_eq!(outcome(Some(410), minute, None).verdict(), Verdict::Gone);
+    }
+
+    #[test]
+    fn details_are_short_lines_and_come_apart_again() {
+        let max = limits::ERROR_DETAIL_BYTES_MAX;
+        for (given, kept) in [
+            ("expired: in 2020", "expired: in 2020".to_owned()),
+            ("a\0b\nc", "abc".to_owned()),
+            (&"ü".repeat(max), "ü".repeat(max / 2)),
+        ] {
+            let trouble = Trouble::new(ErrorClass::TlsFailed, given.to_owned());
+            let recorded = trouble.recorded();
+            assert_eq!(word_and_detail(&recorded), ("tls_failed", Some(&*kept)));
+        }
+        assert_eq!(word_and_detail(&Trouble::from(ErrorClass::Timeout).recorded()), ("timeout", None));
     }
 
     #[test]

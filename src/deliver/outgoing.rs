@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 
+use super::lease::Hold;
 use super::room::Reservation;
 use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId};
+use crate::event::{EndpointId, EventId};
 
 /// One delivery that this server holds the lease of.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// Its row.
-    pub delivery: DeliveryId,
+    /// Its row, and until when nobody else sends it.
+    pub hold: Hold,
     /// The event: the `webhook-id`.
     pub event: EventId,
     /// Where it goes. What that means is looked up when its turn comes.
@@ -25,8 +26,6 @@ pub struct Outgoing {
     pub attempts_made: u32,
     /// Those of them that belong to this round: the place in the schedule of retries.
     pub schedule_step: u32,
-    /// Until then nobody else sends it; also what proves that we still hold it.
-    pub lease: Timestamp,
     /// Its place in memory.
     pub reservation: Reservation,
 }

@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::limits;
-
-/// Units of a pause in seconds, the largest first.
-const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+use crate::quantity::Unit;
 
 /// The pauses between attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +58,18 @@ impl RetrySchedule {
         self.pauses.len() as u32 + 1
     }
 
+    /// What makes one schedule longer than another: more attempts, then more time, then longer pauses at the beginning. No
+    /// two are equally long.
+    pub fn length(&self) -> (usize, Duration, &[Duration]) {
+        (self.pauses.len(), self.pauses.iter().sum(), &self.pauses)
+    }
+
+    /// The longest time from an attempt to the next: a pause as far as it may be spread, or what a receiver may ask for.
+    pub fn pause_max(&self) -> Duration {
+        let longest = self.pauses.iter().map(|pause| self.spread(*pause, 1.0)).max().unwrap_or_default();
+        longest.max(limits::WEBHOOK_RETRY_AFTER_MAX)
+    }
+
     /// When the attempt after `made` attempts of this round is due, at the earliest after what the receiver asked for;
     /// `None` where there is none any more. `random` is in 0..1.
     pub fn next_attempt(
@@ -93,22 +103,18 @@ impl fmt::Display for RetrySchedule {
     /// As [`RetrySchedule::parse`] takes it, each pause in the largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, pause) in self.pauses.iter().enumerate() {
-            let seconds = pause.as_secs();
-            let (unit, length) =
-                UNITS.into_iter().find(|(_, length)| seconds.is_multiple_of(*length)).expect("1 divides it");
             let comma = if at == 0 { "" } else { "," };
-            write!(f, "{comma}{}{unit}", seconds / length)?;
+            write!(f, "{comma}{}", Unit::Seconds.show(pause.as_secs()))?;
         }
         Ok(())
     }
 }
 
+/// Digits and one of the units, nothing else.
 fn parse_pause(text: &str) -> Option<Duration> {
-    let (number, length) =
-        UNITS.into_iter().find_map(|(unit, length)| text.strip_suffix(unit).map(|number| (number, length)))?;
-    // Digits only: `parse` alone would take `+5`.
-    let number: u64 = number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok()).flatten()?;
-    let pause = Duration::from_secs(number.checked_mul(length)?);
+    let digits = text.strip_suffix(['d', 'h', 'm', 's'])?;
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let pause = Duration::from_secs(Unit::Seconds.parse(text).filter(|_| is_plain)?);
     (Duration::from_secs(1)..=limits::WEBHOOK_RETRY_PAUSE_MAX).contains(&pause).then_some(pause)
 }
 
@@ -159,6 +165,19 @@ mod tests {
         }
         // Attempts are not made longer than the schedule by asking.
         assert_eq!(schedule.next_attempt(2, START, Some(Duration::from_secs(1)), 0.0), None);
+    }
+
+    #[test]
+    fn no_attempt_is_further_away_than_the_longest_pause() {
+        let day = Duration::from_secs(86_400);
+        for (text, longest) in [("", day), ("5s", day), ("5s,7d,1s", 7 * day * 6 / 5)] {
+            let schedule = RetrySchedule::parse(text).unwrap();
+            assert_eq!(schedule.pause_max(), longest);
+            for made in 0..4 {
+                let due = schedule.next_attempt(made, START, Some(9 * day), 1.0);
+                assert!(due.is_none_or(|due| since_start(due) <= longest));
+            }
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::event::EndpointId;
 use crate::limits;
-use crate::store::webhooks::SealedSecret;
+use crate::store::webhooks::{Endpoint, KeyFingerprint, SealedSecret};
 
 const PREFIX: &str = "whsec_";
 const GENERATED_LEN: usize = 32;
@@ -106,7 +106,7 @@ const SECRET_AT: usize = NONCE_AT + NONCE_LEN;
 pub struct SecretBox(Arc<[SealingKey]>);
 
 struct SealingKey {
-    fingerprint: [u8; FINGERPRINT_LEN],
+    fingerprint: KeyFingerprint,
     cipher: LessSafeKey,
 }
 
@@ -135,6 +135,18 @@ impl SecretBox {
         Self::from_config(&text).map_err(|rule| io::Error::new(io::ErrorKind::InvalidData, format!("it {rule}")))
     }
 
+    /// Which keys these are: the one that seals, then those that only open.
+    pub fn fingerprints(&self) -> Vec<KeyFingerprint> {
+        self.0.iter().map(|key| key.fingerprint).collect()
+    }
+
+    /// Those of the endpoint's secrets that cannot be opened.
+    pub fn unusable(&self, endpoint: &Endpoint) -> Vec<SealedSecret> {
+        let previous = endpoint.previous_secret.iter().map(|(secret, _)| secret);
+        let all = std::iter::once(&endpoint.secret).chain(previous);
+        all.filter(|secret| self.open(endpoint.id, secret).is_err()).cloned().collect()
+    }
+
     /// Encrypts a secret for `endpoint`.
     pub fn seal(&self, endpoint: EndpointId, secret: &WebhookSecret) -> Result<SealedSecret, getrandom::Error> {
         let sealing = self.0.first().expect("a box has a key");
@@ -142,7 +154,7 @@ impl SecretBox {
         getrandom::fill(&mut nonce)?;
         let mut sealed = Vec::with_capacity(SECRET_AT + secret.key().len() + AES_256_GCM.tag_len());
         sealed.push(VERSION);
-        sealed.extend_from_slice(&sealing.fingerprint);
+        sealed.extend_from_slice(&sealing.fingerprint.0);
         sealed.extend_from_slice(&nonce);
         sealed.extend_from_slice(secret.key());
         let tag = sealing
@@ -171,7 +183,7 @@ impl SecretBox {
         }
         let fingerprint = sealed.0.get(FINGERPRINT_AT..NONCE_AT).ok_or(DAMAGED)?;
         let nonce = sealed.0.get(NONCE_AT..SECRET_AT).ok_or(DAMAGED)?;
-        let opening = self.0.iter().find(|key| key.fingerprint == fingerprint).ok_or(
+        let opening = self.0.iter().find(|key| key.fingerprint.0 == fingerprint).ok_or(
             "the secret was sealed with another key: set webhook_secret_key to the same value on every server, keys of \
              before behind it",
         )?;
@@ -193,8 +205,8 @@ impl fmt::Debug for SecretBox {
 impl SealingKey {
     fn new(key: &[u8]) -> Option<Self> {
         let digest = Sha256::new().chain_update(b"millrace webhook secret key v1").chain_update(key).finalize();
-        let mut fingerprint = [0; FINGERPRINT_LEN];
-        fingerprint.copy_from_slice(&digest[..FINGERPRINT_LEN]);
+        let mut fingerprint = KeyFingerprint([0; FINGERPRINT_LEN]);
+        fingerprint.0.copy_from_slice(&digest[..FINGERPRINT_LEN]);
         // Of another length: no key.
         let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?);
         Some(Self { fingerprint, cipher })

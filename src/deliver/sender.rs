@@ -3,11 +3,13 @@
 //! What the writers and the claiming thread hand over waits in [`Fair`] until its endpoint may be asked; each attempt is a
 //! task; what came of it goes to the recorder. Nothing here touches the database.
 //!
-//! Invariant: a delivery is only sent while its lease lasts longer than an attempt may take. One that waited too long is
-//! dropped: its row is due when the lease runs out, and whoever claims it then is its only sender.
+//! Invariant: a delivery is only sent while its lease lasts longer than an attempt and its recording may take. One that waited too long is
+//! given back, at nobody's cost: whoever claims it next is its only sender. Nor is one sent while what came of others has
+//! waited for the database for so long that its own result would come too late.
 //!
 //! Limits: requests in flight in total and for each endpoint; what waits is bounded by its reservations; a circuit is
-//! remembered only for endpoints that fail.
+//! remembered only for endpoints that fail, and only as long as they are the same: one that is deleted, disabled or moved
+//! to another URL has left its circuit behind.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -22,21 +24,30 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
 use super::breaker::{Breaker, Change, Gate};
-use super::client::{Request, WebhookClient};
+use super::client::{Ready, Request, Unsent, WebhookClient};
+use super::clock::DeliveryClock;
 use super::directory::{Directory, LiveEndpoint, Outfit};
-use super::fair::Fair;
+use super::fair::{Fair, Turn};
 use super::judgement::{Made, counted, judge};
-use super::outcome::{ErrorClass, Outcome};
+use super::outcome::{ErrorClass, Outcome, Trouble, Verdict};
 use super::outgoing::Outgoing;
 use super::recorder::Note;
-use super::room::Room;
-use super::schedule::RetrySchedule;
+use super::room::{Room, Share};
+use super::schedules::Schedules;
 use super::signature;
+use super::unrecorded::Unrecorded;
 use crate::clock::Timestamp;
-use crate::event::{EndpointId, EventId};
+use crate::event::{EndpointId, EventId, OrgId};
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::store::webhooks::Next;
 
+/// How often circuits are looked through for endpoints that are gone, while there are any.
+const PRUNE: Duration = Duration::from_secs(1);
+/// How often it is looked whether results can be recorded again.
+const RESUME_POLL: Duration = Duration::from_millis(100);
+/// Becomes the moment at which whatever is still in flight is left, when the server goes down.
+pub type Stop = watch::Receiver<Option<Instant>>;
 /// Notes are in the recorder's hands as long as this thread lives.
 const RECORDER_LISTENS: &str = "the recorder ends after the sender";
 
@@ -52,41 +63,64 @@ pub struct Sender {
     pub room: Arc<Room>,
     /// Makes requests.
     pub client: WebhookClient,
+    /// What time it is for deliveries.
+    pub clock: Arc<DeliveryClock>,
     /// When a failed delivery is tried again.
-    pub schedule: RetrySchedule,
+    pub schedules: Arc<Schedules>,
     /// The longest an attempt can take.
     pub timeout: Duration,
+    /// Whether results can be recorded.
+    pub unrecorded: Arc<Unrecorded>,
+    /// Whether nothing is sent because they cannot.
+    pub is_held_up: bool,
     /// Shown to operators.
     pub metrics: Arc<Metrics>,
-    /// Becomes the moment at which whatever is still in flight is left, when the server goes down.
-    pub stop: watch::Receiver<Option<Instant>>,
+    /// When the server goes down.
+    pub stop: Arc<Stop>,
     /// What waits for its endpoint.
     pub fair: Fair<Outgoing>,
     /// Requests that wait for their answer.
     pub attempts: JoinSet<Ended>,
     /// Of endpoints that have failed since they last took something.
-    pub circuits: HashMap<EndpointId, Breaker>,
+    pub circuits: HashMap<EndpointId, Circuit>,
     /// Endpoints that the directory says have failed since then, and that have taken something since.
     pub healed: HashMap<EndpointId, Timestamp>,
+    /// When both are to be looked through.
+    pub prune_at: Option<Instant>,
     /// How many of `circuits` are open.
     pub open_circuits: usize,
+}
+
+/// An endpoint's circuit breaker.
+pub struct Circuit {
+    breaker: Breaker,
+    /// Which endpoint it is of: another one has another share, whatever its id.
+    share: Arc<Share>,
 }
 
 /// An attempt that is over.
 pub struct Ended {
     outgoing: Outgoing,
     endpoint: Arc<LiveEndpoint>,
-    made: Made,
+    came: Came,
+}
+
+/// What came of it.
+enum Came {
+    Made(Made),
+    /// It was not made, for reasons on this side.
+    PutOff(&'static str),
 }
 
 impl Sender {
     /// Sends until `stop` says when to end, and then until nothing is in flight or that moment has come.
     pub async fn run(mut self) {
-        let mut stop = self.stop.clone();
+        let mut stop = Stop::clone(&self.stop);
         let until = loop {
             self.start_attempts();
+            self.prune();
             self.show();
-            let timer = self.fair.next_timer();
+            let timer = self.wake_at(Instant::now());
             tokio::select! {
                 Some(handed_over) = self.inbox.recv() => self.take(handed_over),
                 Some(ended) = self.attempts.join_next() => self.settle(ended),
@@ -109,6 +143,12 @@ impl Sender {
         self.finish(until).await;
     }
 
+    /// When to look again, where nothing happens before. While nothing is sent, that it is somebody's turn is no reason.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let turn = if self.is_held_up { Some(now + RESUME_POLL) } else { self.fair.next_timer() };
+        [turn, self.prune_at].into_iter().flatten().min()
+    }
+
     /// Nothing new is sent; what waits is given back; what is in flight may end until then.
     async fn finish(&mut self, until: Instant) {
         while let Ok(handed_over) = self.inbox.try_recv() {
@@ -116,7 +156,7 @@ impl Sender {
         }
         let waiting: Vec<Outgoing> = self.fair.take_all().collect();
         for outgoing in waiting {
-            self.give_back(&outgoing);
+            self.give_back(outgoing);
         }
         while let Ok(Some(ended)) = tokio::time::timeout_at(until.into(), self.attempts.join_next()).await {
             self.settle(ended);
@@ -138,101 +178,206 @@ impl Sender {
         }
     }
 
+    /// How much of its lease an attempt needs, from its beginning to its recorded result.
+    fn time_needed(&self) -> Duration {
+        self.timeout + limits::DELIVERY_RECORD_MARGIN
+    }
+
     fn start_attempts(&mut self) {
-        while let Some(outgoing) = self.fair.next(Instant::now()) {
-            self.start(outgoing);
+        let needed = self.time_needed();
+        loop {
+            let now = Instant::now();
+            if self.is_held_up(now) {
+                return;
+            }
+            match self.fair.next(now, |outgoing| outgoing.hold.lease().ends <= now + needed) {
+                Some(Turn::Send(outgoing)) => self.start(outgoing, now),
+                Some(Turn::TooLate(outgoing)) => {
+                    if outgoing.hold.lease().ends <= now {
+                        self.metrics.webhook.leases_lost.inc();
+                    }
+                    self.give_back(outgoing);
+                }
+                None => return,
+            }
         }
     }
 
-    /// Makes an attempt, unless the lease, the endpoint or its circuit say otherwise.
-    fn start(&mut self, outgoing: Outgoing) {
-        let (id, now) = (outgoing.endpoint, Timestamp::now());
-        if now.plus(self.timeout) >= outgoing.lease {
-            self.metrics.webhook.leases_lost.inc();
-            self.fair.done(id, Instant::now());
-            return;
+    /// Whether nothing is to be sent, because what came of earlier attempts cannot be recorded.
+    fn is_held_up(&mut self, now: Instant) -> bool {
+        let is_held_up = !self.unrecorded.may_send(now);
+        if std::mem::replace(&mut self.is_held_up, is_held_up) != is_held_up {
+            if is_held_up {
+                tracing::warn!(
+                    "no webhooks are sent while what came of those before cannot be recorded: they would be sent again"
+                );
+            } else {
+                tracing::info!("webhooks are sent again");
+            }
         }
+        is_held_up
+    }
+
+    /// Makes an attempt, unless the endpoint or its circuit say otherwise.
+    fn start(&mut self, outgoing: Outgoing, now: Instant) {
+        let id = outgoing.endpoint;
         // Disabled or deleted meanwhile: the claiming thread knows what to do with it.
         let Some(endpoint) = self.directory.get(id) else {
-            self.give_back(&outgoing);
-            self.fair.done(id, Instant::now());
+            self.give_back(outgoing);
+            self.fair.done(id, now);
             return;
         };
-        match self.circuits.get_mut(&id).map_or(Gate::Open, |circuit| circuit.may_send(now)) {
+        match self.circuit(&endpoint).map_or(Gate::Open, |circuit| circuit.breaker.may_send(now)) {
             Gate::Open | Gate::Probe => {}
             Gate::Wait { .. } => {
-                self.give_back(&outgoing);
+                self.give_back(outgoing);
                 self.give_back_waiting(id);
-                self.fair.done(id, Instant::now());
+                self.fair.done(id, now);
                 return;
             }
         }
-        self.attempts.spawn(attempt(outgoing, endpoint, self.client.clone()));
+        // Whatever is waited for before the attempt, its lease outlasts it.
+        let begin_by = outgoing.hold.lease().ends.checked_sub(self.time_needed()).unwrap_or(now);
+        let (client, clock, stop) = (self.client.clone(), Arc::clone(&self.clock), Arc::clone(&self.stop));
+        self.attempts.spawn(attempt(outgoing, endpoint, client, clock, begin_by, stop));
     }
 
     /// An attempt has ended: the books of its endpoint, and what follows for the delivery.
     fn settle(&mut self, ended: Result<Ended, JoinError>) {
-        let Ended { outgoing, endpoint, made } =
+        let Ended { outgoing, endpoint, came } =
             ended.expect("an attempt's panics are contained, and none is cancelled");
-        let (now, latency) = (Timestamp::now(), made.latency);
-        self.fair.done(endpoint.id, Instant::now());
-        let is_gone = made.outcome.answer.as_ref().is_some_and(|answer| answer.status == 410);
-        let result = judge(&outgoing, made, now, &self.schedule);
-        self.metrics.webhook.attempted(counted(result.next), latency);
-        match result.next {
-            Next::Delivered => {
-                if outgoing.attempts_made == 0 {
-                    self.metrics.webhook.delivered_at_once(now.since(outgoing.received_at));
-                }
-                self.succeeded(&endpoint);
+        let now = Instant::now();
+        let made = match came {
+            Came::Made(made) => made,
+            Came::PutOff(why) => {
+                self.fair.done(endpoint.id, now);
+                self.put_off(outgoing, &endpoint, why, now);
+                return;
             }
-            Next::RetryAt(_) | Next::Failed | Next::Blocked => self.failed(&endpoint, now),
+        };
+        let latency = made.latency;
+        endpoint.share.note_pace(latency, self.fair.backlogged(endpoint.id));
+        self.fair.done(endpoint.id, now);
+        if let Some(trouble) = &made.outcome.error {
+            let (delivery, error) = (outgoing.hold.delivery(), trouble.recorded());
+            tracing::debug!(%delivery, endpoint = %endpoint.id, error, "a webhook attempt failed");
         }
-        self.note(Note::Attempted(result, outgoing.reservation));
-        if is_gone {
+        let is_gone = made.outcome.verdict() == Verdict::Gone;
+        let is_ours = made.outcome.is_ours();
+        let result = judge(&outgoing, made, self.clock.now(), &self.schedules.current());
+        self.metrics.webhook.attempted(counted(result.next), latency);
+        let is_delivered = result.next == Next::Delivered;
+        if is_delivered && outgoing.attempts_made == 0 {
+            self.metrics.webhook.delivered_at_once(Timestamp::now().since(outgoing.received_at));
+        }
+        // Another endpoint by now, or none: what came of this attempt says nothing about it.
+        let is_same =
+            self.directory.get(endpoint.id).is_some_and(|current| Arc::ptr_eq(&current.share, &endpoint.share));
+        if is_same {
+            if is_delivered {
+                self.succeeded(&endpoint);
+            } else if is_ours {
+                self.withdraw_probe(&endpoint, now);
+            } else {
+                self.failed(&endpoint, now);
+            }
+        }
+        self.note(Note::Attempted(result, now, outgoing.hold, outgoing.reservation));
+        if is_gone && is_same {
             self.note(Note::Gone(endpoint.id));
         }
     }
 
+    /// Something on this side is missing for it: the delivery and those that wait with it stay in the database, which costs
+    /// none of them an attempt, and the endpoint is left alone for a little.
+    fn put_off(&mut self, outgoing: Outgoing, endpoint: &LiveEndpoint, why: &'static str, now: Instant) {
+        tracing::debug!(delivery = %outgoing.hold.delivery(), endpoint = %endpoint.id, why, "a webhook attempt is put off");
+        endpoint.share.leave_until(now + limits::WEBHOOK_PUT_OFF);
+        self.withdraw_probe(endpoint, now);
+        self.give_back(outgoing);
+        self.give_back_waiting(endpoint.id);
+    }
+
+    /// What its circuit takes for a probe says nothing about the endpoint.
+    fn withdraw_probe(&mut self, endpoint: &LiveEndpoint, now: Instant) {
+        if let Some(circuit) = self.circuit(endpoint) {
+            circuit.breaker.withdraw_probe(now);
+        }
+    }
+
+    /// The endpoint's circuit, where it has one.
+    fn circuit(&mut self, endpoint: &LiveEndpoint) -> Option<&mut Circuit> {
+        self.circuits.get_mut(&endpoint.id).filter(|circuit| Arc::ptr_eq(&circuit.share, &endpoint.share))
+    }
+
     fn succeeded(&mut self, endpoint: &LiveEndpoint) {
         let id = endpoint.id;
-        let was_open = self.circuits.remove(&id).is_some_and(|mut circuit| circuit.success() == Change::Closed);
+        let was_open = self.circuit(endpoint).is_some_and(|circuit| circuit.breaker.success() == Change::Closed);
+        self.circuits.remove(&id);
         if was_open {
-            self.open_circuits -= 1;
+            self.count_open();
             endpoint.share.resume();
             self.room.ring();
             tracing::info!(endpoint = %id, "a webhook endpoint takes deliveries again");
         }
         // Noted by an earlier run, or by another server.
         let is_news = endpoint.failing_since.is_some_and(|since| self.healed.insert(id, since) != Some(since));
+        if is_news {
+            self.prune_at.get_or_insert_with(|| Instant::now() + PRUNE);
+        }
         if was_open || is_news {
             self.note(Note::Failing(id, None));
         }
     }
 
-    fn failed(&mut self, endpoint: &LiveEndpoint, now: Timestamp) {
+    fn failed(&mut self, endpoint: &LiveEndpoint, now: Instant) {
         let id = endpoint.id;
-        let circuit = self.circuits.entry(id).or_default();
-        let was_open = circuit.is_open();
-        let Change::Opened { until } = circuit.failure(now) else { return };
-        let since = circuit.failing_since();
+        if self.circuit(endpoint).is_none() {
+            let circuit = Circuit { breaker: Breaker::default(), share: Arc::clone(&endpoint.share) };
+            self.circuits.insert(id, circuit);
+            self.prune_at.get_or_insert(now + PRUNE);
+        }
+        let Some(Circuit { breaker, .. }) = self.circuits.get_mut(&id) else { return };
+        let was_open = breaker.is_open();
+        let Change::Opened { until } = breaker.failure(now) else { return };
+        let failing = breaker.take_failing(now);
         if !was_open {
-            self.open_circuits += 1;
+            self.count_open();
             tracing::warn!(endpoint = %id, "a webhook endpoint fails again and again; it gets one attempt now and then");
         }
         endpoint.share.rest(until);
-        self.note(Note::Failing(id, since));
+        self.note(Note::Failing(id, Some(failing)));
         self.give_back_waiting(id);
+    }
+
+    /// Forgets what belongs to endpoints that are gone, disabled or another by now.
+    fn prune(&mut self) {
+        let now = Instant::now();
+        if self.prune_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let directory = &self.directory;
+        self.circuits.retain(|id, circuit| {
+            directory.get(*id).is_some_and(|endpoint| Arc::ptr_eq(&endpoint.share, &circuit.share))
+        });
+        self.healed
+            .retain(|id, since| directory.get(*id).is_some_and(|endpoint| endpoint.failing_since == Some(*since)));
+        self.count_open();
+        self.prune_at = (!self.circuits.is_empty() || !self.healed.is_empty()).then(|| now + PRUNE);
+    }
+
+    fn count_open(&mut self) {
+        self.open_circuits = self.circuits.values().filter(|circuit| circuit.breaker.is_open()).count();
     }
 
     fn give_back_waiting(&mut self, id: EndpointId) {
         for outgoing in self.fair.take(id) {
-            self.give_back(&outgoing);
+            self.give_back(outgoing);
         }
     }
 
-    fn give_back(&self, outgoing: &Outgoing) {
-        self.note(Note::GivenBack(outgoing.delivery, outgoing.lease));
+    fn give_back(&self, outgoing: Outgoing) {
+        self.note(Note::GivenBack(outgoing.hold, outgoing.reservation));
     }
 
     fn note(&self, note: Note) {
@@ -246,24 +391,68 @@ impl Sender {
     }
 }
 
-/// One attempt. Ends within the client's timeout; a panic in it is an outcome like another.
-async fn attempt(outgoing: Outgoing, endpoint: Arc<LiveEndpoint>, client: WebhookClient) -> Ended {
-    let (at, began) = (Timestamp::now(), Instant::now());
+/// One attempt, which begins by `begin_by` or not at all. Ends within the client's timeout; a panic in it is an outcome like
+/// another, and not the endpoint's.
+async fn attempt(
+    outgoing: Outgoing,
+    endpoint: Arc<LiveEndpoint>,
+    client: WebhookClient,
+    clock: Arc<DeliveryClock>,
+    begin_by: Instant,
+    stop: Arc<Stop>,
+) -> Ended {
+    let mut began = (Instant::now(), clock.shown());
     let outcome = match &endpoint.outfit {
-        Err(error) => failure(*error),
+        Err(error) => Ok(failure((*error).into())),
         Ok(outfit) => {
-            let request = request(&outgoing, outfit, at);
-            AssertUnwindSafe(client.send(request)).catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!(delivery = %outgoing.delivery, "a webhook attempt panicked; a bug");
-                failure(ErrorClass::ConnectFailed)
+            let send = async {
+                let ready = match client.connected(&outfit.url, endpoint.org) {
+                    Some(ready) => ready,
+                    // Seldom and large: in a box, it takes no room in the others' tasks.
+                    None => match Box::pin(prepare(&client, outfit, endpoint.org, begin_by, &stop)).await {
+                        Ok(ready) => ready,
+                        Err(Unsent::Failed(trouble)) => return Ok(failure(trouble)),
+                        Err(Unsent::PutOff(why)) => return Err(why),
+                    },
+                };
+                // What was waited for is not the endpoint's time.
+                began = (Instant::now(), clock.shown());
+                if began.0 > begin_by {
+                    return Err("its lease may end before it is recorded");
+                }
+                client.send(ready, request(&outgoing, outfit, began.1)).await
+            };
+            AssertUnwindSafe(send).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(delivery = %outgoing.hold.delivery(), "a webhook attempt panicked; a bug");
+                Ok(failure(ErrorClass::InternalError.into()))
             })
         }
     };
-    Ended { outgoing, endpoint, made: Made { outcome, at, latency: began.elapsed() } }
+    let (since, at) = began;
+    let came = match outcome {
+        Ok(outcome) => Came::Made(Made { outcome, at, latency: since.elapsed() }),
+        Err(why) => Came::PutOff(why),
+    };
+    Ended { outgoing, endpoint, came }
 }
 
-fn failure(error: ErrorClass) -> Outcome {
-    Outcome { answer: None, error: Some(error) }
+/// As [`WebhookClient::prepare`]. What has not begun when the server goes down does not begin.
+async fn prepare(
+    client: &WebhookClient,
+    outfit: &Outfit,
+    org: OrgId,
+    begin_by: Instant,
+    stop: &Stop,
+) -> Result<Ready, Unsent> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        ready = client.prepare(&outfit.url, org, begin_by) => ready,
+        () = stopped(&mut stop) => Err(Unsent::PutOff("the server stops")),
+    }
+}
+
+fn failure(trouble: Trouble) -> Outcome {
+    Outcome { answer: None, error: Some(trouble) }
 }
 
 /// The request, signed for this attempt: the body and the id are the same every time, the timestamp is not.
@@ -284,6 +473,13 @@ fn request(outgoing: &Outgoing, outfit: &Outfit, now: Timestamp) -> Request {
     Request { url: outfit.url.clone(), headers, body: outgoing.body.clone() }
 }
 
+/// For ever where nobody is left who could say so.
+async fn stopped(stop: &mut Stop) {
+    if stop.wait_for(Option::is_some).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// For ever where there is no moment.
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
@@ -291,3 +487,7 @@ async fn sleep_until(moment: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod tests;

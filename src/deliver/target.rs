@@ -1,15 +1,17 @@
 //! Where requests may go.
 //!
-//! Owns the rule for addresses and the reading of endpoints' URLs; does no I/O and is called from the control threads
+//! Owns the rule for addresses and the reading of endpoints' URLs; waits for nothing and is called from the control threads
 //! (when an endpoint is made) and from the sender (when it connects, for the very address it connects to).
 //!
 //! - A name says nothing about where it leads: [`TargetPolicy::parse_url`] only refuses what can be refused without
 //!   asking DNS. The client vets every address a name has, each time it connects.
 //! - IPv4: everything but the special-purpose ranges. IPv6: nothing but global unicast without its special-purpose
 //!   ranges, so whatever carries an IPv4 address inside (mapped, compatible, NAT64, 6to4, Teredo) is refused unread.
-//! - `allowed_networks` opens ranges; an address in `forbidden` stays closed in any case.
+//!   Operators' own NAT64 prefixes are global unicast and look like any other address: see docs/webhooks.md.
+//! - `allowed_networks` opens ranges; the server's own addresses and the database's stay closed in any case.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::Uri;
 use url::{Host, Url};
@@ -49,6 +51,10 @@ const REFUSED_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
 ];
 
+/// How a private receiver is allowed, for whoever named one.
+const OPENED: &str = " (for a private one the server's operator can set --webhook-allowed-networks, or \
+                      --allow-insecure-webhooks to try things out)";
+
 /// What is allowed.
 #[derive(Clone, Debug, Default)]
 pub struct TargetPolicy {
@@ -56,8 +62,28 @@ pub struct TargetPolicy {
     pub allow_insecure: bool,
     /// Networks that are allowed although they are special.
     pub allowed_networks: Vec<ipnet::IpNet>,
-    /// Addresses that are never allowed: the server's own and the database's.
+    /// Addresses that are never allowed: where the server itself listens.
     pub forbidden: Vec<IpAddr>,
+    /// The same for all of this machine's, however they are written: the server listens on all of them.
+    pub forbids_machine: bool,
+    /// The same for the database's.
+    pub database: DatabaseAddresses,
+}
+
+/// Where the database is, as far as is known; clones share it. Names are looked up as the driver does it, by whoever
+/// keeps this current.
+#[derive(Clone, Debug, Default)]
+pub struct DatabaseAddresses(Arc<RwLock<Vec<IpAddr>>>);
+
+impl DatabaseAddresses {
+    /// From now on it is there.
+    pub fn set(&self, addresses: Vec<IpAddr>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    fn any(&self, is_it: impl FnMut(&IpAddr) -> bool) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(is_it)
+    }
 }
 
 impl TargetPolicy {
@@ -79,7 +105,11 @@ impl TargetPolicy {
         match url.scheme() {
             "https" => {}
             "http" if self.allow_insecure => {}
-            "http" => return Err("the URL must begin with https://".to_owned()),
+            "http" => {
+                return Err("the URL must begin with https:// (the server's operator can allow http with \
+                            --allow-insecure-webhooks)"
+                    .to_owned());
+            }
             _ => return Err("the URL must begin with https:// and name a host".to_owned()),
         }
         if !url.username().is_empty() || url.password().is_some() {
@@ -104,25 +134,51 @@ impl TargetPolicy {
     fn complaint(&self, host: &Host<&str>) -> Option<String> {
         let address = match host {
             Host::Domain(name) if !self.allow_insecure && is_localhost(name) => {
-                return Some("the URL's host is this machine; name a public one".to_owned());
+                return Some(format!("the URL's host is this machine; name a public one{OPENED}"));
             }
             Host::Domain(_) => return None,
             Host::Ipv4(address) => IpAddr::V4(*address),
             Host::Ipv6(address) => IpAddr::V6(*address),
         };
-        (!self.allows(address)).then(|| format!("the address {address} is not allowed; use a public one"))
+        if self.allows(address) {
+            None
+        } else if self.is_forbidden(address) {
+            Some(format!("the address {address} is not allowed: this server or its database is there"))
+        } else {
+            Some(format!("the address {address} is not allowed; use a public one{OPENED}"))
+        }
     }
 
     /// Whether a connection to this address may be made.
     pub fn allows(&self, address: IpAddr) -> bool {
-        // The kernel connects to a mapped address as to the IPv4 address inside.
-        if self.forbidden.iter().any(|forbidden| forbidden.to_canonical() == address.to_canonical()) {
-            return false;
-        }
-        self.allow_insecure
-            || self.allowed_networks.iter().any(|network| network.contains(&address))
-            || is_public(address)
+        !self.is_forbidden(address)
+            && (self.allow_insecure
+                || self.allowed_networks.iter().any(|network| network.contains(&address))
+                || is_public(address))
     }
+
+    /// The kernel connects to a mapped address as to the IPv4 address inside, and to the unspecified one as to loopback.
+    fn is_forbidden(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let is_it = |forbidden: &IpAddr| {
+            let forbidden = forbidden.to_canonical();
+            forbidden == address || address.is_unspecified() && forbidden.is_loopback()
+        };
+        self.forbidden.iter().any(is_it)
+            || self.database.any(is_it)
+            || self.forbids_machine && (address.is_unspecified() || address.is_loopback() || is_local(address))
+    }
+}
+
+/// Whether an address is one of this machine's, also one that came lately: then a packet to it would come from it. None is
+/// sent.
+fn is_local(address: IpAddr) -> bool {
+    let any = if address.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(SocketAddr::new(address, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address)
 }
 
 /// The URL as requests carry it; for URLs that [`TargetPolicy::parse_url`] took.

@@ -93,6 +93,7 @@ fn networks_are_opened_and_addresses_stay_closed() {
         allow_insecure: false,
         allowed_networks: vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
         forbidden: ["10.1.0.1", "8.8.4.4", "2606:4700::1"].map(address).to_vec(),
+        ..TargetPolicy::default()
     };
     for (text, allowed) in [
         ("10.1.0.0", true),
@@ -118,6 +119,41 @@ fn networks_are_opened_and_addresses_stay_closed() {
     // Refused as a URL, too, and allowed where the network is.
     assert!(open.parse_url("https://10.1.0.1/").is_err());
     assert!(open.parse_url("https://10.1.0.2/").is_ok());
+}
+
+#[test]
+fn the_machines_own_addresses_stay_closed_where_the_server_listens_on_all_of_them() {
+    let everything = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    let open = TargetPolicy { allowed_networks: everything(), ..TargetPolicy::default() };
+    let policy = TargetPolicy { allowed_networks: everything(), forbids_machine: true, ..TargetPolicy::default() };
+    // Whatever this machine has beside loopback.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let own =
+        socket.connect("192.0.2.1:9").ok().and_then(|()| socket.local_addr().ok()).map(|own| own.ip().to_string());
+    let loopback = ["127.0.0.1", "127.8.9.10", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"];
+    for text in loopback.into_iter().chain(own.as_deref()) {
+        assert!(open.allows(address(text)) && !policy.allows(address(text)), "{text}");
+    }
+    for text in ["10.0.0.1", "192.0.2.1", "8.8.8.8", "2606:4700::1", "fd00::1"] {
+        assert!(policy.allows(address(text)), "{text}");
+    }
+}
+
+#[test]
+fn the_database_stays_closed_wherever_it_is() {
+    let policy = TargetPolicy { allowed_networks: vec!["0.0.0.0/0".parse().unwrap()], ..TargetPolicy::default() };
+    assert!(policy.allows(address("10.0.0.5")));
+    policy.database.set(["10.0.0.5", "127.0.0.1"].map(address).to_vec());
+    let known_elsewhere = policy.clone();
+    for text in ["10.0.0.5", "::ffff:10.0.0.5", "127.0.0.1", "0.0.0.0"] {
+        assert!(!known_elsewhere.allows(address(text)), "{text}");
+    }
+    assert!(policy.parse_url("https://10.0.0.5:5432/").unwrap_err().contains("this server or its database is there"));
+    // It has moved.
+    policy.database.set(vec![address("10.0.0.6")]);
+    assert!(known_elsewhere.allows(address("10.0.0.5")) && !known_elsewhere.allows(address("10.0.0.6")));
+    // Loopback is where it was, and that is where the unspecified address leads.
+    assert!(known_elsewhere.allows(address("0.0.0.0")));
 }
 
 #[test]

@@ -51,15 +51,6 @@ impl Tenant {
         });
         Self { grant, policy_field: policy_field.into_bytes().into(), expires_at }
     }
-
-    fn concerns(&self, change: CredentialChange) -> bool {
-        match change {
-            CredentialChange::Key(key) => self.grant.key == key,
-            CredentialChange::Org(org) => self.grant.org == org,
-            CredentialChange::All => true,
-            CredentialChange::Endpoints(_) | CredentialChange::Due(_) => false,
-        }
-    }
 }
 
 /// What comes of waiting for a verdict.
@@ -84,10 +75,15 @@ pub enum Lookup {
 
 struct Entry {
     tenant: Rc<Tenant>,
-    verified_at: Instant,
     fresh_until: Cell<Instant>,
     /// From then on a request that uses the entry has it verified again.
     refresh_at: Cell<Instant>,
+}
+
+impl Entry {
+    fn verified_at(&self) -> Instant {
+        self.tenant.grant.verified_at
+    }
 }
 
 struct PendingKey {
@@ -110,14 +106,11 @@ pub struct AuthCache {
 }
 
 const REFUSED_ENTRIES_MAX: usize = limits::AUTH_CACHE_ENTRIES_MAX / 8;
-/// A key in use is verified again from this age on, so that no request ever waits for it.
-const REFRESH_AGE: Duration = Duration::from_secs(240);
 /// Between two attempts at that.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// With the database away, how much longer an entry is served after each attempt to verify it again. Longer than an
 /// attempt on a hung database takes, so that requests do not wait for it.
 const STALE_EXTENSION: Duration = Duration::from_secs(30);
-const _: () = assert!(REFRESH_AGE.as_secs() < limits::AUTH_CACHE_TTL.as_secs());
 const _: () =
     assert!(STALE_EXTENSION.as_secs() > limits::STORE_CONNECT_TIMEOUT.as_secs() + limits::STORE_CALL_TIMEOUT.as_secs());
 
@@ -216,13 +209,14 @@ impl AuthCache {
         self.waiting -= pending.waiters.len();
         let answer = match verdict {
             Verdict::Valid(grant) => {
+                // Counted from its verification, which may have been another shard's.
+                let verified_at = grant.verified_at;
                 let tenant = Rc::new(Tenant::new(grant, now));
                 if !pending.is_outdated {
                     let entry = Entry {
                         tenant: Rc::clone(&tenant),
-                        verified_at: now,
-                        fresh_until: Cell::new(now + limits::AUTH_CACHE_TTL),
-                        refresh_at: Cell::new(now + REFRESH_AGE),
+                        fresh_until: Cell::new(verified_at + limits::AUTH_CACHE_TTL),
+                        refresh_at: Cell::new(verified_at + limits::AUTH_CACHE_REFRESH_AGE),
                     };
                     self.valid.insert(hash, entry);
                     self.refused.remove(&hash);
@@ -234,7 +228,15 @@ impl AuthCache {
                 self.refused.insert(hash, now + limits::AUTH_CACHE_NEGATIVE_TTL);
                 Err(Problem::InvalidApiKey)
             }
-            Verdict::Unavailable => self.serve_stale(hash, now).ok_or(Problem::StoreUnavailable),
+            Verdict::Busy => Err(Problem::AuthBusy),
+            Verdict::Unavailable(known) => if let Some(grant) = known
+                && self.valid.get(&hash).is_none()
+            {
+                self.take_over(hash, grant, pending.is_outdated, now)
+            } else {
+                self.serve_stale(hash, now)
+            }
+            .ok_or(Problem::StoreUnavailable),
         };
         for waiter in pending.waiters {
             // A waiter whose connection is gone has dropped its end.
@@ -242,9 +244,20 @@ impl AuthCache {
         }
     }
 
+    /// Serves what the verifier knows from other shards, as [`Self::serve_stale`] does what this one knows.
+    fn take_over(&mut self, hash: KeyHash, grant: Arc<Grant>, is_outdated: bool, now: Instant) -> Option<Rc<Tenant>> {
+        let tenant = Rc::new(Tenant::new(grant, now));
+        if is_outdated {
+            return Some(tenant);
+        }
+        let (fresh_until, refresh_at) = (Cell::new(now), Cell::new(now));
+        self.valid.insert(hash, Entry { tenant, fresh_until, refresh_at });
+        self.serve_stale(hash, now)
+    }
+
     fn serve_stale(&mut self, hash: KeyHash, now: Instant) -> Option<Rc<Tenant>> {
         let entry = self.valid.get(&hash)?;
-        if now.duration_since(entry.verified_at) >= limits::AUTH_CACHE_STALE_MAX {
+        if now.saturating_duration_since(entry.verified_at()) >= limits::AUTH_CACHE_STALE_MAX {
             return None;
         }
         entry.fresh_until.set(entry.fresh_until.get().max(now + STALE_EXTENSION));
@@ -257,7 +270,7 @@ impl AuthCache {
         let is_connected = self.feed.is_connected();
         self.valid.retain(|_, entry| {
             now < entry.fresh_until.get()
-                || (!is_connected && now.duration_since(entry.verified_at) < limits::AUTH_CACHE_STALE_MAX)
+                || (!is_connected && now.saturating_duration_since(entry.verified_at()) < limits::AUTH_CACHE_STALE_MAX)
         });
         self.refused.retain(|_, until| now < *until);
     }
@@ -267,9 +280,9 @@ impl AuthCache {
         let Self { feed, valid, pending, shard, .. } = self;
         let all_are_known = feed.drain(*shard, |change| {
             if change == CredentialChange::All {
-                valid.iter().for_each(|(_, entry)| entry.fresh_until.set(entry.verified_at));
+                valid.iter().for_each(|(_, entry)| entry.fresh_until.set(entry.verified_at()));
             } else {
-                valid.retain(|_, entry| !entry.tenant.concerns(change));
+                valid.retain(|_, entry| !entry.tenant.grant.concerns(change));
             }
             for pending in pending.values_mut() {
                 // Which organisation a pending key belongs to is not known yet.
@@ -321,15 +334,28 @@ mod tests {
     use super::*;
     use crate::event::OrgId;
 
-    fn grant(key: &str, org: u128, expires_at: Option<Timestamp>) -> Verdict {
-        Verdict::Valid(Arc::new(Grant {
-            key: KeyId::parse(key).unwrap(),
-            org: OrgId(Uuid::from_u128(org)),
-            is_org_disabled: false,
-            rate_limit_per_minute: 10,
-            window: Arc::default(),
-            expires_at,
-        }))
+    /// What is found of a key; [`verified`] says when.
+    fn grant(key: &str, org: u128, expires_at: Option<Timestamp>) -> impl FnOnce(Instant) -> Verdict {
+        let key = KeyId::parse(key).unwrap();
+        move |verified_at| {
+            Verdict::Valid(Arc::new(Grant {
+                key,
+                org: OrgId(Uuid::from_u128(org)),
+                is_org_disabled: false,
+                rate_limit_per_minute: 10,
+                minutes: Arc::default(),
+                expires_at,
+                verified_at,
+            }))
+        }
+    }
+
+    fn invalid(_: Instant) -> Verdict {
+        Verdict::Invalid
+    }
+
+    fn away(_: Instant) -> Verdict {
+        Verdict::Unavailable(None)
     }
 
     const KEY: &str = "abcdefghijkl";
@@ -337,12 +363,12 @@ mod tests {
     fn verified(
         cache: &mut AuthCache,
         presented: &[u8],
-        verdict: Verdict,
+        found: impl FnOnce(Instant) -> Verdict,
         now: Instant,
     ) -> Result<Rc<Tenant>, Problem> {
         let hash = cache.hash(presented);
         let mut answer = cache.begin(hash, KeyId::parse(KEY).unwrap());
-        cache.complete(hash, verdict, now);
+        cache.complete(hash, found(now), now);
         answer.try_recv().unwrap().expect("completed")
     }
 
@@ -366,7 +392,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(look(&mut cache, b"good", now), "miss");
         assert!(verified(&mut cache, b"good", grant(KEY, 1, None), now).is_ok());
-        assert_eq!(verified(&mut cache, b"bad", Verdict::Invalid, now).unwrap_err(), Problem::InvalidApiKey);
+        assert_eq!(verified(&mut cache, b"bad", invalid, now).unwrap_err(), Problem::InvalidApiKey);
         assert_eq!((look(&mut cache, b"good", now), look(&mut cache, b"bad", now)), ("hit", "refused"));
         let later = now + limits::AUTH_CACHE_NEGATIVE_TTL;
         assert_eq!((look(&mut cache, b"good", later), look(&mut cache, b"bad", later)), ("hit", "miss"));
@@ -378,16 +404,16 @@ mod tests {
         let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
-        let aged = now + REFRESH_AGE;
+        let aged = now + limits::AUTH_CACHE_REFRESH_AGE;
         assert_eq!([look(&mut cache, b"k", aged), look(&mut cache, b"k", aged)], ["aging", "hit"], "asked once");
         assert_eq!(look(&mut cache, b"k", aged + REFRESH_INTERVAL), "aging", "and again where nothing came of it");
         // An attempt that fails takes nothing of the entry's life.
-        verified(&mut cache, b"k", Verdict::Unavailable, aged).unwrap();
+        verified(&mut cache, b"k", away, aged).unwrap();
         assert_eq!(look(&mut cache, b"k", aged + 2 * REFRESH_INTERVAL), "aging");
         // One that succeeds gives it a new one; one that is refused ends it.
         verified(&mut cache, b"k", grant(KEY, 1, None), aged).unwrap();
         assert_eq!(look(&mut cache, b"k", now + limits::AUTH_CACHE_TTL), "hit");
-        assert!(verified(&mut cache, b"k", Verdict::Invalid, aged).is_err());
+        assert!(verified(&mut cache, b"k", invalid, aged).is_err());
         assert_eq!(look(&mut cache, b"k", aged), "refused");
     }
 
@@ -426,17 +452,17 @@ mod tests {
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
         feed.publish_for_test(CredentialChange::All);
         assert_eq!(look(&mut cache, b"k", now), "miss");
-        assert!(verified(&mut cache, b"k", Verdict::Unavailable, now).is_ok(), "the database is away again");
+        assert!(verified(&mut cache, b"k", away, now).is_ok(), "the database is away again");
         assert_eq!(look(&mut cache, b"k", now), "hit");
         feed.publish_for_test(CredentialChange::All);
-        assert!(verified(&mut cache, b"k", Verdict::Invalid, now).is_err(), "it was revoked meanwhile");
+        assert!(verified(&mut cache, b"k", invalid, now).is_err(), "it was revoked meanwhile");
         // Changes that were received and did not fit are another matter.
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
         for _ in 0..=limits::CREDENTIAL_CHANGES_MAX {
             feed.publish_for_test(CredentialChange::Key(KeyId::parse("bbbbbbbbbbbb").unwrap()));
         }
         assert_eq!(look(&mut cache, b"k", now), "miss");
-        assert!(verified(&mut cache, b"k", Verdict::Unavailable, now).is_err());
+        assert!(verified(&mut cache, b"k", away, now).is_err());
     }
 
     #[test]
@@ -447,7 +473,7 @@ mod tests {
         let hash = cache.hash(b"k");
         let _answer = cache.begin(hash, KeyId::parse(KEY).unwrap());
         feed.publish_for_test(CredentialChange::Key(KeyId::parse(KEY).unwrap()));
-        cache.complete(hash, grant(KEY, 1, None), now);
+        cache.complete(hash, grant(KEY, 1, None)(now), now);
         assert_eq!(look(&mut cache, b"k", now), "miss");
     }
 
@@ -465,7 +491,7 @@ mod tests {
         assert_eq!(cache.join(new).unwrap().unwrap_err(), Problem::AuthBusy);
         cache.complete(new, Verdict::Invalid, now);
         assert_eq!(first.try_recv().unwrap().unwrap().unwrap_err(), Problem::InvalidApiKey);
-        cache.complete(crowded, grant(KEY, 1, None), now);
+        cache.complete(crowded, grant(KEY, 1, None)(now), now);
         assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap().unwrap().is_ok()));
         assert!(cache.join(new).is_none() && cache.join(crowded).is_none());
         assert_eq!(cache.waiting, 0);
@@ -478,11 +504,32 @@ mod tests {
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
         let expired = now + limits::AUTH_CACHE_TTL;
         cache.sweep(expired);
-        assert!(verified(&mut cache, b"k", Verdict::Unavailable, expired).is_ok());
+        assert!(verified(&mut cache, b"k", away, expired).is_ok());
         assert_eq!(look(&mut cache, b"k", expired), "hit");
         let too_late = now + limits::AUTH_CACHE_STALE_MAX;
-        assert_eq!(verified(&mut cache, b"k", Verdict::Unavailable, too_late).unwrap_err(), Problem::StoreUnavailable);
-        assert_eq!(verified(&mut cache, b"new", Verdict::Unavailable, now).unwrap_err(), Problem::StoreUnavailable);
+        assert_eq!(verified(&mut cache, b"k", away, too_late).unwrap_err(), Problem::StoreUnavailable);
+        assert_eq!(verified(&mut cache, b"new", away, now).unwrap_err(), Problem::StoreUnavailable);
+    }
+
+    #[test]
+    fn what_another_shard_had_verified_counts_from_then() {
+        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let start = Instant::now();
+        let known = grant(KEY, 1, None)(start);
+        let now = start + Duration::from_secs(200);
+        assert!(verified(&mut cache, b"k", |_| known.clone(), now).is_ok());
+        assert_eq!(look(&mut cache, b"k", start + limits::AUTH_CACHE_REFRESH_AGE), "aging");
+        assert_eq!(look(&mut cache, b"k", start + limits::AUTH_CACHE_TTL), "miss");
+        // And with the database away.
+        let Verdict::Valid(known) = known else { unreachable!("made above") };
+        let late = start + limits::AUTH_CACHE_STALE_MAX;
+        let earlier = start + limits::AUTH_CACHE_STALE_MAX.saturating_sub(STALE_EXTENSION);
+        let from_others = |_| Verdict::Unavailable(Some(Arc::clone(&known)));
+        assert!(verified(&mut cache, b"other", from_others, earlier).is_ok());
+        assert_eq!(look(&mut cache, b"other", earlier), "hit");
+        assert_eq!(look(&mut cache, b"other", late), "miss");
+        assert_eq!(verified(&mut cache, b"other", from_others, late).unwrap_err(), Problem::StoreUnavailable);
+        assert_eq!(verified(&mut cache, b"third", from_others, late).unwrap_err(), Problem::StoreUnavailable);
     }
 
     #[test]
@@ -491,7 +538,7 @@ mod tests {
         let now = Instant::now();
         verified(&mut cache, b"good", grant(KEY, 1, None), now).unwrap();
         for n in 0..(REFUSED_ENTRIES_MAX as u32 * 3) {
-            let _ = verified(&mut cache, &n.to_le_bytes(), Verdict::Invalid, now);
+            let _ = verified(&mut cache, &n.to_le_bytes(), invalid, now);
         }
         assert!(cache.refused.len() <= REFUSED_ENTRIES_MAX);
         assert_eq!(look(&mut cache, b"good", now), "hit");

@@ -1,41 +1,57 @@
 //! `POST /api/events/batch`: a JSON array or NDJSON lines, each item answered for itself, in order.
 //!
 //! The body is cut into items first and every item is parsed before the first is accepted, so a body that is
-//! not a JSON array is refused whole. The shard goes back to its other connections every
+//! not a JSON array is refused whole. With an `Idempotency-Key` their ids follow from it ([`batch_key`]). The shard goes back to its other connections every
 //! [`BYTES_PER_TURN`] bytes of parsing: a large batch must not hold up small events.
 
 use std::borrow::Cow;
+use std::hash::Hasher as _;
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
 use super::http::{ContentType, Head};
-use super::{Standing, Stream, accept, admit, count_invalid, expect_json, identify, parse};
+use super::rate_limit::Minute;
+use super::{Charge, Standing, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, parse, turn};
 use crate::event::{Event, EventId};
 use crate::handoff::journal::{Ticket, Trouble};
 use crate::limits;
 use crate::metrics::ValidationErrorKind;
-use crate::problem::{FieldError, Problem};
+use crate::problem::{FieldError, Problem, reason_phrase};
 
 /// Parsed between two turns of the other connections; about 100 µs.
 const BYTES_PER_TURN: usize = 64 * 1024;
-/// Turns between two looks of the runtime at its timers, for which it finds time only when no task is ready: batches
-/// that only yielded to each other would stop every deadline of the shard.
-const TURNS_PER_TICK: usize = 8;
 
-/// Answers a batch with the body of its 202.
+/// What came of a batch, as the body of its answer.
+pub(super) enum Outcome {
+    /// At least one event was accepted.
+    Taken(Vec<u8>),
+    /// None was, through faults of their own: a problem document.
+    NothingTaken(Vec<u8>),
+}
+
+/// An event that was accepted, and what it took of the minute.
+struct Taken {
+    id: EventId,
+    charge: Option<Charge>,
+}
+
+/// Answers a batch.
 pub(super) async fn post_events<S: Stream>(
     connection: &mut Connection<S>,
     head: &Head,
     standing: &mut Standing,
-) -> Result<Vec<u8>, Stop> {
+) -> Result<Outcome, Stop> {
     let tenant = identify(connection, head, std::time::Instant::now(), standing).await?;
     // One request of the minute is taken before the body is read; each further event takes its own below.
     admit(&connection.shard, &tenant, standing)?;
     expect_json(head, ContentType::Ndjson)?;
-    let read = connection.read_body(head, limits::BATCH_BODY_BYTES_MAX).await?;
+    let read = connection.read_body(head, limits::BATCH_BODY_BYTES_MAX).await;
+    let read = read.inspect_err(|stop| standing.settle(stop))?;
     let is_ndjson = head.content_type == ContentType::Ndjson;
+    let keys = Rc::clone(&connection.shard).neighbours.batch_keys.clone();
+    let mut digest = keys.hasher();
+    let mut key = None;
     let mut events: Vec<Result<Event, Problem>> = Vec::new();
     {
         let body = connection.body(&read);
@@ -46,10 +62,18 @@ pub(super) async fn post_events<S: Stream>(
             let field = FieldError { field: "".into(), message: Cow::Owned(message) };
             return Err(Problem::InvalidEvent(vec![field]).into());
         }
+        if let Some(raw) = connection.idempotency_key(head) {
+            key = Some(batch_key::read(raw).map_err(|why| bad_key(&connection.shard, why))?);
+        }
         events.reserve_exact(items.len());
-        let (mut parsed_bytes, mut turns) = (0, 0);
-        for item in items {
-            let event = parse(&connection.shard, &tenant, None, &body[item.clone()]);
+        let mut parsed_bytes = 0;
+        for (number, item) in items.into_iter().enumerate() {
+            let dedup_id = key.as_deref().map(|key| {
+                digest.write(&body[item.clone()]);
+                digest.write_usize(item.len());
+                batch_key::dedup_id(key, number)
+            });
+            let event = parse(&connection.shard, &tenant, None, dedup_id.as_deref(), &body[item.clone()]);
             if let (Err(Problem::InvalidJson { offset, detail }), false) = (&event, is_ndjson) {
                 // One broken element means the body is not a JSON array at all.
                 let offset = offset.map(|offset| item.start + offset);
@@ -59,28 +83,39 @@ pub(super) async fn post_events<S: Stream>(
             parsed_bytes += item.len();
             if parsed_bytes >= BYTES_PER_TURN {
                 parsed_bytes = 0;
-                turns += 1;
                 connection.wait_for_server();
-                if turns % TURNS_PER_TICK == 0 {
-                    monoio::time::sleep(Duration::ZERO).await;
-                } else {
-                    turn().await;
-                }
+                turn::rest().await;
             }
         }
     }
+    let using = key.map(|key| keys.using(tenant.grant.org, &key, digest.finish()));
+    if using.is_some_and(|using| keys.is_for_another(using)) {
+        return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
+    }
     let ticket = Rc::new(Ticket::default());
     let mut is_first = true;
-    let mut results: Vec<Result<_, Problem>> = events
+    let mut results: Vec<Result<Taken, Problem>> = events
         .into_iter()
         .map(|event| {
             let event = event?;
             if !std::mem::take(&mut is_first) {
                 admit(&connection.shard, &tenant, standing)?;
             }
-            accept(&connection.shard, event, &ticket)
+            let charge = standing.charge();
+            match accept(&connection.shard, event, &ticket) {
+                Ok(id) => Ok(Taken { id, charge }),
+                Err(problem) => {
+                    give_back(charge, standing);
+                    Err(problem)
+                }
+            }
         })
         .collect();
+    if let Some(using) = using
+        && results.iter().any(Result::is_ok)
+    {
+        keys.remember(using);
+    }
     connection.wait_for_server();
     ticket.settled().await;
     let mut taken = results.iter_mut().filter(|result| result.is_ok());
@@ -88,25 +123,45 @@ pub(super) async fn post_events<S: Stream>(
     for (position, trouble) in ticket.clear() {
         let Trouble::Refused(why) = trouble else { return Err(Stop::Gone) };
         let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
-        *broken = Err(why.into());
+        if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(why.into())) {
+            give_back(charge, standing);
+        }
         next = position + 1;
     }
-    // Nothing of it was taken, for want of room: the clear no that a single event would get.
-    if let Some(Err(problem @ (Problem::QueueFull | Problem::JournalUnavailable(_) | Problem::RateLimited { .. }))) =
-        results.first()
-        && results.iter().all(Result::is_err)
-    {
-        return Err(problem.clone().into());
+    if results.iter().any(Result::is_ok) {
+        return Ok(Outcome::Taken(render(&connection.shard, &results)));
     }
-    Ok(render(&connection.shard, &results))
+    // Nothing of it was taken. Where any of it only found no room: the clear no that a single event would get, and the
+    // whole may be sent again.
+    let may_pass = |problem: &&Problem| problem.is_for_want_of_room() || matches!(problem, Problem::RateLimited { .. });
+    match results.iter().filter_map(|result| result.as_ref().err()).find(may_pass) {
+        Some(problem) => Err(problem.clone().into()),
+        None => Ok(Outcome::NothingTaken(render(&connection.shard, &results))),
+    }
 }
 
-fn render(shard: &super::Shard, results: &[Result<EventId, Problem>]) -> Vec<u8> {
+/// Gives back what an event took of the minute.
+fn give_back(charge: Option<Charge>, standing: &mut Standing) {
+    if let Some(charge) = charge {
+        standing.decision = Some((Minute::Events, charge.give_back()));
+    }
+}
+
+/// Refuses a batch for its key.
+fn bad_key(shard: &super::Shard, why: &'static str) -> Problem {
+    count_invalid(shard, ValidationErrorKind::DedupIdInvalid);
+    Problem::InvalidEvent(vec![FieldError { field: "Idempotency-Key".into(), message: why.into() }])
+}
+
+/// The body of a 202, or where nothing was accepted a problem document with the same members.
+fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
     /// Of one item that was accepted, and of what is around all of them.
     const ITEM_BYTES: usize = r#"{"id":"00000000-0000-0000-0000-000000000000"},"#.len();
     const FRAME_BYTES: usize = 64;
     #[derive(serde::Serialize)]
     struct Body<'a> {
+        #[serde(flatten)]
+        refusal: Option<Refusal>,
         accepted: usize,
         rejected: usize,
         results: Vec<Item<'a>>,
@@ -117,15 +172,30 @@ fn render(shard: &super::Shard, results: &[Result<EventId, Problem>]) -> Vec<u8>
         Id(#[serde(serialize_with = "id_text")] EventId),
         Error { code: &'a str, detail: String },
     }
+    /// Of all events.
+    #[derive(serde::Serialize)]
+    struct Refusal {
+        r#type: &'static str,
+        title: &'static str,
+        status: u16,
+        code: &'static str,
+        detail: &'static str,
+    }
     let accepted = results.iter().filter(|result| result.is_ok()).count();
+    let refusal = (accepted == 0).then(|| {
+        let row = Problem::InvalidEvent(Vec::new()).row();
+        let (status, code) = (row.status, row.code);
+        let detail = "no event of the batch was accepted; `results` says why, one by one";
+        Refusal { r#type: "about:blank", title: reason_phrase(status), status, code, detail }
+    });
     let items = results.iter().map(|result| match result {
-        Ok(id) => Item::Id(*id),
+        Ok(taken) => Item::Id(taken.id),
         Err(problem) => {
             shard.metrics.rejected_total.inc(problem);
             Item::Error { code: problem.row().code, detail: item_detail(problem) }
         }
     });
-    let body = Body { accepted, rejected: results.len() - accepted, results: items.collect() };
+    let body = Body { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };
     let mut text = Vec::with_capacity(FRAME_BYTES + results.len() * ITEM_BYTES);
     serde_json::to_writer(&mut text, &body).expect("writing plain text into memory cannot fail");
     text
@@ -175,7 +245,7 @@ pub fn elements(body: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Problem> {
     };
     let mut at = space(0);
     if body.get(at) != Some(&b'[') {
-        return Err(wrong(at, "expected an array of events"));
+        return Err(wrong(at, "expected an array of events (lines of them are `Content-Type: application/x-ndjson`)"));
     }
     at = space(at + 1);
     let mut found = Vec::new();
@@ -201,19 +271,6 @@ pub fn elements(body: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Problem> {
         end if end == body.len() => Ok(found),
         junk => Err(wrong(junk, "expected nothing after the array")),
     }
-}
-
-/// Lets the shard's other tasks run.
-async fn turn() {
-    let mut is_second = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut is_second, true) {
-            return std::task::Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
 }
 
 #[cfg(test)]

@@ -51,15 +51,20 @@ impl Clients {
     /// Where the client of a request is counted, `request` being its bytes; `None`: nobody knows who it is, because a
     /// trusted proxy does not say.
     pub(super) fn cells_of(&self, peer: Peer, head: &Head, request: &[u8]) -> Option<Cells> {
+        peer.cells.or_else(|| self.cells(self.address_of(peer, head, request)))
+    }
+
+    /// The address of a request's client; the trusted proxy's, where that does not say.
+    pub(super) fn address_of(&self, peer: Peer, head: &Head, request: &[u8]) -> IpAddr {
         if peer.cells.is_some() {
-            return peer.cells;
+            return peer.address;
         }
         let field = match self.trust.field {
             ForwardedField::Off => None,
             ForwardedField::Forwarded => head.forwarded,
             ForwardedField::XForwardedFor => head.x_forwarded_for,
         };
-        self.cells(self.trust.client_of(peer.address, field?.slice(request)))
+        field.map_or(peer.address, |field| self.trust.client_of(peer.address, field.slice(request)))
     }
 }
 

@@ -11,20 +11,24 @@
 mod body;
 
 use std::mem::take;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::addresses::Cells;
+use super::batch::Outcome;
 use super::clients::Peer;
 use super::connections::{Member, Phase};
 use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
-use super::reply::{self, Frame};
+use super::reply::{self, Caching, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
 use super::turn::{self, Turn};
 use super::wipe::wipe;
 use super::{Standing, batch, dispatch, post_event};
-use crate::control::{Caller, Job, ReplyHold, Request};
+use crate::control::{Caller, Job, Reply, ReplyHold, Request};
 use crate::handoff::journal::{Ticket, Trouble};
 use crate::health;
 use crate::limits;
@@ -50,8 +54,24 @@ impl From<Problem> for Stop {
 /// A good answer.
 enum Answer {
     Accepted(Accepted),
-    Json { status: u16, body: Vec<u8>, hold: Option<ReplyHold> },
-    Text { content_type: &'static str, body: Rc<[u8]> },
+    Json {
+        status: u16,
+        body: Vec<u8>,
+        caching: Caching,
+        location: Option<String>,
+        hold: Option<ReplyHold>,
+    },
+    /// A refusal that says more than one [`Problem`] can.
+    Problem {
+        status: u16,
+        body: Vec<u8>,
+    },
+    Text {
+        content_type: &'static str,
+        body: Arc<[u8]>,
+    },
+    /// The methods that are taken.
+    Options(&'static str),
 }
 
 /// A read has at least this much room.
@@ -127,7 +147,7 @@ impl<S: Stream> Connection<S> {
         if self.flush().await.is_ok() {
             self.finish_sending().await;
             if !ended_cleanly {
-                Box::pin(self.linger()).await;
+                Box::pin(self.linger(limits::LINGER_TIMEOUT)).await;
             }
         }
     }
@@ -138,7 +158,8 @@ impl<S: Stream> Connection<S> {
         if self.flush().await.is_ok() {
             self.finish_sending().await;
             if may_linger {
-                self.linger().await;
+                // Only so many may at a time, so none may for long.
+                self.linger(limits::LINGER_SILENCE_MAX).await;
             }
         }
     }
@@ -164,7 +185,7 @@ impl<S: Stream> Connection<S> {
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
                 // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
-                self.member.begin(Phase::Idle, limits::IDLE_TIMEOUT);
+                self.member.begin(Phase::Idle, self.shard.neighbours.keep_alive_timeout);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {
                     let head = http::parse_head(&filled[..len])?;
@@ -196,7 +217,10 @@ impl<S: Stream> Connection<S> {
         };
         let label = route.as_ref().map_or(RouteLabel::Other, |route| dispatch::label(*route));
         let answer = match route {
-            Ok(Route::PostEvent) => post_event(self, head, &mut standing).await.map(Answer::Accepted),
+            Ok(Route::PostEvent) => {
+                let accepted = post_event(self, head, &mut standing).await;
+                accepted.map(Answer::Accepted).inspect_err(|stop| standing.settle(stop))
+            }
             Ok(route) => Box::pin(self.other(route, head, &mut standing)).await,
             Err(problem) => Err(problem.into()),
         };
@@ -207,11 +231,21 @@ impl<S: Stream> Connection<S> {
         if let Some(key) = head.api_key {
             wipe(key.slice_mut(&mut self.buffer[self.start..]));
         }
-        let may_go_on = self.is_body_read || Box::pin(self.skip_body(head)).await;
-        let keep_alive = head.keep_alive && may_go_on && !self.shard.is_draining();
+        let unread = match &answer {
+            _ if self.is_body_read => Some(0),
+            // Nothing more is read from a socket that was too slow.
+            Err(Stop::Refuse(Problem::RequestTimeout)) => None,
+            _ => self.unread_body(head),
+        };
+        let keep_alive = head.keep_alive && unread.is_some() && !self.shard.is_draining();
         let before = self.out.len();
         self.write_answer(head, &standing, label, keep_alive, answer);
         self.turn.answer(self.out.len() - before);
+        if let Some(missing @ 1..) = unread.filter(|_| keep_alive)
+            && !Box::pin(self.drop_body(missing)).await?
+        {
+            return Ok(false);
+        }
         self.finish_request();
         if self.out.len() >= limits::PIPELINED_ANSWERS_BYTES_MAX {
             self.flush().await?;
@@ -221,38 +255,48 @@ impl<S: Stream> Connection<S> {
 
     /// Every route but the hot one.
     async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let json = |status, body: &str| Ok(Answer::Json { status, body: body.as_bytes().to_vec(), hold: None });
+        let json = |status, body: &str, caching| {
+            Ok(Answer::Json { status, body: body.as_bytes().to_vec(), caching, location: None, hold: None })
+        };
         let query = || {
             let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
             String::from_utf8_lossy(query).into_owned()
         };
         if let Some(request) = dispatch::request(route, query) {
-            return self.control(request, head).await;
+            return self.control(request, head, standing).await;
         }
         match route {
-            Route::PostEventBatch => {
-                let body = batch::post_events(self, head, standing).await?;
-                Ok(Answer::Json { status: 202, body, hold: None })
-            }
-            Route::Health => json(200, health::HEALTH_BODY),
+            Route::PostEventBatch => Ok(match batch::post_events(self, head, standing).await? {
+                Outcome::Taken(body) => {
+                    Answer::Json { status: 202, body, caching: Caching::Default, location: None, hold: None }
+                }
+                Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
+            }),
+            Route::Options(allow) => Ok(Answer::Options(allow)),
+            Route::Root => json(200, routes::ROOT_BODY, Caching::Never),
+            Route::Health => json(200, health::HEALTH_BODY, Caching::Never),
             Route::Ready => {
                 let readiness = self.shard.readiness();
-                json(readiness.status(), &readiness.body())
+                json(readiness.status(), &readiness.body(), Caching::Never)
             }
-            Route::OpenApi => json(200, routes::OPENAPI_JSON),
-            Route::Metrics => {
-                let body = self.shard.rendered_metrics();
+            Route::OpenApi => json(200, routes::OPENAPI_JSON, Caching::Default),
+            Route::Metrics if self.shard.neighbours.are_metrics_public => {
+                let page = self.shard.control.metrics_page()?;
+                self.wait_for_server();
+                let body = page.await.map_err(|_| Problem::Internal)?;
                 Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
             }
-            Route::PostEvent => post_event(self, head, standing).await.map(Answer::Accepted),
-            _ => unreachable!("what is left goes to the control room"),
+            Route::Metrics => Err(Problem::NotFound.into()),
+            _ => unreachable!("a single event has its own way, and what is left goes to the control room"),
         }
     }
 
     /// Hands a reading or managing request to the control pool and waits.
-    async fn control(&mut self, mut request: Request, head: &Head) -> Result<Answer, Stop> {
-        // A standing of its own: control answers carry no rate limit fields.
-        let tenant = super::identify(self, head, std::time::Instant::now(), &mut Standing::default()).await?;
+    async fn control(&mut self, mut request: Request, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
+        let tenant = super::identify(self, head, Instant::now(), standing).await?;
+        // Before the body is read, for which the head may move.
+        let from = self.client_address(head);
+        super::admit_control(&self.shard, &tenant, standing, request.line())?;
         if head.framing != Framing::None
             && let Some(body) = request.body_mut()
         {
@@ -262,11 +306,21 @@ impl<S: Stream> Connection<S> {
             // It may hold a webhook's secret.
             wipe(self.body_mut(&mut read));
         }
-        let caller = Caller { org: tenant.grant.org, key: tenant.grant.key };
-        let reply = self.shard.control.submit(Job { caller, request })?;
-        self.wait_for_server();
-        let reply = reply.await.unwrap_or(Err(Problem::Internal))?;
-        Ok(Answer::Json { status: reply.status, body: reply.body, hold: Some(reply.hold) })
+        if matches!(request, Request::TestEndpoint(_)) {
+            // It makes an event.
+            super::admit(&self.shard, &tenant, standing)?;
+        }
+        let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
+        let reply = match self.shard.control.submit(Job { caller, request }) {
+            Ok(reply) => {
+                self.wait_for_server();
+                reply.await.unwrap_or(Err(Problem::Internal))
+            }
+            Err(problem) => Err(problem),
+        };
+        let reply = reply.map_err(Stop::Refuse).inspect_err(|stop| standing.settle(stop))?;
+        let Reply { status, body, location, hold } = reply;
+        Ok(Answer::Json { status, body, caching: Caching::Never, location, hold: Some(hold) })
     }
 
     /// The bytes of the present request, from its head on.
@@ -282,6 +336,11 @@ impl<S: Stream> Connection<S> {
     /// Where the client of the present request is counted, if anywhere.
     pub(super) fn client(&self, head: &Head) -> Option<Cells> {
         self.shard.neighbours.clients.cells_of(self.peer, head, self.request())
+    }
+
+    /// The address of the present request's client.
+    pub(super) fn client_address(&self, head: &Head) -> IpAddr {
+        self.shard.neighbours.clients.address_of(self.peer, head, self.request())
     }
 
     /// What single events are appended to the journal with.
@@ -356,7 +415,7 @@ impl<S: Stream> Connection<S> {
         }
         self.write_out().await?;
         self.finish_sending().await;
-        Box::pin(self.linger()).await;
+        Box::pin(self.linger(limits::LINGER_TIMEOUT)).await;
         Err(Stop::Gone)
     }
 
@@ -386,17 +445,24 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Lets the client read the refusal before the socket closes: unread input would turn the close into a
-    /// reset, which may take the answer with it.
-    async fn linger(&mut self) {
+    /// reset, which may take the answer with it. Many clients look for an answer only when all of a body is sent, so
+    /// this goes on while bytes come, up to `limit`.
+    async fn linger(&mut self, limit: Duration) {
         self.member.slot().finish_sending();
-        self.member.begin(Phase::Linger, limits::LINGER_TIMEOUT);
-        loop {
+        let began_at = Instant::now();
+        let mut dropped = 0;
+        self.member.begin(Phase::Linger, limits::LINGER_SILENCE_MAX);
+        while dropped < limits::LINGER_BYTES_MAX {
             self.buffer.clear();
             self.start = 0;
-            match self.fill().await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
+            let Ok(read @ 1..) = self.fill().await else { return };
+            dropped += read;
+            // Large reads only for those who send much.
+            self.read_hint = (2 * read).clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
+            // A server that leaves waits for no upload.
+            let limit = if self.shard.is_draining() { limits::LINGER_SILENCE_MAX } else { limit };
+            let Some(left) = limit.checked_sub(began_at.elapsed()) else { return };
+            self.member.extend(left.min(limits::LINGER_SILENCE_MAX));
         }
     }
 
@@ -410,8 +476,9 @@ impl<S: Stream> Connection<S> {
     ) {
         self.prepare_out();
         let date = self.shard.date();
-        let rate = standing.tenant.as_deref().zip(standing.decision);
+        let rate = standing.tenant.as_deref().zip(standing.decision).map(|(tenant, (minute, is))| (tenant, minute, is));
         let is_head = head.method == routes::Method::Head;
+        let keep_alive = keep_alive.then_some(&*self.shard.keep_alive_field);
         let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
         let out = &mut self.out;
         let status = match answer {
@@ -420,21 +487,29 @@ impl<S: Stream> Connection<S> {
                 reply::accepted(out, &frame, id);
                 if self.shard.journal.is_some() {
                     // Counted when it may leave.
-                    return self.promises.add(begins, started);
+                    return self.promises.add(begins, started, standing.charge());
                 }
                 let nanos = started.elapsed().as_nanos() as u64;
                 self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
                 202
             }
-            Ok(Answer::Json { status, mut body, hold }) => {
-                reply::json(out, &frame, status, &body, hold.is_some());
+            Ok(Answer::Json { status, mut body, caching, location, hold }) => {
+                reply::json(out, &frame, status, &body, caching, location.as_deref());
                 wipe(&mut body);
                 self.holds.extend(hold);
                 status
             }
+            Ok(Answer::Problem { status, body }) => {
+                reply::other(out, &frame, status, reply::PROBLEM_JSON, &body);
+                status
+            }
             Ok(Answer::Text { content_type, body }) => {
-                reply::success(out, &frame, 200, content_type, &body);
+                reply::other(out, &frame, 200, content_type, &body);
                 200
+            }
+            Ok(Answer::Options(allow)) => {
+                reply::options(out, &frame, allow);
+                204
             }
             Err(Stop::Refuse(problem)) => {
                 reply::problem(out, &frame, &problem);
@@ -457,7 +532,7 @@ impl<S: Stream> Connection<S> {
     fn refuse(&mut self, label: RouteLabel, problem: &Problem, is_head: bool) {
         self.prepare_out();
         let date = self.shard.date();
-        let frame = Frame { date: &date, keep_alive: false, is_http11: true, is_head, rate: None };
+        let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
         self.shard.metrics.http_requests_total.inc(label, problem.row().status);

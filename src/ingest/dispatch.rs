@@ -8,9 +8,14 @@ use crate::routes::Route;
 /// read.
 pub(super) fn request(route: Route, query: impl FnOnce() -> String) -> Option<Request> {
     Some(match route {
-        Route::PostEvent | Route::PostEventBatch | Route::Health | Route::Ready | Route::Metrics | Route::OpenApi => {
-            return None;
-        }
+        Route::Options(_)
+        | Route::Root
+        | Route::PostEvent
+        | Route::PostEventBatch
+        | Route::Health
+        | Route::Ready
+        | Route::Metrics
+        | Route::OpenApi => return None,
         Route::GetEvent(id) => Request::GetEvent(id),
         Route::ListEvents => Request::ListEvents(query()),
         Route::ListEventDeliveries(id) => Request::ListEventDeliveries(id, query()),
@@ -33,6 +38,8 @@ pub(super) fn request(route: Route, query: impl FnOnce() -> String) -> Option<Re
 /// The label of `http_requests_total`.
 pub(super) const fn label(route: Route) -> RouteLabel {
     match route {
+        Route::Options(_) => RouteLabel::Other,
+        Route::Root => RouteLabel::Root,
         Route::PostEvent => RouteLabel::EventsPost,
         Route::PostEventBatch => RouteLabel::EventsBatch,
         Route::ListEvents => RouteLabel::EventsList,

@@ -196,7 +196,12 @@ impl<'a> Found<'a> {
             return None;
         };
         if !is_event_type(&text) {
-            self.refuse("type", "must be 1 to 128 of A-Z a-z 0-9 _ . : / -", ValidationErrorKind::TypeInvalid);
+            const RULE: &str = "must be 1 to 128 of A-Z a-z 0-9 _ . : / -";
+            let message = match text.chars().find(|c| !is_event_type(c.encode_utf8(&mut [0; 4]))) {
+                Some(other) => format!("{RULE}; it holds {other:?}"),
+                None => format!("{RULE}; it has {}", text.len()),
+            };
+            self.refuse("type", message, ValidationErrorKind::TypeInvalid);
             return None;
         }
         Some(text)
@@ -269,7 +274,7 @@ fn check_dedup_id(text: &str) -> Result<(), &'static str> {
 }
 
 /// The value of an `Idempotency-Key` field: a structured-field string in quotes, or bare.
-fn idempotency_key(raw: &[u8]) -> Result<Cow<'_, str>, &'static str> {
+pub(super) fn idempotency_key(raw: &[u8]) -> Result<Cow<'_, str>, &'static str> {
     let text = std::str::from_utf8(raw).map_err(|_| "must be UTF-8")?;
     let key = match text.strip_prefix('"') {
         None => Cow::Borrowed(text),

@@ -7,6 +7,7 @@
 //! Spans are offsets into the head, so that a parsed head borrows nothing and survives the buffer's growth.
 
 mod chunked;
+mod fault;
 mod target;
 
 use std::ops::Range;
@@ -63,7 +64,7 @@ pub enum ContentType {
     Missing,
     /// `application/json`, with any parameters.
     Json,
-    /// `application/x-ndjson` or `application/jsonl`.
+    /// One of the names of newline-delimited JSON.
     Ndjson,
     /// Anything else.
     Other,
@@ -157,10 +158,12 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     match request.parse_with_uninit_headers(head, &mut headers) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Problem::BadRequest("the request head is malformed")),
-        Err(error) => return Err(refuse(error)),
+        Err(error) => {
+            return as_http_1_1(head).map_or_else(|| Err(fault::of_head(error, head)), |head| parse_head(&head));
+        }
     }
     let is_http11 = request.version == Some(1);
-    let method = method(request.method.unwrap_or_default())?;
+    let method = method(request.method.unwrap_or_default());
     let (path, query) = target::split(request.path.unwrap_or_default().as_bytes(), method, head)?;
     let mut parsed = Head {
         len: head.len(),
@@ -186,20 +189,18 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     Ok(parsed)
 }
 
-fn refuse(error: httparse::Error) -> Problem {
-    match error {
-        httparse::Error::TooManyHeaders => Problem::HeadersTooLarge,
-        httparse::Error::HeaderName => Problem::BadRequest("a header field name is malformed"),
-        httparse::Error::HeaderValue => Problem::BadRequest("a header field value holds a control character"),
-        httparse::Error::NewLine => Problem::BadRequest("a line ends with CR LF"),
-        // The version is known to stand at the end of the line: what is wrong stands before it.
-        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
-            Problem::BadRequest("the request line is malformed")
-        }
-    }
+/// The same head as one of 1.1 where its version is a later one, which httparse does not know: whoever speaks it can speak
+/// 1.1 (RFC 9110, 6.2).
+fn as_http_1_1(head: &[u8]) -> Option<Vec<u8>> {
+    let minor = memchr::memchr(b'\r', head)?.checked_sub(1)?;
+    matches!(head[minor], b'2'..=b'9').then(|| {
+        let mut head = head.to_vec();
+        head[minor] = b'1';
+        head
+    })
 }
 
-/// Whether the request line ends in one of the two versions. Another version is told apart from no version.
+/// Whether the request line ends in a version of HTTP/1. Another version is told apart from no version.
 fn check_version(line: &[u8]) -> Result<(), Problem> {
     if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
         return Ok(());
@@ -208,14 +209,18 @@ fn check_version(line: &[u8]) -> Result<(), Problem> {
         Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
-            Err(Problem::HttpVersionNotSupported)
+            if *major == b'1' {
+                Ok(())
+            } else {
+                Err(Problem::HttpVersionNotSupported)
+            }
         }
         _ => Err(Problem::BadRequest("the request line ends with HTTP/1.1 or HTTP/1.0")),
     }
 }
 
-fn method(name: &str) -> Result<Method, Problem> {
-    Ok(match name {
+fn method(name: &str) -> Method {
+    match name {
         "POST" => Method::Post,
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -223,10 +228,11 @@ fn method(name: &str) -> Result<Method, Problem> {
         "PATCH" => Method::Patch,
         "DELETE" => Method::Delete,
         "OPTIONS" => Method::Options,
-        // Refused here and not by its route, so that the connection ends: what follows a CONNECT is not HTTP.
-        "CONNECT" => return Err(Problem::UnknownMethod),
+        "TRACE" => Method::Trace,
+        "QUERY" => Method::Query,
+        "CONNECT" => Method::Connect,
         _ => Method::Other,
-    })
+    }
 }
 
 /// Fields seen so far that may come once only.
@@ -258,7 +264,9 @@ impl Fields {
                 }
                 parsed.expects_continue = parsed.is_http11;
             }
-            9 if name.eq_ignore_ascii_case(b"x-api-key") => once(&mut parsed.api_key, value, head)?,
+            9 if name.eq_ignore_ascii_case(b"x-api-key") => {
+                once(&mut parsed.api_key, value, head, "X-API-Key came twice; it may come once")?;
+            }
             9 if name.eq_ignore_ascii_case(b"forwarded") => parsed.forwarded = Some(Span::of(value, head)),
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
@@ -272,7 +280,7 @@ impl Fields {
             }
             13 if name.eq_ignore_ascii_case(b"authorization") => {
                 if std::mem::replace(&mut self.has_authorization, true) {
-                    return Err(Problem::BadRequest("a field that may come once came twice"));
+                    return Err(Problem::BadRequest("Authorization came twice; it may come once"));
                 }
                 self.bearer = bearer(value).map(|token| Span::of(token, head));
             }
@@ -280,7 +288,9 @@ impl Fields {
                 self.lengths += 1;
                 parsed.framing = Framing::Length(content_length(value)?);
             }
-            15 if name.eq_ignore_ascii_case(b"idempotency-key") => once(&mut parsed.idempotency_key, value, head)?,
+            15 if name.eq_ignore_ascii_case(b"idempotency-key") => {
+                once(&mut parsed.idempotency_key, value, head, "Idempotency-Key came twice; it may come once")?;
+            }
             15 if name.eq_ignore_ascii_case(b"x-forwarded-for") => {
                 parsed.x_forwarded_for = Some(Span::of(value, head));
             }
@@ -291,19 +301,21 @@ impl Fields {
                 self.transfer_encodings += 1;
                 transfer_encoding(value)?;
             }
-            14 if reads_as(name, b"content-length") => return Err(DISGUISED),
-            17 if reads_as(name, b"transfer-encoding") => return Err(DISGUISED),
+            14 | 17 if is_framing(name) => return Err(DISGUISED),
             _ => {}
         }
         Ok(())
     }
 
     fn finish(self, parsed: &mut Head) -> Result<(), Problem> {
-        if self.hosts > 1 || (self.hosts == 0 && parsed.is_http11) {
-            return Err(Problem::BadRequest("HTTP/1.1 asks for exactly one Host field"));
+        if self.hosts > 1 {
+            return Err(Problem::BadRequest("Host came twice; it may come once"));
+        }
+        if self.hosts == 0 && parsed.is_http11 {
+            return Err(Problem::BadRequest("HTTP/1.1 asks for a Host field"));
         }
         if self.content_types > 1 {
-            return Err(Problem::BadRequest("a field that may come once came twice"));
+            return Err(Problem::BadRequest("Content-Type came twice; it may come once"));
         }
         if self.lengths > 1 {
             return Err(Problem::BadRequest("more than one Content-Length"));
@@ -320,7 +332,9 @@ impl Fields {
             }
             parsed.framing = Framing::Chunked;
         }
-        parsed.keep_alive = !self.closes && (parsed.is_http11 || self.keeps_alive);
+        // What follows a CONNECT is not HTTP.
+        let may_follow = parsed.method != Method::Connect;
+        parsed.keep_alive = may_follow && !self.closes && (parsed.is_http11 || self.keeps_alive);
         parsed.api_key = parsed.api_key.or(self.bearer);
         Ok(())
     }
@@ -329,17 +343,18 @@ impl Fields {
 const DISGUISED: Problem =
     Problem::BadRequest("a field name that another server may read as one of the framing fields");
 
-/// Whether `name` is this field's to a server that takes every separator for the same one (`Content_Length`). Such a
+/// Whether `name` is a framing field's to a server that takes every separator for the same one (`Content_Length`). Such a
 /// name frames nothing here, and a request that it frames elsewhere must not be read without its body.
-fn reads_as(name: &[u8], field: &[u8]) -> bool {
+fn is_framing(name: &[u8]) -> bool {
     let is_same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*b == b'-' && !a.is_ascii_alphanumeric());
-    name.iter().zip(field).all(is_same)
+    let reads_as = |field: &[u8]| name.len() == field.len() && name.iter().zip(field).all(is_same);
+    reads_as(b"content-length") || reads_as(b"transfer-encoding")
 }
 
-fn once(slot: &mut Option<Span>, value: &[u8], head: &[u8]) -> Result<(), Problem> {
+fn once(slot: &mut Option<Span>, value: &[u8], head: &[u8], twice: &'static str) -> Result<(), Problem> {
     match slot.replace(Span::of(value, head)) {
         None => Ok(()),
-        Some(_) => Err(Problem::BadRequest("a field that may come once came twice")),
+        Some(_) => Err(Problem::BadRequest(twice)),
     }
 }
 
@@ -349,12 +364,13 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 fn content_type(value: &[u8]) -> ContentType {
+    /// None of them is registered.
+    const NDJSON: [&[u8]; 4] =
+        [b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"];
     let essence = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     if essence.eq_ignore_ascii_case(b"application/json") {
         ContentType::Json
-    } else if essence.eq_ignore_ascii_case(b"application/x-ndjson")
-        || essence.eq_ignore_ascii_case(b"application/jsonl")
-    {
+    } else if NDJSON.iter().any(|name| essence.eq_ignore_ascii_case(name)) {
         ContentType::Ndjson
     } else {
         ContentType::Other
@@ -375,8 +391,11 @@ fn transfer_encoding(value: &[u8]) -> Result<(), Problem> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
-    let is_unknown = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked");
-    if value.split(|b| *b == b',').any(|coding| is_unknown(coding.trim_ascii())) {
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let mut codings = value.rsplit(|b| *b == b',').map(<[u8]>::trim_ascii);
+    // Where the last is another the body has no end, whatever it is (RFC 9112, 6.3).
+    let has_end = codings.next().is_some_and(is_chunked);
+    if has_end && codings.all(|coding| !coding.is_empty() && !is_chunked(coding)) {
         return Err(Problem::UnsupportedTransferCoding);
     }
     Err(Problem::BadRequest("Transfer-Encoding is exactly `chunked`"))

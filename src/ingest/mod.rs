@@ -9,6 +9,7 @@
 mod addresses;
 pub mod auth_cache;
 pub mod batch;
+pub mod batch_key;
 pub mod client_address;
 pub mod clients;
 mod connection;
@@ -21,7 +22,7 @@ pub mod json_syntax;
 mod promises;
 pub mod proxy_protocol;
 pub mod rate_limit;
-mod reply;
+pub(crate) mod reply;
 pub mod shard;
 mod stream;
 mod tls_stream;
@@ -30,6 +31,7 @@ mod wipe;
 
 pub use stream::Stream;
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -38,10 +40,11 @@ use auth_cache::{Lookup, Tenant};
 use connection::{Connection, Stop};
 use http::{ContentType, Framing, Head};
 use promises::Accepted;
-use rate_limit::Decision;
+use rate_limit::{Decision, Minute};
 use shard::Shard;
 
 use crate::auth::Verdict;
+use crate::control::Line;
 use crate::event::{Event, EventId};
 use crate::handoff::journal::Ticket;
 use crate::key::{self, API_KEY_LEN, KeyId};
@@ -53,7 +56,41 @@ use crate::problem::Problem;
 #[derive(Default)]
 struct Standing {
     tenant: Option<Rc<Tenant>>,
-    decision: Option<Decision>,
+    decision: Option<(Minute, Decision)>,
+}
+
+impl Standing {
+    /// What the request has taken of its organisation's minute of events, where that is limited.
+    fn charge(&self) -> Option<Charge> {
+        let tenant = self.tenant.as_ref()?;
+        let (_, decision) =
+            self.decision.filter(|(minute, decision)| *minute == Minute::Events && decision.is_admitted)?;
+        Some(Charge { tenant: Rc::clone(tenant), decision })
+    }
+
+    /// Takes the charge back where the request was refused for want of room.
+    fn settle(&mut self, stop: &Stop) {
+        if let Stop::Refuse(problem) = stop
+            && problem.is_for_want_of_room()
+            && let Some(charge) = self.charge()
+        {
+            self.decision = Some((Minute::Events, charge.give_back()));
+        }
+    }
+}
+
+/// One request of an organisation's minute.
+struct Charge {
+    tenant: Rc<Tenant>,
+    decision: Decision,
+}
+
+impl Charge {
+    /// Its event was refused for want of room. Returns what is left of the minute now.
+    fn give_back(self) -> Decision {
+        let grant = &self.tenant.grant;
+        grant.minutes.events.give_back(self.decision, grant.rate_limit_per_minute)
+    }
 }
 
 /// One event: identify → admit → parse → accept. The body is read only for a known organisation within its limit.
@@ -67,7 +104,8 @@ async fn post_event<S: Stream>(
     admit(&connection.shard, &tenant, standing)?;
     expect_json(head, ContentType::Json)?;
     let body = connection.read_body(head, limits::EVENT_BODY_BYTES_MAX).await?;
-    let event = parse(&connection.shard, &tenant, connection.idempotency_key(head), connection.body(&body))?;
+    let key = connection.idempotency_key(head);
+    let event = parse(&connection.shard, &tenant, key, None, connection.body(&body))?;
     let id = accept(&connection.shard, event, connection.ticket())?;
     Ok(Accepted { id, started })
 }
@@ -81,7 +119,10 @@ async fn identify<S: Stream>(
 ) -> Result<Rc<Tenant>, Problem> {
     let shard = &connection.shard;
     let presented = head.api_key.ok_or(Problem::MissingApiKey)?.slice(connection.request());
-    let presented: &[u8; API_KEY_LEN] = presented.try_into().map_err(|_| Problem::InvalidApiKey)?;
+    let presented: &[u8; API_KEY_LEN] = presented.try_into().map_err(|_| match presented {
+        b"" => Problem::MissingApiKey,
+        _ => Problem::MalformedApiKey,
+    })?;
     let (hash, lookup) = {
         let mut cache = shard.auth.borrow_mut();
         let hash = cache.hash(presented);
@@ -99,7 +140,8 @@ async fn identify<S: Stream>(
         // Boxed: the way of a cached key should not carry the state of the other.
         Lookup::Miss => {
             connection.wait_for_server();
-            Box::pin(verify(shard, hash, presented, connection.client(head))).await?
+            let from = (connection.client(head), connection.client_address(head));
+            Box::pin(verify(shard, hash, presented, from)).await?
         }
     };
     shard.metrics.auth_latency_seconds.observe_nanos(now.elapsed().as_nanos() as u64);
@@ -120,9 +162,9 @@ async fn verify(
     shard: &Rc<Shard>,
     hash: auth_cache::KeyHash,
     presented: &[u8; API_KEY_LEN],
-    from: Option<Cells>,
+    (from, address): (Option<Cells>, IpAddr),
 ) -> Result<Rc<Tenant>, Problem> {
-    let id = key::parse(presented).ok_or(Problem::InvalidApiKey)?;
+    let id = key::parse(presented).ok_or(Problem::MalformedApiKey)?;
     let addresses = &shard.neighbours.clients.addresses;
     if let Some(wait) = from.and_then(|from| addresses.must_wait(from, Instant::now())) {
         return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
@@ -136,8 +178,11 @@ async fn verify(
     };
     let verdict = answer.await.unwrap_or(Err(Problem::ShuttingDown));
     if verdict.as_ref().is_err_and(|problem| *problem == Problem::InvalidApiKey) {
-        if is_first && let Some(from) = from {
-            addresses.note_failure(from, Instant::now());
+        if is_first {
+            shard.log_wrong_key(id, address);
+            if let Some(from) = from {
+                addresses.note_failure(from, Instant::now());
+            }
         }
         even_out(begun).await;
     }
@@ -173,7 +218,7 @@ fn begin_verification(
     // A task of its own: the verdict must reach the others even if this connection ends first.
     let shard = Rc::clone(shard);
     monoio::spawn(async move {
-        let verdict = verdict.await.unwrap_or(Verdict::Unavailable);
+        let verdict = verdict.await.unwrap_or(Verdict::Unavailable(None));
         shard.auth.borrow_mut().complete(hash, verdict, Instant::now());
     });
     Ok(answer)
@@ -186,10 +231,32 @@ fn admit(shard: &Shard, tenant: &Tenant, standing: &mut Standing) -> Result<(), 
         return Ok(());
     }
     let started = Instant::now();
-    let decision = tenant.grant.window.admit(shard.second(started), limit);
-    standing.decision = Some(decision);
+    let decision = tenant.grant.minutes.events.admit(shard.second(started), limit);
+    standing.decision = Some((Minute::Events, decision));
     shard.metrics.rate_limit_check_latency_seconds.observe_nanos(started.elapsed().as_nanos() as u64);
     if decision.is_admitted { Ok(()) } else { Err(Problem::RateLimited { retry_after: decision.reset_seconds }) }
+}
+
+/// Counts a reading or managing request against a minute of its own, which every organisation has.
+fn admit_control(shard: &Shard, tenant: &Tenant, standing: &mut Standing, line: Line) -> Result<(), Problem> {
+    let minutes = &tenant.grant.minutes;
+    let (minute, window) = match line {
+        Line::Keys => (Minute::Keys, &minutes.keys),
+        Line::Others => (Minute::Control, &minutes.control),
+    };
+    let limit = control_limit(minute);
+    let decision = window.admit(shard.second(Instant::now()), limit);
+    standing.decision = Some((minute, decision));
+    let retry_after = decision.reset_seconds;
+    if decision.is_admitted { Ok(()) } else { Err(Problem::ControlLimited { limit, retry_after }) }
+}
+
+/// Requests of a minute that is the same for every organisation.
+const fn control_limit(minute: Minute) -> u32 {
+    match minute {
+        Minute::Keys => limits::KEY_REQUESTS_PER_MINUTE_MAX,
+        Minute::Events | Minute::Control => limits::CONTROL_REQUESTS_PER_MINUTE_MAX,
+    }
 }
 
 /// Refuses a body that cannot be an event before it is read.
@@ -203,17 +270,26 @@ fn expect_json(head: &Head, wanted: ContentType) -> Result<(), Problem> {
 /// Refuses a body that is not declared to be JSON, or what is wanted instead.
 fn refuse_other_media(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     if head.is_encoded {
-        return Err(Problem::UnsupportedMediaType("send the body without a content coding"));
+        return Err(Problem::UnsupportedContentCoding);
     }
     match head.content_type {
         ContentType::Json | ContentType::Missing => Ok(()),
         declared if declared == wanted => Ok(()),
-        _ => Err(Problem::UnsupportedMediaType("send the body as `Content-Type: application/json`")),
+        _ => Err(Problem::UnsupportedMediaType(match wanted {
+            ContentType::Ndjson => "application/json, application/x-ndjson",
+            ContentType::Json | ContentType::Missing | ContentType::Other => "application/json",
+        })),
     }
 }
 
-/// Makes an event of a body, or says what is wrong with it.
-fn parse(shard: &Shard, tenant: &Tenant, idempotency_key: Option<&[u8]>, body: &[u8]) -> Result<Event, Problem> {
+/// Makes an event of a body, or says what is wrong with it. `of_batch` is the `dedup_id` of an event that has none.
+fn parse(
+    shard: &Shard,
+    tenant: &Tenant,
+    idempotency_key: Option<&[u8]>,
+    of_batch: Option<&str>,
+    body: &[u8],
+) -> Result<Event, Problem> {
     shard.metrics.request_body_bytes_total.add(body.len() as u64);
     let mut scratch = shard.scratch.borrow_mut();
     let envelope = envelope::parse(&mut scratch, body, idempotency_key).map_err(|invalid| {
@@ -221,11 +297,12 @@ fn parse(shard: &Shard, tenant: &Tenant, idempotency_key: Option<&[u8]>, body: &
         invalid.problem
     })?;
     let org = tenant.grant.org;
-    let (received_at, id) = match &envelope.dedup_id {
+    let dedup_id = envelope.dedup_id.as_deref().or(of_batch);
+    let (received_at, id) = match dedup_id {
         None => shard.ids.next(),
         Some(dedup_id) => (crate::clock::Timestamp::now(), EventId::derived(org, dedup_id)),
     };
-    Ok(Event::new(id, org, received_at, &envelope.event_type, envelope.dedup_id.as_deref(), envelope.payload))
+    Ok(Event::new(id, org, received_at, &envelope.event_type, dedup_id, envelope.payload))
 }
 
 /// Takes a slot for the event and appends it to the journal; its 202 may leave when `ticket` says that it is durable.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::Charge;
 use crate::event::EventId;
 use crate::handoff::journal::{Ticket, Trouble};
 
@@ -19,6 +20,8 @@ pub(super) struct Promises {
     ticket: Rc<Ticket>,
     /// Where in the output each of the answers begins.
     begins: Vec<usize>,
+    /// What each took of its organisation's minute; ends early where the last took nothing.
+    charges: Vec<Option<Charge>>,
     /// When the request of the first began.
     since: Option<Instant>,
 }
@@ -40,8 +43,12 @@ impl Promises {
     }
 
     /// Notes the answer that begins at `begins` of the output.
-    pub(super) fn add(&mut self, begins: usize, started: Instant) {
+    pub(super) fn add(&mut self, begins: usize, started: Instant, charge: Option<Charge>) {
         self.since.get_or_insert(started);
+        if charge.is_some() {
+            self.charges.resize_with(self.begins.len(), || None);
+            self.charges.push(charge);
+        }
         self.begins.push(begins);
     }
 
@@ -50,14 +57,22 @@ impl Promises {
         self.begins.is_empty()
     }
 
-    /// Waits until the events of all of them are settled, and forgets them.
+    /// Waits until the events of all of them are settled, and forgets them. What was refused is not charged.
     pub(super) async fn settled(&mut self) -> Settled {
         self.ticket.settled().await;
         let since = self.since.take().unwrap_or_else(Instant::now);
         let troubles = self.ticket.clear();
         let broken = troubles.first().map(|(position, trouble)| (self.begins[*position as usize], *trouble));
         let kept = troubles.first().map_or(self.begins.len() as u32, |(position, _)| *position);
+        for (position, trouble) in &troubles {
+            if let Trouble::Refused(_) = trouble
+                && let Some(charge) = self.charges.get_mut(*position as usize).and_then(Option::take)
+            {
+                charge.give_back();
+            }
+        }
         self.begins.clear();
+        self.charges.clear();
         Settled { kept, since, broken }
     }
 }

@@ -1,4 +1,4 @@
-//! The sliding one-minute window of one organisation, shared by every shard.
+//! The sliding one-minute windows of one organisation, shared by every shard.
 //!
 //! A ring of one-second buckets and their running total. A request counts until the whole second it fell into
 //! has left the minute, so no 60-second interval ever holds more than the limit, and a client at its limit gets
@@ -17,6 +17,46 @@ const LIVE_SECONDS: u64 = 61;
 /// Length of the window as shown to clients.
 pub const WINDOW_SECONDS: u32 = 60;
 
+/// Which of an organisation's minutes a request is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Minute {
+    /// Events, a test event among them.
+    Events,
+    /// Reading and managing requests.
+    Control,
+    /// Those of keys: no loop over the others uses it up.
+    Keys,
+}
+
+impl Minute {
+    /// The name of its policy in `RateLimit` fields.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "org-minute",
+            Self::Control => "control-minute",
+            Self::Keys => "keys-minute",
+        }
+    }
+}
+
+/// An organisation's last minutes.
+#[derive(Debug, Default)]
+pub struct Minutes {
+    /// See [`Minute::Events`].
+    pub events: Window,
+    /// See [`Minute::Control`].
+    pub control: Window,
+    /// See [`Minute::Keys`].
+    pub keys: Window,
+}
+
+impl Minutes {
+    /// Whether nothing was admitted in any of them as of second `now`.
+    pub fn are_idle(&self, now: u64) -> bool {
+        [&self.events, &self.control, &self.keys].into_iter().all(|window| window.is_idle(now))
+    }
+}
+
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -26,6 +66,8 @@ pub struct Decision {
     pub remaining: u32,
     /// Seconds until the oldest counted request leaves the window; at least 1.
     pub reset_seconds: u32,
+    /// The second it was counted in.
+    pub second: u64,
 }
 
 /// One organisation's last minute.
@@ -66,9 +108,39 @@ impl Window {
             }
             Err(total) => (false, total),
         };
-        let leaves_at = self.oldest.load(Ordering::Relaxed) + LIVE_SECONDS;
-        let reset_seconds = leaves_at.saturating_sub(now).clamp(1, LIVE_SECONDS) as u32;
-        Decision { is_admitted, remaining: limit.saturating_sub(used), reset_seconds }
+        self.decision(now, limit, is_admitted, used)
+    }
+
+    /// Gives back what [`Self::admit`] counted: the request came to nothing, and not by its own fault. Returns what is
+    /// left of the limit now.
+    pub fn give_back(&self, counted: Decision, limit: u32) -> Decision {
+        let second = counted.second;
+        let is_live = || second + LIVE_SECONDS > self.newest.load(Ordering::Relaxed);
+        let bucket = self.bucket(second);
+        // Where it has left the window meanwhile it is in no total any more, and the bucket is another second's.
+        if is_live() {
+            let take_one = |held: u32| held.checked_sub(1);
+            let taken = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one);
+            if taken.is_ok() {
+                self.total.fetch_sub(1, Ordering::Relaxed);
+            }
+            if taken == Ok(1) && self.oldest.load(Ordering::Relaxed) == second {
+                self.find_oldest(second, self.newest.load(Ordering::Relaxed));
+            }
+        }
+        self.decision(second, limit, false, self.total.load(Ordering::Relaxed))
+    }
+
+    fn decision(&self, second: u64, limit: u32, is_admitted: bool, used: u32) -> Decision {
+        let leaves_at = if used == 0 { second } else { self.oldest.load(Ordering::Relaxed) + LIVE_SECONDS };
+        let reset_seconds = leaves_at.saturating_sub(second).clamp(1, LIVE_SECONDS) as u32;
+        Decision { is_admitted, remaining: limit.saturating_sub(used), reset_seconds, second }
+    }
+
+    /// Notes which second of those from `first` to `now` is the first that still holds requests.
+    fn find_oldest(&self, first: u64, now: u64) {
+        let oldest = (first..now).find(|second| self.bucket(*second).load(Ordering::Relaxed) > 0).unwrap_or(now);
+        self.oldest.store(oldest, Ordering::Relaxed);
     }
 
     /// Whether nothing was admitted in the last minute as of second `now`.
@@ -93,8 +165,7 @@ impl Window {
             let left = self.bucket(second).swap(0, Ordering::Relaxed);
             self.total.fetch_sub(left, Ordering::Relaxed);
         }
-        let oldest = (first_live..now).find(|second| self.bucket(*second).load(Ordering::Relaxed) > 0).unwrap_or(now);
-        self.oldest.store(oldest, Ordering::Relaxed);
+        self.find_oldest(first_live, now);
     }
 }
 
@@ -168,6 +239,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_was_never_counted() {
+        let window = Window::default();
+        let kept = window.admit(100, 3);
+        let counted = window.admit(110, 3);
+        assert_eq!((kept.remaining, counted.remaining, counted.reset_seconds), (2, 1, 51));
+        let left = window.give_back(kept, 3);
+        assert_eq!((left.is_admitted, left.remaining), (false, 2));
+        // Counted from its own second, the other leaves the window ten seconds later.
+        assert_eq!(left.reset_seconds, 61);
+        let left = window.give_back(counted, 3);
+        assert_eq!((left.remaining, left.reset_seconds), (3, 1));
+        // Nothing is left to give back; and what left the window by itself is not given back again.
+        assert_eq!(window.give_back(counted, 3).remaining, 3);
+        let counted = window.admit(120, 3);
+        assert_eq!(window.admit(190, 3).remaining, 2);
+        assert_eq!(window.give_back(counted, 3).remaining, 2);
+        assert!((0..2).all(|_| window.admit(190, 3).is_admitted) && !window.admit(190, 3).is_admitted);
+    }
+
+    #[test]
     fn threads_share_one_limit_exactly() {
         let window = Window::default();
         let admitted: u32 = std::thread::scope(|scope| {
@@ -177,5 +268,23 @@ mod tests {
             workers.into_iter().map(|worker| worker.join().unwrap()).sum()
         });
         assert_eq!(admitted, 20_000);
+    }
+
+    #[test]
+    fn threads_that_give_back_leave_the_exact_rest() {
+        let window = Window::default();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for n in 0..5_000 {
+                        let counted = window.admit(100 + n / 1000, 100_000);
+                        if n % 2 == 0 {
+                            window.give_back(counted, 100_000);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(window.admit(105, 100_000).remaining, 100_000 - 20_001);
     }
 }

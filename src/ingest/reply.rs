@@ -1,27 +1,38 @@
 //! Answers as bytes, appended to the connection's output. No formatting machinery on the way of a 202.
 
+use std::time::Duration;
+
 use crate::event::EventId;
 use crate::ingest::auth_cache::Tenant;
-use crate::ingest::rate_limit::Decision;
+use crate::ingest::rate_limit::{Decision, Minute};
 use crate::problem::{Problem, reason_phrase};
 
 /// What every answer on one request shares.
 pub struct Frame<'a> {
     /// `Date` field value (RFC 9110, 5.6.7).
     pub date: &'a [u8],
-    /// Whether the connection stays open.
-    pub keep_alive: bool,
+    /// Where the connection stays open: the line that says for how long ([`keep_alive_field`]).
+    pub keep_alive: Option<&'a [u8]>,
     /// Whether the client must be told so (HTTP/1.0), or that it closes.
     pub is_http11: bool,
     /// Leave the body out (HEAD).
     pub is_head: bool,
-    /// The rate limit as of this request, for authenticated ingest requests of limited organisations.
-    pub rate: Option<(&'a Tenant, Decision)>,
+    /// The rate limit as of this request, where it is counted in one.
+    pub rate: Option<(&'a Tenant, Minute, Decision)>,
+}
+
+/// Whether a cache in between may keep an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// As caches see fit.
+    Default,
+    /// Not at all.
+    Never,
 }
 
 const APPLICATION_JSON: &str = "application/json";
 /// The media type of refusals.
-const PROBLEM_JSON: &str = "application/problem+json";
+pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// 202 for one event.
 pub fn accepted(out: &mut Vec<u8>, frame: &Frame<'_>, id: EventId) {
@@ -37,18 +48,26 @@ pub fn accepted(out: &mut Vec<u8>, frame: &Frame<'_>, id: EventId) {
     out.extend_from_slice(AFTER);
 }
 
-/// JSON, not to be kept by anything in between where it holds a client's data.
-pub fn json(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, body: &[u8], is_private: bool) {
+/// JSON; `location` is where what was made is.
+pub fn json(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, body: &[u8], caching: Caching, location: Option<&str>) {
     message(out, frame, status, APPLICATION_JSON, body, |out| {
-        if is_private {
-            field(out, "Cache-Control", "no-store");
+        if let Some(location) = location {
+            field(out, "Location", location);
+        }
+        if caching == Caching::Never {
+            no_store(out);
         }
     });
 }
 
-/// Any other success.
-pub fn success(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, content_type: &str, body: &[u8]) {
-    message(out, frame, status, content_type, body, |_| {});
+/// Any other answer with a body; never to be kept.
+pub fn other(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, content_type: &str, body: &[u8]) {
+    message(out, frame, status, content_type, body, no_store);
+}
+
+/// The methods that are taken where `OPTIONS` asked.
+pub fn options(out: &mut Vec<u8>, frame: &Frame<'_>, allow: &str) {
+    message(out, frame, 204, APPLICATION_JSON, b"", |out| field(out, "Allow", allow));
 }
 
 /// A refusal.
@@ -57,11 +76,15 @@ pub fn problem(out: &mut Vec<u8>, frame: &Frame<'_>, problem: &Problem) {
     let mut body = Vec::with_capacity(256);
     problem.write_body(&mut body);
     message(out, frame, row.status, PROBLEM_JSON, &body, |out| {
+        no_store(out);
         if let Some(seconds) = row.retry_after {
             field(out, "Retry-After", itoa::Buffer::new().format(seconds));
         }
-        if let Problem::MethodNotAllowed(allow) = problem {
-            field(out, "Allow", allow);
+        match problem {
+            Problem::MethodNotAllowed(allow) => field(out, "Allow", allow),
+            Problem::UnsupportedMediaType(accept) => field(out, "Accept", accept),
+            Problem::UnsupportedContentCoding => field(out, "Accept-Encoding", "identity"),
+            _ => {}
         }
         if row.status == 401 {
             field(out, "WWW-Authenticate", "Bearer");
@@ -98,19 +121,46 @@ fn fields(out: &mut Vec<u8>, frame: &Frame<'_>) {
     out.extend_from_slice(b"Date: ");
     out.extend_from_slice(frame.date);
     out.extend_from_slice(b"\r\n");
-    if let Some((tenant, decision)) = frame.rate {
-        out.extend_from_slice(&tenant.policy_field);
-        out.extend_from_slice(b"RateLimit: \"org-minute\";r=");
+    if let Some((tenant, minute, decision)) = frame.rate {
+        let name = minute.name().as_bytes();
+        if minute == Minute::Events {
+            out.extend_from_slice(&tenant.policy_field);
+        } else {
+            out.extend_from_slice(b"RateLimit-Policy: \"");
+            out.extend_from_slice(name);
+            out.extend_from_slice(b"\";q=");
+            out.extend_from_slice(itoa::Buffer::new().format(super::control_limit(minute)).as_bytes());
+            out.extend_from_slice(b";w=60\r\n");
+        }
+        out.extend_from_slice(b"RateLimit: \"");
+        out.extend_from_slice(name);
+        out.extend_from_slice(b"\";r=");
         out.extend_from_slice(itoa::Buffer::new().format(decision.remaining).as_bytes());
         out.extend_from_slice(b";t=");
         out.extend_from_slice(itoa::Buffer::new().format(decision.reset_seconds).as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    match (frame.keep_alive, frame.is_http11) {
-        (true, true) => {}
-        (true, false) => field(out, "Connection", "keep-alive"),
-        (false, _) => field(out, "Connection", "close"),
+    match frame.keep_alive {
+        Some(keep_alive) => {
+            out.extend_from_slice(keep_alive);
+            if !frame.is_http11 {
+                field(out, "Connection", "keep-alive");
+            }
+        }
+        None => field(out, "Connection", "close"),
     }
+}
+
+/// What is true for one client, or for a moment: a cache may keep a 404 or a 405 without being asked to, and none of them
+/// knows that `X-API-Key` tells one client from another.
+fn no_store(out: &mut Vec<u8>) {
+    field(out, "Cache-Control", "no-store");
+}
+
+/// The field that tells a client how long it may wait with its next request. Many pools heed it, and so do not send one on
+/// a connection that is just being closed.
+pub fn keep_alive_field(timeout: Duration) -> Box<[u8]> {
+    format!("Keep-Alive: timeout={}\r\n", timeout.as_secs()).into_bytes().into()
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &str) {
@@ -155,7 +205,7 @@ mod tests {
     #[test]
     fn a_202_is_one_well_formed_message() {
         let mut out = Vec::new();
-        let frame = Frame { date: b"D", keep_alive: true, is_http11: true, is_head: false, rate: None };
+        let frame = Frame { date: b"D", keep_alive: Some(b"K: 1\r\n"), is_http11: true, is_head: false, rate: None };
         accepted(&mut out, &frame, EventId(uuid::Uuid::nil()));
         let text = String::from_utf8(out).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{IpAddr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,13 +21,14 @@ use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
 use super::auth_cache::AuthCache;
+use super::batch_key::BatchKeys;
 use super::client_address;
 use super::clients::Clients;
 use super::connection::Connection;
 use super::connections::{Connections, Phase};
 use super::entrance;
 use super::envelope::Scratch;
-use super::reply::http_date;
+use super::reply::{http_date, keep_alive_field};
 use super::stream::Stream;
 use crate::auth::feed::Feed;
 use crate::auth::verifier::Verifier;
@@ -39,6 +40,7 @@ use crate::event::EventId;
 use crate::handoff::journal::{Appender, Journal};
 use crate::handoff::queue::Queue;
 use crate::health::Readiness;
+use crate::key::KeyId;
 use crate::limits;
 use crate::metrics::{Metrics, ShardHandle, TimeoutPhase};
 
@@ -57,8 +59,12 @@ pub struct Neighbours {
     pub feed: Arc<Feed>,
     /// The pool that answers reading and managing requests.
     pub control: Arc<ControlPool>,
-    /// For `/metrics`.
+    /// The shards' cells are in there.
     pub metrics: Arc<Metrics>,
+    /// Whether `/metrics` is answered here, too.
+    pub are_metrics_public: bool,
+    /// How long a connection may be idle between requests, in whole seconds.
+    pub keep_alive_timeout: Duration,
     /// For `/ready`.
     pub ready: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// Set once by the main thread: stop accepting, finish, leave.
@@ -69,6 +75,8 @@ pub struct Neighbours {
     pub clients: Clients,
     /// What TLS is spoken with; `None`: it is not.
     pub certificates: Option<Arc<Certificates>>,
+    /// What the keys of batches stood for.
+    pub batch_keys: Arc<BatchKeys>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
@@ -100,9 +108,11 @@ pub struct Shard {
     /// The newest TLS configuration this shard has seen.
     tls: RefCell<Option<Arc<ServerConfig>>>,
     date: Cell<[u8; 29]>,
+    /// What an answer says of the time in which the next request may come, as a whole header line.
+    pub(super) keep_alive_field: Box<[u8]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
-    /// The last rendering of `/metrics` and when it was made.
-    rendered: RefCell<Option<(Instant, Rc<[u8]>)>>,
+    /// When a wrong key was last logged, and how many were refused since.
+    wrong_keys: Cell<(Option<Instant>, u64)>,
 }
 
 /// Time-ordered ids of one shard.
@@ -118,9 +128,6 @@ impl Ids {
         (now, EventId(Uuid::new_v7(at)))
     }
 }
-
-/// A rendering of the metrics is served this long: scraping the public port must not become work without bound.
-const METRICS_MAX_AGE: Duration = Duration::from_millis(200);
 
 impl Shard {
     /// Shard number `index`, with an empty auth cache. For the calling thread only.
@@ -146,10 +153,11 @@ impl Shard {
             arriving_bytes: Rc::default(),
             index,
             tls: RefCell::new(neighbours.certificates.as_deref().map(Certificates::first)),
+            keep_alive_field: keep_alive_field(neighbours.keep_alive_timeout),
             neighbours,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),
-            rendered: RefCell::default(),
+            wrong_keys: Cell::default(),
         })
     }
 
@@ -191,17 +199,15 @@ impl Shard {
         (self.neighbours.ready)()
     }
 
-    pub(super) fn rendered_metrics(&self) -> Rc<[u8]> {
+    /// Says that the verifier refused a key; some of many, with how many were not named.
+    pub(super) fn log_wrong_key(&self, key: KeyId, from: IpAddr) {
         let now = Instant::now();
-        let mut rendered = self.rendered.borrow_mut();
-        match &*rendered {
-            Some((at, text)) if now.duration_since(*at) < METRICS_MAX_AGE => Rc::clone(text),
-            _ => {
-                let text: Rc<[u8]> = self.neighbours.metrics.render().into();
-                *rendered = Some((now, Rc::clone(&text)));
-                text
-            }
+        let (logged_at, withheld) = self.wrong_keys.get();
+        if logged_at.is_some_and(|at| now.duration_since(at) < limits::WRONG_KEY_LOG_INTERVAL) {
+            return self.wrong_keys.set((logged_at, withheld + 1));
         }
+        self.wrong_keys.set((Some(now), 0));
+        tracing::info!(%key, %from, withheld, "an API key was refused: unknown, wrong, expired or revoked");
     }
 
     /// The `Date` field's value, as of the last sweep.
@@ -269,6 +275,10 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
             Ok(_) => "this kernel's io_uring lacks an operation that is needed".to_owned(),
             Err(error) => format!("io_uring is not allowed or not there: {error}"),
         });
+    }
+    // A sandbox may allow the set-up and refuse what follows, and a runtime does not notice that: it waits for ever.
+    if let Err(error) = io_uring::IoUring::new(2).and_then(|ring| ring.submit()) {
+        return Err(format!("io_uring can be set up and not be used: {error}"));
     }
     let build = |flags: io_uring::Builder| {
         RuntimeBuilder::<IoUringDriver>::new().with_entries(ENTRIES).uring_builder(flags).enable_timer().build()

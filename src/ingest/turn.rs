@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::limits;
 
-/// Lets all others have their turn; until the next tick of the runtime's clock, a millisecond at most.
+/// Lets all others have their turn, other connections and the runtime's timers; until the next tick of the runtime's clock, a millisecond at most.
 ///
 /// Not a mere yield: the runtime puts a task that wakes itself at the head of its queue, and looks at its timers, and at
 /// what the kernel has ready for others, only when no task is.

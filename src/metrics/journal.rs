@@ -14,6 +14,12 @@ pub struct JournalMetrics {
     pub group_size: Histogram,
     /// Events read back at the start.
     pub replayed: IntCounter,
+    /// Events that were accepted into the journal alone and came back into the queue.
+    pub spilled: IntCounter,
+    /// Held events that were written over into a newer segment.
+    pub rewritten: IntCounter,
+    /// Of events read back, those whose day was dropped.
+    pub expired: IntCounter,
     /// Events known to be missing.
     pub damaged_records: IntCounter,
     /// By [`JournalFailure::index`].
@@ -28,6 +34,9 @@ impl JournalMetrics {
             commit_seconds: one_histogram(registry, &names::JOURNAL_COMMIT, names::JOURNAL_COMMIT_SECONDS)?,
             group_size: one_histogram(registry, &names::JOURNAL_GROUP_SIZE, names::JOURNAL_GROUP_BUCKETS)?,
             replayed: one_counter(registry, &names::JOURNAL_REPLAYED)?,
+            spilled: one_counter(registry, &names::JOURNAL_SPILLED)?,
+            rewritten: one_counter(registry, &names::JOURNAL_REWRITTEN)?,
+            expired: one_counter(registry, &names::JOURNAL_EXPIRED)?,
             damaged_records: one_counter(registry, &names::JOURNAL_DAMAGED_RECORDS)?,
             failures: JournalFailure::ALL.iter().map(|f| failures.with_label_values(&[f.as_str()])).collect(),
         })

@@ -24,8 +24,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::names::{
-    CacheLookup, DbOperation, DeliveryOutcome, JournalFailure, Label, RetryReason, Route, TimeoutPhase, TlsHandshake,
-    ValidationErrorKind,
+    CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, Route, StoreWay,
+    TimeoutPhase, TlsHandshake, ValidationErrorKind,
 };
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};
 pub use self::store::{CommittedBatch, StoreMetrics};
@@ -51,12 +51,24 @@ struct Shared {
     shards: Vec<Arc<ShardMetrics>>,
     queue: OnceLock<Queue>,
     journal: OnceLock<Box<dyn Fn() -> JournalSizes + Send + Sync>>,
+    held: OnceLock<Box<dyn Fn(HeldReason) -> usize + Send + Sync>>,
+    sqlite_wal: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
     ready: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     start_time_seconds: Option<f64>,
 }
 
-/// Bytes, segments, and the age of the oldest unreleased one in seconds.
-type JournalSizes = (u64, u64, f64);
+/// What the journal has on disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JournalSizes {
+    /// Of all segments.
+    pub bytes: u64,
+    /// How many there are.
+    pub segments: u64,
+    /// How many of them were not read back yet.
+    pub unread_segments: u64,
+    /// Age of the oldest one with an event that is not in the database, in seconds.
+    pub oldest_unreleased_seconds: f64,
+}
 
 struct Queue {
     capacity: usize,
@@ -77,6 +89,8 @@ impl Metrics {
             shards: (0..shards).map(|_| Arc::new(ShardMetrics::new())).collect(),
             queue: OnceLock::new(),
             journal: OnceLock::new(),
+            held: OnceLock::new(),
+            sqlite_wal: OnceLock::new(),
             ready: OnceLock::new(),
             start_time_seconds: process::start_time_seconds(),
         });
@@ -110,6 +124,20 @@ impl Metrics {
     pub fn set_journal(&self, sizes: impl Fn() -> JournalSizes + Send + Sync + 'static) {
         let first = self.shared.journal.set(Box::new(sizes)).is_ok();
         debug_assert!(first, "there is one journal");
+    }
+
+    /// Where the gauge `store_events_held` comes from. `count` is called at each scrape and must not block for long. To be
+    /// called once, at boot.
+    pub fn set_held(&self, count: impl Fn(HeldReason) -> usize + Send + Sync + 'static) {
+        let first = self.shared.held.set(Box::new(count)).is_ok();
+        debug_assert!(first, "there is one holder");
+    }
+
+    /// Where the gauge `sqlite_wal_bytes` comes from; 0 before. `bytes` is called at each scrape and must not block. To be
+    /// called once, at boot.
+    pub fn set_sqlite_wal(&self, bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+        let first = self.shared.sqlite_wal.set(Box::new(bytes)).is_ok();
+        debug_assert!(first, "there is one store");
     }
 
     /// Where the gauge `millrace_ready` comes from; 0 before. `ready` is called at each scrape and must not block. To be

@@ -40,8 +40,11 @@ definitions! {
     // Read at scrape.
     EVENT_QUEUE_SIZE = "event_queue_size", "Events accepted and not yet stored, those in writers' hands included.";
     EVENT_QUEUE_CAPACITY = "event_queue_capacity", "Events the queue can hold.";
+    SQLITE_WAL_BYTES = "sqlite_wal_bytes", "Bytes of the embedded store's log beside its file; 0 on Postgres.";
     READY = "millrace_ready", "1 when ready, as /ready says it, else 0.";
     BUILD_INFO = "millrace_build_info", "Always 1; the labels say what is running.";
+    LOG_LINES_DROPPED = "log_lines_dropped_total",
+        "Lines of the log that standard error did not take: nobody reads its pipe, or its disk is full.";
     PROCESS_RESIDENT_MEMORY = "process_resident_memory_bytes", "Resident memory.";
     PROCESS_OPEN_FDS = "process_open_fds", "Open file descriptors.";
     PROCESS_MAX_FDS = "process_max_fds", "Most file descriptors the process may open.";
@@ -51,12 +54,20 @@ definitions! {
     JOURNAL_BYTES = "journal_bytes", "Bytes of the journal's segments on disk, prepared ones included.";
     JOURNAL_SEGMENTS = "journal_segments", "Segments of the journal on disk, prepared ones included.";
     JOURNAL_OLDEST_UNRELEASED = "journal_oldest_unreleased_seconds",
-        "Age of the oldest segment that holds an event which is not in the database yet; 0 where none does.";
+        "Age of the oldest segment that holds an event which is not in the database yet, or that was not read back yet; 0 where \
+         there is none.";
+    JOURNAL_UNREAD = "journal_unread_segments", "Segments that earlier runs left and that were not read back yet.";
     JOURNAL_COMMIT = "journal_commit_seconds", "Making one group of events durable: its write and its fdatasync.";
     JOURNAL_GROUP_SIZE = "journal_group_size", "Events made durable together.";
     JOURNAL_REPLAYED = "journal_replayed_total", "Events read from the journal at the start and handed to the writers.";
+    JOURNAL_EXPIRED = "journal_events_expired_total",
+        "Events read from the journal at the start and released without storing them: their day's partition was dropped.";
+    JOURNAL_SPILLED = "journal_spilled_total", "Events that waited in the journal for room in the queue, and had it.";
+    JOURNAL_REWRITTEN = "journal_rewritten_total",
+        "Events held by the writers that were written over into a newer segment, so that they keep no old one.";
     JOURNAL_DAMAGED_RECORDS = "journal_damaged_records_total", "Events known to be missing from a damaged journal.";
-    JOURNAL_FAILURES = "journal_failures_total", "Operations of the journal on its disk that failed.";
+    JOURNAL_FAILURES = "journal_failures_total",
+        "Operations of the journal on its disk that failed, and segments not made because only the reserve was left.";
     // Recorded by the sender of webhooks.
     WEBHOOK_DELIVERIES = "webhook_deliveries_total",
         "Attempts that were made, by what became of the delivery: delivered; retried later; failed for good, or blocked \
@@ -69,15 +80,25 @@ definitions! {
     WEBHOOK_HELD = "webhook_held", "Deliveries in this server's memory, those in flight included.";
     WEBHOOK_IN_FLIGHT = "webhook_in_flight", "Requests to endpoints that wait for their answer.";
     WEBHOOK_OPEN_CIRCUITS = "webhook_open_circuits", "Endpoints that get nothing for now because they keep failing.";
+    WEBHOOK_ENDPOINTS_UNUSABLE = "webhook_endpoints_unusable",
+        "Enabled endpoints whose secret this server cannot open, or whose row it cannot read: what is due for them waits.";
     WEBHOOK_LEASES_LOST = "webhook_leases_lost_total",
-        "Deliveries that were not sent, or were sent and may be sent again, because their lease had run out.";
+        "Deliveries that were given back unsent after their lease had run out, and results of deliveries that somebody else had \
+         claimed, retried, failed or deleted meanwhile: those may be sent twice.";
     // Recorded by writers and whoever else calls the store.
     DB_OPERATIONS_LATENCY = "db_operations_latency_seconds", "Calls of the store, failed ones included.";
+    STORE_BATCHES = "store_batches_total", "Committed transactions with events, by the statement that stored them.";
     STORE_BATCH_EVENTS = "store_batch_events", "Events in a committed batch.";
     STORE_BATCH_BYTES = "store_batch_bytes", "Bytes in a committed batch.";
     STORE_BATCH_AGE = "store_batch_age_seconds", "From a batch's first event to its commit, retries included.";
     STORE_EVENTS_STORED = "store_events_stored_total", "Rows new in the database.";
-    STORE_EVENTS_DEDUPLICATED = "store_events_deduplicated_total", "Copies of a stored event, skipped.";
+    STORE_EVENTS_DEDUPLICATED = "store_events_deduplicated_total",
+        "Copies of a stored event that a client sent again, skipped.";
+    STORE_EVENTS_FOUND = "store_events_found_total",
+        "Events that the database had already: an attempt whose answer was lost had stored them, or the journal gave them \
+         back after they were stored.";
+    STORE_EVENTS_HELD = "store_events_held",
+        "Events that cannot be stored while others can, held beside the writers and tried again, by reason.";
     STORE_EVENTS_QUARANTINED = "store_events_quarantined_total", "Events set aside: the database refuses their data.";
     STORE_BATCH_RETRIES = "store_batch_retries_total", "Attempts to store a batch that failed and are made again.";
 }
@@ -235,6 +256,7 @@ labels! {
         EventDeliveries = "event_deliveries",
         Deliveries = "deliveries",
         DeliveryRetry = "delivery_retry",
+        Root = "root",
         Health = "health",
         Ready = "ready",
         Metrics = "metrics",
@@ -307,7 +329,17 @@ labels! {
     /// Label `reason` of `journal_failures_total`.
     JournalFailure {
         NoSpace = "no_space",
+        Permission = "permission",
+        Unsupported = "unsupported",
+        Descriptors = "descriptors",
         Io = "io",
+    }
+
+    /// Label `reason` of `store_events_held`.
+    HeldReason {
+        Refused = "refused",
+        Unexplained = "unexplained",
+        TooMuch = "too_much",
     }
 
     /// Label `reason` of `store_batch_retries_total`.
@@ -315,6 +347,22 @@ labels! {
         Unavailable = "unavailable",
         Misconfigured = "misconfigured",
         RowRefused = "row_refused",
+    }
+
+    /// Label `way` of `store_batches_total`: the statement that stored a batch. With deliveries where some were planned.
+    StoreWay {
+        Copy = "copy",
+        Insert = "insert",
+        InsertDerived = "insert_derived",
+        InsertWithDeliveries = "insert_with_deliveries",
+        InsertDerivedWithDeliveries = "insert_derived_with_deliveries",
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "the macro that defines labels derives no default")]
+impl Default for StoreWay {
+    fn default() -> Self {
+        Self::Insert
     }
 }
 
@@ -333,7 +381,7 @@ impl Route {
 }
 
 /// Values of the label `status` of `http_requests_total`.
-pub(super) const STATUSES: [u16; 23] = [
+pub(super) const STATUSES: [u16; 24] = [
     200,
     201,
     202,
@@ -344,6 +392,7 @@ pub(super) const STATUSES: [u16; 23] = [
     404,
     405,
     408,
+    409,
     411,
     413,
     414,
@@ -362,9 +411,10 @@ pub(super) const STATUSES: [u16; 23] = [
 pub(super) const OTHER_STATUS: u16 = 0;
 
 /// Values of the label `code` of `rejected_total`: the codes of [`Problem`](crate::problem::Problem).
-pub(super) const CODES: [&str; 28] = [
+pub(super) const CODES: [&str; 31] = [
     "auth_busy",
     "bad_request",
+    "endpoint_disabled",
     "expectation_failed",
     "headers_too_large",
     "http_version_not_supported",
@@ -384,10 +434,12 @@ pub(super) const CODES: [&str; 28] = [
     "queue_full",
     "rate_limited",
     "request_timeout",
+    "secret_unavailable",
     "shutting_down",
     "store_unavailable",
     "too_many_connections",
     "too_many_endpoints",
+    "too_many_keys",
     "unsupported_media_type",
     "unsupported_transfer_coding",
     "uri_too_long",

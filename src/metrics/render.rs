@@ -8,9 +8,10 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::cells::{Bounds, Count, Counts, Latency, LatencySnapshot};
-use super::names::{self, Definition, Label, OTHER_STATUS, Route, STATUSES};
+use super::names::{self, Definition, HeldReason, Label, OTHER_STATUS, Route, STATUSES};
 use super::process::ProcessSample;
 use super::{ShardMetrics, Shared};
+use crate::logging;
 
 /// Everything that is not one of the `prometheus` crate's own cells.
 pub(super) struct MergedCollector {
@@ -44,14 +45,29 @@ impl Collector for MergedCollector {
 
 fn families(shared: &Shared) -> Vec<MetricFamily> {
     let mut families = shard_families(&shared.shards);
+    // Before the queue: what was read back is in the queue then.
+    let journal = shared.journal.get().map(|sizes| sizes()).unwrap_or_default();
     let (queue_size, queue_capacity) = shared.queue.get().map_or((0, 0), |queue| ((queue.size)(), queue.capacity));
-    let (journal_bytes, journal_segments, oldest_seconds) = shared.journal.get().map_or((0, 0, 0.0), |sizes| sizes());
     families.extend([
-        gauge(&names::JOURNAL_BYTES, journal_bytes as f64),
-        gauge(&names::JOURNAL_SEGMENTS, journal_segments as f64),
-        gauge(&names::JOURNAL_OLDEST_UNRELEASED, oldest_seconds),
+        gauge(&names::JOURNAL_BYTES, journal.bytes as f64),
+        gauge(&names::JOURNAL_SEGMENTS, journal.segments as f64),
+        gauge(&names::JOURNAL_UNREAD, journal.unread_segments as f64),
+        gauge(&names::JOURNAL_OLDEST_UNRELEASED, journal.oldest_unreleased_seconds),
         gauge(&names::EVENT_QUEUE_SIZE, queue_size as f64),
         gauge(&names::EVENT_QUEUE_CAPACITY, queue_capacity as f64),
+        counter(&names::LOG_LINES_DROPPED, logging::lines_dropped()),
+        family(
+            &names::STORE_EVENTS_HELD,
+            MetricType::GAUGE,
+            HeldReason::ALL
+                .iter()
+                .map(|reason| {
+                    let held = shared.held.get().map_or(0, |held| held(*reason));
+                    with_labels(gauge_metric(held as f64), [("reason", reason.as_str())])
+                })
+                .collect(),
+        ),
+        gauge(&names::SQLITE_WAL_BYTES, shared.sqlite_wal.get().map_or(0, |bytes| bytes()) as f64),
         gauge(&names::READY, if shared.is_ready() { 1.0 } else { 0.0 }),
         family(
             &names::BUILD_INFO,

@@ -254,6 +254,16 @@ mod tests {
             P::InvalidEndpoint(Vec::new()),
             P::TooManyEndpoints,
             P::AuthThrottled { retry_after: 1 },
+            P::TooManyKeys,
+            P::SecretUnavailable,
+            P::TooManyWaiting,
+            P::ControlBusy,
+            P::BadHead(String::new()),
+            P::MalformedApiKey,
+            P::NoSuch(""),
+            P::UnsupportedContentCoding,
+            P::ControlLimited { limit: 1, retry_after: 1 },
+            P::EndpointDisabled,
         ];
         for (position, problem) in every.iter().enumerate() {
             let expected = match problem {
@@ -287,6 +297,16 @@ mod tests {
                 P::InvalidEndpoint(_) => 27,
                 P::TooManyEndpoints => 28,
                 P::AuthThrottled { .. } => 29,
+                P::TooManyKeys => 30,
+                P::SecretUnavailable => 31,
+                P::TooManyWaiting => 32,
+                P::ControlBusy => 33,
+                P::BadHead(_) => 34,
+                P::MalformedApiKey => 35,
+                P::NoSuch(_) => 36,
+                P::UnsupportedContentCoding => 37,
+                P::ControlLimited { .. } => 38,
+                P::EndpointDisabled => 39,
             };
             assert_eq!(position, expected);
         }

@@ -5,18 +5,21 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
-use super::names::{self, DbOperation, Definition, Label, RetryReason};
+use super::names::{self, DbOperation, Definition, Label, RetryReason, StoreWay};
 
 /// The store's metrics; any thread may record.
 #[derive(Debug)]
 pub struct StoreMetrics {
     /// By [`DbOperation::index`].
     operations: Vec<Histogram>,
+    /// By [`StoreWay::index`].
+    batches: Vec<IntCounter>,
     batch_events: Histogram,
     batch_bytes: Histogram,
     batch_age: Histogram,
     events_stored: IntCounter,
     events_deduplicated: IntCounter,
+    events_found: IntCounter,
     events_quarantined: IntCounter,
     /// By [`RetryReason::index`].
     retries: Vec<IntCounter>,
@@ -27,8 +30,10 @@ pub struct StoreMetrics {
 pub struct CommittedBatch {
     /// Events in it.
     pub events: usize,
-    /// Rows that are new; the others were copies of stored events.
+    /// Rows that are new.
     pub stored: u64,
+    /// Copies that a client sent of what was stored; the others were found stored for other reasons.
+    pub copies: u64,
     /// Bytes of its events.
     pub bytes: usize,
     /// From its first event, when the batch was opened, to the commit.
@@ -41,16 +46,20 @@ impl StoreMetrics {
             HistogramVec::new(histogram(&names::DB_OPERATIONS_LATENCY, names::STORE_SECONDS), &["operation"])?;
         let retries = IntCounterVec::new(opts(&names::STORE_BATCH_RETRIES), &["reason"])?;
         registry.register(Box::new(operations.clone()))?;
+        let batches = IntCounterVec::new(opts(&names::STORE_BATCHES), &["way"])?;
         registry.register(Box::new(retries.clone()))?;
+        registry.register(Box::new(batches.clone()))?;
         Ok(Self {
             // Children exist from the start: a rate needs the series at 0 before its first increment.
             operations: DbOperation::ALL.iter().map(|o| operations.with_label_values(&[o.as_str()])).collect(),
             retries: RetryReason::ALL.iter().map(|r| retries.with_label_values(&[r.as_str()])).collect(),
+            batches: StoreWay::ALL.iter().map(|w| batches.with_label_values(&[w.as_str()])).collect(),
             batch_events: one_histogram(registry, &names::STORE_BATCH_EVENTS, names::STORE_BATCH_EVENTS_BUCKETS)?,
             batch_bytes: one_histogram(registry, &names::STORE_BATCH_BYTES, names::STORE_BATCH_BYTES_BUCKETS)?,
             batch_age: one_histogram(registry, &names::STORE_BATCH_AGE, names::STORE_SECONDS)?,
             events_stored: one_counter(registry, &names::STORE_EVENTS_STORED)?,
             events_deduplicated: one_counter(registry, &names::STORE_EVENTS_DEDUPLICATED)?,
+            events_found: one_counter(registry, &names::STORE_EVENTS_FOUND)?,
             events_quarantined: one_counter(registry, &names::STORE_EVENTS_QUARANTINED)?,
         })
     }
@@ -68,13 +77,26 @@ impl StoreMetrics {
         answer
     }
 
+    /// Records a transaction that is committed, by the statement that stored its events.
+    pub fn stored_by(&self, way: StoreWay) {
+        self.batches[way.index()].inc();
+    }
+
     /// Records a committed batch.
     pub fn batch_committed(&self, batch: CommittedBatch) {
         self.batch_events.observe(batch.events as f64);
         self.batch_bytes.observe(batch.bytes as f64);
         self.batch_age.observe(batch.age.as_secs_f64());
         self.events_stored.inc_by(batch.stored);
-        self.events_deduplicated.inc_by((batch.events as u64).saturating_sub(batch.stored));
+        self.events_deduplicated.inc_by(batch.copies);
+        self.events_found.inc_by((batch.events as u64).saturating_sub(batch.stored + batch.copies));
+    }
+
+    /// Records events of a batch that were not sent to the store, being copies of others in it: `copies` that a client sent
+    /// again, and `found` that the journal gave back twice.
+    pub fn copies_skipped(&self, copies: u64, found: u64) {
+        self.events_deduplicated.inc_by(copies);
+        self.events_found.inc_by(found);
     }
 
     /// Records that an attempt to store a batch failed and is made again.

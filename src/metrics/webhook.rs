@@ -23,6 +23,8 @@ pub struct WebhookMetrics {
     pub in_flight: IntGauge,
     /// Endpoints that get nothing for now.
     pub open_circuits: IntGauge,
+    /// Endpoints that this server can send nothing to until an operator has looked.
+    pub unusable_endpoints: IntGauge,
     /// Leases that ran out before the delivery was sent or recorded.
     pub leases_lost: IntCounter,
 }
@@ -42,6 +44,7 @@ impl WebhookMetrics {
             held: one_gauge(registry, &names::WEBHOOK_HELD)?,
             in_flight: one_gauge(registry, &names::WEBHOOK_IN_FLIGHT)?,
             open_circuits: one_gauge(registry, &names::WEBHOOK_OPEN_CIRCUITS)?,
+            unusable_endpoints: one_gauge(registry, &names::WEBHOOK_ENDPOINTS_UNUSABLE)?,
             leases_lost: one_counter(registry, &names::WEBHOOK_LEASES_LOST)?,
         })
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::writer::size::BatchSize;
 use crate::event::Event;
 use crate::limits;
 
@@ -44,9 +45,21 @@ impl Batch {
         self.events.push(event);
     }
 
-    fn is_full(&self) -> bool {
-        self.events.len() >= limits::STORE_BATCH_EVENTS_MAX || self.bytes >= limits::STORE_BATCH_BYTES_MAX
+    fn is_full(&self, size: &BatchSize) -> bool {
+        let most = size.most();
+        self.events.len() >= most.events || self.bytes >= most.bytes
     }
+}
+
+/// What there is to do for who asked.
+#[derive(Debug)]
+pub enum Gathered {
+    /// This.
+    Batch(Batch),
+    /// Something else.
+    Interrupted,
+    /// Nothing any more.
+    Ended,
 }
 
 /// The writers' shared end of the queue.
@@ -54,12 +67,13 @@ pub struct Gatherer {
     baton: Mutex<Receiver<Event>>,
     /// Set by the main thread once no shard offers any more.
     is_closed: AtomicBool,
+    size: BatchSize,
 }
 
 impl Gatherer {
     /// Gathers from `receiver`.
     pub fn new(receiver: Receiver<Event>) -> Self {
-        Self { baton: Mutex::new(receiver), is_closed: AtomicBool::new(false) }
+        Self { baton: Mutex::new(receiver), is_closed: AtomicBool::new(false), size: BatchSize::default() }
     }
 
     /// No more events will be offered: [`Self::gather`] ends when the queue is empty.
@@ -67,37 +81,56 @@ impl Gatherer {
         self.is_closed.store(true, Ordering::Release);
     }
 
+    /// How large batches may be.
+    pub fn size(&self) -> &BatchSize {
+        &self.size
+    }
+
     /// Blocks until there is a batch; `None` once the gatherer is closed and the queue is empty.
     pub fn gather(&self) -> Option<Batch> {
+        match self.gather_unless(|| false) {
+            Gathered::Batch(batch) => Some(batch),
+            Gathered::Interrupted | Gathered::Ended => None,
+        }
+    }
+
+    /// The same, but returns soon where there is nothing and `is_wanted` elsewhere.
+    pub fn gather_unless(&self, is_wanted: impl Fn() -> bool) -> Gathered {
         let receiver = self.baton.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = Batch::open(self.first(&receiver)?);
+        let mut batch = match self.first(&receiver, is_wanted) {
+            Ok(first) => Batch::open(first),
+            Err(other) => return other,
+        };
         let deadline = batch.opened_at + limits::STORE_BATCH_AGE_MAX;
         loop {
-            while !batch.is_full() {
+            while !batch.is_full(&self.size) {
                 match receiver.try_recv() {
                     Ok(event) => batch.push(event),
                     Err(_) => break,
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if batch.is_full() || left.is_zero() {
-                return Some(batch);
+            if batch.is_full(&self.size) || left.is_zero() {
+                return Gathered::Batch(batch);
             }
             thread::sleep(left.min(NAP));
         }
     }
 
-    fn first(&self, receiver: &Receiver<Event>) -> Option<Event> {
+    fn first(&self, receiver: &Receiver<Event>, is_wanted: impl Fn() -> bool) -> Result<Event, Gathered> {
         loop {
+            if is_wanted() {
+                return Err(Gathered::Interrupted);
+            }
             // Read before looking: what was offered before the close is seen after it. Nothing to wait for then:
             // every writer comes here once more, one after the other.
             if self.is_closed.load(Ordering::Acquire) {
-                return receiver.try_recv().ok();
+                return receiver.try_recv().map_err(|_| Gathered::Ended);
             }
             match receiver.recv_timeout(CLOSE_CHECK_INTERVAL) {
-                Ok(event) => return Some(event),
+                Ok(event) => return Ok(event),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Disconnected) => return Err(Gathered::Ended),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! And a caller does not sit out the whole wait while the database refuses everybody: it is told the error of
 //! the first attempt that failed since it asked, as a [`StoreError`] rather than as a text.
 //!
-//! A wait ends within [`limits::STORE_CONNECT_TIMEOUT`]. Dropping a connection must never block
+//! A wait ends when the caller says, a connect within [`limits::STORE_CONNECT_TIMEOUT`]. Dropping a connection must never block
 //! ([`Connector::Connection`]); nothing here logs.
 
 use std::fmt;
@@ -55,15 +55,15 @@ impl<C: Connector> Pool<C> {
         Self { pool, failures }
     }
 
-    /// A connection, at most [`limits::STORE_CONNECT_TIMEOUT`] from now.
+    /// A connection, at most `patience` from now.
     ///
     /// # Errors
     /// Why connecting failed, where there is no connection to wait for; `Unavailable` where all stay in use.
-    pub(super) fn get(&self) -> Result<Pooled<C>, StoreError> {
+    pub(super) fn get(&self, patience: Duration) -> Result<Pooled<C>, StoreError> {
         let asked = Instant::now();
         let failures_before = self.failures().count;
         loop {
-            let left = limits::STORE_CONNECT_TIMEOUT.saturating_sub(asked.elapsed());
+            let left = patience.saturating_sub(asked.elapsed());
             if let Ok(connection) = self.pool.get_timeout(left.min(FAILURE_POLL_INTERVAL)) {
                 return Ok(connection);
             }
@@ -79,6 +79,18 @@ impl<C: Connector> Pool<C> {
                 _ => {}
             }
         }
+    }
+
+    /// One that nobody uses now; connects to nothing.
+    pub(super) fn get_idle(&self) -> Option<Pooled<C>> {
+        self.pool.try_get()
+    }
+
+    /// Drops those that are no longer usable and that nobody uses now. Returns whether there are none left.
+    pub(super) fn drop_idle(&self) -> bool {
+        // Each is judged when it is taken.
+        drop(self.pool.try_get());
+        self.pool.state().connections == 0
     }
 
     fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {

@@ -107,6 +107,13 @@ fn a_rotation_reaches_every_shard(installation: &Installation) {
         servers.assert_accepted(&new_key);
         key = new_key;
     }
+    // A rotation that does not say locks nobody out whose answer is lost on the way.
+    let rotated = servers.clients[0].request("POST", "/api/keys/rotate", Some(&key), None).json();
+    let expires_at = rotated["previous_expires_at"].as_str().and_then(Timestamp::parse_rfc3339).expect("a time");
+    let seconds = (expires_at.as_micros() - Timestamp::now().as_micros()) / 1_000_000;
+    assert!((86_000..=86_400).contains(&seconds), "{rotated}");
+    servers.assert_accepted(rotated["api_key"].as_str().expect("a key"));
+    servers.assert_accepted(&key);
 }
 
 fn a_revocation_reaches_every_shard(installation: &Installation) {

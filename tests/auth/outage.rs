@@ -2,7 +2,7 @@
 //! thrown out by mistake.
 
 use crate::common::postgres::{Cluster, Options};
-use crate::common::server::{Client, event, eventually};
+use crate::common::server::{Client, Options as ServerOptions, Server, event, eventually};
 use crate::forged::{unknown_key, with_wrong_secret};
 use crate::installation::Installation;
 use crate::refusals::{id_of, key_made, post};
@@ -77,7 +77,7 @@ fn a_server_starts_without_its_database_and_becomes_ready_with_it() {
         assert_eq!((unsure.status, &*unsure.code()), (503, "store_unavailable"));
         assert_eq!(post(&mut client, "X-API-Key: junk\r\n").code(), "invalid_api_key");
     }
-    assert!(server.log().contains("the database is not ready"), "{}", server.log());
+    server.says("the database is not ready");
     cluster.start();
     eventually("the server is ready", || server.get("/ready", None).status == 200 && ops("/ready") == 200);
     let (org, key) = server.organization("test", "0");
@@ -89,4 +89,30 @@ fn a_server_starts_without_its_database_and_becomes_ready_with_it() {
     });
     server.drained();
     assert_eq!(installation.rows(&org).len(), 1);
+}
+
+#[test]
+fn a_known_key_goes_on_at_shards_that_have_not_seen_it() {
+    let mut cluster = Cluster::start_own(Options::default());
+    let database = cluster.new_name();
+    cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
+    let server = Server::start(ServerOptions::postgres(&cluster.tcp_url(&database)).with(&["--shards", "8"]));
+    let (org, key) = server.organization("test", "0");
+    let as_key = format!("X-API-Key: {key}\r\n");
+    assert_eq!(post(&mut server.connect(), &as_key).status, 202);
+    cluster.stop();
+    // So that no memory of the last second can answer.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let mut clients: Vec<Client> = (0..200).map(|_| server.connect()).collect();
+    let accepted = clients.iter_mut().filter_map(|client| (post(client, &as_key).status == 202).then_some(())).count();
+    assert_eq!(accepted, clients.len());
+    assert_eq!(post(&mut clients[0], &format!("X-API-Key: {}\r\n", with_wrong_secret(&key))).status, 503);
+    // Revoked while no server could be told: refused everywhere once they can ask.
+    cluster.start();
+    eventually("what was accepted is stored", || server.metric("event_queue_size") == 0.0);
+    server.cli(&["key", "revoke", id_of(&key)]);
+    eventually("every shard refuses it", || clients.iter_mut().all(|client| post(client, &as_key).status == 401));
+    server.drained();
+    let stored = Installation::postgres_at(&cluster.tcp_url(&database)).rows(&org).len();
+    assert!(stored > accepted, "{stored}");
 }

@@ -3,20 +3,20 @@
 
 use postgres::Client;
 
+use crate::database::{LATE_POISON, POISON};
 use crate::load::Log;
-use crate::oracle::{Verdict, count, postgres_rows, verdict};
+use crate::oracle::{Verdict, count, postgres_verdict};
 use crate::site::Site;
 
 /// The journal is empty by now (see `Site::settle`), so what was accepted is in the database.
 pub fn balance(site: &mut Site, log: &Log) {
     let mut admin = site.admin();
-    let rows = postgres_rows(&mut admin);
-    let Verdict { stored, lost, dup, phantom, changed } = verdict(log, &rows);
+    let Verdict { stored, lost, dup, phantom, changed } = postgres_verdict(&mut admin, log);
     let quarantined = count(&mut admin, "quarantined_events");
     println!(
         "accepted {}, of {} sent; {} unanswered, refused {:?}",
         log.accepted(),
-        log.entries().len(),
+        log.sent(),
         log.unanswered(),
         log.refusals()
     );
@@ -31,6 +31,8 @@ pub fn balance(site: &mut Site, log: &Log) {
     assert!(dup.is_empty(), "DUP: {dup:?}");
     assert!(phantom.is_empty(), "PHANTOM: {phantom:?}");
     assert!(changed.is_empty(), "stored with another id or payload: {changed:?}");
+    let poisoned = format!("SELECT count(*) FROM events WHERE type IN ('{POISON}', '{LATE_POISON}')");
+    assert_eq!(admin.query_one(&poisoned, &[]).unwrap().get::<_, i64>(0), 0, "what the database refuses is in events");
     assert!(log.accepted() > 0 && quarantined > 0 && site.lives > 1, "nothing happened that mattered");
     deliveries(site, &mut admin);
 }

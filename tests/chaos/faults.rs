@@ -4,6 +4,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::database::DATABASE_FAULTS;
 use crate::draws::Draws;
 use crate::proxy::Cut;
 use crate::site::Site;
@@ -11,21 +12,27 @@ use crate::site::Site;
 /// A fault by its name.
 type Fault = (&'static str, fn(&mut Site, &mut Draws));
 
-pub const FAULTS: &[Fault] = &[
-    ("Postgres is killed", |site, draws| {
-        site.cluster.kill();
-        draws.pause(3000);
-        site.cluster.start();
-    }),
-    ("Postgres crashes and starts at once", |site, _| {
-        site.cluster.crash();
-        site.cluster.start();
-    }),
-    ("Postgres is restarted", |site, draws| {
-        site.cluster.stop();
-        draws.pause(2000);
-        site.cluster.start();
-    }),
+/// How many there are.
+pub fn count() -> usize {
+    DATABASE_FAULTS.len() + FAULTS.len()
+}
+
+/// Does one of them; its name.
+pub fn strike(which: usize, site: &mut Site, draws: &mut Draws) -> &'static str {
+    let name = DATABASE_FAULTS.get(which).map_or_else(|| FAULTS[which - DATABASE_FAULTS.len()].0, |fault| fault.0);
+    site.struck(name);
+    if let Some((_, strike)) = DATABASE_FAULTS.get(which) {
+        strike(&mut site.cluster, &mut site.database, draws);
+    } else {
+        // Connections are cut up to nine times.
+        site.database.blows += 9;
+        FAULTS[which - DATABASE_FAULTS.len()].1(site, draws);
+    }
+    name
+}
+
+/// Those of the way to the database and of the server, beside those of [`DATABASE_FAULTS`].
+const FAULTS: &[Fault] = &[
     ("Postgres stands still", |site, draws| {
         site.cluster.freeze();
         sleep(draws.millis(500, 6000));

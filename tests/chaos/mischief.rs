@@ -17,8 +17,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::draws::Draws;
 use crate::forged::{unknown_key, with_wrong_secret};
-use crate::load::{Ids, event, next_number};
-use crate::site::{Address, Site};
+use crate::load::{Address, Ids, event, next_number};
+use crate::site::Site;
 
 const CLIENTS: u64 = 4;
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);

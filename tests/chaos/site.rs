@@ -1,9 +1,7 @@
 //! What the faults happen to: a Postgres and a proxy before it, one server after the other on one data directory, and
 //! two organisations, of which one has its events delivered to a receiver.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -11,23 +9,14 @@ use tempfile::TempDir;
 
 use crate::common::postgres::{Cluster, Options as ClusterOptions};
 use crate::common::server::{Options, Server, eventually};
+use crate::database::Database;
 use crate::draws::Draws;
 use crate::gauge::Gauge;
 use crate::inbox::Inbox;
+use crate::load::{Address, Log};
+use crate::paths::Paths;
 use crate::proxy::Proxy;
-
-/// Rows of this type are refused by the database for their data.
-pub const POISON: &str = "poison";
-
-/// Where the server listens at present. It may be down.
-#[derive(Clone)]
-pub struct Address(Arc<AtomicU16>);
-
-impl Address {
-    pub fn get(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.0.load(Ordering::Relaxed)))
-    }
-}
+use crate::sentences::{self, Bye};
 
 /// An organisation without a rate limit.
 pub struct Tenant {
@@ -46,7 +35,13 @@ pub struct Site {
     pub gauge: Gauge,
     /// How many servers there were.
     pub lives: u32,
-    database: String,
+    pub database: Database,
+    pub paths: Paths,
+    /// How the present server is set up.
+    setup: String,
+    /// What had been done to the database when it was started.
+    blows: usize,
+    log: Arc<Log>,
     address: Address,
     server: Server,
     options: Options,
@@ -54,12 +49,11 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn open(draws: &mut Draws) -> Self {
+    pub fn open(draws: &mut Draws, log: &Arc<Log>) -> Self {
         let cluster = Cluster::start_own(ClusterOptions { fsync: true });
         let proxy = Proxy::start(cluster.port());
-        let database = cluster.new_name();
-        cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
-        let url = cluster.tcp_url(&database).replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port));
+        let database = Database::create(&cluster);
+        let url = database.url(proxy.port);
         let dir = tempfile::tempdir().unwrap();
         let options = Options { data_dir: Some(dir.path().to_owned()), ..Options::postgres(&url) }.with(&[
             "--allow-insecure-webhooks",
@@ -73,9 +67,9 @@ impl Site {
             "--shutdown-grace",
             "2",
         ]);
-        let server = Server::start(with_draws(&options, draws));
-        let refusing = format!("ALTER TABLE events ADD CONSTRAINT no_poison CHECK (type <> '{POISON}')");
-        cluster.admin(&database).batch_execute(&refusing).unwrap();
+        let (first, setup) = with_draws(&options, draws);
+        let server = Server::start(first);
+        database.refuse_poison(&cluster);
         let [hooked, plain] = ["hooked", "plain"].map(|name| {
             let (id, key) = server.organization(name, "0");
             Tenant { id, key }
@@ -83,9 +77,27 @@ impl Site {
         let inbox = Inbox::start(draws.fork(2));
         let made = server.post("/api/endpoints", &hooked.key, &json!({ "url": inbox.url() }).to_string());
         assert_eq!(made.status, 201, "{}", made.json());
-        let address = Address(Arc::new(AtomicU16::new(server.addr.port())));
+        let address = Address::new(server.addr);
         let gauge = Gauge::start(server.pid());
-        Self { cluster, proxy, inbox, hooked, plain, gauge, lives: 1, database, address, server, options, dir }
+        let (log, paths) = (Arc::clone(log), Paths::default());
+        Self {
+            cluster,
+            proxy,
+            inbox,
+            hooked,
+            plain,
+            gauge,
+            lives: 1,
+            database,
+            paths,
+            setup,
+            blows: 0,
+            log,
+            address,
+            server,
+            options,
+            dir,
+        }
     }
 
     pub fn address(&self) -> Address {
@@ -94,7 +106,7 @@ impl Site {
 
     /// A connection to the database that no fault is in the way of.
     pub fn admin(&self) -> postgres::Client {
-        self.cluster.admin(&self.database)
+        self.database.admin(&self.cluster)
     }
 
     /// The server is still the one that was started.
@@ -105,14 +117,37 @@ impl Site {
         assert!(!self.server.log().contains("panicked"), "{}", self.server.log());
     }
 
-    pub fn kill_server(&mut self) {
-        self.server.signal("KILL");
-        self.server.wait();
+    /// A fault happens to the present server.
+    pub fn struck(&mut self, fault: &str) {
+        self.paths.struck(fault, &self.setup);
     }
 
-    /// As an operator stops it, with what it cannot store left in the journal.
+    pub fn kill_server(&mut self) {
+        self.paths.add(&self.server.scrape());
+        self.server.signal("KILL");
+        self.server.wait();
+        self.check_sentences(false);
+    }
+
+    /// As an operator stops it, with what it cannot store left in the journal. What it says last must be so: what is not
+    /// in the database is in the journal.
     pub fn stop_server(&mut self) {
+        self.paths.add(&self.server.scrape());
         assert_eq!(self.server.stop(), 0, "{}", self.server.log());
+        self.check_sentences(false);
+        eventually("the last word", || sentences::bye(&self.server.log()) != Bye::Silence);
+        let accepted = self.log.accepted() as i64;
+        let mut admin = self.admin();
+        let rows: i64 =
+            ["events", "quarantined_events"].map(|table| crate::oracle::count(&mut admin, table)).iter().sum();
+        let bye = sentences::bye(&self.server.log());
+        let missing = (accepted - rows).max(0) as u64;
+        assert!(bye.may_hold(missing), "accepted {accepted}, {rows} rows, and yet: {bye:?}\n{}", self.server.log());
+    }
+
+    fn check_sentences(&self, is_everything_stored: bool) {
+        let blows = self.database.blows - self.blows;
+        sentences::check(&self.server.log(), &self.database.away, blows, is_everything_stored);
     }
 
     /// Lets the server do nothing for a while.
@@ -124,16 +159,25 @@ impl Site {
 
     /// A new server where the one before has ended, set up in another way. Returns when it listens.
     pub fn start_server(&mut self, draws: &mut Draws) {
-        self.server = Server::start_unready(with_draws(&self.options, draws));
+        let (options, setup) = with_draws(&self.options, draws);
+        self.server = Server::start_unready(options);
+        (self.setup, self.blows) = (setup, self.database.blows);
         self.lives += 1;
-        self.address.0.store(self.server.addr.port(), Ordering::Relaxed);
+        self.address.set(self.server.addr);
         self.gauge.watch(self.server.pid());
     }
 
-    /// Waits until the server has replayed what the one before left.
+    /// Waits until the server is ready and what the one before left is being read back. With a small queue, beside new
+    /// events, that takes minutes, and the next fault may come meanwhile; what must not happen is that it stops.
     pub fn ready(&self) {
         eventually("the server is ready", || self.server.get("/ready", None).status == 200);
+        let replayed = || self.server.metric("journal_replayed_total");
+        let before = replayed();
+        eventually("the replay goes on", || {
+            self.server.metric("journal_unread_segments") == 0.0 || replayed() > before
+        });
         assert_eq!(self.server.count("journal_damaged_records_total"), 0);
+        eventually("and says so", || self.server.log().contains(" ready store="));
     }
 
     /// After the last fault: waits until everything is stored, gives deliveries some time or, where `to_the_end`, all
@@ -154,26 +198,31 @@ impl Site {
         }
         self.gauge.settle();
         self.stop_server();
+        self.check_sentences(true);
+        assert_eq!(sentences::bye(&self.server.log()), Bye::Stored, "{}", self.server.log());
         let kept: Vec<_> = std::fs::read_dir(self.dir.path().join("journal")).unwrap().collect();
         assert!(kept.is_empty(), "everything is stored, so the journal keeps nothing: {kept:?}");
     }
 }
 
 /// Another set-up for each life of the server; what holds does not depend on it.
-fn with_draws(options: &Options, draws: &mut Draws) -> Options {
+fn with_draws(options: &Options, draws: &mut Draws) -> (Options, String) {
     let shards = (1 + draws.below(3)).to_string();
-    options.clone().with(&[
+    let durability = draws.one_of(&["fsync", "fsync", "os"]);
+    let overflow = draws.one_of(&["reject", "spill"]);
+    let options = options.clone().with(&[
         "--shards",
         &shards,
         "--io-driver",
         draws.one_of(&["auto", "epoll"]),
         "--durability",
-        draws.one_of(&["fsync", "fsync", "os"]),
+        durability,
         "--queue-overflow",
-        draws.one_of(&["reject", "spill"]),
+        overflow,
         "--queue-capacity",
-        draws.one_of(&["50", "1000", "10000"]),
+        draws.one_of(&["200", "1000", "10000"]),
         "--journal-segment-bytes",
         draws.one_of(&["524288", "16777216"]),
-    ])
+    ]);
+    (options, format!("{durability} {overflow}"))
 }

@@ -5,7 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 
@@ -14,10 +17,11 @@ pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name.push(rcgen::DnType::CommonName, "private test authority");
+        Self::named("private test authority")
+    }
+
+    pub fn named(name: &str) -> Self {
+        let params = authority_params(name);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
@@ -54,11 +58,45 @@ impl Authority {
         self.signed(&params)
     }
 
+    /// The same, too early.
+    pub fn not_yet_valid(&self, names: &[&str]) -> ServerConfig {
+        let mut params = params(names);
+        params.not_before = date_time_ymd(4000, 1, 1);
+        params.not_after = date_time_ymd(4001, 1, 1);
+        self.signed(&params)
+    }
+
+    /// The same, for those who call.
+    pub fn for_clients(&self, names: &[&str]) -> ServerConfig {
+        let mut params = params(names);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.signed(&params)
+    }
+
+    /// The same, signed by an authority in between: with its certificate, and without.
+    pub fn behind_an_intermediate(&self, names: &[&str]) -> (ServerConfig, ServerConfig) {
+        let mut between = authority_params("intermediate test authority");
+        between.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let between = CertifiedIssuer::signed_by(between, KeyPair::generate().unwrap(), &self.0).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params(names).signed_by(&key, &between).unwrap();
+        let chain = vec![certificate.der().clone(), between.der().clone()];
+        (chain_config(chain, &key), server_config(certificate.der().clone(), &key))
+    }
+
     fn signed(&self, params: &CertificateParams) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         server_config(certificate.der().clone(), &key)
     }
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params
 }
 
 /// Signed by itself, so by nobody.
@@ -72,11 +110,15 @@ fn params(names: &[&str]) -> CertificateParams {
 }
 
 fn server_config(certificate: CertificateDer<'static>, key: &KeyPair) -> ServerConfig {
+    chain_config(vec![certificate], key)
+}
+
+fn chain_config(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> ServerConfig {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
+        .with_single_cert(chain, key)
         .unwrap()
 }

@@ -58,7 +58,7 @@ impl InProcess {
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
         let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").expect("a key");
         let management =
-            Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| ()) };
+            Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| Ok(())) };
         let control = ControlPool::start(
             Arc::clone(&store),
             Arc::clone(&metrics),
@@ -70,6 +70,7 @@ impl InProcess {
         .expect("a thread");
         let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
         let neighbours = Neighbours {
+            batch_keys: Arc::default(),
             queue,
             journal: None,
             may_spill: false,
@@ -78,6 +79,8 @@ impl InProcess {
             feed,
             control: Arc::new(control),
             metrics,
+            are_metrics_public: true,
+            keep_alive_timeout: limits::KEEP_ALIVE_TIMEOUT_DEFAULT,
             ready: Arc::new(|| Readiness::Ready),
             draining: Arc::new(AtomicBool::new(false)),
             leaving: Arc::new(AtomicBool::new(false)),

@@ -86,7 +86,12 @@ impl Installation {
 
     /// A server of two shards, ready.
     pub fn start(&self, args: &[&str]) -> Server {
-        Server::start(self.options.clone().with(&["--shards", "2"]).with(args))
+        self.start_as(|options| options, args)
+    }
+
+    /// The same, with something changed about how it is started.
+    pub fn start_as(&self, change: impl Fn(Options) -> Options, args: &[&str]) -> Server {
+        Server::start(change(self.options.clone().with(&["--shards", "2"]).with(args)))
     }
 
     /// The same, listening, with the database perhaps away.
@@ -106,6 +111,14 @@ impl Installation {
         match &self.options.database_url {
             Some(url) => postgres_rows(url, org),
             None => sqlite_rows(&self.file(), org),
+        }
+    }
+
+    /// Runs the test's own SQL: the first where the store is Postgres, the second where it is SQLite.
+    pub fn sql(&self, postgres: &str, sqlite: &str) {
+        match &self.options.database_url {
+            Some(url) => client(url).batch_execute(postgres).expect("SQL that Postgres takes"),
+            None => self.file().execute_batch(sqlite).expect("SQL that SQLite takes"),
         }
     }
 

@@ -2,11 +2,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use postgres::fallible_iterator::FallibleIterator;
 use rusqlite::OpenFlags;
-use serde_json::Value;
 
 use crate::load::{Log, Told, payload};
 
@@ -18,11 +18,18 @@ pub struct Row {
     pub payload: String,
 }
 
+const POSTGRES_ROWS: &str = "SELECT id::text, payload::text FROM events
+    UNION ALL SELECT id::text, payload FROM quarantined_events";
+
+/// Counts events of type `hooked`, whose organisation has one endpoint, that do not have one delivery; on both stores.
+pub const NOT_ONE_DELIVERY: &str = "SELECT count(*) FROM (
+        SELECT events.id FROM events LEFT JOIN deliveries ON event_id = events.id WHERE type = 'hooked'
+        GROUP BY events.id HAVING count(deliveries.id) <> 1
+    ) AS wrong";
+
 /// All rows of a Postgres database.
 pub fn postgres_rows(client: &mut postgres::Client) -> Vec<Row> {
-    const ROWS: &str = "SELECT id::text, payload::text FROM events
-        UNION ALL SELECT id::text, payload FROM quarantined_events";
-    let rows = client.query(ROWS, &[]).expect("the database answers");
+    let rows = client.query(POSTGRES_ROWS, &[]).expect("the database answers");
     rows.iter().map(|row| Row { id: row.get(0), payload: row.get(1) }).collect()
 }
 
@@ -81,7 +88,7 @@ fn check_stored(log: &Log, rows: &[Row], nothing_lost: bool) {
     let Verdict { stored, lost, dup, phantom, changed } = verdict(log, rows);
     println!(
         "sent {}, accepted {}, refused {:?}, unanswered {}, stored {stored}, lost {}, dup {}, phantom {}",
-        log.entries().len(),
+        log.sent(),
         log.accepted(),
         log.refusals(),
         log.unanswered(),
@@ -97,28 +104,62 @@ fn check_stored(log: &Log, rows: &[Row], nothing_lost: bool) {
 
 /// Holds the rows against the log.
 pub fn verdict(log: &Log, rows: &[Row]) -> Verdict {
-    let mut stored: BTreeMap<u64, &str> = BTreeMap::new();
-    let (mut dup, mut phantom, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-    let entries = log.entries();
+    let mut judge = Judge::new(log);
     for row in rows {
-        let value: Value = serde_json::from_str(&row.payload).expect("a stored payload is JSON");
-        let number = value["m"].as_u64().expect("a payload of these tests");
-        if row.payload != payload(number) {
+        judge.see(&row.id, &row.payload);
+    }
+    judge.finish()
+}
+
+/// The same for all rows of a Postgres database, one after the other: there may be millions.
+pub fn postgres_verdict(client: &mut postgres::Client, log: &Log) -> Verdict {
+    let mut judge = Judge::new(log);
+    let no_parameters: [&str; 0] = [];
+    let mut rows = client.query_raw(POSTGRES_ROWS, no_parameters).expect("the database answers");
+    while let Some(row) = rows.next().expect("the database answers") {
+        judge.see(row.get(0), row.get(1));
+    }
+    judge.finish()
+}
+
+/// Looks at rows, and knows in the end what is wrong with them.
+struct Judge<'a> {
+    log: &'a Log,
+    stored: BTreeSet<u64>,
+    verdict: Verdict,
+}
+
+impl<'a> Judge<'a> {
+    fn new(log: &'a Log) -> Self {
+        Self { log, stored: BTreeSet::new(), verdict: Verdict::default() }
+    }
+
+    fn see(&mut self, id: &str, stored: &str) {
+        let Verdict { dup, phantom, changed, .. } = &mut self.verdict;
+        let number = number(stored).unwrap_or_else(|| panic!("no payload of these tests: {stored}"));
+        if stored != payload(number) {
             changed.push(number);
         }
-        if stored.insert(number, &row.id).is_some() {
+        if !self.stored.insert(number) {
             dup.push(number);
         }
-        match entries.get(&number) {
-            Some(Told::Accepted(id)) if *id != row.id => changed.push(number),
+        match self.log.told(number) {
+            Some(Told::Accepted(promised)) if promised != id => changed.push(number),
             Some(Told::Accepted(_) | Told::Nothing) => {}
             Some(Told::Refused(..) | Told::Unsent) | None => phantom.push(number),
         }
     }
-    let lost: Vec<u64> = entries
-        .iter()
-        .filter(|(number, told)| matches!(told, Told::Accepted(_)) && !stored.contains_key(number))
-        .map(|(number, _)| *number)
-        .collect();
-    Verdict { stored: stored.len(), lost, dup, phantom, changed }
+
+    fn finish(mut self) -> Verdict {
+        let accepted = self.log.accepted_numbers().into_iter();
+        self.verdict.lost = accepted.filter(|number| !self.stored.contains(number)).collect();
+        self.verdict.stored = self.stored.len();
+        self.verdict
+    }
+}
+
+/// The number in a payload, which stands first.
+fn number(payload: &str) -> Option<u64> {
+    let digits = payload.strip_prefix(r#"{"m":"#)?;
+    digits[..digits.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }

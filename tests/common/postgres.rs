@@ -216,6 +216,67 @@ impl Cluster {
         self.try_connect(database).unwrap_or_else(|error| panic!("{error}; log:\n{}", self.log()))
     }
 
+    /// The same where Postgres may be recovering: waits until it answers.
+    pub fn admin_patiently(&self, database: &str) -> postgres::Client {
+        let mut client = None;
+        wait_for("Postgres to answer", || {
+            client = self.try_admin(database).ok();
+            client.as_mut().is_some_and(|client| client.simple_query("SELECT 1").is_ok())
+        });
+        client.expect("it answered")
+    }
+
+    /// The same, once.
+    pub fn try_admin(&self, database: &str) -> Result<postgres::Client, postgres::Error> {
+        self.try_connect(database)
+    }
+
+    /// Whether the postmaster has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.server.as_mut().is_none_or(|server| server.try_wait().expect("a child can be asked").is_some())
+    }
+
+    /// Starts the server that has ended by itself, and does not wait.
+    pub fn spawn_again(&mut self) {
+        self.server = None;
+        self.spawn();
+    }
+
+    /// Moves the WAL of the stopped server to this directory: the one file that the next start needs.
+    pub fn move_wal_to(&self, disk: &Path) {
+        if let Some((uid, gid)) = server_user() {
+            std::os::unix::fs::chown(disk, Some(uid), Some(gid)).expect("root may give a directory away");
+        }
+        self.in_data(
+            r#"file=$("$1/pg_controldata" . | sed -n "s/^Latest checkpoint's REDO WAL file: *//p")
+            mkdir -m 700 "$2/pg_wal" "$2/pg_wal/archive_status"
+            cp "pg_wal/$file" "$2/pg_wal/"
+            rm -rf pg_wal
+            ln -s "$2/pg_wal" pg_wal"#,
+            disk,
+        );
+    }
+
+    /// Moves it back.
+    pub fn move_wal_back(&self) {
+        self.in_data(
+            r#"at=$(readlink pg_wal)
+            rm pg_wal
+            cp -R "$at" pg_wal
+            chmod 700 pg_wal"#,
+            Path::new(""),
+        );
+    }
+
+    /// Runs a script in the data directory of the stopped server: `$1` are its programs, `$2` is `argument`.
+    fn in_data(&self, script: &str, argument: &Path) {
+        assert!(self.server.is_none(), "the server runs");
+        let mut shell = as_server_user(Path::new("sh"), &self.dir.join("data"));
+        shell.args(["-ec", script, "sh"]).arg(&self.bin).arg(argument).env("LC_ALL", "C").stderr(Stdio::piped());
+        let output = shell.output().expect("sh runs");
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// What the server wrote to its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
@@ -277,7 +338,7 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
+pub fn send(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("no process has number 0");
     // A process that ended meanwhile is as good as signalled.
     let _ = kill_process(pid, signal);
@@ -308,7 +369,7 @@ fn ask_for_passwords(dir: &Path) {
     std::fs::write(&rules, format!("local all {PASSWORD_ROLE} scram-sha-256\n{trusting}")).expect("it is ours");
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     listener.local_addr().expect("a bound address").port()
 }
@@ -329,7 +390,7 @@ fn find_binaries() -> PathBuf {
 }
 
 /// Who the server runs as where the tests run as root, which Postgres refuses.
-fn server_user() -> Option<(u32, u32)> {
+pub fn server_user() -> Option<(u32, u32)> {
     let ask = |args: &[&str]| -> u32 {
         let id = Command::new("id").args(args).output().expect("`id` runs");
         let text = String::from_utf8(id.stdout).expect("`id` prints ASCII");
@@ -338,7 +399,7 @@ fn server_user() -> Option<(u32, u32)> {
     (ask(&["-u"]) == 0).then(|| (ask(&["-u", "postgres"]), ask(&["-g", "postgres"])))
 }
 
-fn as_server_user(program: &Path, dir: &Path) -> Command {
+pub fn as_server_user(program: &Path, dir: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some((uid, gid)) = server_user() {

@@ -16,8 +16,10 @@ use std::time::Duration;
 pub enum Cut {
     /// Right after the client's bytes were forwarded: the statement runs, its answer reaches nobody.
     AfterRequest,
-    /// When the database begins to answer: it has committed, and says so to nobody.
+    /// When the database begins to answer: it has stored them, with a COPY not yet committed, and says so to nobody.
     BeforeAnswer,
+    /// When the database begins to answer COMMIT: it has committed, and says so to nobody. For events that go by COPY.
+    BeforeCommitted,
 }
 
 #[derive(Default)]
@@ -26,6 +28,8 @@ struct State {
     cuts: AtomicUsize,
     /// What passes waits so long, in milliseconds, each time and in either direction.
     delay_ms: AtomicU64,
+    /// Bytes a second that pass each way through each connection; 0 is as many as come.
+    bytes_per_second: AtomicU64,
     /// Whether nothing passes at all.
     is_held: AtomicBool,
     stop: AtomicBool,
@@ -40,6 +44,18 @@ impl State {
         while self.is_held.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Passes `chunk` on as fast as the link is.
+    fn trickle(&self, chunk: &[u8], forward: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let rate = self.bytes_per_second.load(Ordering::Relaxed);
+        if rate == 0 {
+            return forward(chunk);
+        }
+        chunk.chunks(16 * 1024).all(|piece| {
+            thread::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64));
+            forward(piece)
+        })
     }
 }
 
@@ -95,6 +111,11 @@ impl Proxy {
         self.state.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// From now on no more than this passes, each way through each connection.
+    pub fn limit(&self, bytes_per_second: u64) {
+        self.state.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
     /// Whether nothing passes, with every connection open and new ones accepted.
     pub fn hold(&self, is_held: bool) {
         self.state.is_held.store(is_held, Ordering::Relaxed);
@@ -124,16 +145,19 @@ fn join(number: usize, client: TcpStream, server: TcpStream, state: &Arc<State>)
             shared.wait();
             // Only payloads of these tests hold this.
             let carries_events = chunk.windows(4).any(|window| window == b"\"m\":");
-            let cut = if carries_events { shared.armed.lock().expect("no pump panics").take() } else { None };
+            let commits = chunk.windows(6).any(|window| window == b"COMMIT");
+            let cut = shared.armed.lock().expect("no pump panics").take_if(|cut| match cut {
+                Cut::AfterRequest | Cut::BeforeAnswer => carries_events,
+                Cut::BeforeCommitted => commits,
+            });
             if cut.is_some() {
                 *begins.lock().expect("no pump panics") = cut;
             }
-            let forwarded = forward(chunk);
+            // Counted first: an answer may come, and end the connection, before this thread runs on.
             if cut == Some(Cut::AfterRequest) {
                 shared.cuts.fetch_add(1, Ordering::Relaxed);
-                return false;
             }
-            forwarded
+            shared.trickle(chunk, forward) && cut != Some(Cut::AfterRequest)
         });
         shared.open.lock().expect("no pump panics").remove(&number);
     });
@@ -145,7 +169,7 @@ fn join(number: usize, client: TcpStream, server: TcpStream, state: &Arc<State>)
             match cut {
                 None => forward(chunk),
                 Some(Cut::AfterRequest) => false,
-                Some(Cut::BeforeAnswer) => {
+                Some(Cut::BeforeAnswer | Cut::BeforeCommitted) => {
                     shared.cuts.fetch_add(1, Ordering::Relaxed);
                     false
                 }

@@ -37,7 +37,11 @@ impl Seen {
 /// What a receiver does; after the last step it waits for the next request.
 pub enum Step {
     Send(Vec<u8>),
+    /// Sends this over and over, until the client goes away.
+    Endless(Vec<u8>),
     Pause(Duration),
+    /// Waits until this is set.
+    Until(Arc<AtomicBool>),
     /// Ends the connection, politely.
     Close,
     /// Ends it with a RST.
@@ -95,6 +99,13 @@ impl Receiver {
     /// The same, and keeps no request.
     pub fn forgetful(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let receiver = Self::start(script);
+        receiver.shared.forgets.store(true, Ordering::SeqCst);
+        receiver
+    }
+
+    /// As [`Self::start_tls`], and keeps no request.
+    pub fn forgetful_tls(tls: ServerConfig, script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let receiver = Self::start_tls(tls, script);
         receiver.shared.forgets.store(true, Ordering::SeqCst);
         receiver
     }
@@ -250,7 +261,15 @@ fn serve(shared: &Shared, connection: usize, mut wire: impl Wire, script: &Scrip
                     wire.write_all(&bytes)?;
                     wire.flush()?;
                 }
+                Step::Endless(bytes) => loop {
+                    wire.write_all(&bytes)?;
+                },
                 Step::Pause(pause) => thread::sleep(pause),
+                Step::Until(is_set) => {
+                    while !is_set.load(Ordering::SeqCst) && !shared.stopped.load(Ordering::SeqCst) {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                }
                 Step::Close => return Ok(()),
                 Step::Reset => {
                     shared.open.lock().unwrap().remove(&connection);

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use millrace::handoff::queue::Accepted;
 use millrace::ingest::shard::Shard;
@@ -83,15 +84,36 @@ impl Replay {
         answered.get()
     }
 
+    /// Serves one connection that sends `request` once. Returns how often a task that waits for every tick of the clock
+    /// had its turn beside it.
+    pub fn turns_beside(&self, request: &Rc<[u8]>) -> usize {
+        let stream = Repeated {
+            request: Rc::clone(request),
+            sent: 0,
+            left: 1,
+            answered: Rc::default(),
+            descriptor: File::open("/dev/null").expect("there is /dev/null"),
+        };
+        let turns = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&turns);
+        let shard = Rc::clone(&self.shard);
+        let mut runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().expect("an epoll descriptor");
+        runtime.block_on(async move {
+            monoio::spawn(async move {
+                loop {
+                    monoio::time::sleep(Duration::ZERO).await;
+                    counted.set(counted.get() + 1);
+                }
+            });
+            shard.attend(stream).await;
+        });
+        turns.get()
+    }
+
     /// Takes all waiting events out of the queue, as a writer that has stored them. Returns how many.
     pub fn drain(&self) -> usize {
-        let (mut events, mut bytes) = (0, 0);
-        for event in self.accepted.receiver.try_iter() {
-            events += 1;
-            bytes += event.weight();
-        }
-        self.accepted.slots.release(events, bytes);
-        events
+        let release = |event| self.accepted.slots.release(std::slice::from_ref(&event), event.weight());
+        self.accepted.receiver.try_iter().map(release).count()
     }
 }
 

@@ -6,9 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use millrace::store::open::StoreConfig;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -18,10 +20,12 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `done` until it is true; panics with `what` after [`PATIENCE`].
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
     while !done() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        // Seldom enough, after a while, that what is asked through a limited route stays within its limit.
+        let pause = if began.elapsed() < Duration::from_secs(2) { 10 } else { 100 };
+        std::thread::sleep(Duration::from_millis(pause));
     }
 }
 
@@ -39,6 +43,8 @@ impl<F: FnMut()> Drop for Finally<F> {
 pub struct Options {
     /// `DATABASE_URL`; embedded SQLite without.
     pub database_url: Option<String>,
+    /// Listen for events here instead of on a free port of loopback.
+    pub listen: Option<&'static str>,
     /// Further arguments of `serve`.
     pub args: Vec<String>,
     /// Further environment.
@@ -47,6 +53,8 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// Limit the process to this many open files, soft and hard.
     pub open_files: Option<u64>,
+    /// A program, with its arguments, that becomes the server: it gets the server's command line behind its own.
+    pub through: Vec<String>,
 }
 
 impl Options {
@@ -62,6 +70,20 @@ impl Options {
         self
     }
 
+    /// Makes the store, as only a server does, for commands that are run before one.
+    pub fn make_store(&self, data_dir: &Path) {
+        let (database_url, data_dir) = (self.database_url.clone(), data_dir.to_owned());
+        let store = millrace::store::open::open(&StoreConfig { database_url, data_dir, connections_max: 2 });
+        store.and_then(|store| store.migrate()).expect("a new store");
+    }
+
+    /// With a shell that does this and then becomes the server.
+    #[must_use]
+    pub fn after(mut self, script: &str) -> Self {
+        self.through = ["sh", "-c", &format!(r#"{script} && exec "$0" "$@""#)].map(str::to_owned).to_vec();
+        self
+    }
+
     /// Runs a command of the binary; returns standard output.
     pub fn cli(&self, data_dir: &Path, args: &[&str]) -> String {
         let output = self.command(data_dir).args(args).output().expect("the binary starts");
@@ -69,16 +91,32 @@ impl Options {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    /// The command `serve`, not started yet.
+    pub fn serve(&self, data_dir: &Path, args: &[&str]) -> Command {
+        let mut command = self.command(data_dir);
+        command.arg("serve").args(args).args(&self.args).stdin(Stdio::null());
+        command
+    }
+
     fn command(&self, data_dir: &Path) -> Command {
         let program = env!("CARGO_BIN_EXE_millrace");
-        let mut command = match self.open_files {
-            None => Command::new(program),
-            Some(limit) => {
+        let mut command = match (self.open_files, self.through.split_first()) {
+            (None, None) => Command::new(program),
+            (None, Some((first, rest))) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            (Some(limit), _) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#), program]);
                 shell
             }
         };
+        // Nothing of the caller's: what a campaign is told is told in variables too.
+        std::env::vars().filter(|(name, _)| name.starts_with("MILLRACE_")).for_each(|(name, _)| {
+            command.env_remove(name);
+        });
         command.env_remove("DATABASE_URL").env("MILLRACE_DATA_DIR", data_dir);
         // The cheapest Argon2 there is: most tests are not about it, and the build is not optimised.
         command.env("MILLRACE_ARGON2_MEMORY_KIB", "8");
@@ -125,11 +163,9 @@ impl Server {
     pub fn start_unready(options: Options) -> Self {
         let temp = options.data_dir.is_none().then(|| tempfile::tempdir().expect("a temporary directory"));
         let data_dir = options.data_dir.clone().unwrap_or_else(|| temp.as_ref().expect("made above").path().to_owned());
+        let listen = options.listen.unwrap_or("127.0.0.1:0");
         let mut child = options
-            .command(&data_dir)
-            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-            .args(&options.args)
-            .stdin(Stdio::null())
+            .serve(&data_dir, &["--listen", listen, "--ops-listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -153,14 +189,55 @@ impl Server {
         server
     }
 
+    /// Starts with standard error going elsewhere, so without a log here, and waits until ready.
+    pub fn start_logging_to(options: Options, stderr: impl Into<Stdio>) -> Self {
+        static STARTED: AtomicU8 = AtomicU8::new(0);
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let data_dir = temp.path().to_owned();
+        // The log would say where it listens: an address that nobody else has, as all of 127.0.0.0/8 is this machine.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, 128 + STARTED.fetch_add(1, Ordering::Relaxed) % 127, high, low);
+        let (addr, ops) = (SocketAddr::from((address, 3000)), SocketAddr::from((address, 3001)));
+        let mut child = options
+            .serve(&data_dir, &["--listen", &addr.to_string(), "--ops-listen", &ops.to_string()])
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the binary starts");
+        let stdout = collect(child.stdout.take().expect("piped"));
+        let mut server = Self { addr, ops, log: Arc::default(), stdout, options, data_dir, child, _temp: Some(temp) };
+        eventually("the server is ready", || {
+            assert_eq!(server.child.try_wait().expect("a child"), None, "the server ended");
+            TcpStream::connect(addr).is_ok() && server.get("/ready", None).status == 200
+        });
+        server
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
+    /// Runs a command of the binary that may fail.
+    pub fn try_cli(&self, args: &[&str]) -> std::process::Output {
+        self.options.command(&self.data_dir).args(args).output().expect("the binary starts")
+    }
+
+    /// Where its files are.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
     /// Runs another command of the binary against the same store; returns standard output.
     pub fn cli(&self, args: &[&str]) -> String {
         self.options.cli(&self.data_dir, args)
+    }
+
+    /// Runs a command that is refused; returns standard error.
+    pub fn cli_refused(&self, args: &[&str]) -> String {
+        let output = self.options.command(&self.data_dir).args(args).output().expect("the binary starts");
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).expect("text")
     }
 
     /// Makes an organisation; `rate_limit` as on the command line. Returns (organisation id, API key).
@@ -171,15 +248,23 @@ impl Server {
         (made["org_id"].as_str().expect("org_id").to_owned(), made["api_key"].as_str().expect("api_key").to_owned())
     }
 
-    /// The key a new embedded store shows on its first start. Its organisation has the limit of `--rate-limit`.
+    /// The key that the first start of a new embedded store leaves to who started it. Its organisation has the limit of
+    /// `--rate-limit`.
     pub fn first_key(&self) -> String {
-        let mut key = None;
-        eventually("the first key is shown", || {
-            let shown = self.stdout.lock().unwrap();
-            key = shown.split_whitespace().find(|word| word.starts_with("mr_")).map(str::to_owned);
-            key.is_some()
+        let path = self.data_dir.join("first-api-key");
+        let mut key = String::new();
+        eventually("the first key is there", || {
+            key = std::fs::read_to_string(&path).unwrap_or_default();
+            key.ends_with('\n')
         });
-        key.expect("found above")
+        key.trim_end().to_owned()
+    }
+
+    /// The same, and its file is removed, as its reader is told to.
+    pub fn take_first_key(&self) -> String {
+        let key = self.first_key();
+        std::fs::remove_file(self.data_dir.join("first-api-key")).expect("it was there");
+        key
     }
 
     /// The key of an organisation without a limit.
@@ -220,18 +305,33 @@ impl Server {
         value as u64
     }
 
-    /// Waits until everything accepted is stored.
+    /// Waits until the writers have everything that earlier runs left in the journal.
+    pub fn replayed(&self) {
+        eventually("the journal is read back", || self.metric("journal_unread_segments") == 0.0);
+    }
+
+    /// Waits until everything accepted is stored, what was replayed included.
     pub fn drained(&self) {
+        self.replayed();
         eventually("the queue is empty", || self.metric("event_queue_size") == 0.0);
     }
 
     /// Waits until everything that was accepted or replayed has been through the database: spilled events, too. A
     /// small queue makes that slow; what must not happen is that it stops.
     pub fn everything_stored(&self) {
+        let unread = || self.metric("journal_unread_segments");
+        while unread() > 0.0 {
+            let (before, deadline) = (self.metric("journal_replayed_total"), Instant::now() + PATIENCE);
+            while unread() > 0.0 && self.metric("journal_replayed_total") <= before {
+                assert!(Instant::now() < deadline, "{before} events are replayed, and it goes no further");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         let sums = || {
             let scrape = self.scrape();
             let sum = |names: &[&str]| names.iter().map(|name| sample(&scrape, name)).sum::<f64>();
-            let stored = ["stored", "deduplicated", "quarantined"].map(|how| format!("store_events_{how}_total"));
+            let stored =
+                ["stored", "deduplicated", "found", "quarantined"].map(|how| format!("store_events_{how}_total"));
             (sum(&stored.each_ref().map(String::as_str)), sum(&["events_ingested_total", "journal_replayed_total"]))
         };
         loop {
@@ -270,6 +370,11 @@ impl Server {
         status.code().unwrap_or_else(|| panic!("ended by signal {:?}", status.signal()))
     }
 
+    /// Waits until the log has these words: a line is written, and read here, a little after what it tells of.
+    pub fn says(&self, words: &str) {
+        eventually(words, || self.log().contains(words));
+    }
+
     /// The log so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("no reader panics").clone()
@@ -294,7 +399,7 @@ pub fn sample(scrape: &str, name: &str) -> f64 {
     line.rsplit(' ').next().expect("a value").parse().expect("a number")
 }
 
-fn collect(from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+pub fn collect(from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let kept = Arc::clone(&text);
     std::thread::spawn(move || {

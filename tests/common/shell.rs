@@ -5,6 +5,7 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
+use millrace::store::open::StoreConfig;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,9 +25,28 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// Without the line that says which store was used.
+    pub fn without_store(mut self) -> Self {
+        if let Some(rest) = self.stderr.strip_prefix("store: ").and_then(|text| text.split_once('\n')) {
+            self.stderr = rest.1.to_owned();
+        }
+        self
+    }
+}
+
 impl Shell {
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
+    }
+
+    /// With an embedded store where the commands look for one: they make none.
+    pub fn with_store() -> Self {
+        let shell = Self::new();
+        let config =
+            StoreConfig { database_url: None, data_dir: shell.dir.path().join("millrace-data"), connections_max: 1 };
+        millrace::store::open::open(&config).unwrap().migrate().unwrap();
+        shell
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -51,9 +71,10 @@ impl Shell {
         Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
     }
 
-    /// Runs a command that must succeed and say nothing on standard error; returns its standard output.
+    /// Runs a command that must succeed and say nothing on standard error but which store it used; returns its standard
+    /// output.
     pub fn ok(&self, args: &[&str]) -> String {
-        let ended = self.run(args);
+        let ended = self.run(args).without_store();
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{args:?}: {ended:?}");
         ended.stdout
     }
@@ -67,7 +88,7 @@ impl Shell {
 
     /// Runs a command that must fail with `code`, explain itself on standard error only, and not panic.
     pub fn refused(&self, code: i32, args: &[&str]) -> String {
-        let ended = self.run(args);
+        let ended = self.run(args).without_store();
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{args:?}: {ended:?}");
         assert!(ended.stderr.starts_with("error: ") && !ended.stderr.contains("panicked"), "{args:?}: {ended:?}");
         ended.stderr

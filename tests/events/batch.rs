@@ -9,6 +9,7 @@ on_both_stores!(
     items_are_answered_in_input_order,
     a_body_that_is_no_list_of_events_is_refused_whole,
     a_full_queue_refuses_the_rest_of_a_batch,
+    a_batch_of_which_nothing_is_accepted_is_refused,
 );
 
 const ARRAY: (&str, &str) = ("Content-Type", "application/json");
@@ -67,6 +68,10 @@ fn items_are_answered_in_input_order(installation: &Installation) {
     let lines = format!("\n{}\r\n\n", texts.join("\n \n"));
     let from_lines =
         check_results(&client.exchange(&post_with("/api/events/batch", &key, &[LINES], lines.as_bytes())), &items);
+    for other in ["application/ndjson", "application/jsonl", "application/x-jsonlines"] {
+        let empty = client.exchange(&post_with("/api/events/batch", &key, &[("Content-Type", other)], b" \n"));
+        assert_eq!((empty.status, &*empty.code()), (422, "invalid_event"), "read as lines, of which there is none");
+    }
     server.drained();
     let rows = installation.rows(&org);
     // The second has a dedup_id, so it is the same event both times.
@@ -154,4 +159,32 @@ fn a_full_queue_refuses_the_rest_of_a_batch(installation: &Installation) {
     assert_eq!(rows.iter().map(|row| &row.id).collect::<Vec<_>>(), accepted.iter().collect::<Vec<_>>());
     let payloads: Vec<&str> = rows.iter().map(|row| &*row.payload).collect();
     assert_eq!(payloads, ["\"first\"", "0", "1", "2", "3", "4", "\"after\""]);
+}
+
+fn a_batch_of_which_nothing_is_accepted_is_refused(installation: &Installation) {
+    let server = installation.start(&["--queue-capacity", "1"]);
+    let (org, key) = server.organization("test", "0");
+    let body = r#"[{"type":"t"}, 7, {"type":"t","payload":1,"x":1}]"#;
+    let refused = server.post("/api/events/batch", &key, body);
+    assert_eq!((refused.status, &*refused.code()), (422, "invalid_event"));
+    assert_eq!(refused.headers["content-type"], "application/problem+json");
+    let answer = refused.json();
+    assert_eq!((&answer["accepted"], &answer["rejected"]), (&0.into(), &3.into()));
+    let results = answer["results"].as_array().expect("results");
+    for (result, part) in results.iter().zip(["payload is missing", "an event is a JSON object", "x is not a field"]) {
+        let error = &result["error"];
+        assert_eq!(error["code"], "invalid_event");
+        assert!(error["detail"].as_str().expect("detail").contains(part), "{error}");
+    }
+    assert_eq!(server.count(r#"rejected_total{code="invalid_event"}"#), 3, "each event is counted, once");
+    // Where any of it only found no room, the whole may be sent again.
+    assert_eq!(server.post("/api/events", &key, &event("t", None, "\"first\"")).status, 202);
+    server.drained();
+    let block = installation.block_writes();
+    assert_eq!(server.post("/api/events", &key, &event("t", None, "\"second\"")).status, 202);
+    let refused = server.post("/api/events/batch", &key, r#"[{"type":"t"}, {"type":"t","payload":1}]"#);
+    assert_eq!((refused.status, &*refused.code()), (429, "queue_full"));
+    drop(block);
+    server.drained();
+    assert_eq!(installation.rows(&org).len(), 2);
 }

@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::thread;
 
-use crate::common::server::{event, post_with};
+use crate::common::server::{Response, Server, event, post_with};
 use crate::installation::{Installation, on_both_stores};
 
 on_both_stores!(
@@ -11,6 +11,8 @@ on_both_stores!(
     a_retry_after_a_restart_is_the_same_event,
     an_idempotency_key_is_a_dedup_id,
     copies_in_one_batch_are_one_event,
+    a_batch_with_a_key_is_stored_once,
+    a_key_stands_for_one_batch,
 );
 
 const CONNECTIONS: usize = 16;
@@ -130,4 +132,72 @@ fn copies_in_one_batch_are_one_event(installation: &Installation) {
         assert_eq!(row.dedup_id, Some(format!("d-{}", n % 3)));
         assert_eq!(results[n]["id"], *row.id);
     }
+}
+
+fn post_batch(server: &Server, api_key: &str, key: &str, content_type: &str, body: &str) -> Response {
+    let fields = [("Idempotency-Key", key), ("Content-Type", content_type)];
+    server.connect().exchange(&post_with("/api/events/batch", api_key, &fields, body.as_bytes()))
+}
+
+fn a_batch_with_a_key_is_stored_once(installation: &Installation) {
+    let mut server = installation.start(&[]);
+    let (org, key) = server.organization("test", "0");
+    let events =
+        [event("t", None, "0"), event("t", Some("own"), "1"), r#"{"type":"t"}"#.to_owned(), event("t", None, "3")];
+    let (array, lines) = (format!("[{}]", events.join(", ")), events.join("\n"));
+    let first = post_batch(&server, &key, "\"k\"", "application/json", &array);
+    assert_eq!((first.status, &first.json()["accepted"]), (202, &3.into()), "{first:?}");
+    let again = |server: &Server, body: &str, content_type: &str| {
+        let retry = post_batch(server, &key, "k", content_type, body);
+        assert_eq!((retry.status, retry.json()), (202, first.json()));
+    };
+    again(&server, &array, "application/json");
+    again(&server, &lines, "application/x-ndjson");
+    // The same event alone: number N of the batch is `KEY#N`.
+    let ids = first.json()["results"].clone();
+    assert_eq!(server.post("/api/events", &key, &event("t", Some("k#3"), "3")).id(), ids[3]["id"]);
+    assert_eq!(server.post("/api/events", &key, &event("t", Some("own"), "1")).id(), ids[1]["id"]);
+    assert_eq!(server.stop(), 0, "drained");
+    // Another server knows nothing but what is stored.
+    let server = installation.start(&[]);
+    again(&server, &array, "application/json");
+    server.drained();
+    let rows = installation.rows(&org);
+    let mut found: Vec<_> = rows.iter().map(|row| (row.dedup_id.as_deref(), &*row.payload)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [(Some("k#0"), "0"), (Some("k#3"), "3"), (Some("own"), "1")]);
+}
+
+fn a_key_stands_for_one_batch(installation: &Installation) {
+    let server = installation.start(&["--queue-capacity", "1"]);
+    let (org, key) = server.organization("test", "0");
+    let other_key = server.organization("other", "0").1;
+    let batch = |n: u32| format!("[{}]", event("t", None, &n.to_string()));
+    let post = |key: &str, value: &str, n: u32| post_batch(&server, key, value, "application/json", &batch(n));
+    assert_eq!(post(&key, "k", 1).status, 202);
+    server.drained();
+    // Whatever shard it comes to.
+    for _ in 0..16 {
+        let refused = post(&key, "k", 2);
+        assert_eq!((refused.status, &*refused.code()), (422, "invalid_event"));
+        assert_eq!(refused.json()["errors"][0]["field"], "Idempotency-Key");
+    }
+    assert_eq!(post(&key, "k", 1).status, 202, "the batch itself");
+    server.drained();
+    assert_eq!(post(&other_key, "k", 2).status, 202, "another organisation's key");
+    server.drained();
+    for value in ["", "\"open", &"x".repeat(252)] {
+        assert_eq!(post(&key, value, 3).json()["errors"][0]["field"], "Idempotency-Key", "{value}");
+    }
+    // What was refused whole was not the key's batch.
+    let block = installation.block_writes();
+    assert_eq!(server.post("/api/events", &key, &event("t", None, "9")).status, 202);
+    assert_eq!(post(&key, "l", 4).status, 429);
+    drop(block);
+    server.drained();
+    assert_eq!(post(&key, "l", 5).status, 202);
+    server.drained();
+    let mut payloads: Vec<_> = installation.rows(&org).into_iter().map(|row| row.payload).collect();
+    payloads.sort_unstable();
+    assert_eq!(payloads, ["1", "5", "9"]);
 }

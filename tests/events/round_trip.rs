@@ -92,7 +92,10 @@ fn what_an_organisation_stored_is_its_own(installation: &Installation) {
     assert_eq!((hidden.status, &*hidden.code()), (404, "not_found"));
     // Exactly as if it had never been.
     let nothing = client.request("GET", &format!("/api/events/{}", uuid::Uuid::now_v7()), Some(&other_key), None);
-    assert_eq!((nothing.status, nothing.body), (404, hidden.body));
+    assert_eq!((nothing.status, &nothing.body), (404, &hidden.body));
+    // Not as if the URL were wrong.
+    let detail = nothing.json()["detail"].as_str().expect("detail").to_owned();
+    assert!(detail.contains("not stored yet, or it is not your organisation's"), "{detail}");
     let list = client.request("GET", "/api/events", Some(&other_key), None).json();
     assert_eq!(list["data"].as_array().expect("data").len(), 1);
     assert_eq!(list["data"][0]["id"], *other_id);

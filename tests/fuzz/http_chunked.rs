@@ -93,10 +93,17 @@ fn expected(bytes: &[u8]) -> Outcome {
         }
         let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
         let is_field = name.len() < line.len() && is_token(name) && line.iter().all(|byte| is_text(*byte));
-        if trailers > limits::TRAILER_BYTES_MAX || !is_field {
+        if trailers > limits::TRAILER_BYTES_MAX || !is_field || frames_a_message(name) {
             return Outcome::Refused;
         }
     }
+}
+
+/// Whether `name` is that of a framing field, with any separators.
+fn frames_a_message(name: &[u8]) -> bool {
+    let plain = |byte: &u8| if byte.is_ascii_alphanumeric() { char::from(byte.to_ascii_lowercase()) } else { '-' };
+    let plain: String = name.iter().map(plain).collect();
+    plain == "content-length" || plain == "transfer-encoding"
 }
 
 /// A line without its CR LF. Too long is too long, whatever stands at its end.

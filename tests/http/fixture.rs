@@ -118,6 +118,7 @@ pub fn assert_refused(what: &str, answer: &Response, status: u16, code: &str) {
     assert_eq!((answer.status, answer.code().as_str()), (status, code), "{what}: {body}");
     let problem = answer.json();
     assert_eq!(problem["type"], "about:blank", "{what}");
+    assert_eq!(answer.headers.get("cache-control").map(String::as_str), Some("no-store"), "{what}");
     assert!(!problem["detail"].as_str().unwrap_or_default().is_empty(), "{what}: {body}");
 }
 

@@ -203,6 +203,10 @@ fn a_malformed_chunk_is_refused() {
         ("5\r\nhello\r\n0;\r\n\r\n", 400, "bad_request"),
         ("5\r\nhello\r\n0\r\n\r0", 400, "bad_request"),
         ("0\r\nX: y\rY: z\r\n\r\n", 400, "bad_request"),
+        ("0\r\nContent-Length: 3\r\n\r\n", 400, "bad_request"),
+        ("0\r\nX: y\r\ncontent-length: 0\r\n\r\n", 400, "bad_request"),
+        ("0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_request"),
+        ("0\r\nContent_Length: 3\r\n\r\n", 400, "bad_request"),
         ("0\r\nX: y\r\n z\r\n\r\n", 400, "bad_request"),
         ("0\r\nX\0: y\r\n\r\n", 400, "bad_request"),
         ("10000000000000005\r\nhello\r\n0\r\n\r\n", 400, "bad_request"),
@@ -259,7 +263,7 @@ fn spellings(f: &Fixture) -> Vec<Vec<u8>> {
         format!("000{n:x}\r\n{EVENT}\r\n000\r\n\r\n"),
         format!("a\r\n{a}\r\n{rest:x}\r\n{b}\r\n0\r\n\r\n"),
         format!("A;x\r\n{a}\r\n{rest:x} ; y=\"z;\"\t;w\r\n{b}\r\n0;last\r\n\r\n"),
-        format!("{n:x}\r\n{EVENT}\r\n0\r\nX-Trailer: y\r\nEmpty:\r\nContent-Length: 3\r\n\r\n"),
+        format!("{n:x}\r\n{EVENT}\r\n0\r\nX-Trailer: y\r\nEmpty:\r\nContent-Lengths: 3\r\n\r\n"),
         EVENT.split_inclusive(|_: char| true).map(|c| ["1\r\n", c, "\r\n"].concat()).collect::<Vec<_>>().concat()
             + "0\r\n\r\n",
     ];

@@ -107,7 +107,7 @@ fn slow_clients_get_408_in_time_and_nobody_waits_for_them() {
                 client.send(b"POST /api/events HTTP/1.1\r\nHost: t\r\nContent-Length: 60\r\n\r\n");
                 let answer = trickle(&mut client, drip);
                 assert_refused("a dripping body of nobody", &answer, 401, "missing_api_key");
-                assert_closed("a dripping body of nobody", &answer, &mut client);
+                assert!(client.is_closed(), "a dripping body of nobody");
             });
             scope.spawn(|| {
                 let mut many: Vec<Client> = (0..300).map(|_| f.connect()).collect();
@@ -346,7 +346,7 @@ fn a_low_limit_on_open_files_means_fewer_connections_from_the_start() {
     on_each_driver(|driver| {
         let options = Options { open_files: Some(128), ..Options::default() };
         let f = Fixture::start_with(driver, options.with(&["--shards", "2"]));
-        assert!(f.server.log().contains("leaves room for fewer connections"), "{}", f.server.log());
+        f.server.says("leaves room for fewer connections");
         let mut held = hold(&f, 16);
         assert_turned_away(&f);
         held.truncate(8);

@@ -187,7 +187,7 @@ fn answers_carry_the_fields_of_the_contract_and_no_others() {
         let (_, limited) = f.server.organization("limited", "5");
         let mut client = f.connect();
         let rate = ["ratelimit", "ratelimit-policy"];
-        let common = ["content-length", "content-type", "date"];
+        let common = ["content-length", "content-type", "date", "keep-alive"];
         let mut check = |what: &str, bytes: Vec<u8>, status: u16, more: &[&str]| {
             client.send(&bytes);
             let answer = client.response();
@@ -200,32 +200,75 @@ fn answers_carry_the_fields_of_the_contract_and_no_others() {
         };
         let post = |key: &str, body: &str| request("POST", "/api/events", Some(key), Some(body.as_bytes()));
         check("unlimited", f.good(), 202, &[]);
-        check("refused, unlimited", f.post("{}"), 422, &[]);
+        check("refused, unlimited", f.post("{}"), 422, &["cache-control"]);
         let answer = check("limited", post(&limited, EVENT), 202, &rate);
         assert_eq!(answer.headers["ratelimit-policy"], r#""org-minute";q=5;w=60"#);
         let (remaining, reset) = answer.headers["ratelimit"].rsplit_once(";t=").unwrap();
         assert_eq!(remaining, r#""org-minute";r=4"#);
         assert!((1..=61).contains(&reset.parse::<u32>().unwrap()), "{reset}");
-        check("invalid", post(&limited, "{}"), 422, &rate);
-        check("not JSON", post(&limited, "{"), 400, &rate);
-        check("no length", request("POST", "/api/events", Some(&limited), None), 411, &rate);
+        let private = ["cache-control", rate[0], rate[1]];
+        check("invalid", post(&limited, "{}"), 422, &private);
+        check("not JSON", post(&limited, "{"), 400, &private);
+        check("no length", request("POST", "/api/events", Some(&limited), None), 411, &private);
         let batch = format!("[{EVENT}]");
         let batch = request("POST", "/api/events/batch", Some(&limited), Some(batch.as_bytes()));
         let answer = check("batch", batch, 202, &rate);
         assert!(answer.headers["ratelimit"].starts_with(r#""org-minute";r=0;t="#), "{:?}", answer.headers);
-        let answer = check("over", post(&limited, EVENT), 429, &[rate[0], rate[1], "retry-after"]);
+        let answer = check("over", post(&limited, EVENT), 429, &[private[0], rate[0], rate[1], "retry-after"]);
         assert_refused("over", &answer, 429, "rate_limited");
         assert!((1..=61).contains(&answer.headers["retry-after"].parse::<u32>().unwrap()), "{:?}", answer.headers);
         let plain = |path| request("GET", path, Some(&limited), None);
-        check("events", plain("/api/events"), 200, &["cache-control"]);
-        let answer = check("keys", plain("/api/keys"), 200, &["cache-control"]);
+        let answer = check("events", plain("/api/events"), 200, &private);
+        assert_eq!(answer.headers["ratelimit-policy"], r#""control-minute";q=1000;w=60"#);
+        let answer = check("keys", plain("/api/keys"), 200, &private);
+        assert_eq!(answer.headers["ratelimit-policy"], r#""keys-minute";q=300;w=60"#);
         assert_eq!(answer.headers["cache-control"], "no-store");
-        check("health", plain("/health"), 200, &[]);
-        check("not found", plain("/nowhere"), 404, &[]);
-        check("method", request("DELETE", "/health", None, None), 405, &["allow"]);
+        for probe in ["/", "/health", "/ready", "/metrics"] {
+            let answer = check(probe, plain(probe), 200, &["cache-control"]);
+            assert_eq!(answer.headers["cache-control"], "no-store");
+        }
+        check("the document", plain("/openapi.json"), 200, &[]);
+        check("not found", plain("/nowhere"), 404, &["cache-control"]);
+        check("method", request("DELETE", "/health", None, None), 405, &["allow", "cache-control"]);
         for path in ["/api/events", "/api/keys"] {
-            let answer = check("no key", request("GET", path, None, None), 401, &["www-authenticate"]);
+            let answer = check("no key", request("GET", path, None, None), 401, &["cache-control", "www-authenticate"]);
             assert_eq!(answer.headers["www-authenticate"], "Bearer");
         }
+    });
+}
+
+#[test]
+fn a_later_minor_version_is_taken_as_1_1() {
+    on_both_drivers(&[], |f| {
+        let mut client = f.connect();
+        for version in ["HTTP/1.2", "HTTP/1.9"] {
+            for _ in 0..2 {
+                client.send(&versioned(f, version, "Host: t\r\n"));
+                let answer = client.response();
+                assert_eq!((answer.status, answer.headers.get("connection")), (202, None), "{version}");
+            }
+        }
+    });
+}
+
+#[test]
+fn health_checks_of_balancers_are_answered_as_they_are_sent_by_default() {
+    const ALL: &str = "DELETE, GET, HEAD, OPTIONS, PATCH, POST";
+    on_both_drivers(&[], |f| {
+        for (bytes, status, allow) in [
+            // HAProxy.
+            ("OPTIONS / HTTP/1.0\r\n\r\n", 204, Some("GET, HEAD, OPTIONS")),
+            ("OPTIONS * HTTP/1.0\r\n\r\n", 204, Some(ALL)),
+            ("OPTIONS * HTTP/1.1\r\nHost: t\r\n\r\n", 204, Some(ALL)),
+            // The clouds', nginx', Envoy's examples.
+            ("GET / HTTP/1.1\r\nHost: 10.0.0.1:3000\r\nConnection: close\r\n\r\n", 200, None),
+            ("GET / HTTP/1.0\r\n\r\n", 200, None),
+        ] {
+            let answer = f.send_one(bytes.as_bytes());
+            assert_eq!((answer.status, answer.headers.get("allow").map(String::as_str)), (status, allow), "{bytes}");
+        }
+        let head = f.connect().request("HEAD", "/", None, None);
+        assert_eq!((head.status, head.body.len()), (200, 0));
+        assert_eq!(f.send_one(&request("GET", "/", None, None)).json()["ready"], "/ready");
     });
 }

@@ -62,7 +62,7 @@ fn what_is_in_flight_is_finished_and_what_was_accepted_is_stored() {
         assert_closed("in a head", &answer, &mut in_head);
         assert!(answer.headers.contains_key("retry-after"));
         assert_eq!(f.server.wait().code(), Some(0), "{}", f.server.log());
-        assert!(f.server.log().contains("everything accepted is stored"), "{}", f.server.log());
+        f.server.says("everything accepted is stored");
         assert_no_panic(&f.server);
 
         let again = Server::start(options);
@@ -84,6 +84,25 @@ fn a_client_that_never_finishes_does_not_hold_the_shutdown() {
         assert_eq!(f.server.stop(), 0, "{}", f.server.log());
         assert!(began.elapsed() < PATIENCE / 2);
         assert!(stuck.is_closed());
+    });
+}
+
+#[test]
+fn an_upload_that_was_refused_does_not_hold_the_shutdown() {
+    on_each_driver(|driver| {
+        // A grace far longer than the test waits.
+        let mut f = Fixture::start(driver, &["--shutdown-grace", "3000"]);
+        let mut client = f.connect();
+        client.send(&f.raw("Content-Length: 99999999\r\n", ""));
+        assert_refused("an upload", &client.response(), 413, "payload_too_large");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while client.try_send(b"x") {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            assert_eq!(f.server.stop(), 0, "{}", f.server.log());
+        });
     });
 }
 

@@ -119,6 +119,59 @@ fn where_no_segment_can_be_made_events_are_refused_until_one_can() {
 }
 
 #[test]
+fn the_refusal_names_the_reason_the_disk_gave() {
+    use libc::{EACCES, EINVAL, EMFILE, ENOSYS, EPERM, EROFS};
+    let surroundings = InProcess::new(SHARDS);
+    for (kind, errno, label, words) in [
+        (Kind::Create, EACCES, "permission", "may not write its journal"),
+        (Kind::Create, EROFS, "permission", "may not write its journal"),
+        (Kind::Sync, EPERM, "permission", "may not write its journal"),
+        (Kind::Allocate, ENOSYS, "unsupported", "refuses an operation"),
+        (Kind::Sync, ENOSYS, "unsupported", "refuses an operation"),
+        (Kind::Sync, EINVAL, "unsupported", "refuses an operation"),
+        (Kind::Create, EMFILE, "descriptors", "no file descriptor"),
+        (Kind::Write, ENOSPC, "no_space", "disk is full"),
+        (Kind::Write, EIO, "io", "refuses a new segment"),
+    ] {
+        let fault = Fault { kind, of: Of::Making, nth: 1, lasts: true, errno };
+        let mut shards = Shards::start(&surroundings, Some(fault));
+        // Without an event that finds it out.
+        eventually("the journal is closed", || shards.journal.closed().is_some());
+        assert!(shards.journal.closed().unwrap().reason().contains(words), "{fault:?}: {:?}", shards.journal.closed());
+        let answer = shards.try_post(0, 10);
+        expect_unavailable(answer.as_ref());
+        let detail = answer.unwrap().json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(words), "{fault:?}: {detail}");
+        assert_eq!(detail.contains("full"), errno == ENOSPC, "{detail}");
+        assert!(shards.metric(&format!(r#"journal_failures_total{{reason="{label}"}}"#)) >= 1.0, "{fault:?}");
+        shards.disk.mend();
+        eventually("events are accepted again", || shards.post(0, 10) == 202);
+        assert_eq!(shards.check().lost, 0, "{fault:?}");
+    }
+}
+
+#[test]
+fn segments_that_cannot_be_deleted_are_counted_until_they_are() {
+    let surroundings = InProcess::new(SHARDS);
+    let mut shards = Shards::start(&surroundings, None);
+    for _ in 0..12 {
+        assert_eq!(shards.post(0, 150_000), 202);
+    }
+    shards.disk.fail(Fault { kind: Kind::Remove, of: Of::Any, nth: 1, lasts: true, errno: EIO });
+    shards.store();
+    // Three to a segment: of the first four one is kept for the next.
+    eventually("deleting fails", || shards.disk.failed() >= 3);
+    let counted = shards.metric(IO_FAILURES);
+    assert!((1.0..=4.0).contains(&counted), "once each: {counted}");
+    assert!(shards.segments() > 2);
+    eventually("all are in the books", || shards.metric("journal_segments") as usize == shards.segments());
+    shards.disk.mend();
+    eventually("they are deleted", || shards.segments() <= 2);
+    eventually("the gauge follows", || shards.metric("journal_segments") <= 2.0);
+    shards.check();
+}
+
+#[test]
 fn a_disk_that_fills_up_later_refuses_what_the_last_segment_does_not_hold() {
     let surroundings = InProcess::new(SHARDS);
     // One segment, and no more.

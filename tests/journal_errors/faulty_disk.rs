@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use millrace::handoff::journal::storage::{Disk, SegmentFile, Storage};
+use millrace::handoff::journal::storage::{Disk, SegmentFile, Space, Storage};
 
 /// What an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,12 @@ impl FaultyDisk {
     pub fn new(directory: &Path, fault: Option<Fault>) -> Self {
         let state = State { fault, ..State::default() };
         Self { disk: Arc::new(Disk::create(directory).unwrap()), state: Arc::new((Mutex::new(state), Condvar::new())) }
+    }
+
+    /// From now on this fails.
+    pub fn fail(&self, fault: Fault) {
+        let mut state = self.lock();
+        (state.fault, state.met) = (Some(fault), 0);
     }
 
     /// Nothing fails any more.
@@ -163,6 +169,14 @@ impl Storage for FaultyDisk {
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         self.meet_name(Kind::Read, name)?;
         self.disk.read(name, offset, len)
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        self.disk.len(name)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space::ENDLESS)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

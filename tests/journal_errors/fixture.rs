@@ -32,6 +32,7 @@ pub fn config() -> JournalConfig {
         is_synchronised: true,
         segment_bytes: SEGMENT_BYTES_MIN as u64,
         bytes_max: limits::JOURNAL_BYTES_MAX_DEFAULT,
+        is_store_here: false,
     }
 }
 
@@ -113,6 +114,7 @@ impl Shards {
         journal.open();
         let draining = Arc::new(AtomicBool::new(false));
         let neighbours = Neighbours {
+            batch_keys: Arc::default(),
             queue,
             journal: Some(Arc::clone(&journal)),
             metrics: Arc::clone(&metrics),
@@ -145,7 +147,7 @@ impl Shards {
     pub fn store(&mut self) {
         for event in self.accepted.receiver.try_iter() {
             self.journal.ledger().commit(std::slice::from_ref(&event));
-            self.accepted.slots.release(1, event.weight());
+            self.accepted.slots.release(std::slice::from_ref(&event), event.weight());
             self.told.accepted.remove(&event.id.to_string());
         }
     }
@@ -173,6 +175,12 @@ impl Shards {
 
     pub fn metric(&self, name: &str) -> f64 {
         sample(std::str::from_utf8(&self.metrics.render()).unwrap(), name)
+    }
+
+    /// How many segments there are on disk.
+    pub fn segments(&self) -> usize {
+        let names = std::fs::read_dir(&self.directory).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_str().unwrap().ends_with(".segment")).count()
     }
 
     /// Ends the journal; what a start on its directory finds must be what clients were told.

@@ -2,11 +2,14 @@
 //! that are described for it.
 
 use millrace::routes::TABLE;
+use regex::Regex;
 use serde_json::Value;
 
 use super::{document, operations, resolve};
 use crate::common::postgres::Cluster;
-use crate::common::server::{Options, Response, Server, event, request};
+use crate::common::server::{Options, PATIENCE, Response, Server, event, request};
+use crate::receiver::{self, Receiver};
+use crate::webhook;
 
 /// Keys and ids to ask with.
 struct World {
@@ -87,6 +90,7 @@ impl World {
                 (with(&format!(r#"[{good},{{"type":"e"}}]"#)), 202),
                 (with("[}"), 400),
                 (with("[]"), 422),
+                (with(r#"[{"type":"e"},7]"#), 422),
                 (send(&target, &self.limited, Some(&format!("[{good}]"))), 429),
             ],
             ("GET", "/api/events") => vec![
@@ -102,7 +106,9 @@ impl World {
                 vec![(with(r#"{"grace_seconds":600}"#), 200), (with(r#"{"grace":1}"#), 400), (with("{"), 400)]
             }
             ("DELETE", "/api/keys/{id}") => vec![(without(&target), 204), (without("/api/keys/0aZ0aZ0aZ0aZ"), 404)],
-            ("GET", "/api/keys" | "/health" | "/ready" | "/metrics" | "/openapi.json") => vec![(without(&target), 200)],
+            ("GET", "/" | "/api/keys" | "/health" | "/ready" | "/metrics" | "/openapi.json") => {
+                vec![(without(&target), 200)]
+            }
             _ => self.webhook_requests(method, path),
         };
         let body = (method == "POST").then_some("{}");
@@ -116,7 +122,7 @@ impl World {
         requests.push((request("BREW", &target, Some(&self.key), None), 501));
         requests.push((head(&format!("X: {}\r\n", "x".repeat(20_000))), 431));
         requests.push((head("Expect: tea\r\nContent-Length: 0\r\n"), 417));
-        requests.push((send(&format!("{target}?{}", "x".repeat(5000)), &self.key, None), 414));
+        requests.push((send(&format!("{target}?{}", "x".repeat(9000)), &self.key, None), 414));
         requests.push((format!("{method} {target} HTTP/2.0\r\nHost: h\r\n\r\n").into_bytes(), 505));
         requests
     }
@@ -174,6 +180,7 @@ impl World {
             ("PATCH", "/api/endpoints/{id}") => vec![
                 (with(r#"{"description":"d"}"#), 200),
                 (with("{"), 400),
+                (without(&target), 400),
                 (with(r#"{"url":null}"#), 422),
                 (send(&absent, Some("{}")), 404),
             ],
@@ -186,7 +193,7 @@ impl World {
             ],
             ("POST", "/api/endpoints/{id}/test") => vec![
                 (without(&target), 202),
-                (without(&path.replace("{id}", &self.disabled_endpoint)), 422),
+                (without(&path.replace("{id}", &self.disabled_endpoint)), 409),
                 (without(&absent), 404),
             ],
             ("POST", "/api/endpoints/{id}/recover") => vec![
@@ -235,7 +242,7 @@ fn a_server_without_its_database_answers_as_described() {
     let key = millrace::key::ApiKey::generate().expect("randomness");
     for (method, path, operation) in operations(&document) {
         let status = match path {
-            "/health" | "/metrics" | "/openapi.json" => 200,
+            "/" | "/health" | "/metrics" | "/openapi.json" => 200,
             _ => 503,
         };
         let target = path.replace("/api/keys/{id}", "/api/keys/0aZ0aZ0aZ0aZ");
@@ -245,6 +252,29 @@ fn a_server_without_its_database_answers_as_described() {
         assert_eq!(answer.status, status, "{method} {path}: {}", String::from_utf8_lossy(&answer.body));
         check_answer(&document, operation, &answer, &format!("{method} {path}"));
     }
+}
+
+#[test]
+fn an_endpoint_gets_what_is_described() {
+    let document = document();
+    let receiver = Receiver::start(|_| receiver::answer(204, ""));
+    let server = Server::start(Options::default().with(&webhook::arguments(&[])));
+    let key = server.key();
+    let url = receiver.url("/");
+    assert_eq!(server.post("/api/endpoints", &key, &format!(r#"{{"url":"{url}"}}"#)).status, 201);
+    let id = server.post("/api/events", &key, &event("user.login", None, r#"{"a":[1,"two",null]}"#)).id();
+    let seen = receiver.wait_for(1, PATIENCE).remove(0);
+    let operation = &document["webhooks"]["event"]["post"];
+    assert_eq!(seen.method, "POST");
+    for parameter in operation["parameters"].as_array().expect("header fields") {
+        let name = parameter["name"].as_str().expect("a name");
+        let value = seen.header(name).unwrap_or_else(|| panic!("no {name}"));
+        check(&document, &parameter["schema"], &Value::from(value), name);
+    }
+    assert_eq!(seen.header("webhook-id"), Some(id.as_str()));
+    let media_type = seen.header("content-type").expect("a media type");
+    let schema = &operation["requestBody"]["content"][media_type]["schema"];
+    check(&document, schema, &serde_json::from_slice(&seen.body).expect("JSON"), "the request");
 }
 
 /// Whether `operation` describes `answer`; a described header field of a good answer is there.
@@ -265,6 +295,10 @@ fn check_answer(document: &Value, operation: &Value, answer: &Response, sent: &s
     };
     let media_type = &answer.headers["content-type"];
     let described = content.get(media_type).unwrap_or_else(|| panic!("{sent}: {media_type} is not described"));
+    if media_type == "application/problem+json" {
+        let examples = described["examples"].as_object().expect("an example of each code");
+        assert!(examples.contains_key(&answer.code()), "{sent}: {} has no example", answer.code());
+    }
     if media_type.ends_with("json") {
         check(document, &described["schema"], &answer.json(), sent);
     }
@@ -294,9 +328,6 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         other => panic!("{at}: type {other}"),
     };
     assert!(types.is_empty() || types.iter().any(is_a), "{at}: {value} is no {types:?}");
-    for part in schema["allOf"].as_array().into_iter().flatten() {
-        check(document, part, value, at);
-    }
     let variants = schema["anyOf"].as_array().or(schema["oneOf"].as_array());
     if let Some(variants) = variants {
         let fits = |variant: &&Value| {
@@ -311,19 +342,27 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         let within = schema["minLength"].as_u64().unwrap_or(0)..=schema["maxLength"].as_u64().unwrap_or(u64::MAX);
         assert!(within.contains(&length), "{at}: {length} characters");
     }
+    if let (Some(pattern), Some(text)) = (schema["pattern"].as_str(), value.as_str()) {
+        assert!(Regex::new(pattern).expect(pattern).is_match(text), "{at}: {text} is not {pattern}");
+    }
     if schema["format"] == "uuid" {
         assert!(value.as_str().is_some_and(|text| uuid::Uuid::try_parse(text).is_ok()), "{at}: {value}");
     }
-    if let Some(described) = schema["properties"].as_object() {
-        for name in schema["required"].as_array().into_iter().flatten() {
+    // An object is described by one schema, or by the parts of `allOf` together.
+    let parts: Vec<&Value> = match schema["allOf"].as_array() {
+        Some(parts) => parts.iter().map(|part| resolve(document, part)).collect(),
+        None => vec![schema],
+    };
+    for part in &parts {
+        for name in part["required"].as_array().into_iter().flatten() {
             assert!(has(value, name), "{at}: no {name} in {value}");
         }
+    }
+    if parts.iter().any(|part| part["properties"].is_object()) {
         for (name, member) in value.as_object().expect("an object, as its type says") {
-            match described.get(name) {
-                Some(schema) => check(document, schema, member, &format!("{at}: {name}")),
-                // Where there is no type, this is a part of `allOf` that narrows another.
-                None => assert!(types.is_empty(), "{at}: {name} is not described"),
-            }
+            let described = parts.iter().find_map(|part| part["properties"].get(name));
+            let described = described.unwrap_or_else(|| panic!("{at}: {name} is not described"));
+            check(document, described, member, &format!("{at}: {name}"));
         }
     }
     if let (Some(items), Some(values)) = (schema.get("items"), value.as_array()) {

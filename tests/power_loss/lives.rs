@@ -8,13 +8,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId, Origin};
+use millrace::event::{Event, EventId, OrgId};
 use millrace::handoff::journal::segment::SEGMENT_BYTES_MIN;
-use millrace::handoff::journal::{Journal, JournalConfig, Replayed, Trouble, reader};
+use millrace::handoff::journal::{Journal, JournalConfig, Left, Replayed, Trouble, reader};
 use millrace::handoff::queue::{Accepted, Queue, queue};
 use millrace::limits;
 use millrace::metrics::Metrics;
@@ -114,8 +114,9 @@ impl World {
         if sent.told == Told::Refused {
             return Err(format!("{event:?} was refused"));
         }
-        let mut event = event.clone();
-        event.origin = Origin::NONE;
+        // Without what the journal and the writers noted about it.
+        let dedup_id = event.dedup_id().map(|id| std::str::from_utf8(id).expect("the reader checked it"));
+        let event = Event::new(event.id, event.org, event.received_at, event.type_text(), dedup_id, event.payload());
         if event == sent.event { Ok(()) } else { Err(format!("{event:?} is not as it was sent: {:?}", sent.event)) }
     }
 
@@ -195,15 +196,24 @@ impl Case {
         };
         let Some(server) = self.boot(plan)? else { return Ok(()) };
         let storing = self.random.pick(&[0, 5, 10]);
+        if self.random.chance(1, 2) {
+            // As a server does: what was left is read back beside new events. That all of it comes the last life tells.
+            server.journal.open();
+            server.start_feeder();
+            server.journal.start_replay(server.queue.clone(), Arc::clone(&server.stop)).expect("a thread");
+            self.work(&server, storing, true)?;
+            server.stop.store(true, Ordering::Relaxed);
+            self.cut(server);
+            return Ok(());
+        }
         let mut brought = HashSet::new();
         let is_replayed = self.replay(&server, storing, &mut brought)?.is_some();
         if is_replayed {
             self.world.expect_all(&brought)?;
             server.journal.open();
-            let feeder = server.start_feeder();
+            server.start_feeder();
             self.work(&server, storing, true)?;
             server.stop.store(true, Ordering::Relaxed);
-            drop(feeder);
         } else {
             self.tally.cuts_in_replay += 1;
         }
@@ -225,7 +235,7 @@ impl Case {
             }
         }
         server.journal.open();
-        let feeder = server.start_feeder();
+        server.start_feeder();
         self.work(&server, 10, false)?;
         let begun = Instant::now();
         while !self.world.are_all_stored() {
@@ -235,14 +245,11 @@ impl Case {
             }
         }
         server.stop.store(true, Ordering::Relaxed);
-        if let Some(feeder) = feeder {
-            feeder.join().map_err(|_| "the feeder panicked")?;
-        }
         self.trace.push(server.disk.trace());
         server.journal.close(Instant::now() + PATIENCE);
         let left = server.journal.end();
-        if left > 0 {
-            return Err(format!("{left} events are left in the journal, and all are stored"));
+        if left != (Left { unread_events: Some(0), ..Left::default() }) {
+            return Err(format!("{left:?} in the journal, and all are stored"));
         }
         server.disk.cut();
         self.image = server.disk.image(&mut self.random, self.tearing);
@@ -263,6 +270,7 @@ impl Case {
             is_synchronised: true,
             segment_bytes: SEGMENT_BYTES_MIN as u64,
             bytes_max: self.random.pick(&[2 * shards as u64, 1024]) * SEGMENT_BYTES_MIN as u64,
+            is_store_here: false,
         };
         let (queue, accepted) = queue(self.random.pick(&[2, 8, limits::QUEUE_EVENTS_DEFAULT]));
         match Journal::start(Arc::new(disk.clone()), config, &Metrics::new(1)) {
@@ -337,7 +345,7 @@ impl Case {
                 self.world.stored.insert(event.id);
                 server.journal.ledger().commit(std::slice::from_ref(&event));
             }
-            server.accepted.slots.release(1, event.weight());
+            server.accepted.slots.release(std::slice::from_ref(&event), event.weight());
             next = receiver.try_recv().ok();
         }
         Ok(())
@@ -367,6 +375,7 @@ impl Case {
         }
         if may_end && self.random.chance(1, 3) && !server.disk.is_cut() {
             // As a server that is stopped: the power may go in the middle of that, too.
+            server.stop.store(true, Ordering::Relaxed);
             server.journal.close(Instant::now() + PATIENCE);
             self.settle(&mut lanes)?;
             self.store(server, storing, Duration::ZERO)?;
@@ -415,8 +424,9 @@ impl Case {
 }
 
 impl Server {
-    fn start_feeder(&self) -> Option<JoinHandle<()>> {
-        let start = || self.journal.start_feeder(self.queue.clone(), Arc::clone(&self.stop)).expect("a thread");
-        self.may_spill.then(start)
+    fn start_feeder(&self) {
+        if self.may_spill {
+            self.journal.start_feeder(self.queue.clone(), Arc::clone(&self.stop)).expect("a thread");
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use millrace::handoff::journal::storage::{SegmentFile, Storage};
+use millrace::handoff::journal::storage::{SegmentFile, Space, Storage};
 
 use crate::random::Random;
 
@@ -304,6 +304,17 @@ impl Storage for SimDisk {
         result?;
         let file = state.seen.get(name).ok_or_else(|| not_found(name))?;
         Ok(state.files[*file].seen.get(offset, len))
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        let (state, result) = self.begin(|| format!("len {name}"));
+        result?;
+        let file = state.seen.get(name).ok_or_else(|| not_found(name))?;
+        Ok(state.files[*file].seen.len)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space::ENDLESS)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

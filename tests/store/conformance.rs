@@ -127,7 +127,7 @@ fn a_batch_with_a_poison_row_stores_nothing(fixture: &Fixture) {
         let poison = Event::new(id, org, Timestamp::now(), "t", dedup_id, b"\"poison\"");
         let batch = [event(org, "1"), poison, event(org, "2")];
         let refused = store.store_plain(&batch).unwrap_err();
-        let StoreError::RowRefused(why) = &refused else { panic!("{refused}") };
+        let StoreError::RowRefused(millrace::store::Refusal { why, .. }) = &refused else { panic!("{refused}") };
         assert!(why.contains("no_poison"), "{why}");
         assert!(!why.contains("\"poison\""), "{why} quotes the payload");
     }
@@ -139,8 +139,8 @@ fn quarantine_is_idempotent(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = org();
     let event = derived_at(org, Timestamp::now(), "d");
-    store.quarantine(&event, "first").unwrap();
-    store.quarantine(&event, "second\0").unwrap();
+    assert_eq!(store.quarantine(&event, "first"), Ok(true));
+    assert_eq!(store.quarantine(&event, "second\0"), Ok(false));
     assert_eq!(fixture.count("SELECT count(*) FROM quarantined_events"), 1);
     let kept = "SELECT count(*) FROM quarantined_events
         WHERE reason = 'first' AND payload = '{\"n\": 1}' AND dedup_id = 'd' AND type = 'user.login'";
@@ -191,8 +191,8 @@ fn lists_filter_by_type_and_time(fixture: &Fixture) {
     store.store_plain(&batch).unwrap();
     let list = |event_type: Option<&str>, after, before| {
         let query = EventQuery { event_type: event_type.map(str::to_owned), after, before, cursor: None, limit: 10 };
-        let (events, more) = store.events(org, &query).unwrap();
-        assert!(!more);
+        let (events, next) = store.events(org, &query).unwrap();
+        assert_eq!(next, None);
         events.iter().map(|event| event.received_at).collect::<Vec<_>>()
     };
     assert_eq!(list(None, None, None), [times[2], times[1], times[0]]);
@@ -216,13 +216,14 @@ fn pages_meet_without_overlap_where_times_are_equal(fixture: &Fixture) {
         let mut seen = Vec::new();
         let mut cursor = None;
         loop {
-            let (page, more) = store.events(org, &EventQuery { cursor, limit, ..EventQuery::default() }).unwrap();
+            let (page, next) = store.events(org, &EventQuery { cursor, limit, ..EventQuery::default() }).unwrap();
             assert_eq!(page.len(), (limit as usize).min(300 - seen.len()));
             seen.extend(page.iter().map(|event| (event.received_at, event.id)));
-            if !more {
+            if next.is_none() {
                 break;
             }
-            cursor = seen.last().copied();
+            assert_eq!(next, seen.last().copied());
+            cursor = next;
         }
         assert!(seen == expected, "pages of {limit}");
     }
@@ -238,11 +239,10 @@ fn a_page_ends_before_it_is_too_large(fixture: &Fixture) {
         assert_eq!(store.store_plain(&batch), Ok(fitting as u64));
     }
     let query = EventQuery { limit: 1000, ..EventQuery::default() };
-    let (page, more) = store.events(org, &query).unwrap();
-    assert_eq!((page.len(), more), (fitting, true));
-    let cursor = page.last().map(|event| (event.received_at, event.id));
-    let (page, more) = store.events(org, &EventQuery { cursor, ..query }).unwrap();
-    assert_eq!((page.len(), more), (fitting, false));
+    let (page, next) = store.events(org, &query).unwrap();
+    assert_eq!((page.len(), next), (fitting, page.last().map(|event| (event.received_at, event.id))));
+    let (page, next) = store.events(org, &EventQuery { cursor: next, ..query }).unwrap();
+    assert_eq!((page.len(), next), (fitting, None));
 }
 
 fn migrating_twice_at_once_applies_each_once(fixture: &Fixture) {

@@ -6,7 +6,7 @@ use millrace::clock::Timestamp;
 use millrace::event::{Event, EventId, OrgId};
 use millrace::limits;
 use millrace::store::postgres::PostgresStore;
-use millrace::store::{Store, StoreError};
+use millrace::store::{Refusal, Store, StoreError};
 use uuid::Uuid;
 
 use crate::common::postgres::{Cluster, wait_for};
@@ -95,7 +95,7 @@ fn a_malformed_row_stops_its_copy_and_not_the_session() {
             let id = EventId(Uuid::now_v7());
             batch.insert(position, Event::new(id, org, Timestamp::now(), "t", None, payload));
             let refused = store.store_plain(&batch);
-            let Err(StoreError::RowRefused(why)) = refused else { panic!("{refused:?}") };
+            let Err(StoreError::RowRefused(Refusal { why, .. })) = refused else { panic!("{refused:?}") };
             assert!(why.contains(code), "{why} names no {code}");
             assert_eq!(fixture.count(COUNT), 0);
         }
@@ -114,12 +114,15 @@ fn a_connection_lost_in_a_copy_stores_nothing_and_the_retry_everything() {
     // So much that the proxy forwards a part of it before it cuts.
     let payload = format!("{{\"m\": \"{}\"}}", "x".repeat(200_000));
     let mut stored = 0;
-    for round in 0..6 {
+    for cut in [Cut::AfterRequest, Cut::BeforeAnswer, Cut::BeforeCommitted].repeat(3) {
         let batch: Vec<Event> = (0..20).map(|_| event(org, &payload)).collect();
-        let cut = if round % 2 == 0 { Cut::AfterRequest } else { Cut::BeforeAnswer };
         let new = cut_and_again(&proxy, cut, || behind.store_plain(&batch));
-        // Cut before the answer it was stored, and the retry finds it so; where the answer is what arrived first, not.
-        assert_eq!(new, if cut == Cut::AfterRequest { 20 } else { 0 }, "{cut:?}");
+        // Only what was committed is found by the retry. COMMIT is sent before the answer to the COPY has come.
+        match cut {
+            Cut::AfterRequest => assert_eq!(new, 20),
+            Cut::BeforeAnswer => assert!(new == 0 || new == 20, "{new}"),
+            Cut::BeforeCommitted => assert_eq!(new, 0),
+        }
         stored += 20;
         assert_eq!(fixture.count(COUNT), stored);
         thread::sleep(limits::STORE_COPY_PAUSE);
@@ -184,10 +187,77 @@ fn where_copy_is_not_supported_events_are_inserted() {
     let url = fixture.config.database_url.as_deref().unwrap().replace("postgres@", &format!("{role}@"));
     let store: Box<dyn Store> = Box::new(PostgresStore::new(&url, 2).unwrap());
     let refused = store.store_plain(&batch(org(), 10));
-    let Err(StoreError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+    let Err(StoreError::Unexplained(Refusal { why, .. })) = refused else { panic!("{refused:?}") };
     assert!(why.contains("0A000"), "{why}");
     for _ in 0..3 {
         assert_eq!(store.store_plain(&batch(org(), 10)), Ok(10));
     }
     assert_eq!(ways(&fixture), ["INSERT"; 3]);
+}
+
+/// Has today's partition run `check` for each row when its transaction commits.
+fn at_commit(fixture: &Fixture, check: &str) {
+    fixture.sql(
+        &format!(
+            "CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {check} RETURN NULL; END $$;
+            DO $$ BEGIN EXECUTE format(
+                'CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON %I DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION at_commit()',
+                'events_p' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD'));
+            END $$"
+        ),
+        "",
+    );
+}
+
+#[test]
+fn a_copy_that_fails_at_its_commit_stores_nothing() {
+    let mut fixture = Fixture::postgres();
+    fixture.config.connections_max = 1;
+    let store = fixture.migrated();
+    watch_ways(&fixture);
+    at_commit(&fixture, "IF NEW.type = 'refused' THEN RAISE EXCEPTION 'no' USING ERRCODE = '23001'; END IF;");
+    let org = org();
+    let mut ten = batch(org, 10);
+    ten[4] = Event::new(EventId(Uuid::now_v7()), org, Timestamp::now(), "refused", None, b"1");
+    for _ in 0..3 {
+        let refused = store.store_plain(&ten);
+        let Err(StoreError::RowRefused(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.why.contains("23001"), "{why}");
+        assert_eq!(fixture.count(COUNT), 0);
+        // The same session goes on.
+        assert_eq!(store.organizations(), Ok(vec![]));
+    }
+    ten.remove(4);
+    assert_eq!(store.store_plain(&ten), Ok(9));
+    assert_eq!(ways(&fixture), ["COPY"]);
+    assert_eq!(fixture.count(COUNT), 9);
+}
+
+#[test]
+fn a_backend_that_dies_at_a_copys_commit_stored_nothing() {
+    let fixture = Fixture::postgres();
+    let store = fixture.migrated();
+    // The rows are copied, and `COPY n` is about to be sent, when the backend is terminated.
+    at_commit(&fixture, "PERFORM pg_advisory_xact_lock(4711);");
+    let mut admin = admin(fixture.config.database_url.as_deref().unwrap());
+    let ten = batch(org(), 10);
+    for _ in 0..3 {
+        admin.batch_execute("SELECT pg_advisory_lock(4711)").unwrap();
+        let stored = thread::scope(|scope| {
+            let storing = scope.spawn(|| store.store_plain(&ten));
+            wait_for("the commit to be under way", || {
+                let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                    WHERE wait_event_type = 'Lock' AND wait_event = 'advisory' AND datname = current_database()";
+                admin.query_one(ended, &[]).unwrap().get::<_, i64>(0) > 0
+            });
+            storing.join().unwrap()
+        });
+        let Err(StoreError::Unavailable(why)) = stored else { panic!("{stored:?}") };
+        assert!(why.contains("57P01"), "{why}");
+        admin.batch_execute("SELECT pg_advisory_unlock(4711)").unwrap();
+        assert_eq!(fixture.count(COUNT), 0);
+    }
+    assert_eq!(store.store_plain(&ten), Ok(10));
+    assert_eq!(fixture.count(COUNT), 10);
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use millrace::clock::Timestamp;
 use millrace::event::OrgId;
 use millrace::key::KeyId;
+use millrace::limits;
 use millrace::store::{CredentialChange, OrganizationChange, Store, StoreError};
 use uuid::Uuid;
 
@@ -20,6 +21,8 @@ on_both_stores!(
     only_one_first_organisation,
     an_organisation_changes_field_by_field,
     keys_are_added_listed_and_touched,
+    live_keys_are_counted_by_whoever_makes_one,
+    keys_that_ended_go_in_the_end,
     rotation_leaves_the_old_key_its_grace,
     revocation_is_final,
     a_taken_key_id_changes_nothing,
@@ -117,11 +120,75 @@ fn keys_are_added_listed_and_touched(fixture: &Fixture) {
     is_conflict(store.create_key(OrgId(Uuid::now_v7()), (key().0, &verifier)));
     store.touch_key(second).unwrap();
     store.touch_key(key().0).unwrap();
-    let keys = store.keys(org).unwrap();
+    let (keys, more) = store.keys(org, 2).unwrap();
+    assert!(!more);
     assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), [second, first]);
     assert!(keys[0].last_used_at.is_some_and(|at| at >= keys[0].created_at));
     assert_eq!(keys[1].last_used_at, None);
-    assert_eq!(store.keys(OrgId(Uuid::now_v7())), Ok(vec![]));
+    assert_eq!(store.keys(OrgId(Uuid::now_v7()), 2), Ok((vec![], false)));
+}
+
+fn live_keys_are_counted_by_whoever_makes_one(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let (first, verifier) = key();
+    let org = store.create_organization("acme", None, (first, &verifier)).unwrap().id;
+    let create = || match store.create_key(org, (key().0, &verifier)) {
+        Ok(()) => true,
+        Err(StoreError::TooMany(_)) => false,
+        Err(error) => panic!("{error}"),
+    };
+    let made: usize = thread::scope(|scope| {
+        let makers = [(); 4].map(|()| scope.spawn(|| (0..40).filter(|_| create()).count()));
+        makers.into_iter().map(|maker| maker.join().unwrap()).sum()
+    });
+    assert_eq!(made, limits::LIVE_KEYS_PER_ORG_MAX - 1);
+    // Another organisation's are another matter.
+    let other = store.create_organization("other", None, (key().0, &verifier)).unwrap().id;
+    store.create_key(other, (key().0, &verifier)).unwrap();
+    // A rotation that would make one more for a while changes nothing; one that does not is taken.
+    let refused = store.rotate_key(first, (key().0, &verifier), Duration::from_secs(1));
+    assert!(matches!(refused, Err(StoreError::TooMany(_))), "{refused:?}");
+    assert_eq!(store.find_key(first).unwrap().unwrap().info.expires_at, None);
+    let second = key().0;
+    store.rotate_key(first, (second, &verifier), Duration::ZERO).unwrap();
+    assert!(!create());
+    store.revoke_key(None, second).unwrap();
+    assert!(create() && !create());
+    // Cut, a list shows the live ones.
+    let (shown, more) = store.keys(org, limits::LIVE_KEYS_PER_ORG_MAX).unwrap();
+    assert!(more && shown.iter().all(|key| key.revoked_at.is_none() && key.expires_at.is_none()));
+    assert!(shown.is_sorted_by_key(|key| std::cmp::Reverse(key.created_at)));
+    assert_eq!(shown.len(), limits::LIVE_KEYS_PER_ORG_MAX);
+    assert!(!store.keys(org, limits::LIVE_KEYS_PER_ORG_MAX + 2).unwrap().1);
+}
+
+fn keys_that_ended_go_in_the_end(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let (first, verifier) = key();
+    let org = store.create_organization("acme", None, (first, &verifier)).unwrap().id;
+    let mut last = first;
+    for _ in 0..limits::ENDED_KEYS_PER_ORG_MAX + 10 {
+        let next = key().0;
+        store.rotate_key(last, (next, &verifier), Duration::ZERO).unwrap();
+        last = next;
+    }
+    // Those that ended last are kept, and the live one.
+    let (kept, more) = store.keys(org, 10_000).unwrap();
+    assert_eq!((kept.len(), more), (limits::ENDED_KEYS_PER_ORG_MAX + 1, false));
+    assert!(kept[0].id == last && store.find_key(first).unwrap().is_none());
+    // Housekeeping takes them in pages, and none that ended later.
+    let sweep = |ended_before| {
+        let (mut after, mut calls) = (None, 0);
+        while let Some(next) = store.delete_ended_keys(ended_before, after).unwrap() {
+            (after, calls) = (Some(next), calls + 1);
+        }
+        (calls, store.keys(org, 10_000).unwrap().0.len())
+    };
+    assert_eq!(sweep(kept[0].created_at.plus(Duration::from_secs(1))), (1, 1));
+    store.revoke_key(None, last).unwrap();
+    assert_eq!(sweep(kept[0].created_at), (1, 1), "revoked after that");
+    assert_eq!(store.delete_ended_keys(Timestamp::now().plus(Duration::from_secs(1)), None), Ok(Some(last)));
+    assert_eq!(store.delete_ended_keys(Timestamp::now(), None), Ok(None));
 }
 
 fn rotation_leaves_the_old_key_its_grace(fixture: &Fixture) {

@@ -9,11 +9,16 @@ use millrace::clock::Timestamp;
 use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use millrace::limits;
 use millrace::store::StoreError;
-use millrace::store::webhooks::{DeliveryStatus, EndpointChange, Next, PendingStats, PlannedDelivery, StoredBatch};
+use millrace::store::webhooks::{
+    DeliveryStatus, EndpointChange, Next, PendingStats, PlannedDelivery, Recorded, StoredBatch, Wanted,
+};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, at, derived_at, event, event_at, on_both_stores, stored};
-use crate::webhooks::{claim, deliveries, endpoint, find, in_seconds, list, organization, planned, result, status};
+use crate::webhooks::{
+    claim, claim_due, deliveries, due_endpoints, endpoint, find, in_seconds, list, organization, planned, record_all,
+    result, status,
+};
 
 on_both_stores!(
     deliveries_are_stored_with_their_events,
@@ -28,11 +33,14 @@ on_both_stores!(
     what_is_recorded_is_what_follows,
     recording_again_changes_nothing,
     a_lost_lease_changes_nothing_but_what_was_delivered,
+    only_what_somebody_else_has_taken_is_lost,
     an_attempt_of_a_number_is_recorded_once,
     what_nobody_knows_is_not_recorded,
     a_lease_is_given_back_by_its_holder,
     a_delivery_without_its_event_is_an_orphan,
     due_endpoints_are_found_page_by_page,
+    what_is_due_is_looked_for_from_a_moment_on,
+    what_a_wrong_clock_put_out_of_reach_is_made_due,
     what_waits_is_counted,
 );
 
@@ -63,7 +71,12 @@ fn deliveries_are_stored_with_their_events(fixture: &Fixture) {
         }
     }
     assert_eq!(store.deliveries_of_event(org, events[2].id), Ok(Vec::new()));
-    assert_eq!(store.store_events(&[], &[]), Ok(StoredBatch::default()));
+    assert!(brought_nothing(store.store_events(&[], &[])));
+}
+
+fn brought_nothing(stored: Result<StoredBatch, StoreError>) -> bool {
+    let stored = stored.expect("it is stored");
+    stored.new_events == 0 && stored.deliveries.is_empty()
 }
 
 fn copies_of_an_event_bring_no_deliveries(fixture: &Fixture) {
@@ -80,7 +93,7 @@ fn copies_of_an_event_bring_no_deliveries(fixture: &Fixture) {
         // The same once more, as after a lost answer; then planned anew; then for an endpoint made since.
         let later = endpoint(&*store, org).id;
         for planned in [twice[0], planned(&event, id, None), planned(&event, later, None)] {
-            assert_eq!(store.store_events(&batch, &[planned]), Ok(StoredBatch::default()));
+            assert!(brought_nothing(store.store_events(&batch, &[planned])));
         }
         assert_eq!(store.deliveries_of_event(org, event.id).unwrap().len(), 1);
         // Beside something new.
@@ -103,7 +116,7 @@ fn a_copy_after_midnight_brings_no_deliveries(fixture: &Fixture) {
         let new = store.store_events(std::slice::from_ref(&first), &[planned(&first, id, None)]).unwrap();
         assert_eq!((new.new_events, new.deliveries.len()), (1, 1));
         let copy = store.store_events(std::slice::from_ref(&second), &[planned(&second, id, None)]);
-        assert_eq!(copy, Ok(StoredBatch::default()), "{name}");
+        assert!(brought_nothing(copy), "{name}");
         assert_eq!(store.deliveries_of_event(org, first.id).unwrap().len(), 1);
     }
     // Both in one batch, in both orders, among plain ones of both days.
@@ -117,7 +130,7 @@ fn a_copy_after_midnight_brings_no_deliveries(fixture: &Fixture) {
         for planned in &mut all {
             planned.id = DeliveryId(Uuid::now_v7());
         }
-        assert_eq!(store.store_events(&batch, &all), Ok(StoredBatch::default()));
+        assert!(brought_nothing(store.store_events(&batch, &all)));
     }
     // All of them find their events.
     assert_eq!(claim(&*store, id, 100, in_seconds(60)).len(), 8);
@@ -188,11 +201,11 @@ fn what_is_born_claimed_is_due_when_its_lease_ends(fixture: &Fixture) {
     let delivery = deliveries(&*store, org, id, 1, Some(lease))[0];
     let before = Timestamp::from_micros(lease.as_micros() - 1);
     for at in [now, before] {
-        assert_eq!(store.due_endpoints(at, None, 9), Ok(Vec::new()));
-        assert_eq!(store.claim(at, in_seconds(120), &[(id, 9)]).unwrap().ready, []);
+        assert_eq!(due_endpoints(&*store, at, None, 9), Ok(Vec::new()));
+        assert_eq!(claim_due(&*store, at, in_seconds(120), &[(id, 9)]).unwrap().ready, []);
     }
-    assert_eq!(store.due_endpoints(lease, None, 9), Ok(vec![id]));
-    let claims = store.claim(lease, in_seconds(120), &[(id, 9)]).unwrap().ready;
+    assert_eq!(due_endpoints(&*store, lease, None, 9), Ok(vec![id]));
+    let claims = claim_due(&*store, lease, in_seconds(120), &[(id, 9)]).unwrap().ready;
     assert_eq!(claims.iter().map(|claimed| claimed.delivery).collect::<Vec<_>>(), [delivery]);
 }
 
@@ -219,7 +232,7 @@ fn claims_are_bounded_for_each_endpoint_and_take_the_longest_due_first(fixture: 
     };
     let now = start.plus(Duration::from_secs(1));
     let lease = start.plus(Duration::from_secs(60));
-    let claims = store.claim(now, lease, &[(ids[0], 2), (ids[1], 0), (ids[2], 4)]).unwrap().ready;
+    let claims = claim_due(&*store, now, lease, &[(ids[0], 2), (ids[1], 0), (ids[2], 4)]).unwrap().ready;
     let claimed = |id: EndpointId| -> HashSet<DeliveryId> {
         claims.iter().filter(|claimed| claimed.endpoint == id).map(|claimed| claimed.delivery).collect()
     };
@@ -228,13 +241,13 @@ fn claims_are_bounded_for_each_endpoint_and_take_the_longest_due_first(fixture: 
     assert_eq!(claimed(ids[2]), longest_due(2, 4));
     assert!(claims.iter().all(|claimed| claimed.lease == lease && claimed.attempts_made == 0));
     // Not yet due: what was received after `now`.
-    let claims = store.claim(start, lease, &[(ids[1], 9)]).unwrap().ready;
+    let claims = claim_due(&*store, start, lease, &[(ids[1], 9)]).unwrap().ready;
     assert_eq!(claims.iter().map(|claimed| claimed.delivery).collect::<HashSet<_>>(), longest_due(1, 1));
     // All calls have a bound of their own.
     deliveries(&*store, org, ids[0], 300, None);
     let most = limits::CLAIM_DELIVERIES_MAX;
     assert_eq!(claim(&*store, ids[0], u32::MAX, in_seconds(60)).len(), most as usize);
-    assert_eq!(store.claim(now, lease, &[]).unwrap().ready, []);
+    assert_eq!(claim_due(&*store, now, lease, &[]).unwrap().ready, []);
 }
 
 fn instances_never_claim_the_same(fixture: &Fixture) {
@@ -252,7 +265,7 @@ fn instances_never_claim_the_same(fixture: &Fixture) {
             let store = fixture.open();
             scope.spawn(move || {
                 while claimed.lock().unwrap().len() < COUNT {
-                    let claims = store.claim(Timestamp::now(), in_seconds(600), &ids.map(|id| (id, 7))).unwrap();
+                    let claims = claim_due(&*store, Timestamp::now(), in_seconds(600), &ids.map(|id| (id, 7))).unwrap();
                     claimed.lock().unwrap().extend(claims.ready.iter().map(|claimed| claimed.delivery));
                 }
             });
@@ -295,7 +308,7 @@ fn what_is_recorded_is_what_follows(fixture: &Fixture) {
     // A long answer, and one that a text of the database does not take.
     results[0].attempt.response_body = Some("x".repeat(1024));
     results[1].attempt.error = Some("reset\0".to_owned());
-    assert_eq!(store.record(&results), Ok(all.len() as u64));
+    assert_eq!(record_all(&*store, &results), Ok(all.len() as u64));
     results[1].attempt.error = Some(if store.kind() == "postgres" { "reset" } else { "reset\0" }.to_owned());
     for ((id, result), (next, status)) in ids.iter().zip(&results).zip(all) {
         let record = find(&*store, org, *id);
@@ -304,8 +317,8 @@ fn what_is_recorded_is_what_follows(fixture: &Fixture) {
         assert_eq!(record.delivery.next_attempt_at, next.attempt_at());
         assert_eq!(list(&*store, org, Some(status)), [record.delivery]);
     }
-    assert_eq!(store.claim(retry_at, in_seconds(600), &[(id, 9)]).unwrap().ready[0].attempts_made, 1);
-    assert_eq!(store.record(&[]), Ok(0));
+    assert_eq!(claim_due(&*store, retry_at, in_seconds(600), &[(id, 9)]).unwrap().ready[0].attempts_made, 1);
+    assert_eq!(record_all(&*store, &[]), Ok(0));
 }
 
 fn recording_again_changes_nothing(fixture: &Fixture) {
@@ -316,15 +329,15 @@ fn recording_again_changes_nothing(fixture: &Fixture) {
     let ids = deliveries(&*store, org, id, 4, Some(lease));
     let next = [Next::Delivered, Next::RetryAt(in_seconds(300)), Next::Failed, Next::Blocked];
     let results: Vec<_> = ids.iter().zip(next).map(|(id, next)| result(*id, 1, lease, next)).collect();
-    assert_eq!(store.record(&results), Ok(4));
+    assert_eq!(record_all(&*store, &results), Ok(4));
     let before: Vec<_> = ids.iter().map(|id| find(&*store, org, *id)).collect();
-    assert_eq!(store.record(&results), Ok(0));
+    assert_eq!(record_all(&*store, &results), Ok(0));
     assert_eq!(ids.iter().map(|id| find(&*store, org, *id)).collect::<Vec<_>>(), before);
     // The whole batch once more beside one that is new, as after a connection was cut.
     let new = deliveries(&*store, org, id, 1, Some(lease))[0];
     let mut again = results.clone();
     again.insert(2, result(new, 1, lease, Next::Delivered));
-    assert_eq!(store.record(&again), Ok(1));
+    assert_eq!(record_all(&*store, &again), Ok(1));
     assert_eq!(status(&*store, org, new), DeliveryStatus::Delivered);
 }
 
@@ -335,17 +348,17 @@ fn a_lost_lease_changes_nothing_but_what_was_delivered(fixture: &Fixture) {
     let (first, second) = (in_seconds(1), in_seconds(60));
     for late in [Next::RetryAt(in_seconds(300)), Next::Failed, Next::Blocked, Next::Delivered] {
         let delivery = deliveries(&*store, org, id, 1, Some(first))[0];
-        let claims = store.claim(first, second, &[(id, 1)]).unwrap().ready;
+        let claims = claim_due(&*store, first, second, &[(id, 1)]).unwrap().ready;
         assert_eq!((claims[0].delivery, claims[0].attempts_made), (delivery, 0));
         // Whoever had it before comes back.
-        let changed = store.record(&[result(delivery, 1, first, late)]).unwrap();
+        let changed = record_all(&*store, &[result(delivery, 1, first, late)]).unwrap();
         let record = find(&*store, org, delivery);
         assert_eq!((record.attempts.len(), record.delivery.attempts_made), (1, 1));
         if late == Next::Delivered {
             assert_eq!((changed, record.delivery.status), (1, DeliveryStatus::Delivered));
             // What the new holder has to say changes nothing any more, but is shown.
-            assert_eq!(store.record(&[result(delivery, 2, second, Next::Failed)]), Ok(0));
-            assert_eq!(store.record(&[result(delivery, 3, second, Next::Delivered)]), Ok(0));
+            assert_eq!(record_all(&*store, &[result(delivery, 2, second, Next::Failed)]), Ok(0));
+            assert_eq!(record_all(&*store, &[result(delivery, 3, second, Next::Delivered)]), Ok(0));
             let record = find(&*store, org, delivery);
             assert_eq!((record.delivery.status, record.delivery.attempts_made), (DeliveryStatus::Delivered, 3));
             assert_eq!(record.attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2, 3]);
@@ -353,16 +366,77 @@ fn a_lost_lease_changes_nothing_but_what_was_delivered(fixture: &Fixture) {
             assert_eq!(changed, 0);
             let held = (record.delivery.status, record.delivery.next_attempt_at);
             assert_eq!(held, (DeliveryStatus::Pending, Some(second)));
-            assert_eq!(store.record(&[result(delivery, 2, second, Next::Failed)]), Ok(1));
+            assert_eq!(record_all(&*store, &[result(delivery, 2, second, Next::Failed)]), Ok(1));
             assert_eq!(status(&*store, org, delivery), DeliveryStatus::Failed);
             // Delivered after all, by somebody long gone.
-            assert_eq!(store.record(&[result(delivery, 1, first, Next::Delivered)]), Ok(1));
+            assert_eq!(record_all(&*store, &[result(delivery, 1, first, Next::Delivered)]), Ok(1));
             assert_eq!(status(&*store, org, delivery), DeliveryStatus::Delivered);
         }
     }
     assert_eq!(list(&*store, org, Some(DeliveryStatus::Failed)), []);
     assert_eq!(store.pending_stats().unwrap().count, 0);
-    assert_eq!(store.due_endpoints(in_seconds(9999), None, 9), Ok(Vec::new()));
+    assert_eq!(due_endpoints(&*store, in_seconds(9999), None, 9), Ok(Vec::new()));
+}
+
+/// A lease that ended and that nobody else took is not lost, nor is what was recorded by a call whose answer was.
+fn only_what_somebody_else_has_taken_is_lost(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let org = organization(&*store);
+    let id = endpoint(&*store, org).id;
+    let long = Some("x".repeat(500));
+    for body in [None, long] {
+        for next in [Next::Delivered, Next::RetryAt(in_seconds(300)), Next::Failed, Next::Blocked] {
+            let over = Timestamp::now();
+            let ids = deliveries(&*store, org, id, 2, Some(over));
+            let mut results: Vec<_> = ids.iter().map(|id| result(*id, 1, over, next)).collect();
+            for result in &mut results {
+                result.attempt.response_body.clone_from(&body);
+            }
+            assert_eq!(store.record(&results[..1]), Ok(Recorded { changed: 1, lost: 0 }), "{next:?}");
+            assert_eq!(store.record(&results[..1]), Ok(Recorded::default()), "{next:?} once more");
+            let other = in_seconds(60);
+            assert_eq!(claim(&*store, id, 9, other).len(), 1);
+            let changed = u64::from(next == Next::Delivered);
+            assert_eq!(store.record(&results), Ok(Recorded { changed, lost: 1 }), "{next:?} taken");
+            // The other has made the same attempt at another moment.
+            let mut same = result(ids[1], 1, other, next);
+            same.attempt.at = Timestamp::now();
+            same.attempt.response_body.clone_from(&body);
+            let lost = Recorded { changed: 1 - changed, lost: changed };
+            assert_eq!(store.record(&[same]), Ok(lost), "{next:?} by the other");
+        }
+    }
+}
+
+fn what_is_due_is_looked_for_from_a_moment_on(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let org = organization(&*store);
+    let ids = [(); 3].map(|()| endpoint(&*store, org).id);
+    let (early, late) = (in_seconds(10), in_seconds(20));
+    let first = deliveries(&*store, org, ids[0], 1, Some(early))[0];
+    let second = deliveries(&*store, org, ids[0], 1, Some(late))[0];
+    deliveries(&*store, org, ids[1], 1, Some(late));
+    let since = |now, from: Timestamp| {
+        let mut due = store.due_since(now, &ids.map(|id| (id, from))).unwrap();
+        due.sort_by_key(|due| due.id);
+        due.into_iter().map(|due| (due.id, due.since)).collect::<Vec<_>>()
+    };
+    assert_eq!(since(early.just_before(), Timestamp::MIN), []);
+    assert_eq!(since(early, Timestamp::MIN), [(ids[0], early)]);
+    assert_eq!(since(late, early), [(ids[0], early), (ids[1], late)]);
+    assert_eq!(since(late, early.just_after()), [(ids[0], late), (ids[1], late)]);
+    assert_eq!(since(late, late.just_after()), []);
+    assert_eq!(store.due_since(late, &[]), Ok(Vec::new()));
+    let claimed = |from| {
+        let wanted = [Wanted { endpoint: ids[0], most: 9, from }];
+        let ready = store.claim(late, in_seconds(60), &wanted).unwrap().ready;
+        ready.iter().map(|claimed| claimed.delivery).collect::<Vec<_>>()
+    };
+    assert_eq!(claimed(late.just_after()), []);
+    assert_eq!(claimed(late), [second]);
+    assert_eq!(claimed(Timestamp::MIN), [first]);
+    store.disable_endpoint(ids[1], "why").unwrap();
+    assert_eq!(since(late, Timestamp::MIN), []);
 }
 
 fn an_attempt_of_a_number_is_recorded_once(fixture: &Fixture) {
@@ -373,11 +447,11 @@ fn an_attempt_of_a_number_is_recorded_once(fixture: &Fixture) {
     for (body, another) in [(None, None), (None, long.clone()), (long.clone(), None), (long.clone(), long)] {
         let (first, second) = (in_seconds(1), in_seconds(60));
         let delivery = deliveries(&*store, org, id, 1, Some(first))[0];
-        store.claim(first, second, &[(id, 1)]).unwrap();
+        claim_due(&*store, first, second, &[(id, 1)]).unwrap();
         for (lease, body) in [(second, &body), (first, &another)] {
             let mut result = result(delivery, 1, lease, Next::RetryAt(in_seconds(300)));
             result.attempt.response_body.clone_from(body);
-            store.record(&[result]).unwrap();
+            record_all(&*store, &[result]).unwrap();
         }
         assert_eq!(find(&*store, org, delivery).attempts.len(), 1);
     }
@@ -390,7 +464,7 @@ fn what_nobody_knows_is_not_recorded(fixture: &Fixture) {
     let unknown = DeliveryId(Uuid::now_v7());
     for number in [1, 2] {
         for next in [Next::Delivered, Next::Failed, Next::RetryAt(lease)] {
-            assert_eq!(store.record(&[result(unknown, number, lease, next)]), Ok(0));
+            assert_eq!(record_all(&*store, &[result(unknown, number, lease, next)]), Ok(0));
         }
     }
     assert_eq!(store.delivery(org, unknown), Ok(None));
@@ -404,13 +478,13 @@ fn a_lease_is_given_back_by_its_holder(fixture: &Fixture) {
     let id = endpoint(&*store, org).id;
     let (first, second) = (in_seconds(60), in_seconds(120));
     let ids = deliveries(&*store, org, id, 3, Some(first));
-    assert_eq!(store.record(&[result(ids[2], 1, first, Next::Delivered)]), Ok(1));
+    assert_eq!(record_all(&*store, &[result(ids[2], 1, first, Next::Delivered)]), Ok(1));
     let held: Vec<_> = ids.iter().map(|id| (*id, first)).collect();
     // Another has claimed them since: it is not theirs to give back any more.
-    assert_eq!(store.claim(first, second, &[(id, 9)]).unwrap().ready.len(), 2);
+    assert_eq!(claim_due(&*store, first, second, &[(id, 9)]).unwrap().ready.len(), 2);
     store.release(&held, Timestamp::now()).unwrap();
-    assert_eq!(store.claim(first, in_seconds(600), &[(id, 9)]).unwrap().ready, []);
-    assert_eq!(store.record(&[result(ids[0], 1, first, Next::Failed)]), Ok(0));
+    assert_eq!(claim_due(&*store, first, in_seconds(600), &[(id, 9)]).unwrap().ready, []);
+    assert_eq!(record_all(&*store, &[result(ids[0], 1, first, Next::Failed)]), Ok(0));
     let now = Timestamp::now();
     store.release(&[(ids[0], second), (ids[1], second)], now).unwrap();
     let due = find(&*store, org, ids[1]).delivery;
@@ -429,12 +503,12 @@ fn a_delivery_without_its_event_is_an_orphan(fixture: &Fixture) {
     store.store_events(&[old.clone(), new], &planned).unwrap();
     fixture.sql("DROP TABLE events_p20240501", "DELETE FROM events WHERE received_at < 1720000000000000");
     let lease = in_seconds(60);
-    let claims = store.claim(Timestamp::now(), lease, &[(id, 9)]).unwrap();
+    let claims = claim_due(&*store, Timestamp::now(), lease, &[(id, 9)]).unwrap();
     assert_eq!(claims.ready.iter().map(|claimed| claimed.delivery).collect::<Vec<_>>(), [planned[1].id]);
     let orphan = &claims.orphans[0];
     assert_eq!((claims.orphans.len(), orphan.delivery, orphan.endpoint), (1, planned[0].id, id));
     assert_eq!((orphan.org, orphan.event, orphan.attempts_made, orphan.lease), (org, old.id, 0, lease));
-    assert_eq!(store.record(&[result(orphan.delivery, 1, lease, Next::Failed)]), Ok(1));
+    assert_eq!(record_all(&*store, &[result(orphan.delivery, 1, lease, Next::Failed)]), Ok(1));
     assert_eq!(store.deliveries_of_event(org, old.id).unwrap().len(), 1);
 }
 
@@ -455,7 +529,7 @@ fn due_endpoints_are_found_page_by_page(fixture: &Fixture) {
     for page in [1, 2, 5, 100] {
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let due = store.due_endpoints(now, after, page).unwrap();
+            let due = due_endpoints(&*store, now, after, page).unwrap();
             assert!(due.len() <= page as usize);
             let Some(last) = due.last() else { break };
             after = Some(*last);
@@ -463,12 +537,40 @@ fn due_endpoints_are_found_page_by_page(fixture: &Fixture) {
         }
         assert_eq!(seen, expected, "pages of {page}");
     }
-    assert_eq!(store.due_endpoints(Timestamp::from_micros(0), None, 9), Ok(Vec::new()));
+    assert_eq!(due_endpoints(&*store, Timestamp::from_micros(0), None, 9), Ok(Vec::new()));
     let enable = EndpointChange { enabled: Some(true), ..EndpointChange::default() };
     store.update_endpoint(org, ids[3], &enable).unwrap();
     let held: Vec<_> = held.iter().map(|claimed| (claimed.delivery, claimed.lease)).collect();
     store.release(&held, now).unwrap();
-    assert_eq!(store.due_endpoints(now, None, 9), Ok(ids[..7].to_vec()));
+    assert_eq!(due_endpoints(&*store, now, None, 9), Ok(ids[..7].to_vec()));
+}
+
+fn what_a_wrong_clock_put_out_of_reach_is_made_due(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let org = organization(&*store);
+    let ids = [endpoint(&*store, org).id, endpoint(&*store, org).id];
+    let (now, latest, year) = (Timestamp::now(), in_seconds(3600), in_seconds(365 * 24 * 3600));
+    let near = deliveries(&*store, org, ids[0], 3, Some(latest));
+    let far: Vec<DeliveryId> = ids.iter().flat_map(|id| deliveries(&*store, org, *id, 2, Some(year))).collect();
+    let ended = deliveries(&*store, org, ids[1], 1, Some(year))[0];
+    assert_eq!(record_all(&*store, &[result(ended, 1, year, Next::Delivered)]), Ok(1));
+    assert_eq!(due_endpoints(&*store, now, None, 9), Ok(Vec::new()));
+    assert_eq!(store.recall_stranded(now, latest), Ok(4));
+    assert_eq!(store.recall_stranded(now, latest), Ok(0));
+    for id in &far {
+        assert_eq!(find(&*store, org, *id).delivery.next_attempt_at.map(|at| at.since(now)), Some(Duration::ZERO));
+    }
+    let claimed = claim_due(&*store, now, in_seconds(60), &ids.map(|id| (id, 9))).unwrap().ready;
+    let mut claimed: Vec<DeliveryId> = claimed.iter().map(|claimed| claimed.delivery).collect();
+    claimed.sort();
+    assert_eq!(claimed, far);
+    assert!(near.iter().all(|id| find(&*store, org, *id).delivery.next_attempt_at == Some(latest)));
+    assert_eq!(status(&*store, org, ended), DeliveryStatus::Delivered);
+    // Bounded, and the rest the next time.
+    let most = limits::RECALL_DELIVERIES_MAX as usize;
+    deliveries(&*store, org, ids[0], most + 5, Some(year));
+    let recalled: Vec<u64> = (0..3).map(|_| store.recall_stranded(now, latest).unwrap()).collect();
+    assert_eq!(recalled, [most as u64, 5, 0]);
 }
 
 fn what_waits_is_counted(fixture: &Fixture) {
@@ -482,14 +584,14 @@ fn what_waits_is_counted(fixture: &Fixture) {
     let created = |id| find(&*store, org, id).delivery.created_at;
     assert_eq!(store.pending_stats(), Ok(PendingStats { count: 4, oldest: Some(created(ids[0])) }));
     let oldest = created(ids[1]);
-    assert_eq!(store.record(&[result(ids[0], 1, lease, Next::Failed)]), Ok(1));
+    assert_eq!(record_all(&*store, &[result(ids[0], 1, lease, Next::Failed)]), Ok(1));
     assert_eq!(store.pending_stats(), Ok(PendingStats { count: 3, oldest: Some(oldest) }));
     let delivered: Vec<_> = ids[1..3].iter().map(|id| result(*id, 1, lease, Next::Delivered)).collect();
-    store.record(&delivered).unwrap();
+    record_all(&*store, &delivered).unwrap();
     let stats = store.pending_stats().unwrap();
     assert_eq!((stats.count, stats.oldest.is_some()), (1, true));
     // Nobody is left to whom it could be delivered.
-    store.delete_endpoint(other, store.endpoints(other).unwrap()[0].id).unwrap();
+    store.delete_endpoint(other, store.endpoints(other).unwrap()[0].as_ref().unwrap().id).unwrap();
     assert_eq!(store.pending_stats(), Ok(PendingStats::default()));
     // Nor to whom this one could.
     deliveries(&*store, OrgId(Uuid::now_v7()), EndpointId(Uuid::now_v7()), 1, None);

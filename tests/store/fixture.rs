@@ -124,8 +124,8 @@ pub fn at(rfc3339: &str) -> Timestamp {
 
 /// Every stored event of an organisation.
 pub fn stored(store: &dyn Store, org: OrgId) -> Vec<StoredEvent> {
-    let (events, more) = store.events(org, &EventQuery { limit: 1000, ..EventQuery::default() }).unwrap();
-    assert!(!more, "the test stores too much for one page");
+    let (events, next) = store.events(org, &EventQuery { limit: 1000, ..EventQuery::default() }).unwrap();
+    assert!(next.is_none(), "the test stores too much for one page");
     events
 }
 

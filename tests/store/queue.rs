@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use millrace::clock::Timestamp;
 use millrace::event::{DeliveryId, Event};
-use millrace::store::webhooks::{AttemptResult, DeliveryStatus, Next, PlannedDelivery, StoredBatch};
+use millrace::store::webhooks::{AttemptResult, DeliveryStatus, Next, PlannedDelivery, Wanted};
 use millrace::store::{Store, StoreError};
 
 use crate::common::postgres::{Cluster, Options, wait_for};
 use crate::fixture::{Fixture, admin, derived_at, event};
 use crate::proxy::{Cut, Proxy};
-use crate::webhooks::{claim, deliveries, endpoint, find, in_seconds, list, organization, planned, result, status};
+use crate::webhooks::{
+    claim, claim_due, deliveries, due_endpoints, endpoint, find, in_seconds, list, organization, planned, record_all,
+    result, status,
+};
 
 /// Deliveries that wait and are not queued, or not for the moment they wait for: they would never be sent in time.
 const NOT_QUEUED: &str = "
@@ -64,7 +67,7 @@ fn the_queue_tells_of_every_delivery_that_waits() {
                             store.release(&held, moment).unwrap();
                         }
                         _ => {
-                            store.due_endpoints(moment, None, 9).unwrap();
+                            due_endpoints(&*store, moment, None, 9).unwrap();
                             assert!(store.pending_stats().unwrap().count <= 2 * COUNT as u64);
                             thread::sleep(Duration::from_millis(5));
                         }
@@ -90,7 +93,7 @@ fn the_queue_tells_of_every_delivery_that_waits() {
             .iter()
             .map(|claimed| result(claimed.delivery, claimed.attempts_made + 1, lease, Next::Delivered))
             .collect();
-        assert_eq!(store.record(&results), Ok(results.len() as u64));
+        assert_eq!(record_all(&*store, &results), Ok(results.len() as u64));
         list(&*store, org, Some(DeliveryStatus::Delivered)).len() == COUNT
     });
     // A claim that finds nothing puts right what is left over.
@@ -98,7 +101,7 @@ fn the_queue_tells_of_every_delivery_that_waits() {
         claim(&*store, id, 99, in_seconds(60));
         fixture.count("SELECT count(*) FROM delivery_queue") == 0
     });
-    assert_eq!(store.due_endpoints(in_seconds(9), None, 9), Ok(Vec::new()));
+    assert_eq!(due_endpoints(&*store, in_seconds(9), None, 9), Ok(Vec::new()));
     for status in [DeliveryStatus::Pending, DeliveryStatus::Failed, DeliveryStatus::Blocked] {
         assert_eq!(list(&*store, org, Some(status)), []);
     }
@@ -106,7 +109,7 @@ fn the_queue_tells_of_every_delivery_that_waits() {
 
 /// Claims a few and records something of each, sometimes late.
 fn work(store: &dyn Store, id: millrace::event::EndpointId, now: Timestamp, lease: Timestamp, round: usize) {
-    let claims = store.claim(now, lease, &[(id, 7)]).unwrap();
+    let claims = claim_due(store, now, lease, &[(id, 7)]).unwrap();
     if round.is_multiple_of(3) {
         thread::sleep(Duration::from_millis(7));
     }
@@ -122,7 +125,7 @@ fn work(store: &dyn Store, id: millrace::event::EndpointId, now: Timestamp, leas
         .enumerate()
         .map(|(n, claimed)| result(claimed.delivery, claimed.attempts_made + 1, lease, next(n)))
         .collect();
-    store.record(&results).unwrap();
+    record_all(store, &results).unwrap();
 }
 
 #[test]
@@ -133,7 +136,7 @@ fn a_queue_that_says_too_much_is_put_right() {
     let id = endpoint(&*store, org).id;
     let lease = in_seconds(60);
     let ids = deliveries(&*store, org, id, 2, Some(lease));
-    assert_eq!(store.record(&[result(ids[0], 1, lease, Next::Delivered)]), Ok(1));
+    assert_eq!(record_all(&*store, &[result(ids[0], 1, lease, Next::Delivered)]), Ok(1));
     // As where a statement deleted what it had seen, and not what was put there while it waited.
     let wrong = format!(
         "INSERT INTO delivery_queue SELECT org_id, id, endpoint_id, now() FROM deliveries WHERE id = '{}';
@@ -141,11 +144,11 @@ fn a_queue_that_says_too_much_is_put_right() {
         ids[0].0, ids[1].0
     );
     fixture.sql(&wrong, "");
-    assert_eq!(store.due_endpoints(Timestamp::now(), None, 9), Ok(vec![id]));
+    assert_eq!(due_endpoints(&*store, Timestamp::now(), None, 9), Ok(vec![id]));
     assert_eq!(list(&*store, org, Some(DeliveryStatus::Pending)).len(), 1);
     assert_eq!(claim(&*store, id, 9, in_seconds(90)), []);
-    assert_eq!(store.due_endpoints(Timestamp::now(), None, 9), Ok(Vec::new()));
-    assert_eq!(store.claim(lease, in_seconds(90), &[(id, 9)]).unwrap().ready.len(), 1);
+    assert_eq!(due_endpoints(&*store, Timestamp::now(), None, 9), Ok(Vec::new()));
+    assert_eq!(claim_due(&*store, lease, in_seconds(90), &[(id, 9)]).unwrap().ready.len(), 1);
     assert_eq!(fixture.count("SELECT count(*) FROM delivery_queue"), 1);
 }
 
@@ -159,7 +162,7 @@ fn recording_a_first_attempt_writes_no_index() {
     for _ in 0..10 {
         let ids = deliveries(&*store, org, id, 1000, Some(lease));
         let results: Vec<_> = ids.iter().map(|id| result(*id, 1, lease, Next::Delivered)).collect();
-        assert_eq!(store.record(&results), Ok(1000));
+        assert_eq!(record_all(&*store, &results), Ok(1000));
     }
     let updates =
         |which: &str| fixture.count(&format!("SELECT {which} FROM pg_stat_user_tables WHERE relname = 'deliveries'"));
@@ -179,7 +182,7 @@ fn statements_planned_early_stay_fast() {
     for _ in 0..50 {
         let ids = deliveries(&*store, org, id, 100, Some(lease));
         let results: Vec<_> = ids.iter().map(|id| result(*id, 1, lease, Next::Delivered)).collect();
-        store.record(&results[..50]).unwrap();
+        record_all(&*store, &results[..50]).unwrap();
         store.release(&ids[50..].iter().map(|id| (*id, lease)).collect::<Vec<_>>(), Timestamp::now()).unwrap();
         claim(&*store, id, 10, lease);
         list(&*store, org, Some(DeliveryStatus::Blocked));
@@ -242,7 +245,7 @@ fn a_connection_cut_after_commit_doubles_no_delivery() {
         let plan: Vec<PlannedDelivery> = batch.iter().map(|event| planned(event, id, Some(lease))).collect();
         let stored = cut_and_again(&proxy, cut, || behind.store_events(&batch, &plan));
         if cut == Cut::BeforeAnswer {
-            assert_eq!(stored, StoredBatch::default(), "it was committed");
+            assert_eq!((stored.new_events, stored.deliveries), (0, Vec::new()), "it was committed");
         }
         // The first call runs on behind the cut, and may come second.
         wait_for("one of the two", || {
@@ -288,7 +291,7 @@ fn locks_are_taken_in_one_order() {
                     store.release(&held, lease).unwrap();
                     let results: Vec<_> =
                         ids.iter().map(|id| result(*id, round + 1, lease, Next::RetryAt(lease))).collect();
-                    store.record(&results).unwrap();
+                    record_all(&*store, &results).unwrap();
                 }
             });
         }
@@ -297,4 +300,55 @@ fn locks_are_taken_in_one_order() {
     thread::sleep(Duration::from_millis(1500));
     let url = fixture.config.database_url.as_deref().unwrap();
     assert_eq!(admin(url).query_one(deadlocks, &[]).unwrap().get::<_, i64>(0), 0);
+}
+
+/// A dump holds a snapshot for hours: whoever looks for what is due passes over what has ended since, unless it begins where
+/// the last look ended.
+#[test]
+fn a_look_does_not_pass_over_what_has_ended() {
+    const ENDED: usize = 5000;
+    let fixture = Fixture::postgres();
+    let store = fixture.migrated();
+    let org = organization(&*store);
+    let id = endpoint(&*store, org).id;
+    deliveries(&*store, org, id, 1, None);
+    let mut dump = admin(fixture.config.database_url.as_deref().unwrap());
+    dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM delivery_queue").unwrap();
+    for _ in 0..ENDED / 1000 {
+        let lease = Timestamp::now();
+        let ids = deliveries(&*store, org, id, 1000, Some(lease));
+        let results: Vec<_> = ids.iter().map(|id| result(*id, 1, lease, Next::Delivered)).collect();
+        assert_eq!(record_all(&*store, &results), Ok(1000));
+    }
+    claim(&*store, id, 9, Timestamp::now());
+    let looked_at = Timestamp::now();
+    let last = deliveries(&*store, org, id, 1, None)[0];
+    drop(store);
+    // A session tells of its statistics when it ends.
+    let alone = || {
+        let sessions = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND backend_type = 'client backend'";
+        // The dump's, and the one that asks.
+        wait_for("the sessions to end", || fixture.count(sessions) == 2);
+    };
+    let read =
+        || fixture.count("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'delivery_queue_due'");
+    let cost = |look: &dyn Fn(&dyn Store)| {
+        alone();
+        let before = read();
+        look(&*fixture.open());
+        alone();
+        read() - before
+    };
+    let now = Timestamp::now();
+    let all = cost(&|store| assert_eq!(due_endpoints(store, now, None, 9), Ok(vec![id])));
+    assert!(all > ENDED as i64, "{all}");
+    let few = cost(&|store| {
+        assert_eq!(store.due_since(now, &[(id, looked_at)]).unwrap().len(), 1);
+        let wanted = [Wanted { endpoint: id, most: 9, from: looked_at }];
+        let claimed = store.claim(now, in_seconds(60), &wanted).unwrap().ready;
+        assert_eq!(claimed.iter().map(|claimed| claimed.delivery).collect::<Vec<_>>(), [last]);
+    });
+    assert!(few < 100, "{few}");
+    drop(dump);
 }

@@ -7,7 +7,7 @@ use millrace::clock::Timestamp;
 use millrace::event::{Event, EventId};
 use millrace::store::postgres::PostgresStore;
 use millrace::store::sqlite::SqliteStore;
-use millrace::store::{Store, StoreError};
+use millrace::store::{Refusal, Store, StoreError};
 use uuid::Uuid;
 
 use crate::common::postgres::{Cluster, PASSWORD_ROLE, wait_for};
@@ -17,7 +17,7 @@ use crate::fixture::{Fixture, StorePlain, admin, derived_at, event, org, stored}
 const SECRET: &str = "hunter2";
 
 fn row_refused(result: Result<u64, StoreError>, code: &str) {
-    let Err(StoreError::RowRefused(why)) = result else { panic!("{code}: {result:?}") };
+    let Err(StoreError::RowRefused(Refusal { why, .. })) = result else { panic!("{code}: {result:?}") };
     assert!(why.contains(code), "{why} names no {code}");
     assert!(!why.contains(SECRET), "{why}");
 }
@@ -29,7 +29,9 @@ fn misconfigured<T: std::fmt::Debug>(result: Result<T, StoreError>, part: &str) 
 }
 
 fn unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>, part: &str) {
-    let Err(StoreError::Unavailable(why)) = result else { panic!("{part}: {result:?}") };
+    let Err(StoreError::Unavailable(why) | StoreError::Locked(why) | StoreError::TooMuch(why)) = result else {
+        panic!("{part}: {result:?}")
+    };
     assert!(why.contains(part), "{why} says nothing of {part}");
     assert!(!why.contains(SECRET), "{why}");
 }
@@ -71,7 +73,7 @@ fn postgres_refuses_this_server_as_configured() {
     let fixture = Fixture::on(Some(cluster.create_database()));
     let url = fixture.config.database_url.clone().unwrap();
     let store = fixture.open();
-    misconfigured(store.store_plain(&[event(org(), "1")]), "42883");
+    misconfigured(store.store_plain(&[event(org(), "1")]), "42P01");
     misconfigured(store.organizations(), "42P01");
     let open = |url: &str| PostgresStore::new(url, 2).unwrap();
     misconfigured(open(&cluster.url("nowhere")).organizations(), "3D000");
@@ -138,7 +140,7 @@ fn postgres_is_unavailable_for_a_while() {
 fn sqlite_waits_for_other_processes_and_says_what_is_wrong_with_its_file() {
     let fixture = Fixture::sqlite();
     let path = fixture.config.data_dir.join("millrace.db");
-    misconfigured(fixture.open().organizations(), "millrace migrate");
+    misconfigured(fixture.open().organizations(), "millrace serve");
     let store = fixture.migrated();
 
     // Another process writes for a moment.

@@ -9,17 +9,18 @@ use millrace::store::{Store, StoreError};
 use crate::common::postgres::{Cluster, Options, with_option};
 use crate::fixture::admin;
 
-/// A certificate authority and a certificate for `localhost`, as files in `dir`.
-fn make_certificates(dir: &Path) {
+const EC_KEY: &str = "ec -pkeyopt ec_paramgen_curve:prime256v1";
+
+/// A certificate authority and a certificate for `localhost`, as files in `dir`; the server's key is of this kind.
+fn make_certificates(dir: &Path, server_key: &str) {
     let openssl = |args: &str| {
         let run = Command::new("openssl").current_dir(dir).args(args.split_whitespace()).stdin(Stdio::null()).output();
         let run = run.expect("these tests need the program `openssl`");
         assert!(run.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&run.stderr));
     };
     std::fs::write(dir.join("leaf.ext"), "subjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n").unwrap();
-    let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 -days 2 {new_key} -subj /CN=ca -keyout ca.key -out ca.pem"));
-    openssl(&format!("req {new_key} -subj /CN=server -keyout server.key -out server.csr"));
+    openssl(&format!("req -x509 -days 2 -newkey {EC_KEY} -nodes -subj /CN=ca -keyout ca.key -out ca.pem"));
+    openssl(&format!("req -newkey {server_key} -nodes -subj /CN=server -keyout server.key -out server.csr"));
     openssl(
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out server.crt",
     );
@@ -44,7 +45,7 @@ fn the_servers_certificate_is_verified_where_tls_is_required() {
     assert!(matches!(organizations(&with_option(&url, "sslmode=require")), Err(StoreError::Misconfigured(_))));
 
     let dir = tempfile::tempdir().unwrap();
-    make_certificates(dir.path());
+    make_certificates(dir.path(), EC_KEY);
     cluster.install_certificate(&dir.path().join("server.crt"), &dir.path().join("server.key"));
     let by_name = url.replace("127.0.0.1", "localhost");
     let trusted = format!("sslrootcert={}", dir.path().join("ca.pem").display());
@@ -62,5 +63,27 @@ fn the_servers_certificate_is_verified_where_tls_is_required() {
         let refused = organizations(&wrong);
         let Err(StoreError::Misconfigured(why)) = refused else { panic!("{wrong}: {refused:?}") };
         assert!(why.contains("certificate"), "{why}");
+    }
+}
+
+#[test]
+fn a_server_with_an_rsa_pss_key_is_connected_to() {
+    let restricted = "rsa-pss -pkeyopt rsa_keygen_bits:2048 -pkeyopt rsa_pss_keygen_md:sha256 -pkeyopt \
+                      rsa_pss_keygen_mgf1_md:sha256 -pkeyopt rsa_pss_keygen_saltlen:32";
+    for server_key in ["rsa-pss -pkeyopt rsa_keygen_bits:2048", restricted] {
+        let mut cluster = Cluster::start_own(Options::default());
+        let dir = tempfile::tempdir().unwrap();
+        make_certificates(dir.path(), server_key);
+        cluster.install_certificate(&dir.path().join("server.crt"), &dir.path().join("server.key"));
+        let url = cluster.tcp_url("postgres").replace("127.0.0.1", "localhost");
+        let trusted = format!("sslmode=verify-full&sslrootcert={}", dir.path().join("ca.pem").display());
+        for options in ["sslmode=prefer", "sslmode=no-verify", &trusted] {
+            let store = PostgresStore::new(&with_option(&url, options), 1).unwrap();
+            let migrated = store.migrate();
+            assert!(migrated.is_ok(), "{server_key}, {options}: {migrated:?}");
+        }
+        // Nobody we know signed it.
+        let refused = PostgresStore::new(&with_option(&url, "sslmode=require"), 1).unwrap().organizations();
+        assert!(matches!(refused, Err(StoreError::Misconfigured(_))), "{refused:?}");
     }
 }

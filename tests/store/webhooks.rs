@@ -4,14 +4,22 @@ use std::time::Duration;
 
 use millrace::clock::Timestamp;
 use millrace::event::{DeliveryId, EndpointId, Event, OrgId};
-use millrace::store::Store;
 use millrace::store::webhooks::{
-    Attempt, AttemptResult, Claimed, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Endpoint, NewEndpoint,
-    Next, PlannedDelivery, SealedSecret,
+    Attempt, AttemptResult, Claimed, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Endpoint,
+    KeyFingerprint, NewEndpoint, Next, PlannedDelivery, Rotation, SealedSecret, Wanted,
 };
+use millrace::store::{Store, StoreError};
 use uuid::Uuid;
 
 use crate::fixture::{event, key};
+
+/// What seals secrets here.
+pub const KEY: KeyFingerprint = KeyFingerprint([7; 8]);
+
+/// Replaces a secret with one that the same key sealed; the one before signs too, until then.
+pub fn rotation(secret: &SealedSecret, previous_until: Timestamp) -> Rotation<'_> {
+    Rotation { secret, keys: &[KEY], previous_until, unusable: &[] }
+}
 
 /// A new organisation.
 pub fn organization(store: &dyn Store) -> OrgId {
@@ -31,6 +39,7 @@ pub fn new_endpoint(org: OrgId) -> NewEndpoint {
         enabled: true,
         rate_limit_per_second: None,
         secret: SealedSecret(vec![7; 60]),
+        keys: vec![KEY],
     }
 }
 
@@ -60,9 +69,35 @@ pub fn deliveries(
 
 /// Claims what is due now for an endpoint until `lease_until`.
 pub fn claim(store: &dyn Store, endpoint: EndpointId, most: u32, lease_until: Timestamp) -> Vec<Claimed> {
-    let claims = store.claim(Timestamp::now(), lease_until, &[(endpoint, most)]).unwrap();
+    let claims = store.claim(Timestamp::now(), lease_until, &[Wanted::all(endpoint, most)]).unwrap();
     assert_eq!(claims.orphans, []);
     claims.ready
+}
+
+/// Claims what is due at `now`, for each endpoint as many.
+pub fn claim_due(
+    store: &dyn Store,
+    now: Timestamp,
+    lease_until: Timestamp,
+    wanted: &[(EndpointId, u32)],
+) -> Result<Claims, StoreError> {
+    let wanted: Vec<Wanted> = wanted.iter().map(|(id, most)| Wanted::all(*id, *most)).collect();
+    store.claim(now, lease_until, &wanted)
+}
+
+/// The endpoints with something due.
+pub fn due_endpoints(
+    store: &dyn Store,
+    now: Timestamp,
+    after: Option<EndpointId>,
+    limit: u32,
+) -> Result<Vec<EndpointId>, StoreError> {
+    store.due_endpoints(now, after, limit).map(|due| due.iter().map(|due| due.id).collect())
+}
+
+/// Records results; returns how many deliveries changed.
+pub fn record_all(store: &dyn Store, results: &[AttemptResult]) -> Result<u64, StoreError> {
+    store.record(results).map(|recorded| recorded.changed)
 }
 
 /// An attempt that was answered, or not.
@@ -95,8 +130,8 @@ pub fn status(store: &dyn Store, org: OrgId, id: DeliveryId) -> DeliveryStatus {
 /// Everything an organisation has of a status, newest first.
 pub fn list(store: &dyn Store, org: OrgId, status: Option<DeliveryStatus>) -> Vec<Delivery> {
     let query = DeliveryQuery { status, limit: 1000, ..DeliveryQuery::default() };
-    let (records, more) = store.deliveries(org, &query).unwrap();
-    assert!(!more, "the test stores too much for one page");
+    let (records, next) = store.deliveries(org, &query).unwrap();
+    assert!(next.is_none(), "the test stores too much for one page");
     records.into_iter().map(|record| record.delivery).collect()
 }
 

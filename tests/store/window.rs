@@ -1,20 +1,23 @@
-//! The deduplication window on Postgres, whose unique indexes end at midnight, and the partitions themselves.
+//! The deduplication window, on both stores; on Postgres, whose unique indexes end at midnight, from many writers at once,
+//! and the partitions themselves.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace::clock::Timestamp;
 use millrace::event::{Event, OrgId};
+use millrace::store::StoreError;
 
 use crate::common::postgres::wait_for;
-use crate::fixture::{Fixture, StorePlain, admin, at, derived_at, event_at, org, stored};
+use crate::fixture::{Fixture, StorePlain, admin, at, derived_at, event_at, on_both_stores, org, stored};
+use crate::webhooks::{claim, endpoint, in_seconds, organization, planned};
 
 const BEFORE: &str = "2024-05-01T23:59:59.999999Z";
 const AFTER: &str = "2024-05-02T00:00:00Z";
 
-#[test]
-fn a_retry_after_midnight_stores_nothing() {
-    let fixture = Fixture::postgres();
+on_both_stores!(a_retry_after_midnight_stores_nothing, a_dedup_id_used_again_after_its_window_names_a_new_event);
+
+fn a_retry_after_midnight_stores_nothing(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = org();
     for (first, retry) in [
@@ -36,6 +39,39 @@ fn a_retry_after_midnight_stores_nothing() {
     }
     let both = [derived_at(org, at(BEFORE), "both"), derived_at(org, at(AFTER), "both")];
     assert_eq!(store.store_plain(&both), Ok(1));
+}
+
+fn a_dedup_id_used_again_after_its_window_names_a_new_event(fixture: &Fixture) {
+    let store = fixture.migrated();
+    let org = organization(&*store);
+    let to = endpoint(&*store, org).id;
+    let day = |day: u32| {
+        let payload = format!("{{\"day\": {day}}}");
+        let like = derived_at(org, at(&format!("2024-05-{day:02}T12:00:00Z")), "d");
+        Event::new(like.id, org, like.received_at, "user.login", Some("d"), payload.as_bytes())
+    };
+    let store_day = |n| {
+        let event = day(n);
+        let planned = [planned(&event, to, None)];
+        let stored = store.store_events(&[event], &planned).unwrap();
+        assert_eq!(stored.new_events as usize, stored.deliveries.len());
+        stored.new_events
+    };
+    let newest = || store.event(org, day(1).id).unwrap().expect("it is stored").payload;
+    assert_eq!(store_day(10), 1);
+    assert_eq!((store_day(11), store_day(9)), (0, 0), "copies");
+    assert_eq!((store_day(12), newest()), (1, r#"{"day": 12}"#.to_owned()));
+    assert_eq!((store_day(10), store_day(11), store_day(12), store_day(13)), (0, 0, 0, 0), "copies of either");
+    // One that was received before the others and comes last.
+    assert_eq!((store_day(5), newest()), (1, r#"{"day": 12}"#.to_owned()));
+    assert_eq!((store_day(4), store_day(6)), (0, 0), "its copies");
+    let listed: Vec<String> = stored(&*store, org).into_iter().map(|event| event.payload).collect();
+    assert_eq!(listed, [r#"{"day": 12}"#, r#"{"day": 10}"#, r#"{"day": 5}"#]);
+    // Each delivery has the payload of its own event.
+    let mut sent: Vec<String> =
+        claim(&*store, to, 9, in_seconds(60)).into_iter().map(|claimed| claimed.payload).collect();
+    sent.sort();
+    assert_eq!(sent, [r#"{"day": 10}"#, r#"{"day": 12}"#, r#"{"day": 5}"#]);
 }
 
 #[test]
@@ -202,9 +238,62 @@ fn partitions_are_made_ahead() {
     let fixture = Fixture::postgres();
     let store = fixture.migrated();
     let ahead = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass";
+    assert_eq!(fixture.count(ahead), 1, "today's is all that a start waits for");
+    store.maintain().unwrap();
     assert_eq!(fixture.count(ahead), 9);
     let tomorrow = format!("DROP TABLE events_p{}", Timestamp::now().day().offset(3).compact());
     fixture.sql(&tomorrow, "");
     store.maintain().unwrap();
     assert_eq!(fixture.count(ahead), 9);
+}
+
+#[test]
+fn the_days_that_had_a_partition_are_remembered() {
+    let fixture = Fixture::postgres();
+    let store = fixture.migrated();
+    let day = at(BEFORE).day();
+    assert_eq!(store.dropped_until(day), Ok(None), "it never was there");
+    let org = org();
+    assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1")]), Ok(1));
+    assert_eq!(store.dropped_until(day), Ok(None), "it is there");
+    fixture.sql("ALTER TABLE events DETACH PARTITION events_p20240501", "");
+    assert_eq!(store.dropped_until(day), Ok(None), "it is kept");
+    fixture.sql("DROP TABLE events_p20240501", "");
+    assert_eq!(store.dropped_until(day), Ok(Some(day.offset(1).start())));
+    // A fresh event of that day, of a clock that is wrong: it is stored, and what came before this server's start is not.
+    assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1")]), Ok(1));
+    let remade_at = store.dropped_until(day).unwrap().unwrap();
+    assert!(remade_at > at(BEFORE) && remade_at <= Timestamp::now(), "{remade_at:?}");
+    // By hand, and by the version before.
+    let sql =
+        "CREATE TABLE by_hand PARTITION OF events FOR VALUES FROM ('2024-08-01 00:00+00') TO ('2024-08-02 00:00+00');
+        ALTER TABLE by_hand RENAME TO events_p20240801; SELECT events_ensure_day_v1('2024-08-02 00:00+00');
+        DROP TABLE events_p20240801, events_p20240802";
+    fixture.sql(sql, "");
+    for day in ["2024-08-01T00:00:00Z", "2024-08-02T00:00:00Z"].map(|text| at(text).day()) {
+        assert_eq!(store.dropped_until(day), Ok(Some(day.offset(1).start())));
+    }
+}
+
+#[test]
+fn a_kept_day_refuses_its_own_events_and_no_others() {
+    let fixture = Fixture::postgres();
+    let store = fixture.migrated();
+    let org = org();
+    assert_eq!(store.store_plain(&[event_at(org, at(BEFORE), "1")]), Ok(1));
+    fixture.sql("ALTER TABLE events DETACH PARTITION events_p20240501", "");
+    let late = event_at(org, at(BEFORE), "1");
+    for other in [Timestamp::now(), at(AFTER)] {
+        let error = store.store_plain(&[late.clone(), event_at(org, other, "1")]).unwrap_err();
+        let StoreError::Misconfigured(why) = &error else { panic!("{error}") };
+        for part in ["42P07", "the partition of 2024-05-01 is missing", "attach it to events again"] {
+            assert!(why.contains(part), "{why}");
+        }
+        assert_eq!(store.store_plain(&[event_at(org, other, "1"), derived_at(org, other, "d")]), Ok(2));
+    }
+    fixture.sql(
+        "ALTER TABLE events ATTACH PARTITION events_p20240501 FOR VALUES FROM ('2024-05-01 00:00+00') TO ('2024-05-02 00:00+00')",
+        "",
+    );
+    wait_for("the day to be asked for again", || store.store_plain(std::slice::from_ref(&late)) == Ok(1));
 }

@@ -31,6 +31,35 @@ fn both_versions_are_spoken_and_http_1_1_is_agreed_on() {
 }
 
 #[test]
+fn a_client_that_speaks_1_0_alone_is_agreed_with() {
+    on_both_drivers(&[], |f| {
+        let mut config = (*f.client_config(ALL_VERSIONS)).clone();
+        config.alpn_protocols = vec![b"http/1.0".to_vec()];
+        let mut client = f.connect(&config.into());
+        assert_eq!(client.conn.alpn_protocol(), Some(&b"http/1.0"[..]));
+        assert_eq!(exchange(&mut client, b"GET /health HTTP/1.0\r\n\r\n").0, 200);
+    });
+}
+
+#[test]
+fn the_refusal_of_a_long_upload_is_readable_after_the_last_byte() {
+    on_both_drivers(&[], |f| {
+        let (parts, part) = (6, vec![b'x'; 100_000]);
+        let length = parts * part.len();
+        let head = format!("POST /api/events HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n");
+        let mut client = f.connect(&f.client_config(ALL_VERSIONS));
+        client.write_all(head.as_bytes()).unwrap();
+        for _ in 0..parts {
+            client.write_all(&part).unwrap();
+            client.flush().unwrap();
+            std::thread::sleep(millrace::limits::LINGER_SILENCE_MAX / 10);
+        }
+        assert_eq!(answer(&mut client).0, 401);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "an end that was announced");
+    });
+}
+
+#[test]
 fn pipelined_requests_and_any_split_into_records_are_taken() {
     on_both_drivers(&[], |f| {
         for version in [&TLS12, &TLS13] {

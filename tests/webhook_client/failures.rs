@@ -18,7 +18,7 @@ fn impatient() -> Fixture {
 
 fn in_time(begun: Instant) {
     let took = begun.elapsed();
-    assert!(took >= SHORT && took < SHORT * 4, "{took:?}");
+    assert!(took >= SHORT && took < SHORT * 30, "{took:?}");
 }
 
 /// What comes of a receiver that says `steps` to each request.
@@ -28,7 +28,7 @@ fn outcome_of(steps: fn() -> Vec<Step>) -> Outcome {
 }
 
 fn partly(status: u16, body: &str, error: ErrorClass) -> Outcome {
-    Outcome { error: Some(error), ..answered(status, body) }
+    Outcome { error: Some(error.into()), ..answered(status, body) }
 }
 
 #[test]
@@ -36,6 +36,19 @@ fn nobody_listens() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}/");
     assert_eq!(Fixture::new(insecure()).post(&url), failed(ErrorClass::ConnectionRefused));
+}
+
+/// As in a process that is stopped and goes on: by then somebody else may have sent it.
+#[test]
+fn nothing_goes_out_after_the_attempts_time() {
+    let receiver = Receiver::start(|_| answer(200, ""));
+    let fixture = impatient();
+    let why = fixture.put_off_by(&receiver.url("/"), SHORT * 2);
+    assert!(why.contains("held up"), "{why}");
+    fixture.idle(SHORT);
+    assert_eq!(receiver.count(), 0);
+    // The connection that was made is there for the next one.
+    assert_eq!(fixture.post(&receiver.url("/")), answered(200, ""));
 }
 
 #[test]
@@ -158,12 +171,13 @@ fn a_byte_now_and_then_does_not_prolong_it() {
     let begun = Instant::now();
     let outcome = impatient().post(&body.url("/"));
     in_time(begun);
-    assert_eq!(outcome.error, Some(ErrorClass::Timeout));
+    assert_eq!(outcome.error, Some(ErrorClass::Timeout.into()));
     assert!(outcome.answer.unwrap().body.starts_with("one b"));
 
+    // As many as are taken, and for longer than the attempt may last.
     let interim = Receiver::start(|_| {
-        (0..100)
-            .flat_map(|_| [send("HTTP/1.1 102 Processing\r\n\r\n"), vec![Step::Pause(Duration::from_millis(10))]])
+        (0..15)
+            .flat_map(|_| [send("HTTP/1.1 102 Processing\r\n\r\n"), vec![Step::Pause(SHORT / 10)]])
             .flatten()
             .collect()
     });
@@ -250,4 +264,35 @@ fn a_failure_leaves_the_next_attempt_alone() {
         ]
     );
     assert_eq!(receiver.connections(), 4);
+}
+
+#[test]
+fn interim_answers_without_end_are_no_answer() {
+    const EARLY: &str = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    assert_eq!(outcome_of(|| send(&[&EARLY.repeat(16), OK].concat())), answered(200, "ok"));
+    let invalid = failed(ErrorClass::InvalidResponse);
+    assert_eq!(outcome_of(|| send(&[&EARLY.repeat(17), OK].concat())), invalid);
+    // One after the other, and as fast as they can be read; neither costs the time until the timeout.
+    assert_eq!(
+        outcome_of(|| (0..30)
+            .flat_map(|_| [Step::Send(EARLY.into()), Step::Pause(Duration::from_millis(5))])
+            .collect()),
+        invalid
+    );
+    let begun = Instant::now();
+    let receiver = Receiver::raw(|mut tcp, _| {
+        let many = EARLY.repeat(1000);
+        let _ = tcp.read(&mut [0; 4096])?;
+        loop {
+            tcp.write_all(many.as_bytes())?;
+        }
+    });
+    let fixture = Fixture::new(insecure());
+    assert_eq!(fixture.post(&receiver.url("/")), invalid);
+    assert!(begun.elapsed() < insecure().timeout);
+    // Few, and large.
+    let large = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(20_000));
+    let receiver = Receiver::start(move |_| send(&[&large.repeat(15), OK].concat()));
+    assert_eq!(fixture.post(&receiver.url("/")), invalid);
 }

@@ -1,17 +1,22 @@
 //! A client on a runtime of its own, as the sender has one.
 
 use std::collections::HashMap;
-use std::io;
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use millrace::deliver::client::{ClientConfig, Request, Resolve, Roots, WebhookClient};
+use millrace::deliver::client::{
+    ClientConfig, Found, NameFiles, Request, Resolve, Roots, Unresolved, Unsent, WebhookClient,
+};
 use millrace::deliver::outcome::{Answer, ErrorClass, Outcome};
 use millrace::deliver::target::TargetPolicy;
+use millrace::event::OrgId;
 use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 /// Long enough for everything that is not meant to time out.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +34,7 @@ pub fn insecure() -> ClientConfig {
         roots: Roots::Webpki,
         ca_file: None,
         proxy: None,
+        name_files: NameFiles::default(),
     }
 }
 
@@ -60,11 +66,17 @@ impl Names {
 }
 
 impl Resolve for Names {
-    fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
         self.asked.lock().unwrap().push(name.to_owned());
         let mut answers = self.answers.lock().unwrap();
-        let answers = answers.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() })
+        let addresses = match answers.get_mut(name) {
+            Some(answers) if answers.len() > 1 => answers.remove(0),
+            Some(answers) => answers[0].clone(),
+            None => Vec::new(),
+        };
+        let found = Found { addresses, ttl: Duration::ZERO };
+        let is_none = found.addresses.is_empty();
+        Box::pin(ready(if is_none { Err(Unresolved::Name("there is no such name")) } else { Ok(found) }))
     }
 }
 
@@ -93,18 +105,57 @@ impl Fixture {
     }
 
     pub fn send(&self, request: Request) -> Outcome {
-        self.runtime.block_on(self.client.send(request))
+        self.runtime.block_on(attempt(&self.client, request))
+    }
+
+    /// What an attempt shows of its error: the word and the detail.
+    pub fn error(&self, url: &str) -> (ErrorClass, String) {
+        let outcome = self.runtime.block_on(whole_attempt(&self.client, request(url))).unwrap();
+        let trouble = outcome.error.expect("it fails");
+        (trouble.class, trouble.detail.unwrap_or_default().into_owned())
+    }
+
+    /// Why it is put off.
+    pub fn put_off(&self, url: &str) -> &'static str {
+        self.runtime.block_on(whole_attempt(&self.client, request(url))).unwrap_err()
+    }
+
+    /// The same where the thread stands still as soon as the attempt has begun, for so long.
+    pub fn put_off_by(&self, url: &str, standstill: Duration) -> &'static str {
+        let held_up = async { std::thread::sleep(standstill) };
+        let both = async { tokio::join!(biased; whole_attempt(&self.client, request(url)), held_up).0 };
+        self.runtime.block_on(both).unwrap_err()
     }
 
     /// Sends them side by side.
     pub fn post_all(&self, url: &str, count: usize) -> Vec<Outcome> {
-        let sends = (0..count).map(|_| self.client.send(request(url)));
+        let sends = (0..count).map(|_| attempt(&self.client, request(url)));
         self.runtime.block_on(futures_util::future::join_all(sends))
     }
 
     /// Lets the connections' tasks run.
     pub fn idle(&self, time: Duration) {
         self.runtime.block_on(async { tokio::time::sleep(time).await });
+    }
+}
+
+/// What came of it, without the details of an error.
+async fn attempt(client: &WebhookClient, request: Request) -> Outcome {
+    let mut outcome = whole_attempt(client, request).await.unwrap();
+    outcome.error = outcome.error.map(|trouble| trouble.class.into());
+    outcome
+}
+
+async fn whole_attempt(client: &WebhookClient, request: Request) -> Result<Outcome, &'static str> {
+    let (org, until) = (OrgId(Uuid::nil()), Instant::now() + PATIENCE);
+    let ready = match client.connected(&request.url, org) {
+        Some(ready) => Ok(ready),
+        None => client.prepare(&request.url, org, until).await,
+    };
+    match ready {
+        Ok(ready) => client.send(ready, request).await,
+        Err(Unsent::Failed(trouble)) => Ok(Outcome { answer: None, error: Some(trouble) }),
+        Err(Unsent::PutOff(why)) => Err(why),
     }
 }
 
@@ -120,5 +171,5 @@ pub fn answered(status: u16, body: &str) -> Outcome {
 }
 
 pub fn failed(error: ErrorClass) -> Outcome {
-    Outcome { answer: None, error: Some(error) }
+    Outcome { answer: None, error: Some(error.into()) }
 }

@@ -224,6 +224,9 @@ async fn speak(mut tls: Tls, then: &[u8]) -> std::io::Result<()> {
             (HEADERS, _) => {
                 tls.write_all(then).await?;
                 tls.flush().await?;
+                if then[3] == GOAWAY {
+                    return Ok(());
+                }
             }
             _ => {}
         }
@@ -232,8 +235,9 @@ async fn speak(mut tls: Tls, then: &[u8]) -> std::io::Result<()> {
 
 #[test]
 fn what_the_receiver_did_not_begin_with_is_sent_again() {
-    let goodbye = [1_u32.to_be_bytes(), [0; 4]].concat();
-    for then in [frame(GOAWAY, 0, 0, &goodbye), frame(RST_STREAM, 0, 3, &REFUSED_STREAM)] {
+    // Whatever it ends the connection for: the stream is above the last one that it names.
+    let goodbye = |reason: [u8; 4]| frame(GOAWAY, 0, 0, &[1_u32.to_be_bytes(), reason].concat());
+    for then in [goodbye([0; 4]), goodbye(INTERNAL_ERROR), frame(RST_STREAM, 0, 3, &REFUSED_STREAM)] {
         let receiver = after_the_first(then);
         let fixture = Fixture::new(receiver.config());
         for _ in 0..10 {
@@ -245,8 +249,9 @@ fn what_the_receiver_did_not_begin_with_is_sent_again() {
 
 #[test]
 fn what_it_broke_off_is_a_failure() {
-    let trouble = [1_u32.to_be_bytes(), INTERNAL_ERROR].concat();
-    for then in [frame(GOAWAY, 0, 0, &trouble), frame(RST_STREAM, 0, 3, &INTERNAL_ERROR)] {
+    // A GOAWAY that names the stream says that it may have begun with it.
+    let trouble = |last: u32| frame(GOAWAY, 0, 0, &[last.to_be_bytes(), INTERNAL_ERROR].concat());
+    for then in [trouble(3), trouble(i32::MAX as u32), frame(RST_STREAM, 0, 3, &INTERNAL_ERROR)] {
         let receiver = after_the_first(then);
         let fixture = Fixture::new(receiver.config());
         for _ in 0..3 {
@@ -254,6 +259,86 @@ fn what_it_broke_off_is_a_failure() {
             assert_eq!(fixture.post(&receiver.url()), failed(ErrorClass::ConnectionClosed));
         }
     }
+}
+
+/// Refuses the first request of each connection whose number `refuses` says; answers the others. Counts requests.
+fn refusing(refuses: fn(usize) -> bool) -> (Http2Receiver, Arc<AtomicUsize>) {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&requests);
+    let receiver = Http2Receiver::start(move |tls, number| {
+        let counts = Arc::clone(&counts);
+        async move {
+            let Ok(mut connection) = h2::server::handshake(tls).await else { return };
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                counts.fetch_add(1, Ordering::SeqCst);
+                if refuses(number) {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    continue;
+                }
+                let mut body = respond.send_response(Response::builder().status(200).body(()).unwrap(), false).unwrap();
+                let _ = body.send_data(Bytes::from_static(b"ok"), true);
+            }
+        }
+    });
+    (receiver, requests)
+}
+
+#[test]
+fn a_refused_request_is_sent_again_at_once_on_fresh_connections_too_and_not_for_ever() {
+    let (receiver, requests) = refusing(|number| number < 3);
+    let fixture = Fixture::new(receiver.config());
+    assert_eq!(fixture.post(&receiver.url()), answered(200, "ok"));
+    assert_eq!((receiver.connections(), requests.load(Ordering::SeqCst)), (4, 4));
+    let (receiver, requests) = refusing(|_| true);
+    let fixture = Fixture::new(receiver.config());
+    assert_eq!(fixture.post(&receiver.url()), failed(ErrorClass::ConnectionClosed));
+    assert_eq!(requests.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn streams_beyond_what_the_receiver_takes_have_connections_of_their_own() {
+    // One answer takes half a second: 40 after one another would take far longer than an attempt may.
+    let receiver = Http2Receiver::start(|tls, _| async move {
+        let mut builder = h2::server::Builder::new();
+        let Ok(mut connection) = builder.max_concurrent_streams(1).handshake::<_, Bytes>(tls).await else { return };
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let answer = Response::builder().status(200).body(()).unwrap();
+                let mut body = respond.send_response(answer, false).unwrap();
+                let _ = body.send_data(Bytes::from_static(b"ok"), true);
+            });
+        }
+    });
+    let fixture = Fixture::new(ClientConfig { timeout: Duration::from_secs(10), ..receiver.config() });
+    for _ in 0..2 {
+        assert!(all_ok(&fixture.post_all(&receiver.url(), 40)));
+        assert_eq!(receiver.connections(), 40);
+    }
+}
+
+#[test]
+fn a_receiver_without_settings_is_still_asked() {
+    // It answers before it says what HTTP/2 begins with: the request is not held back for ever.
+    let receiver = Http2Receiver::start(|mut tls, _| async move {
+        const SETTINGS_AND_OK: [u8; 19] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+        if until_request(&mut tls).await.is_ok() {
+            let _ = tls.write_all(&SETTINGS_AND_OK).await;
+            while tls.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+        }
+    });
+    assert_eq!(Fixture::new(receiver.config()).post(&receiver.url()), answered(200, ""));
+}
+
+/// Reads until a request's body is there.
+async fn until_request(tls: &mut Tls) -> std::io::Result<()> {
+    let mut read = Vec::new();
+    while !read.windows(BODY.len()).any(|window| window == BODY.as_bytes()) {
+        if tls.read_buf(&mut read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -338,4 +423,70 @@ fn garbage_instead_of_frames() {
         while tls.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
     });
     assert_eq!(Fixture::new(receiver.config()).post(&receiver.url()), failed(ErrorClass::InvalidResponse));
+}
+
+/// SETTINGS as a server begins with, and then a frame without end that brings nothing.
+fn flooding(frame: &'static [u8], after_request: bool) -> Http2Receiver {
+    Http2Receiver::start(move |mut tls, _| async move {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let _ = tls.write_all(&SETTINGS).await;
+        if after_request {
+            let _ = until_request(&mut tls).await;
+        }
+        let many = frame.repeat(1000);
+        let (mut read, mut write) = tokio::io::split(tls);
+        let reading = async { while read.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {} };
+        let writing = async { while write.write_all(&many).await.is_ok() {} };
+        tokio::select! { () = reading => {}, () = writing => {} }
+    })
+}
+
+#[test]
+fn frames_that_bring_nothing_end_the_connection() {
+    const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const WINDOW_UPDATE: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    const UNKNOWN: &[u8] = &[0, 0, 0, 99, 0, 0, 0, 0, 0];
+    for frame in [PING, SETTINGS, WINDOW_UPDATE, UNKNOWN] {
+        for after_request in [false, true] {
+            let receiver = flooding(frame, after_request);
+            let begun = Instant::now();
+            let outcome = Fixture::new(receiver.config()).post(&receiver.url());
+            assert_eq!(outcome, failed(ErrorClass::InvalidResponse), "{frame:?}");
+            assert!(begun.elapsed() < receiver.config().timeout);
+        }
+    }
+}
+
+#[test]
+fn an_idle_connection_that_is_flooded_is_closed() {
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // HEADERS of stream 1 with `:status: 200`, which ends it.
+    const OK: [u8; 10] = [0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&ended);
+    let receiver = Http2Receiver::start(move |mut tls, _| {
+        let counts = Arc::clone(&counts);
+        async move {
+            let _ = tls.write_all(&SETTINGS).await;
+            let _ = until_request(&mut tls).await;
+            let _ = tls.write_all(&OK).await;
+            // Answered, and idle from then on.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let many = PING.repeat(1000);
+            let (mut read, mut write) = tokio::io::split(tls);
+            let reading = async { while read.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {} };
+            let writing = async { while write.write_all(&many).await.is_ok() {} };
+            tokio::select! { () = reading => {}, () = writing => {} }
+            counts.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let fixture = Fixture::new(receiver.config());
+    assert_eq!(fixture.post(&receiver.url()), answered(200, ""));
+    let begun = Instant::now();
+    while ended.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < receiver.config().timeout, "it is read for ever");
+        fixture.idle(Duration::from_millis(20));
+    }
 }

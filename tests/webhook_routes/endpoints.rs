@@ -32,16 +32,26 @@ fn an_endpoint_lives_from_post_to_delete(installation: &Installation) {
     for (name, value) in whole.as_object().unwrap() {
         assert_eq!(made[name], *value, "{name}");
     }
+    let answer = api.ask(
+        "POST",
+        "/api/endpoints",
+        Some(&json!({"url": "https://example.invalid/", "rate_limit_per_second": 8.0})),
+    );
+    let located = answer.headers["location"].clone();
+    assert_eq!(api.get(200, "GET", &located, None)["rate_limit_per_second"], 8, "an integer, however it is written");
+    api.get(204, "DELETE", &located, None);
     let path = format!("/api/endpoints/{}", id_of(&made));
     let mut shown = made.clone();
     shown.as_object_mut().unwrap().remove("secret");
     assert_eq!(api.get(200, "GET", &path, None), shown);
     assert_eq!(api.ask("HEAD", &path, None).status, 200);
     assert_eq!(ids(&api.walk("/api/endpoints", 100)), [id_of(&made), id_of(&least)]);
+    assert_eq!(api.get(200, "GET", "/api/endpoints?cursor=", None)["data"].as_array().unwrap().len(), 2);
 
     assert_eq!(api.get(204, "DELETE", &path, None), Value::Null);
     for method in ["DELETE", "GET"] {
-        api.refused(404, "not_found", method, &path, None);
+        let refused = api.refused(404, "not_found", method, &path, None);
+        assert!(refused["detail"].as_str().unwrap().contains("there is no such endpoint"), "{refused}");
     }
     api.refused(404, "not_found", "PATCH", &path, Some(&json!({"enabled": true})));
     assert_eq!(ids(&api.walk("/api/endpoints", 100)), [id_of(&least)]);
@@ -74,7 +84,8 @@ fn a_change_leaves_what_it_does_not_name(installation: &Installation) {
         assert_eq!(api.get(200, "GET", &path, None), expected);
     }
     assert_eq!(api.get(200, "PATCH", &path, Some(&json!({}))), expected);
-    assert_eq!(api.get(200, "PATCH", &path, None), expected, "no body is no change");
+    api.refused(400, "invalid_json", "PATCH", &path, None);
+    assert_eq!(api.get(200, "GET", &path, None), expected, "no body is no change");
 }
 
 fn secrets_are_shown_once_and_nowhere_else(installation: &Installation) {
@@ -122,7 +133,9 @@ fn settings_of_the_server_decide_which_targets_are_allowed(installation: &Instal
         (&["--webhook-allowed-networks", "10.1.0.0/16,fd00::/8"], 422, 201),
         (&["--allow-insecure-webhooks"], 201, 201),
     ] {
-        let mut server = installation.start(args);
+        // Each server has a data directory of its own, and the key is one.
+        let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+        let mut server = installation.start(&[args, &["--webhook-secret-key", key]].concat());
         let mut api = Api::new(&server, &format!("org{}", args.concat()));
         for (url, status) in [
             ("http://127.0.0.1:1/", insecure),

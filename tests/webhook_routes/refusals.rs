@@ -65,7 +65,15 @@ fn wrong_fields_are_named(installation: &Installation) {
         ("POST", &rotate, json!({"overlap": 1}), "overlap", "secret, overlap_seconds"),
         ("POST", &recover, json!({}), "since", "is missing"),
         ("POST", &recover, json!({"since": "yesterday"}), "since", "RFC 3339"),
-        ("POST", &recover, json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "until", "after"),
+        ("POST", &recover, json!({"until": "2026-01-01T00:00:00Z"}), "since", "is missing"),
+        ("POST", &recover, json!({"since": 1, "until": "2026-01-01T00:00:00Z"}), "since", "must be a string"),
+        (
+            "POST",
+            &recover,
+            json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}),
+            "until",
+            "before",
+        ),
     ] {
         let refused = api.refused(422, "invalid_endpoint", method, path, Some(&body));
         let errors = refused["errors"].as_array().unwrap();
@@ -84,11 +92,20 @@ fn bodies_that_are_no_objects_are_refused(installation: &Installation) {
     let server = installation.start(&[]);
     let mut api = Api::new(&server, "ours");
     for (body, code) in
-        [("{", "invalid_json"), ("{} x", "invalid_json"), ("[]", "invalid_endpoint"), ("", "invalid_endpoint")]
+        [("{", "invalid_json"), ("{} x", "invalid_json"), ("[]", "invalid_endpoint"), ("", "invalid_json")]
     {
         let answer = api.client.request("POST", "/api/endpoints", Some(&api.key), Some(body.as_bytes()));
         assert_eq!(answer.code(), code, "{body}");
     }
+    let made = id_of(&api.create(&json!({"url": "https://example.invalid/"})));
+    let one = format!("/api/endpoints/{made}");
+    for (method, path) in [("POST", "/api/endpoints"), ("PATCH", &one), ("POST", &format!("{one}/recover"))] {
+        let refused = api.refused(400, "invalid_json", method, path, None);
+        assert!(refused["detail"].as_str().unwrap().contains("the body is empty"), "{method} {path}: {refused}");
+    }
+    let far = json!({"since": "9999-01-01T00:00:00Z"});
+    let recovered = api.get(202, "POST", &format!("{one}/recover"), Some(&far));
+    assert_eq!(recovered["recovered"], 0, "a time to come is no fault");
     let twice = br#"{"url":"https://example.invalid/","url":"https://example.invalid/2"}"#;
     let answer = api.client.request("POST", "/api/endpoints", Some(&api.key), Some(twice));
     assert_eq!((answer.code().as_str(), &answer.json()["errors"][0]["field"]), ("invalid_endpoint", &json!("url")));
@@ -142,14 +159,14 @@ fn wrong_methods_and_media_types_are_refused(installation: &Installation) {
     let mut api = Api::new(&server, "ours");
     let one = format!("/api/endpoints/{}", id_of(&api.create(&json!({"url": "https://example.invalid/"}))));
     for (method, path, allow) in [
-        ("PUT", "/api/endpoints".to_owned(), "GET, HEAD, POST"),
-        ("POST", one.clone(), "DELETE, GET, HEAD, PATCH"),
-        ("GET", format!("{one}/test"), "POST"),
-        ("GET", format!("{one}/rotate-secret"), "POST"),
-        ("DELETE", format!("{one}/recover"), "POST"),
-        ("POST", "/api/deliveries".to_owned(), "GET, HEAD"),
-        ("PATCH", one.replace("endpoints", "events") + "/deliveries", "GET, HEAD"),
-        ("GET", one.replace("endpoints", "deliveries") + "/retry", "POST"),
+        ("PUT", "/api/endpoints".to_owned(), "GET, HEAD, OPTIONS, POST"),
+        ("POST", one.clone(), "DELETE, GET, HEAD, OPTIONS, PATCH"),
+        ("GET", format!("{one}/test"), "OPTIONS, POST"),
+        ("GET", format!("{one}/rotate-secret"), "OPTIONS, POST"),
+        ("DELETE", format!("{one}/recover"), "OPTIONS, POST"),
+        ("POST", "/api/deliveries".to_owned(), "GET, HEAD, OPTIONS"),
+        ("PATCH", one.replace("endpoints", "events") + "/deliveries", "GET, HEAD, OPTIONS"),
+        ("GET", one.replace("endpoints", "deliveries") + "/retry", "OPTIONS, POST"),
     ] {
         let answer = api.ask(method, &path, None);
         assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, allow), "{method} {path}");

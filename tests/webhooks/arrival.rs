@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::certificates::Authority;
 use crate::common::server::{PATIENCE, event, eventually};
-use crate::fixture::{Tenant, has_status, signatures_of};
+use crate::fixture::{SECRET_KEY, Tenant, has_status, signatures_of};
 use crate::installation::{Installation, on_both_stores};
 use crate::receiver::{Receiver, answer};
 
@@ -14,6 +14,7 @@ on_both_stores!(
     an_event_arrives_signed_and_verbatim,
     only_the_endpoints_of_the_organisation_that_want_it_get_it,
     a_copy_of_an_event_brings_no_delivery,
+    what_is_sent_of_copies_is_what_is_stored,
     both_secrets_sign_during_a_rotation,
     a_disabled_endpoint_gets_nothing_until_it_is_enabled,
     what_is_pending_for_a_deleted_endpoint_fails,
@@ -98,6 +99,38 @@ fn a_copy_of_an_event_brings_no_delivery(installation: &Installation) {
     assert_eq!(receiver.count(), 2);
 }
 
+fn what_is_sent_of_copies_is_what_is_stored(installation: &Installation) {
+    const IDS: usize = 300;
+    let receiver = Receiver::start(|_| answer(200, ""));
+    let server = crate::fixture::start(installation, &[]);
+    let (org, key) = server.organization("test", "0");
+    let tenant = Tenant { server, key };
+    tenant.endpoint(&receiver.url("/"), &json!({ "event_types": ["wanted"] }));
+    // Three copies of each, of which the types differ, and one batch holds all.
+    let copies = (0..3).flat_map(|copy| (0..IDS).map(move |n| (copy, n)));
+    let events: Vec<String> = copies
+        .map(|(copy, n)| {
+            let event_type = if (n + copy) % 2 == 0 { "wanted" } else { "other" };
+            event(event_type, Some(&format!("d{n}")), &format!(r#"{{"n":{n},"copy":{copy}}}"#))
+        })
+        .collect();
+    let batch = format!("[{}]", events.join(","));
+    assert_eq!(tenant.server.post("/api/events/batch", &tenant.key, &batch).status, 202);
+    tenant.server.drained();
+    assert_eq!(tenant.server.count("store_events_deduplicated_total"), 2 * IDS as u64);
+    let rows = installation.rows(&org);
+    assert_eq!(rows.len(), IDS);
+    let wanted: Vec<_> = rows.iter().filter(|row| row.event_type == "wanted").collect();
+    let seen = receiver.wait_for(wanted.len(), PATIENCE);
+    eventually("all is recorded", || tenant.count("delivered") == wanted.len());
+    assert_eq!((receiver.count(), tenant.count("pending")), (wanted.len(), 0));
+    for seen in seen {
+        let row = wanted.iter().find(|row| Some(&*row.id) == seen.header("webhook-id")).expect("it is stored, as sent");
+        let body = String::from_utf8(seen.body.clone()).unwrap();
+        assert!(body.ends_with(&format!(r#","data":{}}}"#, row.payload)), "{body} is not {row:?}");
+    }
+}
+
 fn both_secrets_sign_during_a_rotation(installation: &Installation) {
     let receiver = Receiver::start(|_| answer(200, ""));
     let tenant = Tenant::new(installation, &[]);
@@ -179,7 +212,7 @@ fn without_insecure_webhooks_nothing_goes_to_private_addresses(installation: &In
     tenant.endpoint(&receiver.url("/"), &json!({}));
     tenant.endpoint(&tls.url_of("localhost", "/"), &json!({}));
     assert_eq!(tenant.server.stop(), 0);
-    let server = installation.start(&[]);
+    let server = installation.start(&["--webhook-secret-key", SECRET_KEY]);
     let tenant = Tenant { server, key: tenant.key };
     let id = tenant.post("t", "1");
     let mut deliveries = json!(null);

@@ -76,3 +76,38 @@ fn a_database_that_is_away_for_a_while_costs_no_delivery() {
         receiver.requests().iter().map(|seen| seen.header("webhook-id").unwrap().to_owned()).collect();
     assert_eq!(arrived.len(), 601);
 }
+
+/// The journal still holds them; that the day is gone means that they were stored and are not wanted any more.
+#[test]
+fn a_day_dropped_after_a_kill_is_not_stored_or_delivered_again() {
+    const COUNT: usize = 20;
+    let url = Cluster::shared().create_database();
+    let installation = Installation::postgres_at(&url);
+    let receiver = Receiver::start(|_| answer(200, ""));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let args = ["--data-dir", directory.path().to_str().expect("text")];
+    let mut tenant = Tenant::new(&installation, &args);
+    tenant.endpoint(&receiver.url("/"), &json!({}));
+    tenant.post_many(COUNT, "t");
+    eventually("all are delivered", || tenant.count("delivered") == COUNT);
+    tenant.server.signal("KILL");
+    tenant.server.wait();
+    let mut admin = postgres::Client::connect(&url, postgres::NoTls).expect("the database is there");
+    let rows = |admin: &mut postgres::Client| -> i64 {
+        admin.query_one("SELECT count(*) FROM events", &[]).expect("it answers").get(0)
+    };
+    assert_eq!(rows(&mut admin), COUNT as i64);
+    let partitions = "SELECT DISTINCT tableoid::regclass::text FROM events";
+    for row in admin.query(partitions, &[]).expect("it answers") {
+        admin.batch_execute(&format!("DROP TABLE {}", row.get::<_, String>(0))).expect("it is there");
+    }
+    let tenant = Tenant { server: start(&installation, &args), key: tenant.key };
+    eventually("they are released", || tenant.server.count("journal_events_expired_total") == COUNT as u64);
+    let said = "whose partition was dropped since";
+    eventually("the log says so once", || tenant.server.log().matches(said).count() == 1);
+    assert_eq!(tenant.server.count("journal_replayed_total"), 0);
+    // What is accepted now is stored, of the same day though it is.
+    let new = tenant.post("t", "1");
+    tenant.delivery(&new, has_status("delivered"));
+    assert_eq!((rows(&mut admin), receiver.count()), (1, COUNT + 1));
+}

@@ -1,24 +1,14 @@
 //! A server that may send to this machine, an organisation of it, and what its receivers must be able to rely on.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use crate::common::server::{Server, eventually};
 use crate::installation::Installation;
-use crate::receiver::Seen;
-
-/// What seals secrets, the same for all servers of an installation.
-const SECRET_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+pub use crate::webhook::{SECRET_KEY, arguments, signatures_of};
 
 /// A server that may send to this machine, with retries that a test can wait for unless `args` say otherwise.
 pub fn start(installation: &Installation, args: &[&str]) -> Server {
-    let mut all = vec!["--allow-insecure-webhooks", "--webhook-secret-key", SECRET_KEY];
-    if !args.contains(&"--webhook-retry-schedule") {
-        all.extend(["--webhook-retry-schedule", "1s,1s,1s,1s,1s,1s"]);
-    }
-    all.extend(args);
-    installation.start(&all)
+    installation.start(&arguments(args))
 }
 
 /// A server and one organisation without a rate limit.
@@ -96,14 +86,4 @@ pub fn post_many(server: &Server, key: &str, count: usize, event_type: &str) -> 
 
 pub fn has_status(status: &str) -> impl Fn(&Value) -> bool {
     move |delivery| delivery["status"] == status
-}
-
-/// How many of the request's signatures are made with `secret`, as the specification says and not as the server does.
-pub fn signatures_of(seen: &Seen, secret: &str) -> usize {
-    let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
-    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
-    let (id, timestamp) = (seen.header("webhook-id").unwrap(), seen.header("webhook-timestamp").unwrap());
-    let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", &seen.body].concat();
-    let right = format!("v1,{}", BASE64_STANDARD.encode(ring::hmac::sign(&key, &signed)));
-    seen.header("webhook-signature").unwrap().split(' ').filter(|signature| *signature == right).count()
 }

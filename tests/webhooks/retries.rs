@@ -20,8 +20,10 @@ on_both_stores!(
     over_tls_the_certificate_decides,
     a_receiver_that_asks_for_time_gets_it,
     an_endpoint_that_is_gone_is_disabled,
+    a_410_that_breaks_off_is_tried_again_and_disables_nothing,
     a_delivery_that_failed_for_good_can_be_sent_again,
     a_dead_endpoint_is_asked_now_and_then_and_its_backlog_follows_when_it_is_back,
+    a_circuit_ends_with_the_endpoint_as_it_was,
 );
 
 fn a_failed_delivery_is_tried_again_with_the_same_bytes(installation: &Installation) {
@@ -163,6 +165,25 @@ fn an_endpoint_that_is_gone_is_disabled(installation: &Installation) {
     });
 }
 
+/// One rule: what breaks off says nothing, neither for the delivery nor for the endpoint.
+fn a_410_that_breaks_off_is_tried_again_and_disables_nothing(installation: &Installation) {
+    let receiver = Receiver::start(|seen| match seen.header("webhook-id") {
+        Some(_) if seen.connection == 0 => {
+            let mut steps = send("HTTP/1.1 410 Gone\r\nContent-Length: 100\r\n\r\nbut");
+            steps.push(Step::Close);
+            steps
+        }
+        _ => answer(200, ""),
+    });
+    let tenant = Tenant::new(installation, &[]);
+    let endpoint = tenant.endpoint(&receiver.url("/"), &json!({}));
+    let delivered = tenant.delivery(&tenant.post("t", "1"), has_status("delivered"));
+    let attempts = delivered["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2);
+    assert_eq!((&attempts[0]["status_code"], &attempts[0]["error"]), (&json!(410), &json!("connection_closed")));
+    assert_eq!(tenant.get(&format!("/api/endpoints/{}", endpoint["id"].as_str().unwrap()))["enabled"], true);
+}
+
 fn a_delivery_that_failed_for_good_can_be_sent_again(installation: &Installation) {
     let is_up = Arc::new(AtomicUsize::new(0));
     let status = Arc::clone(&is_up);
@@ -206,4 +227,34 @@ fn a_dead_endpoint_is_asked_now_and_then_and_its_backlog_follows_when_it_is_back
     let arrived: std::collections::HashSet<String> =
         receiver.wait_for(BACKLOG, PATIENCE).iter().map(|seen| seen.header("webhook-id").unwrap().to_owned()).collect();
     assert!(ids.iter().all(|id| arrived.contains(id)));
+}
+
+/// Disabled, moved or deleted: what was known of the receiver is of no importance any more, and nobody counts it.
+fn a_circuit_ends_with_the_endpoint_as_it_was(installation: &Installation) {
+    let dead = Receiver::start(|_| answer(503, ""));
+    let alive = Receiver::start(|_| answer(200, ""));
+    let tenant = Tenant::new(installation, &["--webhook-concurrency", "8"]);
+    let endpoint = tenant.endpoint(&dead.url("/"), &json!({}));
+    let path = format!("/api/endpoints/{}", endpoint["id"].as_str().unwrap());
+    let change = |body: Value| {
+        let body = body.to_string();
+        let changed = tenant.server.connect().request("PATCH", &path, Some(&tenant.key), Some(body.as_bytes()));
+        assert_eq!(changed.status, 200, "{}", changed.json());
+    };
+    let open = || tenant.server.count("webhook_open_circuits");
+    tenant.post_many(20, "t");
+    eventually("its circuit is open", || open() == 1);
+    change(json!({ "enabled": false }));
+    eventually("it ends when it is disabled", || open() == 0);
+    let asked = dead.count();
+    change(json!({ "enabled": true }));
+    eventually("it is asked again as a new one is", || dead.count() >= asked + 8 && open() == 1);
+    change(json!({ "url": alive.url("/") }));
+    eventually("it ends when it is moved, and the backlog arrives", || tenant.count("delivered") == 20 && open() == 0);
+    change(json!({ "url": dead.url("/") }));
+    tenant.post_many(20, "t");
+    eventually("its circuit is open", || open() == 1);
+    let deleted = tenant.server.connect().request("DELETE", &path, Some(&tenant.key), None);
+    assert_eq!(deleted.status, 204);
+    eventually("it ends when it is deleted", || open() == 0);
 }

@@ -164,9 +164,17 @@ fn exercise(installation: &Installation) -> Canaries {
     });
     let proxy_url = format!("http://millrace:{PROXY_PASSWORD}@127.0.0.1:{}", proxy.port());
     for (args, key) in [(&["--webhook-proxy", proxy_url.as_str()][..], SEALING), (&[], OTHER_SEALING)] {
-        let tenant = Tenant { server: start(installation, args, key), key: tenant.key.clone() };
+        let is_foreign = key == OTHER_SEALING;
+        let server = if is_foreign { start_foreign(installation) } else { start(installation, args, key) };
+        let tenant = Tenant { server, key: tenant.key.clone() };
         let event = tenant.post("t", "1");
-        eventually("every endpoint was tried", || attempts(&tenant, &event) >= 4);
+        if is_foreign {
+            tenant.server.drained();
+            let refused = tenant.server.post(&format!("/api/endpoints/{id}/rotate-secret"), &tenant.key, "{}");
+            canaries.assert_hidden("a refusal", &String::from_utf8_lossy(&refused.body));
+        } else {
+            eventually("every endpoint was tried", || attempts(&tenant, &event) >= 4);
+        }
         canaries.assert_hidden("deliveries", &tenant.get(&format!("/api/events/{event}/deliveries")).to_string());
         speak_no_more(tenant.server, &canaries);
     }
@@ -176,12 +184,25 @@ fn exercise(installation: &Installation) -> Canaries {
 
 fn start(installation: &Installation, args: &[&str], sealing: &[u8]) -> Server {
     let key = BASE64_STANDARD.encode(sealing);
+    installation.start(&arguments(args, &key))
+}
+
+/// One whose key opens nothing: not ready, and it says why.
+fn start_foreign(installation: &Installation) -> Server {
+    let server = installation.start_unready(&arguments(&[], &BASE64_STANDARD.encode(OTHER_SEALING)));
+    eventually("it says that its key is another", || {
+        String::from_utf8_lossy(&server.get("/ready", None).body).contains("webhook_secret_key")
+    });
+    server
+}
+
+fn arguments<'a>(args: &[&'a str], key: &'a str) -> Vec<&'a str> {
     let all = [
-        &["--log", "trace", "--allow-insecure-webhooks", "--webhook-secret-key", &key][..],
+        &["--log", "trace", "--allow-insecure-webhooks", "--webhook-secret-key", key][..],
         &["--webhook-retry-schedule", "1s,1s", "--webhook-timeout", "2", "--webhook-connect-timeout", "1"],
         args,
     ];
-    installation.start(&all.concat())
+    all.concat()
 }
 
 /// How many attempts were made for an event, all endpoints together.

@@ -9,10 +9,12 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::cli::failure::Failure;
+use crate::cli::time::{self, Time};
 use crate::clock::Timestamp;
 use crate::config::{Config, EndpointFlags};
 use crate::deliver::definition;
 use crate::deliver::secret::WebhookSecret;
+use crate::deliver::target::DatabaseAddresses;
 use crate::event::EndpointId;
 use crate::limits;
 
@@ -108,10 +110,19 @@ pub(super) enum EndpointCommand {
         /// Read the secret (whsec_…) from this file, or from standard input with `-`; else one is generated
         #[arg(long, value_name = "FILE")]
         secret_file: Option<String>,
-        /// Seconds that the old secret signs beside the new one
-        #[arg(long, value_name = "SECONDS", default_value_t = limits::SECRET_OVERLAP_DEFAULT.as_secs(),
-              value_parser = clap::value_parser!(u64).range(..=limits::SECRET_OVERLAP_MAX.as_secs()))]
-        overlap: u64,
+        /// How long the old secret signs beside the new one
+        #[arg(long, value_name = "TIME", default_value_t = Time(limits::SECRET_OVERLAP_DEFAULT),
+              value_parser = time::up_to(limits::SECRET_OVERLAP_MAX))]
+        overlap: Time,
+        #[command(flatten)]
+        flags: EndpointFlags,
+    },
+    /// Seal secrets with this configuration's key from now on: where the key of before is lost
+    ///
+    /// It is refused to seal with a key that is not the servers', because they could not sign. Where the key of before is
+    /// lost for good this makes the configured one theirs, and lists the endpoints whose secrets it does not open: what
+    /// is due for those waits until `millrace endpoint rotate-secret ID`.
+    AcceptKey {
         #[command(flatten)]
         flags: EndpointFlags,
     },
@@ -179,7 +190,8 @@ impl Given {
 
 /// An endpoint's URL, by the rules that hold without a server.
 pub(super) fn url(config: &Config, text: &str) -> Result<String, Failure> {
-    definition::url(&config.deliver.policy(&[]), text).map_err(|why| wrong("the URL", &why))
+    definition::url(&config.deliver.policy(&[], &DatabaseAddresses::default()), text)
+        .map_err(|why| wrong("the URL", &why))
 }
 
 /// A list that was given at all.

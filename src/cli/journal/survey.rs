@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::boot::JOURNAL_DIRECTORY;
 use crate::cli::failure::Failure;
+use crate::handoff::journal::held_list::{self, HeldList};
 use crate::handoff::journal::reader::{self, Chain, ReadError, SegmentReport};
 use crate::handoff::journal::record::Record;
 use crate::handoff::journal::segment::SegmentId;
@@ -45,6 +46,8 @@ pub struct Survey {
     pub unreadable: Vec<String>,
     /// Names of files that are not the journal's.
     pub foreign: Vec<String>,
+    /// Which of the events the server said last that the database does not take, while it takes others.
+    pub held: HeldList,
 }
 
 impl Directory {
@@ -87,9 +90,16 @@ impl Directory {
         let mut chain = Chain::default();
         let mut before: Option<(SegmentId, Chain)> = None;
         let mut flow = ControlFlow::Continue(());
+        // Only what the segments hold is believed of it.
+        let mut said = self.held(&mut survey);
+        survey.held.as_of = std::mem::take(&mut said.as_of);
         for id in listing.segments {
             let chain_before = chain.clone();
-            let mut forward = |_, record| {
+            let mut forward = |_, record: Record| {
+                if !said.events.is_empty() {
+                    let id = record.event.id.to_string();
+                    survey.held.events.extend(said.events.extract_if(.., |held| held.id == id));
+                }
                 flow = on_record(record);
                 flow
             };
@@ -117,6 +127,13 @@ impl Directory {
             }
         }
         Ok(survey)
+    }
+
+    fn held(&self, survey: &mut Survey) -> HeldList {
+        held_list::read(&self.disk).unwrap_or_else(|error| {
+            survey.unreadable.push(format!("{}/{error}", self.path.display()));
+            HeldList::default()
+        })
     }
 
     fn list(&self) -> Result<reader::Listing, Failure> {

@@ -1,11 +1,13 @@
-//! From a URL to bytes: look the name up, vet, connect, ask the proxy, encrypt; all of it within one deadline.
+//! From a URL to bytes. First, before an attempt's time runs, its name is looked up; then, within one deadline: vet,
+//! connect, ask the proxy, encrypt.
 //!
-//! - One lookup a connection; **every** address it gives is vetted, and one that is not allowed refuses the target: a
-//!   name that leads to a public and to a private place is an attack, or a mistake that somebody should see.
+//! - One lookup a connection, or one that is remembered; **every** address it gives is vetted, and one that is not allowed
+//!   refuses the target: a name that leads to a public and to a private place is an attack, or a mistake that somebody
+//!   should see.
 //! - The connection is made to the vetted address itself. The name is not resolved again (it could lead elsewhere by
 //!   then, "rebinding"); TLS and the `Host` header use the name from the URL.
 //! - With a proxy the names are the proxy's; literal addresses are vetted all the same. The proxy's own address is the
-//!   operator's choice and is not.
+//!   operator's choice and is not; that its name is not found is no endpoint's failure.
 
 use std::fmt;
 use std::io;
@@ -21,13 +23,19 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
+use uuid::Uuid;
 
-use super::lookup::Lookups;
+use super::lookup::{Lookups, Unresolved};
 use super::proxy::Proxy;
 use super::stream::Stream;
-use crate::deliver::outcome::ErrorClass;
+use super::{Unsent, tls};
+use crate::deliver::outcome::{ErrorClass, Trouble};
 use crate::deliver::target::TargetPolicy;
+use crate::event::OrgId;
 use crate::limits::{WEBHOOK_ADDRESSES_MAX, WEBHOOK_NEXT_ADDRESS_AFTER};
+
+/// Whose lookups of the proxy's name are.
+const NOBODY: OrgId = OrgId(Uuid::nil());
 
 /// A host as a URL names it.
 pub enum Host {
@@ -92,53 +100,75 @@ pub struct Connector {
     pub timeout: Duration,
 }
 
+/// A place, and the addresses it is reached by: its own, or those of the proxy.
+pub struct Target {
+    place: Place,
+    addresses: Arc<[IpAddr]>,
+}
+
 impl Connector {
-    /// Connects to the URL's place.
+    /// Looks up where the URL leads, for something of `org`, until `until`.
     ///
     /// # Errors
-    /// Why not; [`ErrorClass::ConnectTimeout`] after the connector's timeout, or at `deadline` if that is earlier.
-    pub async fn connect(&self, uri: &Uri, deadline: Instant) -> Result<Stream, ErrorClass> {
-        let deadline = deadline.min(Instant::now() + self.timeout);
-        timeout_at(deadline, self.stages(uri)).await.unwrap_or(Err(ErrorClass::ConnectTimeout))
-    }
-
-    async fn stages(&self, uri: &Uri) -> Result<Stream, ErrorClass> {
+    /// That it leads nowhere, or nowhere it may; or that it is not known for reasons on this side.
+    pub async fn target(&self, uri: &Uri, org: OrgId, until: Instant) -> Result<Target, Unsent> {
         let place = Place::of(uri).ok_or(ErrorClass::AddressNotAllowed)?;
         if !place.https && !self.policy.allow_insecure {
-            return Err(ErrorClass::AddressNotAllowed);
+            return Err(ErrorClass::AddressNotAllowed.into());
         }
         if let Host::Address(address) = place.host {
             self.vet(&[address])?;
         }
+        let addresses = match (&self.proxy, &place.host) {
+            (Some(Proxy { host: Host::Name(name), .. }), _) => {
+                let found = self.lookups.addresses(name, NOBODY, until).await;
+                found.map_err(|_| Unsent::PutOff("the name of the proxy is not found"))?
+            }
+            (Some(Proxy { host: Host::Address(address), .. }), _) | (None, Host::Address(address)) => {
+                Arc::from([*address])
+            }
+            (None, Host::Name(name)) => {
+                self.lookups.addresses(name, org, until).await.map_err(|unresolved| match unresolved {
+                    Unresolved::Name(why) => Unsent::Failed(Trouble::new(ErrorClass::DnsFailed, why)),
+                    Unresolved::Resolver => Unsent::PutOff("the name servers do not answer, or not yet"),
+                })?
+            }
+        };
+        Ok(Target { place, addresses })
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// Why not; [`ErrorClass::ConnectTimeout`] after the connector's timeout, or at `deadline` if that is earlier.
+    pub async fn connect(&self, target: &Target, deadline: Instant) -> Result<Stream, Trouble> {
+        let deadline = deadline.min(Instant::now() + self.timeout);
+        timeout_at(deadline, self.stages(target)).await.unwrap_or(Err(ErrorClass::ConnectTimeout.into()))
+    }
+
+    async fn stages(&self, Target { place, addresses }: &Target) -> Result<Stream, Trouble> {
         let tcp = if let Some(proxy) = &self.proxy {
-            let tcp = dial(&self.addresses(&proxy.host).await?, proxy.port).await?;
-            proxy.tunnel(tcp, &place).await.map_err(|_| ErrorClass::ConnectFailed)?
+            let tcp = dial(addresses, proxy.port).await?;
+            proxy.tunnel(tcp, place).await.map_err(|_| ErrorClass::ConnectFailed)?
         } else {
-            let addresses = self.addresses(&place.host).await?;
-            self.vet(&addresses)?;
-            dial(&addresses, place.port).await?
+            self.vet(addresses)?;
+            dial(addresses, place.port).await?
         };
         if !place.https {
             return Ok(Stream::plain(tcp));
         }
-        let name = match place.host {
-            Host::Name(name) => ServerName::try_from(name).map_err(|_| ErrorClass::TlsFailed)?,
-            Host::Address(address) => ServerName::IpAddress(address.into()),
+        let name = match &place.host {
+            Host::Name(name) => ServerName::try_from(name.clone())
+                .map_err(|_| Trouble::new(ErrorClass::TlsFailed, "no certificate can be for this name"))?,
+            Host::Address(address) => ServerName::IpAddress((*address).into()),
         };
         let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await;
-        tls.map(Stream::tls).map_err(|_| ErrorClass::TlsFailed)
+        tls.map(Stream::tls).map_err(|error| tls::handshake_trouble(&error))
     }
 
-    async fn addresses(&self, host: &Host) -> Result<Arc<[IpAddr]>, ErrorClass> {
-        match host {
-            Host::Name(name) => self.lookups.addresses(name).await,
-            Host::Address(address) => Ok(Arc::from([*address])),
-        }
-    }
-
-    fn vet(&self, addresses: &[IpAddr]) -> Result<(), ErrorClass> {
+    fn vet(&self, addresses: &[IpAddr]) -> Result<(), Trouble> {
         let allowed = addresses.iter().all(|address| self.policy.allows(*address));
-        if allowed { Ok(()) } else { Err(ErrorClass::AddressNotAllowed) }
+        if allowed { Ok(()) } else { Err(ErrorClass::AddressNotAllowed.into()) }
     }
 }
 

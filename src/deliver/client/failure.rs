@@ -3,17 +3,37 @@
 use std::error::Error;
 use std::io;
 
-use crate::deliver::outcome::ErrorClass;
+use super::tls;
+use crate::deliver::outcome::{ErrorClass, Trouble};
 
 /// Why no answer came.
 pub struct Failure {
-    pub class: ErrorClass,
-    /// The receiver has not begun with the request, as far as can be told: sending it again is no second request.
-    pub untouched: bool,
+    pub trouble: Trouble,
+    pub begun: Begun,
+}
+
+/// Whether the receiver has begun with the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It may have.
+    Perhaps,
+    /// It has not, as far as can be told: nothing was sent, or nothing came back before the connection ended.
+    Hardly,
+    /// It says that it has not.
+    No,
 }
 
 /// As attempts show it.
-pub fn class_of(error: &hyper::Error) -> ErrorClass {
+pub fn trouble_of(error: &hyper::Error) -> Trouble {
+    let class = class_of(error);
+    let tls = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(tls::explain));
+    match tls {
+        Some(detail) if class == ErrorClass::TlsFailed => Trouble::new(class, detail),
+        _ => class.into(),
+    }
+}
+
+fn class_of(error: &hyper::Error) -> ErrorClass {
     if error.is_parse() {
         return ErrorClass::InvalidResponse;
     }
@@ -41,14 +61,13 @@ fn class_of_io(error: &io::Error) -> ErrorClass {
     }
 }
 
-/// Whether the receiver says that it has not begun with an HTTP/2 request: it shut the connection down first, or
-/// refused the stream.
+/// Whether the receiver says that it has not begun with an HTTP/2 request (RFC 9113, section 8.7): it refused the stream,
+/// or ended the connection and this stream is above the last one that it names, whatever it ended it for. `h2` gives the
+/// error of a GOAWAY to those streams only.
 pub fn is_refusal(error: &hyper::Error) -> bool {
-    causes(error).filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(|error| {
-        error.is_remote()
-            && (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
-                || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
+    causes(error)
+        .filter_map(|cause| cause.downcast_ref::<h2::Error>())
+        .any(|error| error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)))
 }
 
 fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {

@@ -1,37 +1,61 @@
 //! The resolver is held until the test lets it go.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::*;
+
+type Said = Result<Found, Unresolved>;
 
 /// Holds every lookup until it is let go; counts them.
 struct Held {
     begun: AtomicUsize,
-    go: Mutex<mpsc::Receiver<io::Result<Vec<IpAddr>>>>,
+    generation: AtomicU64,
+    go: tokio::sync::Mutex<mpsc::UnboundedReceiver<Said>>,
 }
 
-fn held() -> (Arc<Held>, mpsc::Sender<io::Result<Vec<IpAddr>>>) {
-    let (let_go, go) = mpsc::channel();
-    (Arc::new(Held { begun: AtomicUsize::new(0), go: Mutex::new(go) }), let_go)
+fn held() -> (Arc<Held>, mpsc::UnboundedSender<Said>) {
+    let (let_go, go) = mpsc::unbounded_channel();
+    let (begun, generation) = Default::default();
+    (Arc::new(Held { begun, generation, go: tokio::sync::Mutex::new(go) }), let_go)
 }
 
 impl Resolve for Held {
-    fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Said> {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        assert_ne!(name, "panic", "as told");
-        if name.starts_with("quick") {
-            return Ok(vec![IpAddr::from([192, 0, 2, 7])]);
-        }
-        self.go.lock().unwrap().recv().unwrap_or_else(|_| Ok(Vec::new()))
+        Box::pin(async move {
+            assert_ne!(name, "panic", "as told");
+            if name.starts_with("quick") {
+                return Ok(found(&[7], 0));
+            }
+            self.go.lock().await.recv().await.unwrap_or(Err(Unresolved::Resolver))
+        })
+    }
+
+    fn generation(&self) -> BoxFuture<'_, u64> {
+        Box::pin(async { self.generation.load(Ordering::Relaxed) })
     }
 }
 
+fn found(last: &[u8], ttl: u64) -> Found {
+    let addresses = last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
+    Found { addresses, ttl: Duration::from_secs(ttl) }
+}
+
+const NO_NAME: Unresolved = Unresolved::Name("there is no such name");
+
 fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test);
+}
+
+impl Lookups {
+    async fn of(&self, name: &str, org: u128) -> Answer {
+        let until = Instant::now() + Duration::from_secs(60);
+        self.addresses(name, OrgId(Uuid::from_u128(org)), until).await
+    }
 }
 
 const A_WHILE: Duration = Duration::from_millis(100);
@@ -41,19 +65,18 @@ fn one_lookup_serves_all_who_wait_for_the_name() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = Lookups::new(resolver.clone());
-        let waiting = futures_util::future::join_all((0..50).map(|_| lookups.addresses("slow")));
-        let addresses = vec![IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        let waiting = futures_util::future::join_all((0..50).map(|n| lookups.of("slow", n)));
         let later = async {
             sleep(A_WHILE).await;
-            let_go.send(Ok(addresses.clone())).unwrap();
+            let_go.send(Ok(found(&[1, 2], 0))).unwrap();
         };
         for answer in tokio::join!(waiting, later).0 {
-            assert_eq!(answer.unwrap().to_vec(), addresses);
+            assert_eq!(answer.unwrap().len(), 2);
         }
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
-        // Nothing is remembered.
-        let_go.send(Ok(addresses)).unwrap();
-        lookups.addresses("slow").await.unwrap();
+        // Without a time to live nothing is remembered.
+        let_go.send(Ok(found(&[1], 0))).unwrap();
+        lookups.of("slow", 1).await.unwrap();
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 2);
     });
 }
@@ -64,47 +87,69 @@ fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
         let (resolver, let_go) = held();
         let lookups = Lookups::new(resolver.clone());
         for _ in 0..3 {
-            assert!(timeout(A_WHILE, lookups.addresses("slow")).await.is_err());
+            assert!(timeout(A_WHILE, lookups.of("slow", 1)).await.is_err());
+            let until = Instant::now() + A_WHILE;
+            let late = lookups.addresses("slow", OrgId(Uuid::nil()), until).await;
+            assert_eq!(late, Err(Unresolved::Resolver), "it says nothing about the name");
         }
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
         let later = async {
             sleep(A_WHILE).await;
-            let_go.send(Ok(vec![IpAddr::from([192, 0, 2, 1])])).unwrap();
+            let_go.send(Ok(found(&[1], 0))).unwrap();
         };
-        tokio::join!(lookups.addresses("slow"), later).0.unwrap();
+        tokio::join!(lookups.of("slow", 1), later).0.unwrap();
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
     });
 }
 
 #[test]
-fn places_are_bounded_and_come_back() {
+fn names_of_one_organisation_leave_places_for_the_others() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = Lookups::new(resolver.clone());
-        let names = (0..WEBHOOK_LOOKUPS_MAX).map(|n| format!("slow{n}")).collect::<Vec<_>>();
-        let all = futures_util::future::join_all(names.iter().map(|name| lookups.addresses(name)));
+        let names = (0..2 * WEBHOOK_LOOKUPS_MAX).map(|n| format!("slow{n}")).collect::<Vec<_>>();
+        let all = futures_util::future::join_all(names.iter().map(|name| lookups.of(name, 1)));
         assert!(timeout(A_WHILE, all).await.is_err());
-        // Given up, but the threads are still in there.
-        assert!(timeout(A_WHILE, lookups.addresses("quick")).await.is_err());
-        let_go.send(Err(io::ErrorKind::NotFound.into())).unwrap();
-        assert!(lookups.addresses("quick").await.is_ok());
-        assert_eq!(resolver.begun.load(Ordering::Relaxed), WEBHOOK_LOOKUPS_MAX + 1);
-        drop(let_go);
+        // Given up, but they still run.
+        assert_eq!(resolver.begun.load(Ordering::Relaxed), WEBHOOK_LOOKUPS_MAX / 2);
+        assert!(lookups.of("quick", 2).await.is_ok());
+        assert!(timeout(A_WHILE, lookups.of("quick, too", 1)).await.is_err());
+        let_go.send(Err(NO_NAME)).unwrap();
+        assert!(lookups.of("quick, too", 1).await.is_ok());
     });
 }
 
 #[test]
-fn no_address_an_error_and_a_panic_are_failures() {
+fn what_a_name_has_or_has_not_is_remembered_and_trouble_of_our_own_is_not() {
     run(async {
         let (resolver, let_go) = held();
-        let lookups = Lookups::new(resolver);
-        let_go.send(Ok(Vec::new())).unwrap();
-        assert_eq!(lookups.addresses("empty").await, Err(ErrorClass::DnsFailed));
-        let_go.send(Err(io::ErrorKind::NotFound.into())).unwrap();
-        assert_eq!(lookups.addresses("unknown").await, Err(ErrorClass::DnsFailed));
-        for _ in 0..2 {
-            assert_eq!(lookups.addresses("panic").await, Err(ErrorClass::DnsFailed));
+        let lookups = Lookups::new(resolver.clone());
+        let begun = |expected: usize| assert_eq!(resolver.begun.load(Ordering::Relaxed), expected);
+        let_go.send(Err(NO_NAME)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(lookups.of("unknown", 1).await, Err(NO_NAME));
         }
-        assert!(lookups.addresses("quick").await.is_ok());
+        begun(1);
+        let_go.send(Ok(found(&[1], 60))).unwrap();
+        for _ in 0..3 {
+            assert_eq!(lookups.of("known", 1).await.unwrap().to_vec(), [IpAddr::from([192, 0, 2, 1])]);
+        }
+        begun(2);
+        for said in [Err(Unresolved::Resolver), Ok(found(&[1; WEBHOOK_KNOWN_ADDRESSES_MAX + 1], 60))] {
+            for _ in 0..2 {
+                let_go.send(said.clone()).unwrap();
+                assert_eq!(lookups.of("not for long", 1).await.is_ok(), said.is_ok());
+            }
+        }
+        begun(6);
+        // Nothing holds of what was read from other files.
+        resolver.generation.fetch_add(1, Ordering::Relaxed);
+        let_go.send(Ok(found(&[2], 60))).unwrap();
+        assert_eq!(lookups.of("known", 1).await.unwrap().to_vec(), [IpAddr::from([192, 0, 2, 2])]);
+        for _ in 0..2 {
+            assert_eq!(lookups.of("panic", 1).await, Err(Unresolved::Resolver));
+        }
+        begun(9);
+        assert!(lookups.of("quick", 1).await.is_ok());
     });
 }

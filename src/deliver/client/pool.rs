@@ -7,7 +7,9 @@
 //!
 //! - HTTP/1.1: a connection has one lease at a time and comes back when the answer was read to its end; the one that
 //!   came back last is used first.
-//! - HTTP/2: a connection is shared by up to [`WEBHOOK_STREAMS_PER_CONNECTION_MAX`] leases and idle without any.
+//! - HTTP/2: a connection is shared by as many leases as the receiver takes at a time (until it has said how many: one),
+//!   at most [`WEBHOOK_STREAMS_PER_CONNECTION_MAX`](crate::limits::WEBHOOK_STREAMS_PER_CONNECTION_MAX), and is idle without any. For more another one is opened: a request
+//!   never waits for a stream while its time runs.
 //! - `ages` has exactly the idle ones, oldest first; at most [`WEBHOOK_IDLE_CONNECTIONS_MAX`], none for longer than
 //!   [`WEBHOOK_IDLE_TIMEOUT`].
 //! - A host is in `hosts` exactly while it has a connection or a lease.
@@ -27,9 +29,7 @@ use super::Request;
 use super::connection::{Http1, Http2, Sender, send_http1, send_http2};
 use super::failure::Failure;
 use super::stream::Heard;
-use crate::limits::{
-    WEBHOOK_IDLE_CONNECTIONS_MAX, WEBHOOK_IDLE_TIMEOUT, WEBHOOK_SETTLE_TIMEOUT, WEBHOOK_STREAMS_PER_CONNECTION_MAX,
-};
+use crate::limits::{WEBHOOK_IDLE_CONNECTIONS_MAX, WEBHOOK_IDLE_TIMEOUT, WEBHOOK_SETTLE_TIMEOUT};
 
 /// What connections are alike by: the scheme, host and port of a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -260,7 +260,7 @@ impl Host {
             }
             open
         });
-        let shared = self.shared.iter_mut().find(|shared| shared.leases < WEBHOOK_STREAMS_PER_CONNECTION_MAX)?;
+        let shared = self.shared.iter_mut().find(|shared| shared.leases < shared.heard.streams_max())?;
         shared.leases += 1;
         if let Some(age) = shared.age.take() {
             ages.remove(&age);
@@ -340,6 +340,11 @@ impl Lease {
     /// The same where the receiver has been silent since the request: the connection may lead nowhere any more.
     pub fn retire_if_silent(&mut self) {
         self.retired |= !self.heard.anything();
+    }
+
+    /// Whether the receiver has sent more than is taken of what brings nothing.
+    pub fn heard_too_much(&self) -> bool {
+        self.heard.too_much()
     }
 
     /// The answer has been read to its end.

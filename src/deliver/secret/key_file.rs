@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use base64::Engine;
@@ -64,6 +64,7 @@ fn create(path: &Path) -> io::Result<()> {
     let unfinished = Path::new(&unfinished);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
+        give_to_owner_of_directory(&file, path)?;
         file.sync_all()
     });
     // A link, not a rename: it does not replace what is there.
@@ -76,9 +77,21 @@ fn create(path: &Path) -> io::Result<()> {
     sync_directory_of(path)
 }
 
+/// What root makes beside a server of another user's, with a command, is that user's: the server could not read it.
+fn give_to_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(directory_of(path))?;
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
+    File::open(directory_of(path))?.sync_all()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::task::{Poll, Waker};
 
 use super::lane::{Closed, Completion, Group, Lane, Outcome, advance};
 use super::record;
-use crate::event::Event;
+use crate::event::{Event, OrgId};
 use crate::handoff::queue::Queue;
 use crate::limits;
 
@@ -38,9 +38,16 @@ pub struct Appender {
 
 /// A record that is not settled yet, in the order of the lane.
 struct Pending {
-    /// `None` where the event is spilled.
-    event: Option<Event>,
+    event: Appended,
     ticket: Rc<Ticket>,
+}
+
+/// What is kept of an event until its record is settled.
+enum Appended {
+    /// All of it; it has its slot in the queue.
+    Queued(Event),
+    /// Whose it is and what it weighs: it is fed to the writers from the journal.
+    Spilled(OrgId, usize),
 }
 
 /// Why an event that was appended gets no 202.
@@ -117,7 +124,8 @@ impl Appender {
     }
 
     /// Takes a slot in the queue for `event` and appends it; without a slot it is spilled (fed to the writers from the
-    /// journal later) or refused. What becomes of it is on `ticket`.
+    /// journal later) or refused. So is an event whose organisation has its share of the journal. What becomes of it is
+    /// on `ticket`.
     ///
     /// # Errors
     /// Nothing was appended, because of this.
@@ -125,7 +133,13 @@ impl Appender {
         if let Some(why) = self.lane.closed() {
             return Err(why);
         }
-        let is_spilled = self.queue.reserve(&event).is_err();
+        let (org, weight) = (event.org, event.weight());
+        if let Some(room) = self.lane.crowded()
+            && !self.queue.is_in_share_of_journal(org, weight, room)
+        {
+            return Err(Closed::Full);
+        }
+        let is_spilled = (self.may_spill && self.queue.is_behind(org)) || self.queue.reserve(&event).is_err();
         if is_spilled && !self.may_spill {
             return Err(Closed::Full);
         }
@@ -139,9 +153,13 @@ impl Appender {
         advance(&self.lane.progress.appended, 1);
         self.lane.put_group(group);
         ticket.appended.set(ticket.appended.get() + 1);
-        self.pending
-            .borrow_mut()
-            .push_back(Pending { event: (!is_spilled).then_some(event), ticket: Rc::clone(ticket) });
+        let event = if is_spilled {
+            self.queue.spill(org, weight);
+            Appended::Spilled(org, weight)
+        } else {
+            Appended::Queued(event)
+        };
+        self.pending.borrow_mut().push_back(Pending { event, ticket: Rc::clone(ticket) });
         if !self.is_dirty.replace(true)
             && let Some(tender) = &*self.tender.borrow()
         {
@@ -178,12 +196,13 @@ impl Appender {
         for _ in 0..records {
             let Pending { event, ticket } = pending.pop_front().expect("a completion is for what was appended");
             match (outcome, event) {
-                (Outcome::Durable(origin), Some(mut event)) => {
+                (Outcome::Durable(origin), Appended::Queued(mut event)) => {
                     event.origin = origin;
                     self.queue.hand_over(event);
                 }
-                (_, Some(event)) => self.queue.give_back(&event),
-                (_, None) => {}
+                (_, Appended::Queued(event)) => self.queue.give_back(&event),
+                (Outcome::Durable(_), Appended::Spilled(..)) => {}
+                (_, Appended::Spilled(org, weight)) => self.queue.unspill(org, weight),
             }
             ticket.settle(match outcome {
                 Outcome::Durable(_) => None,

@@ -24,7 +24,7 @@ struct Rig {
 impl Rig {
     fn new(slots: usize, may_spill: bool) -> Self {
         let gate = Arc::<Gate>::default();
-        gate.open(Closed::Replaying);
+        gate.open(Closed::Starting);
         let lane = Arc::new(Lane::new(Arc::clone(&gate)));
         let (queue, accepted) = queue(slots);
         Self { appender: Appender::new(Arc::clone(&lane), queue, may_spill), gate, lane, accepted }
@@ -117,7 +117,7 @@ fn while_one_group_is_away_the_next_gathers() {
 fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
     let rig = Rig::new(1, false);
     let [ticket] = tickets();
-    for why in [Closed::Replaying, Closed::NoSpace, Closed::Full, Closed::Failed] {
+    for why in [Closed::Starting, Closed::NoSpace, Closed::Full, Closed::Failed] {
         rig.gate.close(why);
         assert_eq!(rig.accept(&ticket, 0, 10), Err(why));
     }

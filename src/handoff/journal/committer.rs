@@ -102,14 +102,35 @@ impl Committer {
         self.seal();
     }
 
-    /// With nothing to do: reopens where there is room again, and leaves a segment that is old.
+    /// With nothing to do: reopens where there is room again, closes where there is none for the next event, and leaves a
+    /// segment that is old.
     fn look_around(&mut self) {
-        if let Some(Closed::NoSpace | Closed::Full) = self.gate.closed() {
-            let _ = self.acquire();
+        match self.gate.closed() {
+            Some(why) if why.may_pass() => {
+                if let Err(now) = self.acquire() {
+                    self.close(now);
+                }
+            }
+            // Before somebody has to be refused to find out.
+            None if self.current.is_none() && self.supply.is_empty() => {
+                if let Some(why) = self.gate.shortage() {
+                    self.close(why);
+                }
+            }
+            _ => {}
         }
         if self.gate.wants_seal.swap(false, Ordering::Relaxed) {
             self.seal();
         }
+    }
+
+    fn close(&self, why: Closed) {
+        let before = self.gate.closed();
+        if before == Some(why) {
+            return;
+        }
+        self.gate.close(why);
+        why.say();
     }
 
     /// Brings all of `loads` to an end, one way or another.
@@ -163,9 +184,11 @@ impl Committer {
         };
         let segment = supplied.expect("the keeper ends after this thread")?;
         self.keeper.unpark();
+        self.gate.fill(BLOCK_BYTES as u64);
         self.current = Some(Current { segment, position: BLOCK_BYTES as u64 });
-        if let Some(why @ (Closed::NoSpace | Closed::Full)) = self.gate.closed() {
-            tracing::info!("the journal has room again");
+        if let Some(why) = self.gate.closed().filter(|why| why.may_pass()) {
+            let is_full = why.is_full();
+            tracing::info!("the journal {}", if is_full { "has room again" } else { "takes events again" });
             self.gate.open(why);
         }
         Ok(())
@@ -215,6 +238,7 @@ impl Committer {
         let error = match result {
             Ok(()) => {
                 *position += self.buffer.len() as u64;
+                self.gate.fill(self.buffer.len() as u64);
                 self.next_sequence += u64::from(records);
                 self.ledger.slot(segment.origin).add_durable(records, spilled, *position);
                 return Outcome::Durable(segment.origin);
@@ -233,7 +257,7 @@ impl Committer {
                 segment = %name,
                 "the journal could not be written; no event is accepted until the server is started again"
             );
-            self.metrics.journal.failed(JournalFailure::Io);
+            self.metrics.journal.failed(Closed::by(&error).failure());
             self.gate.close(Closed::Failed);
         }
         self.seal();
@@ -241,10 +265,7 @@ impl Committer {
     }
 
     fn refuse(&self, why: Closed, loads: &mut Vec<Load>) {
-        if why != Closed::Failed && self.gate.closed() != Some(why) {
-            tracing::warn!(?why, "the journal has no room; events are refused until it has");
-        }
-        self.gate.close(why);
+        self.close(why);
         for load in &mut *loads {
             load.taken = std::mem::take(&mut load.left);
             advance(&load.lane.progress.written, load.taken);
@@ -255,6 +276,7 @@ impl Committer {
 
     fn seal(&mut self) {
         if let Some(current) = self.current.take() {
+            self.gate.fill(current.segment.bytes - current.position);
             self.ledger.slot(current.segment.origin).seal();
             self.keeper.unpark();
         }

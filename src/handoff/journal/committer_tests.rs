@@ -55,7 +55,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let gate = Arc::<Gate>::default();
-        gate.open(Closed::Replaying);
+        gate.open(Closed::Starting);
         let lanes: Vec<_> = (0..2).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
         let ledger = Arc::new(Ledger::default());
         // As many as a test likes: in service there is one.

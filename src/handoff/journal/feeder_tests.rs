@@ -50,6 +50,7 @@ fn what_was_fed_before_a_replay_ended_is_not_counted_in_another_segment() {
         is_synchronised: true,
         segment_bytes: SEGMENT_BYTES_MIN as u64,
         bytes_max: limits::JOURNAL_BYTES_MAX_DEFAULT,
+        is_store_here: false,
     };
     let journal = Journal::start(disk, config, &Metrics::new(1)).unwrap();
     let (queue, accepted) = queue(10);

@@ -15,6 +15,7 @@
 //!
 //! Refused records count as passed: nobody was promised anything.
 
+use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -24,6 +25,8 @@ use crossbeam_utils::atomic::AtomicCell;
 use futures_util::task::AtomicWaker;
 
 use crate::event::Origin;
+use crate::handoff::shares::{FREE_TIMES, JournalRoom};
+use crate::metrics::JournalFailure;
 
 /// Completions waiting for a shard. There are two groups, and a group is split only where a segment ends.
 const COMPLETIONS_MAX: usize = 64;
@@ -56,14 +59,105 @@ impl Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Closed {
-    /// What the last run left is still being read.
-    Replaying = 1,
-    /// No segment could be made: the disk is full, or refuses for another reason that may pass.
-    NoSpace = 2,
+    /// The start has not come far enough: mostly, the database was not reached yet.
+    Starting = 1,
+    /// No segment could be made: the disk is full.
+    NoSpace,
+    /// No segment was made: only the reserve is left on the disk.
+    Reserved,
     /// `journal_bytes_max` is reached.
-    Full = 3,
+    Full,
+    /// No segment could be made: not permitted.
+    Permission,
+    /// No segment could be made: the file system, or a sandbox, does not know or refuses an operation.
+    Unsupported,
+    /// No segment could be made: no descriptor is left.
+    Descriptors,
+    /// No segment could be made, for another reason that may pass.
+    Io,
     /// A write or fdatasync failed: the journal cannot be trusted any more.
-    Failed = 4,
+    Failed,
+}
+
+impl Closed {
+    const ALL: [Self; 9] = [
+        Self::Starting,
+        Self::NoSpace,
+        Self::Reserved,
+        Self::Full,
+        Self::Permission,
+        Self::Unsupported,
+        Self::Descriptors,
+        Self::Io,
+        Self::Failed,
+    ];
+
+    fn from_state(state: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(state).checked_sub(1)?).copied()
+    }
+
+    /// Why a segment cannot be made, by what the operating system said.
+    pub(super) fn by(error: &io::Error) -> Self {
+        const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
+        const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
+        match (error.kind(), error.raw_os_error()) {
+            (_, Some(EMFILE | ENFILE)) => Self::Descriptors,
+            (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => Self::NoSpace,
+            (ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem, _) => Self::Permission,
+            // ENOSYS, EOPNOTSUPP; EINVAL.
+            (ErrorKind::Unsupported | ErrorKind::InvalidInput, _) => Self::Unsupported,
+            _ => Self::Io,
+        }
+    }
+
+    /// What the metric calls it.
+    pub(super) fn failure(self) -> JournalFailure {
+        match self {
+            Self::NoSpace | Self::Reserved | Self::Full => JournalFailure::NoSpace,
+            Self::Permission => JournalFailure::Permission,
+            Self::Unsupported => JournalFailure::Unsupported,
+            Self::Descriptors => JournalFailure::Descriptors,
+            Self::Starting | Self::Io | Self::Failed => JournalFailure::Io,
+        }
+    }
+
+    /// Whether it may pass while the server runs, by itself or by somebody's help.
+    pub(super) fn may_pass(self) -> bool {
+        !matches!(self, Self::Starting | Self::Failed)
+    }
+
+    /// Whether it is for want of room.
+    pub(super) fn is_full(self) -> bool {
+        matches!(self, Self::NoSpace | Self::Reserved | Self::Full)
+    }
+
+    /// Says in the log that nothing is taken from now on.
+    pub(super) fn say(self) {
+        let reason = self.reason();
+        match self {
+            // Said where it happened.
+            Self::Failed => {}
+            _ if self.is_full() => tracing::warn!(reason, "the journal has no room; events are refused until it has"),
+            _ => tracing::error!(reason, "the journal takes nothing; events are refused until it does"),
+        }
+    }
+
+    /// The reason, for a client and for whoever asks `/ready`.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Starting => "the server has not finished its start; /ready says what it waits for",
+            Self::NoSpace => "the journal's disk is full",
+            Self::Reserved => "the journal's disk is full but for the reserve that is left to the database",
+            Self::Full => "the journal holds as much as it may until the database has taken some of it",
+            Self::Permission => {
+                "the server may not write its journal (permissions, a read-only file system, or a sandbox)"
+            }
+            Self::Unsupported => "the journal's file system or a sandbox refuses an operation that the journal needs",
+            Self::Descriptors => "no file descriptor is left for the journal",
+            Self::Io => "the journal's disk refuses a new segment",
+            Self::Failed => "the journal's disk failed; nothing is accepted until the server is started again",
+        }
+    }
 }
 
 /// What became of some records, in the order in which they were appended.
@@ -90,24 +184,37 @@ pub enum Outcome {
 
 /// Whether the journal takes anything; what its threads tell each other. Shared by all lanes.
 pub(super) struct Gate {
-    /// A [`Closed`], or 0; written by the `journal` thread (and once by the replay), read by the shards.
+    /// A [`Closed`], or 0; written by the `journal` thread (and once by the start), read by the shards.
     state: AtomicU8,
+    /// The same: why there is no next segment; written by the keeper.
+    shortage: AtomicU8,
     /// Set by the keeper: the segment is old, begin another when idle.
     pub wants_seal: AtomicBool,
+    /// Set by the rewriter: one segment more than there may be, to move out of others what alone keeps them.
+    pub wants_reserve: AtomicBool,
     /// Set by the `journal` thread when it waits for a segment, so that it is told where there is none.
     pub wants_segment: AtomicBool,
     /// Set at the end: commit what is left and end.
     pub stop: AtomicBool,
+    /// What organisations share, in bytes, and what there is in all.
+    capacity: [AtomicU64; 2],
+    /// What of it is in use: sealed segments whole, the one in use as far as it is written. Written by the `journal`
+    /// thread and the keeper, read by the shards.
+    filled: AtomicU64,
 }
 
 impl Default for Gate {
-    /// Closed until what the last run left is replayed.
+    /// Closed until the start opens it.
     fn default() -> Self {
         Self {
-            state: AtomicU8::new(Closed::Replaying as u8),
+            state: AtomicU8::new(Closed::Starting as u8),
+            shortage: AtomicU8::new(0),
             wants_seal: AtomicBool::default(),
+            wants_reserve: AtomicBool::default(),
             wants_segment: AtomicBool::default(),
             stop: AtomicBool::default(),
+            capacity: [const { AtomicU64::new(u64::MAX) }; 2],
+            filled: AtomicU64::default(),
         }
     }
 }
@@ -115,22 +222,57 @@ impl Default for Gate {
 impl Gate {
     /// Why nothing is taken at the moment; `None` where something is.
     pub fn closed(&self) -> Option<Closed> {
-        match self.state.load(Ordering::Relaxed) {
-            0 => None,
-            1 => Some(Closed::Replaying),
-            2 => Some(Closed::NoSpace),
-            3 => Some(Closed::Full),
-            _ => Some(Closed::Failed),
-        }
+        Closed::from_state(self.state.load(Ordering::Relaxed))
+    }
+
+    /// Why the keeper has no next segment; `None` where it has one, or has not looked yet.
+    pub fn shortage(&self) -> Option<Closed> {
+        Closed::from_state(self.shortage.load(Ordering::Relaxed))
+    }
+
+    pub fn set_shortage(&self, why: Option<Closed>) {
+        self.shortage.store(why.map_or(0, |why| why as u8), Ordering::Relaxed);
     }
 
     /// Takes what is appended, unless it was closed for another reason meanwhile.
     pub fn open(&self, was: Closed) {
-        let _ = self.state.compare_exchange(was as u8, 0, Ordering::Relaxed, Ordering::Relaxed);
+        self.change(was, None);
+    }
+
+    /// From one state to another, unless it is in a third.
+    pub fn change(&self, was: Closed, now: Option<Closed>) {
+        let now = now.map_or(0, |why| why as u8);
+        let _ = self.state.compare_exchange(was as u8, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     pub fn close(&self, why: Closed) {
         self.state.store(why as u8, Ordering::Relaxed);
+    }
+
+    /// What organisations share, in bytes, and what there is in all.
+    pub fn set_capacity(&self, shared: u64, all: u64) {
+        self.capacity[0].store(shared, Ordering::Relaxed);
+        self.capacity[1].store(all, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that cannot be used again before their segment goes.
+    pub fn fill(&self, bytes: u64) {
+        self.filled.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a segment that is gone.
+    pub fn unfill(&self, bytes: u64) {
+        let _ =
+            self.filled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |filled| Some(filled.saturating_sub(bytes)));
+    }
+
+    /// What is in use and what is free, where so much is in use that shares count; else `None`.
+    pub fn crowded(&self) -> Option<JournalRoom> {
+        let filled = self.filled.load(Ordering::Relaxed);
+        let [free_shared, free] =
+            self.capacity.each_ref().map(|all| all.load(Ordering::Relaxed).saturating_sub(filled));
+        // Whoever holds all of it may still have more, and so may whoever holds less.
+        (filled / FREE_TIMES >= free_shared).then_some(JournalRoom { filled, free_shared, free })
     }
 }
 
@@ -194,6 +336,11 @@ impl Lane {
         self.gate.closed()
     }
 
+    /// As [`Gate::crowded`].
+    pub(super) fn crowded(&self) -> Option<JournalRoom> {
+        self.gate.crowded()
+    }
+
     /// The group that is in the mailbox. On the shard: put one back before anything else.
     pub(super) fn take_group(&self) -> Option<Box<Group>> {
         self.mailbox.take()
@@ -224,5 +371,38 @@ impl Lane {
 
     pub(super) fn next_completion(&self) -> Option<Completion> {
         self.completions.1.try_recv().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_found_again_by_its_number() {
+        for (number, why) in (1..).zip(Closed::ALL) {
+            assert_eq!((why as u8, Closed::from_state(number)), (number, Some(why)));
+        }
+        assert_eq!((Closed::from_state(0), Closed::from_state(10)), (None, None));
+    }
+
+    #[test]
+    fn the_reason_follows_the_errno() {
+        use rustix::io::Errno;
+        for (errno, why) in [
+            (Errno::NOSPC, Closed::NoSpace),
+            (Errno::DQUOT, Closed::NoSpace),
+            (Errno::ACCESS, Closed::Permission),
+            (Errno::PERM, Closed::Permission),
+            (Errno::ROFS, Closed::Permission),
+            (Errno::NOSYS, Closed::Unsupported),
+            (Errno::OPNOTSUPP, Closed::Unsupported),
+            (Errno::INVAL, Closed::Unsupported),
+            (Errno::MFILE, Closed::Descriptors),
+            (Errno::NFILE, Closed::Descriptors),
+            (Errno::IO, Closed::Io),
+        ] {
+            assert_eq!(Closed::by(&errno.into()), why, "{errno:?}");
+        }
     }
 }

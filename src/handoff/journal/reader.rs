@@ -15,6 +15,7 @@ use std::fmt;
 use std::io;
 use std::ops::{ControlFlow, Range};
 
+use super::held_list;
 use super::record::{RECORD_BYTES_MAX, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId, is_zero};
 use super::storage::Storage;
@@ -51,6 +52,7 @@ pub fn list(storage: &dyn Storage) -> io::Result<Listing> {
             Some(id) => listing.segments.push(id),
             None if name.ends_with(UNFINISHED_SUFFIX) => listing.unfinished.push(name),
             None if name.ends_with(KEPT_ASIDE_SUFFIX) => listing.kept_aside.push(name),
+            None if held_list::is_name(&name) => {}
             None => listing.foreign.push(name),
         }
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::event::{Event, EventId, OrgId};
 use crate::handoff::journal::record::{self, Mark, unpadded_len};
 use crate::handoff::journal::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::handoff::journal::storage::{Disk, SegmentFile};
+use crate::handoff::journal::storage::{Disk, SegmentFile, Space};
 
 const STREAM: Stream = Stream(77);
 const WHOLE: usize = 4 * BLOCK_BYTES;
@@ -620,6 +620,14 @@ impl Storage for BadSector {
             return Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
         }
         self.disk.read(name, offset, len)
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        self.disk.len(name)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        unreachable!("reading takes no room")
     }
 
     fn create(&self, _: &str) -> io::Result<Box<dyn SegmentFile>> {

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use super::reader::{self, Chain};
 use super::record::{self, Mark, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, Scan, SegmentId, Stream};
-use super::storage::{SegmentFile, Storage};
+use super::storage::{SegmentFile, Space, Storage};
 
 /// The name the bytes are read under.
 pub const ID: SegmentId = SegmentId { stream: Stream(77 << 10), number: 3 };
@@ -129,6 +129,14 @@ impl Storage for Memory {
         let bytes = self.0.get(name).ok_or(ErrorKind::NotFound)?;
         let rest = &bytes[bytes.len().min(offset as usize)..];
         Ok(rest[..rest.len().min(len)].to_vec())
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        Ok(self.0.get(name).ok_or(ErrorKind::NotFound)?.len() as u64)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space::ENDLESS)
     }
 
     fn rename(&self, _: &str, _: &str) -> io::Result<()> {

@@ -25,6 +25,12 @@ pub trait Storage: Send + Sync + 'static {
     /// Reads a file from `offset` on, at most `len` bytes; fewer at its end.
     fn read(&self, name: &str, offset: u64, len: usize) -> io::Result<Vec<u8>>;
 
+    /// Length of a file, in bytes.
+    fn len(&self, name: &str) -> io::Result<u64>;
+
+    /// How much room there is.
+    fn space(&self) -> io::Result<Space>;
+
     /// Renames a file, over an existing one.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
@@ -33,6 +39,20 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Makes the names durable.
     fn sync_directory(&self) -> io::Result<()>;
+}
+
+/// Room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it, used and not.
+    pub total: u64,
+    /// What this process may still take.
+    pub available: u64,
+}
+
+impl Space {
+    /// More than anybody takes.
+    pub const ENDLESS: Self = Self { total: u64::MAX, available: u64::MAX };
 }
 
 /// A file that is written at given places and made durable.
@@ -106,6 +126,16 @@ impl Storage for Disk {
         Ok(bytes)
     }
 
+    fn len(&self, name: &str) -> io::Result<u64> {
+        Ok(fs::metadata(self.path(name))?.len())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let stat = rustix::fs::fstatvfs(&self.entries)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path(from), self.path(to))
     }
@@ -122,9 +152,10 @@ impl Storage for Disk {
 impl SegmentFile for File {
     fn allocate(&mut self, len: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
         match fallocate(&*self, FallocateFlags::empty(), 0, len) {
-            // Not every file system can; writing the zeros finds out as well, only later.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            // Not every file system can, and not every sandbox allows it; writing the zeros finds out as well, only later.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::ACCESS) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -14,6 +14,7 @@ use super::{Connection, Member, Phase, Stop, Stream};
 use crate::ingest::http::{ChunkedDecoder, Framing, Head};
 use crate::limits;
 use crate::problem::Problem;
+use crate::routes::Method;
 
 /// Where a body is.
 pub(in crate::ingest) enum Body {
@@ -23,7 +24,8 @@ pub(in crate::ingest) enum Body {
     Decoded(Vec<u8>),
 }
 
-/// A body that belongs to a refused request is read and dropped up to this size, to keep the connection.
+/// A body that belongs to a refused request is read and dropped behind its answer, up to this size, to keep the
+/// connection.
 const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 impl<S: Stream> Connection<S> {
@@ -110,22 +112,29 @@ impl<S: Stream> Connection<S> {
         self.flush().await
     }
 
-    /// Gets past the body of a refused request. `false` where the connection must close instead.
-    pub(super) async fn skip_body(&mut self, head: &Head) -> bool {
-        let Framing::Length(length) = head.framing else { return head.framing == Framing::None };
+    /// How many bytes of a body that nobody read are still to come; those that are here are done with. `None` where
+    /// the connection must close instead.
+    ///
+    /// The answer does not wait for them: the client may wait for it. So a length must be worth believing: where
+    /// something in front took the request for one without a body, the bytes that come next are somebody else's
+    /// request. That is likely for a method that has no use for a body, so there the connection ends.
+    pub(super) fn unread_body(&mut self, head: &Head) -> Option<usize> {
+        let Framing::Length(length) = head.framing else { return (head.framing == Framing::None).then_some(0) };
         let end = length.saturating_add(head.len as u64);
         let missing = end.saturating_sub(self.request().len() as u64);
         if missing == 0 {
             self.request_len = end as usize;
             self.is_body_read = true;
-            return true;
+            return Some(0);
         }
-        let is_worth_it = length <= SKIPPED_BODY_BYTES_MAX && !head.expects_continue;
-        is_worth_it && self.drop_body(missing as usize).await.is_ok()
+        let has_use = matches!(head.method, Method::Post | Method::Put | Method::Patch | Method::Delete);
+        let is_worth_it = has_use && length <= SKIPPED_BODY_BYTES_MAX && !head.expects_continue;
+        is_worth_it.then_some(missing as usize)
     }
 
-    /// Reads the `missing` rest of the present request and keeps none of it: whoever sends it may be nobody.
-    async fn drop_body(&mut self, mut missing: usize) -> Result<(), Stop> {
+    /// Sends the answer, reads the `missing` rest of its request and keeps none of it: whoever sends it may be nobody.
+    /// `false` where it does not come in time.
+    pub(super) async fn drop_body(&mut self, mut missing: usize) -> Result<bool, Stop> {
         self.flush().await?;
         let mut pace = BodyPace::begin(&self.member);
         self.request_len = 0;
@@ -133,12 +142,17 @@ impl<S: Stream> Connection<S> {
             self.buffer.clear();
             self.start = 0;
             let read = self.fill().await?;
-            pace.advance(&self.member, read)?;
+            match pace.advance(&self.member, read) {
+                Ok(()) => {}
+                // It has its answer.
+                Err(Stop::Refuse(_)) => return Ok(false),
+                Err(Stop::Gone) => return Err(Stop::Gone),
+            }
             self.start = read.min(missing);
             missing -= self.start;
         }
         self.is_body_read = true;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Runs on a shard, inside the reading of a body. Every line is bounded, and so is what framing and trailers come to
 //! together ([`limits`]). Extensions and trailers are checked and ignored. After a refusal the decoder is of no use.
 
+use super::is_framing;
 use crate::limits;
 use crate::problem::Problem;
 
@@ -159,7 +160,7 @@ fn skip_quoted(text: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -168,10 +169,14 @@ fn is_text(byte: u8) -> bool {
     byte == b'\t' || byte >= 0x20 && byte != 0x7f
 }
 
-/// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request.
+/// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request. So is one that
+/// frames a message, for somebody who takes trailers for header fields.
 fn check_trailer(line: &[u8]) -> Result<(), Problem> {
     match skip_token(line) {
-        Some([b':', value @ ..]) if value.iter().all(|b| is_text(*b)) => Ok(()),
+        Some([b':', value @ ..]) if value.iter().all(|b| is_text(*b)) => {
+            let name = &line[..line.len() - value.len() - 1];
+            if is_framing(name) { Err(Problem::BadRequest("a trailer field may not frame a message")) } else { Ok(()) }
+        }
         _ => Err(Problem::BadRequest("a trailer field is malformed")),
     }
 }

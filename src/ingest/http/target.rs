@@ -2,11 +2,11 @@
 //!
 //! Origin-form and absolute-form give a path and a query; where the target names an authority, the Host field is
 //! ignored, as the RFC has it (nothing here depends on either). `*` is for OPTIONS only. Authority-form belongs to
-//! CONNECT, which is refused before its target is looked at.
+//! CONNECT, which is not known here for anything but a path.
 
 use std::net::Ipv6Addr;
 
-use super::Span;
+use super::{Span, fault};
 use crate::limits;
 use crate::problem::Problem;
 use crate::routes::Method;
@@ -16,19 +16,22 @@ pub(super) fn split(target: &[u8], method: Method, head: &[u8]) -> Result<(Span,
     if target.len() > limits::REQUEST_TARGET_BYTES_MAX {
         return Err(Problem::UriTooLong);
     }
-    if target
+    if let Some(byte) = target
         .iter()
-        .any(|b| *b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
+        .find(|b| **b >= 0x7f || matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
     {
-        return Err(Problem::BadRequest("the request target holds a character that must be percent-encoded"));
+        return Err(fault::in_target(*byte));
     }
     let origin = match target {
         [b'/', ..] => target,
         b"*" if method == Method::Options => target,
-        b"*" => return Err(Problem::BadRequest("the request target `*` is for OPTIONS only")),
-        _ => {
-            absolute_form_path(target).ok_or(Problem::BadRequest("the request target is a path, or an http(s) URL"))?
+        b"*" if method != Method::Connect => {
+            return Err(Problem::BadRequest("the request target `*` is for OPTIONS only"));
         }
+        _ => absolute_form_path(target).ok_or(match method {
+            Method::Connect => Problem::UnknownMethod,
+            _ => Problem::BadRequest("the request target is a path, or an http(s) URL"),
+        })?,
     };
     let path_end = memchr::memchr(b'?', origin).unwrap_or(origin.len());
     let query = origin.get(path_end + 1..).map(|query| Span::of(query, head));
@@ -58,7 +61,7 @@ pub(super) fn is_host(value: &[u8]) -> bool {
 fn is_authority(text: &[u8]) -> bool {
     let (is_host, port) = if let Some(rest) = text.strip_prefix(b"[") {
         let Some(end) = memchr::memchr(b']', rest) else { return false };
-        (is_ipv6(&rest[..end]), &rest[end + 1..])
+        (is_zoned_ipv6(&rest[..end]), &rest[end + 1..])
     } else {
         let end = memchr::memchr(b':', text).unwrap_or(text.len());
         (is_name(&text[..end]), &text[end..])
@@ -71,8 +74,18 @@ fn is_authority(text: &[u8]) -> bool {
         }
 }
 
-fn is_ipv6(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+/// An address, perhaps with the zone that it is good in: `%25` and its name as RFC 6874 has it, or a bare `%`, as people
+/// and some clients write it.
+fn is_zoned_ipv6(text: &[u8]) -> bool {
+    let (address, zone) = match memchr::memchr(b'%', text) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    };
+    let is_zone = |zone: &[u8]| {
+        let name = zone.strip_prefix(b"25").filter(|name| !name.is_empty()).unwrap_or(zone);
+        !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(b))
+    };
+    std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()) && zone.is_none_or(is_zone)
 }
 
 /// A `reg-name`, of which an IPv4 address is a special case. Percent signs come with their two digits.
@@ -111,6 +124,10 @@ mod tests {
             "t:65535",
             "[::1]",
             "[::ffff:1.2.3.4]:80",
+            "[fe80::1%25eth0]",
+            "[fe80::1%eth0.5]:3000",
+            "[fe80::1%2]",
+            "[fe80::1%25]",
             "a%20b",
             "!$&'()*+;=",
         ] {
@@ -141,7 +158,11 @@ mod tests {
             "[::1]80",
             "[::1]:x",
             "[v1.a]",
-            "[fe80::1%25eth0]",
+            "[fe80::1%]",
+            "[fe80::1%25eth0%25]",
+            "[fe80::1%eth 0]",
+            "[fe80::1%eth]0]",
+            "[%25eth0]",
             "a%",
             "a%2",
             "a%zz",

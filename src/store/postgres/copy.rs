@@ -2,8 +2,10 @@
 //!
 //! COPY spends two thirds of what `INSERT … ON CONFLICT` does (`perf/compare --only insert --insert-ways 500`): it fills
 //! whole pages at a time, and neither looks for a copy of each row nor marks it as settled afterwards. It cannot skip one
-//! either. A COPY is one statement, so one transaction: at the first id that is stored already it fails, nothing of the
-//! batch is stored, and the caller takes the other way. Which of the two it was cannot be seen in the database.
+//! either. A COPY has a transaction to itself: at the first id that is stored already it fails, nothing of the batch is
+//! stored, and the caller takes the other way. Which of the two it was cannot be seen in the database.
+//!
+//! The batch is stored when COMMIT is answered, not when COPY is: see [`Session::copy_in`].
 //!
 //! Ids the server made repeat only after a replay or after a call whose answer was lost. So it is tried, and after a copy
 //! was met let be for [`limits::STORE_COPY_PAUSE`]: a failed attempt leaves dead rows behind.

@@ -1,11 +1,12 @@
 //! Organisations and keys in Postgres.
 //!
-//! Every change is one statement, hence one transaction and one round trip, and it notifies
-//! `millrace_credentials` in that transaction: whoever listens hears of it exactly when it is committed.
+//! Every change notifies `millrace_credentials` in its own transaction: whoever listens hears of it exactly when it is
+//! committed. Whoever makes keys of an organisation does it one after the other, so that they can be counted.
 
 use std::time::Duration;
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::columns::At;
@@ -14,7 +15,14 @@ use super::session::{Conversation, Session};
 use crate::clock::Timestamp;
 use crate::event::OrgId;
 use crate::key::{KeyId, KeyVerifier};
-use crate::store::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name};
+use crate::limits;
+use crate::store::{
+    KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name, cut_keys,
+};
+
+const LIVE_MAX: i64 = limits::LIVE_KEYS_PER_ORG_MAX as i64;
+const ENDED_MAX: i64 = limits::ENDED_KEYS_PER_ORG_MAX as i64;
+const DELETED_MAX: i64 = limits::ENDED_KEYS_DELETED_MAX as i64;
 
 const FIND_KEY: &str = "
     SELECT k.id, k.org_id, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, k.digest, k.phc,
@@ -45,10 +53,28 @@ const UPDATE_ORGANIZATION: &str = "
     RETURNING id, name, rate_limit_per_minute, disabled, created_at,
         pg_notify('millrace_credentials', 'org:' || id)";
 
+const LOCK_ORGANIZATION: &str = "SELECT id FROM organizations WHERE id = $1 FOR NO KEY UPDATE";
+const LOCK_ORGANIZATION_OF: &str = "
+    SELECT id FROM organizations WHERE id = (SELECT org_id FROM api_keys WHERE id = $1) FOR NO KEY UPDATE";
 const CREATE_KEY: &str = "INSERT INTO api_keys (id, org_id, digest, phc, created_at) VALUES ($1, $2, $3, $4, $5)";
+const LIVE_KEYS: &str = "
+    SELECT count(*) FROM api_keys
+    WHERE org_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
+/// LEAST passes over nulls.
+const DELETE_OLDEST_ENDED: &str = "
+    DELETE FROM api_keys WHERE id IN (
+        SELECT id FROM api_keys WHERE org_id = $1 AND LEAST(revoked_at, expires_at) <= $2
+        ORDER BY LEAST(revoked_at, expires_at) DESC OFFSET $3 LIMIT $4)";
+const DELETE_ENDED: &str = "
+    WITH page AS (
+        SELECT id FROM api_keys WHERE $2::text IS NULL OR id > $2 ORDER BY id LIMIT $3
+    ), gone AS (
+        DELETE FROM api_keys USING page WHERE api_keys.id = page.id AND LEAST(revoked_at, expires_at) < $1
+    )
+    SELECT id FROM page ORDER BY id DESC LIMIT 1";
 const KEYS: &str = "
     SELECT id, org_id, created_at, last_used_at, expires_at, revoked_at FROM api_keys WHERE org_id = $1
-    ORDER BY created_at DESC, id";
+    ORDER BY revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2) DESC, created_at DESC, id LIMIT $3";
 const ROTATE_KEY: &str = "
     WITH old AS (
         UPDATE api_keys SET expires_at = LEAST(expires_at, $3::timestamptz)
@@ -153,14 +179,34 @@ pub(super) fn create_key(
     org: OrgId,
     (key, verifier): (KeyId, &KeyVerifier),
 ) -> Result<(), StoreError> {
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-        [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &At(Timestamp::now())];
-    session.execute(CREATE_KEY, &params).map_err(|error| conflict(error, &org.to_string()))?;
-    Ok(())
+    let now = Timestamp::now();
+    let live = session.within(async |conversation: &mut Conversation| {
+        let lock = conversation.prepare(LOCK_ORGANIZATION).await?;
+        let count = conversation.prepare(LIVE_KEYS).await?;
+        let create = conversation.prepare(CREATE_KEY).await?;
+        let clear = conversation.prepare(DELETE_OLDEST_ENDED).await?;
+        let transaction = conversation.client.transaction().await?;
+        transaction.query(&lock, &[&org.0]).await?;
+        let live: i64 = transaction.query_one(&count, &[&org.0, &At(now)]).await?.try_get(0)?;
+        if live < LIVE_MAX {
+            let params: [&(dyn ToSql + Sync); 5] =
+                [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &At(now)];
+            transaction.execute(&create, &params).await?;
+            transaction.execute(&clear, &[&org.0, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+            transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
+        }
+        Ok(live)
+    });
+    let live = live.map_err(|error| conflict(error, &org.to_string()))?;
+    if live < LIVE_MAX { Ok(()) } else { Err(StoreError::too_many_keys()) }
 }
 
-pub(super) fn keys(session: &mut Session, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
-    session.query(KEYS, &[&org.0])?.iter().map(key_info).collect()
+pub(super) fn keys(session: &mut Session, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
+    let rows = session.query(KEYS, &[&org.0, &At(Timestamp::now()), &(limit as i64 + 1)])?;
+    let keys = rows.iter().map(key_info).collect::<Result<_, _>>()?;
+    Ok(cut_keys(keys, limit))
 }
 
 pub(super) fn rotate_key(
@@ -169,15 +215,54 @@ pub(super) fn rotate_key(
     (new, verifier): (KeyId, &KeyVerifier),
     grace: Duration,
 ) -> Result<Timestamp, StoreError> {
-    let now = Timestamp::now();
-    let row = session.query_opt(
-        ROTATE_KEY,
-        &[&old.as_str(), &At(now), &At(now.plus(grace)), &new.as_str(), &&verifier.digest[..], &verifier.phc],
-    );
-    match row.map_err(|error| conflict(error, ""))? {
-        Some(row) => Ok(get::<At>(&row, "expires_at")?.0),
-        None => Err(StoreError::Conflict(format!("{old} is not a valid key"))),
+    enum Rotated {
+        Until(Row),
+        NotValid,
+        TooMany,
     }
+    let now = Timestamp::now();
+    let rotated = session.within(async |conversation: &mut Conversation| {
+        let lock = conversation.prepare(LOCK_ORGANIZATION_OF).await?;
+        let rotate = conversation.prepare(ROTATE_KEY).await?;
+        let count = conversation.prepare(LIVE_KEYS).await?;
+        let clear = conversation.prepare(DELETE_OLDEST_ENDED).await?;
+        let transaction = conversation.client.transaction().await?;
+        let Some(org) = transaction.query_opt(&lock, &[&old.as_str()]).await? else {
+            transaction.rollback().await?;
+            return Ok(Rotated::NotValid);
+        };
+        let org: Uuid = org.try_get(0)?;
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&old.as_str(), &At(now), &At(now.plus(grace)), &new.as_str(), &&verifier.digest[..], &verifier.phc];
+        let Some(row) = transaction.query_opt(&rotate, &params).await? else {
+            transaction.rollback().await?;
+            return Ok(Rotated::NotValid);
+        };
+        let live: i64 = transaction.query_one(&count, &[&org, &At(now)]).await?.try_get(0)?;
+        // Without a grace there are as many as before.
+        if live > LIVE_MAX && !grace.is_zero() {
+            transaction.rollback().await?;
+            return Ok(Rotated::TooMany);
+        }
+        transaction.execute(&clear, &[&org, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+        transaction.commit().await?;
+        Ok(Rotated::Until(row))
+    });
+    match rotated.map_err(|error| conflict(error, ""))? {
+        Rotated::Until(row) => Ok(get::<At>(&row, "expires_at")?.0),
+        Rotated::NotValid => Err(StoreError::Conflict(format!("{old} is not a valid key"))),
+        Rotated::TooMany => Err(StoreError::too_many_keys()),
+    }
+}
+
+pub(super) fn delete_ended_keys(
+    session: &mut Session,
+    ended_before: Timestamp,
+    after: Option<KeyId>,
+) -> Result<Option<KeyId>, StoreError> {
+    let after = after.as_ref().map(KeyId::as_str);
+    let last = session.query_opt(DELETE_ENDED, &[&At(ended_before), &after, &(limits::ENDED_KEYS_PAGE as i64)])?;
+    last.map(|row| key_id(&row)).transpose()
 }
 
 pub(super) fn revoke_key(session: &mut Session, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {
@@ -206,16 +291,19 @@ fn organization_of(row: &Row) -> Result<Organization, StoreError> {
 }
 
 fn key_info(row: &Row) -> Result<KeyInfo, StoreError> {
-    let id: &str = get(row, "id")?;
     let at = |column| get::<Option<At>>(row, column).map(|at| at.map(|at| at.0));
     Ok(KeyInfo {
-        id: KeyId::parse(id).ok_or_else(|| unexpected(&"a key's id is no key id"))?,
+        id: key_id(row)?,
         org: OrgId(get(row, "org_id")?),
         created_at: get::<At>(row, "created_at")?.0,
         last_used_at: at("last_used_at")?,
         expires_at: at("expires_at")?,
         revoked_at: at("revoked_at")?,
     })
+}
+
+fn key_id(row: &Row) -> Result<KeyId, StoreError> {
+    KeyId::parse(get(row, "id")?).ok_or_else(|| unexpected(&"a key's id is no key id"))
 }
 
 fn rate_limit(row: &Row) -> Result<Option<u32>, StoreError> {

@@ -8,7 +8,7 @@ use std::fmt;
 
 use tokio_postgres::error::DbError;
 
-use crate::store::StoreError;
+use crate::store::{Refusal, StoreError};
 
 /// Why a call within a session failed.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) enum CallError {
     Refused(Box<DbError>),
     /// No answer, or none that makes sense: whether the call took effect is not known.
     Lost(String),
+    /// No answer in time: neither is it then.
+    Late(String),
     /// The server's certificate or its way of authentication is not acceptable.
     Untrusted(String),
 }
@@ -44,7 +46,7 @@ impl CallError {
     pub(super) fn constraint(&self) -> Option<&str> {
         match self {
             Self::Refused(refused) => refused.constraint(),
-            Self::Lost(_) | Self::Untrusted(_) => None,
+            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => None,
         }
     }
 
@@ -71,10 +73,10 @@ impl CallError {
     /// (after a failover) or knows nothing of stale plans and lost prepared statements.
     pub(super) fn ends_session(&self) -> bool {
         match self {
-            Self::Lost(_) | Self::Untrusted(_) => true,
+            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => true,
             Self::Refused(refused) => {
                 let code = refused.code().code();
-                matches!(&code[..2], "08" | "26" | "57" | "58" | "XX" | "0A") || code == "25006"
+                matches!(&code[..2], "08" | "25" | "26" | "57" | "58" | "XX" | "0A")
             }
         }
     }
@@ -85,26 +87,43 @@ impl From<CallError> for StoreError {
         match error {
             CallError::Refused(refused) => classify(refused.code().code(), || describe(&refused)),
             CallError::Lost(why) => Self::Unavailable(why),
+            CallError::Late(why) => Self::TooMuch(why),
             CallError::Untrusted(why) => Self::Misconfigured(why),
         }
+    }
+}
+
+/// What it means that the schema, or a part of it, cannot be changed: never a row's fault. `text` puts the reason into a
+/// sentence.
+pub(super) fn schema_error(refused: &DbError, text: impl FnOnce(&str) -> String) -> StoreError {
+    let text = text(&describe(refused));
+    let code = refused.code().code();
+    match &code[..2] {
+        "22" | "23" | "28" | "3D" | "3F" | "42" | "54" | "P0" => StoreError::Misconfigured(text),
+        "55" if code == "55P03" => StoreError::Locked(text),
+        _ => StoreError::Unavailable(text),
     }
 }
 
 /// Whose fault an SQLSTATE is.
 fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
     let class = code.get(..2).unwrap_or_default();
-    let kind = match class {
+    match class {
         // Data exception, integrity constraint violation, program limit exceeded: this row, every time.
-        "22" | "23" | "54" => StoreError::RowRefused,
+        "22" | "23" | "54" => StoreError::RowRefused(Refusal::new(code, describe())),
         // RAISE EXCEPTION in somebody's trigger.
-        "P0" if code == "P0001" => StoreError::RowRefused,
+        "P0" if code == "P0001" => StoreError::RowRefused(Refusal::new(code, describe())),
         // Authorization, missing object or permission, unknown database, unknown schema, unusable server settings.
-        "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured,
-        // 08 connection, 25 transaction state (25006: read-only after a failover), 40 rollback, 53 resources,
-        // 55 object state (55P03: lock timeout), 57 intervention, 58 and XX server faults, and whatever is new.
-        _ => StoreError::Unavailable,
-    };
-    kind(describe())
+        "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured(describe()),
+        // Somebody cancelled the statement: it took longer than it may.
+        "57" if code == "57014" => StoreError::TooMuch(describe()),
+        "55" if code == "55P03" => StoreError::Locked(describe()),
+        // Connection, transaction state (25006: read-only after a failover), a statement lost by a pooler, rollback,
+        // resources, object state, intervention.
+        "08" | "25" | "26" | "40" | "53" | "55" | "57" => StoreError::Unavailable(describe()),
+        // Server faults (58, XX: a damaged page is one row's), what functions and triggers do wrong, and whatever is new.
+        _ => StoreError::Unexplained(Refusal::new(code, describe())),
+    }
 }
 
 fn describe(refused: &DbError) -> String {
@@ -141,16 +160,29 @@ mod tests {
             StoreError::RowRefused(_) => "row",
             StoreError::Misconfigured(_) => "configuration",
             StoreError::Unavailable(_) => "server",
-            StoreError::Conflict(_) => "caller",
+            StoreError::TooMuch(_) => "size",
+            StoreError::Locked(_) => "lock",
+            StoreError::Unexplained(_) => "either",
+            StoreError::Conflict(_) | StoreError::TooMany(_) => "caller",
         };
         for (expected, codes) in [
             ("row", &["22P02", "22021", "22003", "23502", "23514", "23505", "54000", "54001", "P0001"][..]),
             ("configuration", &["28P01", "28000", "42P01", "42501", "42703", "3D000", "3F000"]),
+            ("configuration", &["42P07", "42883", "42809"]),
+            ("size", &["57014"]),
+            ("lock", &["55P03"]),
             (
                 "server",
                 &[
-                    "08006", "53300", "53100", "53200", "57P01", "57P03", "57014", "40001", "40P01", "55P03", "55006",
-                    "25006", "25P02", "58030", "XX000", "XX001", "0A000", "26000", "P0002", "", "?",
+                    "08006", "08P01", "53300", "53100", "53200", "57000", "57P01", "57P02", "57P03", "57P05", "40001",
+                    "40P01", "55006", "25006", "25P02", "26000",
+                ],
+            ),
+            (
+                "either",
+                &[
+                    "58030", "58P01", "XX000", "XX001", "XX002", "0A000", "P0002", "P0003", "P0004", "21000", "27000",
+                    "2F002", "38001", "39004", "44000", "HV000", "", "?",
                 ],
             ),
         ] {

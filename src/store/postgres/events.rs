@@ -1,17 +1,18 @@
-//! Events in Postgres: storing batches, setting refused ones aside, finding and listing.
+//! Events in Postgres: storing batches, finding and listing.
 //!
-//! A batch is one statement and one transaction, by COPY where it can be (`copy`), else by INSERT, which skips what is
-//! stored already. Ids the server made (UUIDv7) meet their copy, if any, in the same partition, where a unique index
-//! stops it. Derived ids may meet theirs in a neighbouring day's:
-//! `store_events_v1` (migrations/postgres) looks there.
+//! A batch is one transaction, by COPY where it can be (`copy`), else by one INSERT, which skips what is stored already. It
+//! is stored when the server has answered the commit: the answer to COMMIT, or `ReadyForQuery` after a single statement. Ids
+//! the server made (`UUIDv7`) meet their copy, if any, in the same partition, where a unique index stops it. Derived ids may
+//! meet theirs in a neighbouring day's: `store_events_v1` (migrations/postgres) looks there.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use super::columns::{At, Column, Field, Text, Verbatim};
+use super::columns::{At, Column, Field, Verbatim};
 use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
@@ -19,8 +20,9 @@ use super::session::{Conversation, Session};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, Event, EventId, OrgId};
 use crate::limits;
-use crate::store::webhooks::{PlannedDelivery, StoredBatch, without_copies};
-use crate::store::{EventQuery, StoredEvent};
+use crate::metrics::StoreWay;
+use crate::store::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
+use crate::store::{EventPlace, EventQuery, StoreError, StoredEvent};
 
 const INSERT: &str = "
     INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)
@@ -47,23 +49,46 @@ const INSERT_PLANNED: &str = "
         SELECT org_id, id, endpoint_id, next_attempt_at FROM added
     )
     SELECT (SELECT count(*) FROM stored), ARRAY(SELECT id FROM added)";
-const INSERT_DERIVED_PLANNED: &str =
+pub(super) const INSERT_DERIVED_PLANNED: &str =
     "SELECT stored, deliveries FROM store_events_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
 
-const QUARANTINE: &str = "
-    INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-    ON CONFLICT (id) DO NOTHING";
-
 const ONE: &str = "
-    SELECT id, type, dedup_id, payload, received_at FROM events WHERE id = $1 AND org_id = $2
+    SELECT id, type, dedup_id, payload, received_at FROM events
+    WHERE id = $1 AND org_id = $2 AND received_at >= $3 AND received_at < $4
     ORDER BY received_at DESC LIMIT 1";
+const ONE_TYPES: [Type; 4] = [Type::UUID, Type::UUID, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ];
 
 const LIST: &str = "
     SELECT id, type, dedup_id, payload, received_at FROM events
     WHERE org_id = $1 AND received_at > $2 AND received_at < $3 AND received_at <= $4
-        AND (received_at, id) < ($4, $5) AND ($6::text IS NULL OR type = $6)
-    ORDER BY received_at DESC, id DESC LIMIT $7";
+        AND (received_at, id) < ($4, $5)
+    ORDER BY received_at DESC, id DESC LIMIT $6";
+const LIST_TYPES: [Type; 6] =
+    [Type::UUID, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ, Type::UUID, Type::INT8];
+
+/// Looks at so many at most, in the order of the index: there is none by type. Returns those of the type, and the last it
+/// may look at whatever its type, without its payload then: the place to go on from.
+const LIST_OF_TYPE: &str = "
+    SELECT id, type, dedup_id, CASE WHEN is_wanted THEN payload END AS payload, received_at, is_wanted, looked_at FROM (
+        SELECT id, type, dedup_id, payload, received_at, type = $7 AS is_wanted,
+            row_number() OVER (ORDER BY received_at DESC, id DESC) AS looked_at
+        FROM events
+        WHERE org_id = $1 AND received_at > $2 AND received_at < $3 AND received_at <= $4
+            AND (received_at, id) < ($4, $5)
+        ORDER BY received_at DESC, id DESC LIMIT $8
+    ) AS looked
+    WHERE is_wanted OR looked_at = $8
+    ORDER BY received_at DESC, id DESC LIMIT $6";
+const LIST_OF_TYPE_TYPES: [Type; 8] = [
+    Type::UUID,
+    Type::TIMESTAMPTZ,
+    Type::TIMESTAMPTZ,
+    Type::TIMESTAMPTZ,
+    Type::UUID,
+    Type::INT8,
+    Type::TEXT,
+    Type::INT8,
+];
 
 /// Stores a batch with the deliveries planned for it; returns what of it is new.
 pub(super) fn store(
@@ -72,7 +97,7 @@ pub(super) fn store(
     gate: &CopyGate,
     batch: &[Event],
     planned: &[PlannedDelivery],
-) -> Result<StoredBatch, CallError> {
+) -> Result<StoredBatch, StoreError> {
     if batch.is_empty() {
         return Ok(StoredBatch::default());
     }
@@ -80,17 +105,22 @@ pub(super) fn store(
     let derived = batch.iter().any(Event::has_derived_id);
     if derived {
         // Two batches with the same ids in different orders would wait for each other.
-        rows.sort_unstable_by_key(|event| event.id);
+        // Stable: of two copies the first stays the first.
+        rows.sort_by_key(|event| event.id);
     }
     let planned = without_copies(planned);
-    partitions.ensure(session, &rows)?;
-    match insert(session, gate, &rows, derived, &planned) {
-        Err(error) if error.is_missing_partition() => {
+    // A day without a partition fails its own rows, where they meet it: a DEFAULT partition may take them.
+    let refused = partitions.ensure(session, &rows)?;
+    match (insert(session, gate, &rows, derived, &planned), refused) {
+        (Err(error), Some(refused)) if error.is_missing_partition() => Err(refused),
+        (Err(error), None) if error.is_missing_partition() => {
             partitions.forget(&rows);
-            partitions.ensure(session, &rows)?;
-            insert(session, gate, &rows, derived, &planned)
+            match partitions.ensure(session, &rows)? {
+                Some(refused) => Err(refused),
+                None => insert(session, gate, &rows, derived, &planned).map_err(CallError::into),
+            }
         }
-        result => result,
+        (result, _) => result.map_err(CallError::into),
     }
 }
 
@@ -105,7 +135,7 @@ fn insert(
         return insert_planned(session, rows, derived, planned);
     }
     if !derived && let Some(new_events) = copy::store(session, gate, rows)? {
-        return Ok(StoredBatch { new_events, deliveries: Vec::new() });
+        return Ok(StoredBatch { new_events, deliveries: Vec::new(), way: StoreWay::Copy });
     }
     let columns = Field::ALL.map(|field| Column { rows, field });
     let params = columns.each_ref().map(|column| column as &(dyn ToSql + Sync));
@@ -118,7 +148,8 @@ fn insert(
     } else {
         session.execute(INSERT, &params)?
     };
-    Ok(StoredBatch { new_events, deliveries: Vec::new() })
+    let way = if derived { StoreWay::InsertDerived } else { StoreWay::Insert };
+    Ok(StoredBatch { new_events, deliveries: Vec::new(), way })
 }
 
 fn insert_planned(
@@ -146,7 +177,11 @@ fn insert_planned(
     if !derived {
         params.push(&received);
     }
-    let sql = if derived { INSERT_DERIVED_PLANNED } else { INSERT_PLANNED };
+    let (sql, way) = if derived {
+        (INSERT_DERIVED_PLANNED, StoreWay::InsertDerivedWithDeliveries)
+    } else {
+        (INSERT_PLANNED, StoreWay::InsertWithDeliveries)
+    };
     session.within(async |conversation: &mut Conversation| {
         let statement = conversation.prepare(sql).await?;
         let row = conversation.client.query_one(&statement, &params).await?;
@@ -154,72 +189,172 @@ fn insert_planned(
         Ok(StoredBatch {
             new_events: row.try_get::<_, i64>(0)? as u64,
             deliveries: deliveries.into_iter().map(DeliveryId).collect(),
+            way,
         })
     })
 }
 
-/// Sets an event aside, once.
-pub(super) fn quarantine(session: &mut Session, event: &Event, reason: &str) -> Result<(), CallError> {
-    let dedup_id = event.dedup_id().map(Text);
-    // NUL is the one character `text` refuses.
-    let reason = reason.replace('\0', "");
-    session.execute(
-        QUARANTINE,
-        &[
-            &event.id.0,
-            &event.org.0,
-            &At(event.received_at),
-            &Text(event.event_type()),
-            &dedup_id,
-            &Text(event.payload()),
-            &reason,
-            &At(Timestamp::now()),
-        ],
-    )?;
-    Ok(())
-}
-
-/// Finds one event.
-pub(super) fn find(session: &mut Session, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, CallError> {
+/// Finds one event. An id made by a server carries the time at which its event was received, but for a clock that was
+/// set back meanwhile: the day it names is looked at first, where partitions are many.
+pub(super) fn find(
+    session: &mut Session,
+    partitions: &Partitions,
+    org: OrgId,
+    id: EventId,
+) -> Result<Option<StoredEvent>, CallError> {
+    let ranges = partitions.ranges(session)?;
+    let named = made_at(id).filter(|_| ranges.len() > 1).map(|at| {
+        let day = at.day();
+        [(day.start(), day.offset(1).start()), (day.offset(-1).start(), day.offset(2).start())]
+    });
     session.within(async |conversation: &mut Conversation| {
-        let rows = conversation.query(ONE, &[&id.0, &org.0]).await?;
-        rows.first().map(stored_event).transpose()
+        for (from, to) in named.iter().flatten().chain(&*ranges) {
+            let params: [&(dyn ToSql + Sync); 4] = [&id.0, &org.0, &At(*from), &At(*to)];
+            let rows = query_range(conversation, ranges.len(), ONE, &params, &ONE_TYPES).await?;
+            if let Some(row) = rows.first() {
+                return stored_event(row).map(Some);
+            }
+        }
+        Ok(None)
     })
 }
 
-/// A page, read in chunks: what is in memory beyond the page is bounded by the chunk.
+/// When a server made this id; `None` where it is derived.
+fn made_at(id: EventId) -> Option<Timestamp> {
+    (id.0.get_version_num() == 7).then(|| created_at(DeliveryId(id.0)))
+}
+
+/// One statement that is bounded by a range of time. Where ranges are several it is planned for this one: a plan for any
+/// would lock every partition there is, and so would making it.
+pub(super) async fn query_range(
+    conversation: &mut Conversation,
+    ranges: usize,
+    sql: &'static str,
+    params: &[&(dyn ToSql + Sync)],
+    types: &[Type],
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    if ranges == 1 {
+        return conversation.query(sql, params).await;
+    }
+    let bound: Vec<_> = params.iter().copied().zip(types.iter().cloned()).collect();
+    conversation.client.query_typed(sql, &bound).await
+}
+
+/// A page, read in chunks: what is in memory beyond the page is bounded by the chunk. It ends early once it has looked at
+/// [`limits::LIST_SCAN_ROWS_MAX`] events, and at `until`.
 pub(super) fn list(
     session: &mut Session,
+    partitions: &Partitions,
     org: OrgId,
     query: &EventQuery,
-) -> Result<(Vec<StoredEvent>, bool), CallError> {
+    until: Instant,
+) -> Result<(Vec<StoredEvent>, Option<EventPlace>), CallError> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
-    let after = query.after.map_or(At::MIN, At);
-    let before = query.before.map_or(At::MAX, At);
+    let after = query.after.unwrap_or(At::MIN.0);
+    let before = query.before.unwrap_or(At::MAX.0);
+    let ranges = partitions.ranges(session)?;
     session.within(async |conversation: &mut Conversation| {
         let mut page: Vec<StoredEvent> = Vec::new();
         let mut page_bytes = 0;
-        let mut cursor = query.cursor.map_or((At::MAX, Uuid::max()), |(at, id)| (At(at), id.0));
-        loop {
-            // One more than is asked for tells whether there are more.
-            let wanted = (limit + 1 - page.len()).min(limits::LIST_CHUNK_ROWS as usize);
-            let params: [&(dyn ToSql + Sync); 7] =
-                [&org.0, &after, &before, &cursor.0, &cursor.1, &query.event_type, &(wanted as i64)];
-            let rows = conversation.query(LIST, &params).await?;
-            for row in &rows {
-                let event = stored_event(row)?;
-                page_bytes += event.payload.len();
-                if page.len() == limit || (page_bytes > limits::LIST_BYTES_MAX && !page.is_empty()) {
-                    return Ok((page, true));
-                }
-                cursor = (At(event.received_at), event.id.0);
-                page.push(event);
+        let mut looked_at = 0;
+        let mut place = query.cursor.unwrap_or((At::MAX.0, EventId(Uuid::max())));
+        for (from, to) in &*ranges {
+            // What comes before `from` is in the next range; the statement excludes both ends.
+            let (after, before) = (after.max(from.just_before()), before.min(*to));
+            if after.just_after() >= before || place.0 <= after {
+                continue;
             }
-            if rows.len() < wanted {
-                return Ok((page, false));
+            loop {
+                // One more than is asked for tells whether there are more.
+                let wanted = (limit + 1 - page.len()).min(limits::LIST_CHUNK_ROWS as usize);
+                let chunk = Chunk { org, after, before, place, wanted };
+                let (rows, looked) = match &query.event_type {
+                    None => chunk.read(conversation, ranges.len()).await?,
+                    Some(event_type) => chunk.read_of_type(conversation, ranges.len(), event_type).await?,
+                };
+                for row in &rows {
+                    if let Some(event) = looked_at_event(row, query.event_type.is_some())? {
+                        page_bytes += event.payload.len();
+                        if page.len() == limit || (page_bytes > limits::LIST_BYTES_MAX && !page.is_empty()) {
+                            return Ok((page, Some(place)));
+                        }
+                        place = (event.received_at, event.id);
+                        page.push(event);
+                    } else {
+                        place = (row.try_get::<_, At>("received_at")?.0, EventId(row.try_get("id")?));
+                    }
+                }
+                let Some(looked) = looked else { break };
+                looked_at += looked;
+                if looked_at >= limits::LIST_SCAN_ROWS_MAX || Instant::now() >= until {
+                    return Ok((page, Some(place)));
+                }
+            }
+            // Of what is from here on nothing is left.
+            place = place.min((*from, EventId(Uuid::nil())));
+            if Instant::now() >= until && *from > At::MIN.0 {
+                return Ok((page, Some(place)));
             }
         }
+        Ok((page, None))
     })
+}
+
+/// A part of a page: the events of one range of time after a place in the list.
+struct Chunk {
+    org: OrgId,
+    after: Timestamp,
+    before: Timestamp,
+    place: EventPlace,
+    wanted: usize,
+}
+
+/// Rows, and how many events were looked at for them; `None`: all there are.
+type Looked = (Vec<Row>, Option<usize>);
+
+impl Chunk {
+    async fn read(&self, conversation: &mut Conversation, ranges: usize) -> Result<Looked, tokio_postgres::Error> {
+        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&self.org.0, &At(self.after), &At(self.before), &place, &self.place.1.0, &wanted];
+        let rows = query_range(conversation, ranges, LIST, &params, &LIST_TYPES).await?;
+        let looked = (rows.len() == self.wanted).then_some(self.wanted);
+        Ok((rows, looked))
+    }
+
+    async fn read_of_type(
+        &self,
+        conversation: &mut Conversation,
+        ranges: usize,
+        event_type: &str,
+    ) -> Result<Looked, tokio_postgres::Error> {
+        let most = limits::LIST_SCAN_CHUNK_ROWS;
+        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let params: [&(dyn ToSql + Sync); 8] = [
+            &self.org.0,
+            &At(self.after),
+            &At(self.before),
+            &place,
+            &self.place.1.0,
+            &wanted,
+            &event_type,
+            &(most as i64),
+        ];
+        let rows = query_range(conversation, ranges, LIST_OF_TYPE, &params, &LIST_OF_TYPE_TYPES).await?;
+        let looked = match rows.last() {
+            Some(last) => last.try_get::<_, i64>("looked_at")? as usize,
+            None => 0,
+        };
+        Ok((rows.len() == self.wanted || looked == most).then_some(looked)).map(|looked| (rows, looked))
+    }
+}
+
+/// The event of a row; `None` where it only says how far was looked.
+fn looked_at_event(row: &Row, is_of_type: bool) -> Result<Option<StoredEvent>, tokio_postgres::Error> {
+    if is_of_type && !row.try_get::<_, bool>("is_wanted")? {
+        return Ok(None);
+    }
+    stored_event(row).map(Some)
 }
 
 fn stored_event(row: &Row) -> Result<StoredEvent, tokio_postgres::Error> {

@@ -1,12 +1,12 @@
 //! Deliveries in Postgres as their owners see them: found, listed with their attempts, asked for again; and deleted
 //! when their time is over.
 //!
-//! A list is one statement for the deliveries and one for each chunk of their attempts. One of delivered deliveries
-//! passes over the others on its way, which most of the time are few.
+//! A list is a statement for the deliveries and one for each chunk of their attempts. What its filters leave out it passes
+//! over on its way, up to a bound.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -35,32 +35,49 @@ macro_rules! columns {
 const ONE: &str = concat!("SELECT ", columns!(), " FROM deliveries WHERE id = $2 AND org_id = $1");
 const OF_EVENT: &str =
     concat!("SELECT ", columns!(), " FROM deliveries WHERE event_id = $2 AND org_id = $1 ORDER BY id DESC LIMIT $3");
+// Lists look at so many at most ($6), in the order of an index, for there is none by endpoint or by the status that most
+// deliveries come to. A row with a null id only says how far was looked: the last that may be.
+
 /// Of all statuses, or of one that most deliveries come to.
-const LIST: &str = concat!(
-    "SELECT ",
+const LIST: &str = "
+    SELECT place, looked_at, CASE WHEN is_wanted THEN place END AS id,
+        event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at
+    FROM (
+        SELECT id AS place, row_number() OVER (ORDER BY id DESC) AS looked_at,
+            ($3::uuid IS NULL OR endpoint_id = $3) AND ($5::smallint IS NULL OR status = $5) AS is_wanted,
+            event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at
+        FROM deliveries WHERE org_id = $1 AND id < $2
+        ORDER BY id DESC LIMIT $6
+    ) AS looked
+    WHERE is_wanted OR looked_at = $6
+    ORDER BY place DESC LIMIT $4";
+const LIST_PENDING: &str = concat!(
+    "SELECT looked.delivery_id AS place, looked_at, delivery.* FROM (
+        SELECT delivery_id, endpoint_id, row_number() OVER (ORDER BY delivery_id DESC) AS looked_at
+        FROM delivery_queue WHERE org_id = $1 AND delivery_id < $2
+        ORDER BY delivery_id DESC LIMIT $6
+    ) AS looked LEFT JOIN LATERAL (
+        SELECT ",
     columns!(),
     " FROM deliveries
-    WHERE org_id = $1 AND id < $2 AND ($3::uuid IS NULL OR endpoint_id = $3) AND ($5::smallint IS NULL OR status = $5)
-    ORDER BY id DESC LIMIT $4"
-);
-const LIST_PENDING: &str = concat!(
-    "SELECT delivery.* FROM delivery_queue AS queued CROSS JOIN LATERAL (
-        SELECT ",
-    columns!(),
-    " FROM deliveries WHERE id = queued.delivery_id AND status = $5 OFFSET 0
-    ) AS delivery
-    WHERE queued.org_id = $1 AND queued.delivery_id < $2 AND ($3::uuid IS NULL OR queued.endpoint_id = $3)
-    ORDER BY queued.delivery_id DESC LIMIT $4"
+        WHERE id = looked.delivery_id AND status = $5 AND ($3::uuid IS NULL OR looked.endpoint_id = $3) OFFSET 0
+    ) AS delivery ON true
+    WHERE delivery.id IS NOT NULL OR looked_at = $6
+    ORDER BY looked.delivery_id DESC LIMIT $4"
 );
 const LIST_FAILED: &str = concat!(
-    "SELECT delivery.* FROM failed_deliveries AS failed CROSS JOIN LATERAL (
+    "SELECT looked.delivery_id AS place, looked_at, delivery.* FROM (
+        SELECT delivery_id, endpoint_id, row_number() OVER (ORDER BY delivery_id DESC) AS looked_at
+        FROM failed_deliveries WHERE org_id = $1 AND status = $5 AND delivery_id < $2
+        ORDER BY delivery_id DESC LIMIT $6
+    ) AS looked LEFT JOIN LATERAL (
         SELECT ",
     columns!(),
-    " FROM deliveries WHERE id = failed.delivery_id AND status = $5 OFFSET 0
-    ) AS delivery
-    WHERE failed.org_id = $1 AND failed.status = $5 AND failed.delivery_id < $2
-        AND ($3::uuid IS NULL OR failed.endpoint_id = $3)
-    ORDER BY failed.delivery_id DESC LIMIT $4"
+    " FROM deliveries
+        WHERE id = looked.delivery_id AND status = $5 AND ($3::uuid IS NULL OR looked.endpoint_id = $3) OFFSET 0
+    ) AS delivery ON true
+    WHERE delivery.id IS NOT NULL OR looked_at = $6
+    ORDER BY looked.delivery_id DESC LIMIT $4"
 );
 /// The newest of each, its first attempt among them where they are few enough.
 const ATTEMPTS: &str = "
@@ -118,14 +135,20 @@ const RECOVER: &str = "
     SELECT count, CASE WHEN count > 0 THEN pg_notify('millrace_credentials', 'due:' || $2::uuid) END FROM total";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
 
-/// Deletes a chunk of what is older than an id, from another id on: what has ended, and what waits for an endpoint that
-/// is gone or disabled. Returns the last id it came to.
+/// Looks at so many that are older than an id, from another id on, and deletes those that have ended, and those that wait
+/// for an endpoint that is gone or disabled. Whatever it leaves, it reads no more than that. Returns how many it looked at,
+/// and the last.
 const DELETE_OLD: &str = "
-    WITH old AS MATERIALIZED (
-        SELECT id, org_id FROM deliveries
-        WHERE id > $1 AND id < $2
-            AND (status <> 0 OR NOT EXISTS (SELECT FROM endpoints WHERE endpoints.id = endpoint_id AND enabled))
-        ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED
+    WITH seen AS MATERIALIZED (
+        SELECT id, status, endpoint_id FROM deliveries WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+    ), old AS MATERIALIZED (
+        SELECT locked.id, locked.org_id FROM seen CROSS JOIN LATERAL (
+            SELECT id, org_id FROM deliveries
+            WHERE id = seen.id
+                AND (status <> 0 OR NOT EXISTS (SELECT FROM endpoints WHERE endpoints.id = endpoint_id AND enabled))
+            FOR UPDATE SKIP LOCKED
+        ) AS locked
+        WHERE seen.status <> 0 OR NOT EXISTS (SELECT FROM endpoints WHERE endpoints.id = seen.endpoint_id AND enabled)
     ), gone AS (
         DELETE FROM deliveries WHERE id = ANY (ARRAY(SELECT id FROM old))
     ), attempts AS (
@@ -136,60 +159,115 @@ const DELETE_OLD: &str = "
         DELETE FROM failed_deliveries AS failed USING old, (VALUES (2::smallint), (3)) AS code (status)
         WHERE failed.org_id = old.org_id AND failed.status = code.status AND failed.delivery_id = old.id
     )
-    SELECT id, (SELECT count(*) FROM old) AS count FROM old ORDER BY id DESC LIMIT 1";
+    SELECT id, (SELECT count(*) FROM seen) AS count FROM seen ORDER BY id DESC LIMIT 1";
 
 pub(super) fn find(session: &mut Session, org: OrgId, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
     let found = session.query(ONE, &[&org.0, &id.0])?;
-    Ok(with_attempts(session, &found)?.0.pop())
+    Ok(whole(session, &found)?.pop())
 }
 
 pub(super) fn of_event(session: &mut Session, org: OrgId, event: EventId) -> Result<Vec<DeliveryRecord>, StoreError> {
     let found = session.query(OF_EVENT, &[&org.0, &event.0, &(limits::ENDPOINTS_PER_ORG_MAX as i64)])?;
-    Ok(with_attempts(session, &found)?.0)
+    whole(session, &found)
 }
 
+/// As many deliveries as there are rows, with their attempts, where they weigh no more than a page.
+fn whole(session: &mut Session, rows: &[Row]) -> Result<Vec<DeliveryRecord>, StoreError> {
+    let mut page = Page::default();
+    for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
+        if !page.take(session, rows)? {
+            break;
+        }
+    }
+    Ok(page.records)
+}
+
+/// A page. It ends early once it has looked at [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
 pub(super) fn list(
     session: &mut Session,
     org: OrgId,
     query: &DeliveryQuery,
-) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
+    until: Instant,
+) -> Result<(Vec<DeliveryRecord>, Option<DeliveryId>), StoreError> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
     let sql = match query.status {
         None | Some(DeliveryStatus::Delivered) => LIST,
         Some(DeliveryStatus::Pending) => LIST_PENDING,
         Some(DeliveryStatus::Failed | DeliveryStatus::Blocked) => LIST_FAILED,
     };
-    let cursor = query.cursor.map_or(Uuid::max(), |id| id.0);
     let endpoint = query.endpoint.map(|id| id.0);
     let status = query.status.map(DeliveryStatus::code);
-    // One more than is asked for tells whether there are more.
-    let rows = session.query(sql, &[&org.0, &cursor, &endpoint, &(limit as i64 + 1), &status])?;
-    let (page, is_cut) = with_attempts(session, &rows[..rows.len().min(limit)])?;
-    Ok((page, is_cut || rows.len() > limit))
-}
-
-/// The deliveries of `rows`, as many as fit; whether there were more.
-fn with_attempts(session: &mut Session, rows: &[Row]) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-    let mut records: Vec<DeliveryRecord> = Vec::with_capacity(rows.len());
-    let mut bytes = 0;
-    for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
-        let deliveries = rows.iter().map(delivery_of).collect::<Result<Vec<_>, _>>()?;
-        let ids: Vec<Uuid> = deliveries.iter().map(|delivery| delivery.id.0).collect();
-        let mut attempts: HashMap<DeliveryId, Vec<Attempt>> = HashMap::new();
-        for row in &session.query(ATTEMPTS, &[&ids, &limits::DELIVERY_ATTEMPTS_SHOWN_MAX])? {
-            let attempt = attempt_of(row)?;
-            attempts.entry(attempt.delivery).or_default().push(attempt);
-        }
-        for delivery in deliveries {
-            let record = DeliveryRecord { attempts: attempts.remove(&delivery.id).unwrap_or_default(), delivery };
-            bytes += record.response_bytes();
-            if bytes > limits::LIST_BYTES_MAX && !records.is_empty() {
-                return Ok((records, true));
+    let most = limits::LIST_SCAN_CHUNK_ROWS as i64;
+    let mut page = Page { place: query.cursor, ..Page::default() };
+    let mut looked_at = 0;
+    loop {
+        // One more than is asked for tells whether there are more.
+        let wanted = limit + 1 - page.records.len();
+        let cursor = page.place.map_or(Uuid::max(), |id| id.0);
+        let rows = session.query(sql, &[&org.0, &cursor, &endpoint, &(wanted as i64), &status, &most])?;
+        let looked = rows.last().map_or(Ok(0), |last| get::<i64>(last, "looked_at"))?;
+        let has_end = rows.len() < wanted && looked < most;
+        for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
+            let room = limit - page.records.len();
+            let cut = rows.iter().enumerate().filter(|(_, row)| is_delivery(row)).nth(room).map(|(at, _)| at);
+            let is_whole = page.take(session, &rows[..cut.unwrap_or(rows.len())])?;
+            if !is_whole || cut.is_some() {
+                return Ok((page.records, page.place));
             }
-            records.push(record);
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        let is_read = page.place.map(|id| id.0) == rows.last().map(|row| get(row, "place")).transpose()?;
+        if has_end && (is_read || rows.is_empty()) {
+            return Ok((page.records, None));
+        }
+        looked_at += looked as usize;
+        if looked_at >= limits::LIST_SCAN_ROWS_MAX || Instant::now() >= until {
+            return Ok((page.records, page.place));
         }
     }
-    Ok((records, false))
+}
+
+/// Whether it is one, and does not only say how far was looked.
+fn is_delivery(row: &Row) -> bool {
+    !matches!(row.try_get::<_, Option<Uuid>>("id"), Ok(None))
+}
+
+/// What a page has, and where it came to.
+#[derive(Default)]
+struct Page {
+    records: Vec<DeliveryRecord>,
+    bytes: usize,
+    place: Option<DeliveryId>,
+}
+
+impl Page {
+    /// Takes the deliveries of `rows` with their attempts; `false` where they were too many for a page.
+    fn take(&mut self, session: &mut Session, rows: &[Row]) -> Result<bool, StoreError> {
+        let deliveries = rows.iter().filter(|row| is_delivery(row)).map(delivery_of).collect::<Result<Vec<_>, _>>()?;
+        if !deliveries.is_empty() {
+            let ids: Vec<Uuid> = deliveries.iter().map(|delivery| delivery.id.0).collect();
+            let mut attempts: HashMap<DeliveryId, Vec<Attempt>> = HashMap::new();
+            for row in &session.query(ATTEMPTS, &[&ids, &limits::DELIVERY_ATTEMPTS_SHOWN_MAX])? {
+                let attempt = attempt_of(row)?;
+                attempts.entry(attempt.delivery).or_default().push(attempt);
+            }
+            for delivery in deliveries {
+                let record = DeliveryRecord { attempts: attempts.remove(&delivery.id).unwrap_or_default(), delivery };
+                self.bytes += record.response_bytes();
+                if self.bytes > limits::LIST_BYTES_MAX && !self.records.is_empty() {
+                    return Ok(false);
+                }
+                self.place = Some(record.delivery.id);
+                self.records.push(record);
+            }
+        }
+        if let Some(last) = rows.last().filter(|row| !is_delivery(row)) {
+            self.place = Some(DeliveryId(get(last, "place")?));
+        }
+        Ok(true)
+    }
 }
 
 pub(super) fn retry(

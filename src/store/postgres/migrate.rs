@@ -1,46 +1,174 @@
 //! Brings a Postgres database's schema up to date.
 //!
-//! One transaction under an advisory lock: two processes that start at once apply each migration once, and a
-//! failed one leaves nothing behind. A database with migrations this program does not know is fine: they only expand.
+//! Each migration is one transaction, all under one advisory lock: of two processes that start at once one applies them,
+//! and a failed one leaves nothing behind. A database with migrations this program does not know is fine: they only expand.
+//!
+//! **A migration takes as long as it takes.** It has a session of its own, without the deadlines of a call and of a
+//! statement, and ends early only with its connection, or where the server is stopped. It waits for locks for
+//! [`limits::MIGRATION_LOCK_TIMEOUT`] and is tried again by the caller: everybody else would wait behind it. The database
+//! itself ends it soon after the connection is gone, so none goes on unnoticed beside the next try.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 
 use super::columns::At;
-use super::error::CallError;
-use super::session::{Conversation, Session};
+use super::error::{CallError, schema_error};
+use super::session::{Conversation, Session, Times};
+use super::target::Target;
 use crate::clock::Timestamp;
+use crate::limits;
+use crate::store::{StoreError, StoreId};
 
 /// Numbered from 1, without gaps, never changed once released.
 const MIGRATIONS: &[(&str, &str)] = &[
     ("0001_events", include_str!("../../../migrations/postgres/0001_events.sql")),
     ("0002_webhooks", include_str!("../../../migrations/postgres/0002_webhooks.sql")),
+    ("0003_failing", include_str!("../../../migrations/postgres/0003_failing.sql")),
+    ("0004_event_days", include_str!("../../../migrations/postgres/0004_event_days.sql")),
+    ("0005_store_identity", include_str!("../../../migrations/postgres/0005_store_identity.sql")),
+    ("0006_quarantine", include_str!("../../../migrations/postgres/0006_quarantine.sql")),
+    ("0007_lock_order", include_str!("../../../migrations/postgres/0007_lock_order.sql")),
+    ("0008_webhook_servers", include_str!("../../../migrations/postgres/0008_webhook_servers.sql")),
 ];
 
+/// How often a long migration says that it goes on.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Excludes other processes that migrate.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(7235440125741001)";
+const LOCK: &str = "SELECT pg_advisory_lock(7235440125741001)";
+const UNLOCK: &str = "SELECT pg_advisory_unlock(7235440125741001)";
 /// Asked first: CREATE TABLE IF NOT EXISTS needs the right to create even where the table exists.
 const IS_VERSIONED: &str = "SELECT to_regclass('schema_migrations') IS NOT NULL";
 const CREATE_VERSIONS: &str = "
     CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL)";
 const VERSION: &str = "SELECT COALESCE(max(version), 0) FROM schema_migrations";
+const HAS_IDENTITY: &str = "SELECT to_regclass('store_identity') IS NOT NULL";
+const IDENTITY: &str = "SELECT id FROM store_identity";
 const RECORD: &str = "INSERT INTO schema_migrations (version, name, applied_at) VALUES ($1, $2, $3)";
+/// Undoes what `session` sets up for short statements that read by index.
+const UNBOUNDED: &str = "
+    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_bitmapscan";
 
-/// Applies what is missing; returns how many that was.
-pub(super) fn migrate(session: &mut Session) -> Result<u32, CallError> {
+/// How an attempt ended that the database did not refuse.
+enum Ended {
+    /// With this many migrations applied.
+    Done(u32),
+    /// Another process migrates.
+    Taken,
+    /// Another session holds a lock on what is to be changed.
+    Waited,
+    /// The server was stopped.
+    Stopped,
+}
+
+/// Whether nothing is missing. A short call.
+pub(super) fn is_up_to_date(session: &mut Session) -> Result<bool, CallError> {
     session.within(async |conversation: &mut Conversation| {
-        let transaction = conversation.client.transaction().await?;
-        transaction.query_one(LOCK, &[]).await?;
+        let client = &conversation.client;
+        if !client.query_one(IS_VERSIONED, &[]).await?.try_get::<_, bool>(0)? {
+            return Ok(false);
+        }
+        let version: i32 = client.query_one(VERSION, &[]).await?.try_get(0)?;
+        Ok(version >= MIGRATIONS.len() as i32)
+    })
+}
+
+/// Applies what is missing, however long that takes, until `stop` is set; returns how many migrations that was.
+pub(super) fn migrate(target: &Target, stop: &AtomicBool) -> Result<u32, StoreError> {
+    let mut session = Session::connect(target, Times::USUAL, None, Some(stop))?;
+    session.begin_migration();
+    let current = Cell::new("the first migration");
+    let ended = session.within(async |conversation: &mut Conversation| apply(conversation, &current, stop).await);
+    let unavailable = |why: String| Err(StoreError::Unavailable(why));
+    match ended {
+        Ok(Ended::Done(applied)) => Ok(applied),
+        Ok(Ended::Taken) => unavailable("another process is bringing the schema up to date; waiting for it".to_owned()),
+        Ok(Ended::Waited) => unavailable(format!(
+            "migration {} waits for a lock that another session holds; it is tried again",
+            current.get()
+        )),
+        Ok(Ended::Stopped) => unavailable(format!("stopped in migration {}, which is undone", current.get())),
+        Err(CallError::Refused(refused)) => {
+            Err(schema_error(&refused, |why| format!("{why}; in migration {}, which is undone", current.get())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn apply(
+    conversation: &mut Conversation,
+    current: &Cell<&'static str>,
+    stop: &AtomicBool,
+) -> Result<Ended, tokio_postgres::Error> {
+    let client = &mut conversation.client;
+    client.batch_execute(UNBOUNDED).await?;
+    // Not every system can tell the database that the other side is gone.
+    let interval = limits::MIGRATION_CLIENT_CHECK_INTERVAL.as_millis();
+    let _ = client.batch_execute(&format!("SET client_connection_check_interval = {interval}")).await;
+    match client.query_one(LOCK, &[]).await {
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => return Ok(Ended::Taken),
+        locked => locked?,
+    };
+    let mut applied = 0;
+    for (number, (name, sql)) in (1..).zip(MIGRATIONS) {
+        current.set(name);
+        let transaction = client.transaction().await?;
         if !transaction.query_one(IS_VERSIONED, &[]).await?.try_get::<_, bool>(0)? {
             transaction.batch_execute(CREATE_VERSIONS).await?;
         }
-        let version: i32 = transaction.query_one(VERSION, &[]).await?.try_get(0)?;
-        let mut applied = 0;
-        for (number, (name, sql)) in (1..).zip(MIGRATIONS) {
-            if number > version {
-                transaction.batch_execute(sql).await?;
-                transaction.execute(RECORD, &[&number, name, &At(Timestamp::now())]).await?;
-                applied += 1;
-            }
+        if transaction.query_one(VERSION, &[]).await?.try_get::<_, i32>(0)? >= number {
+            transaction.rollback().await?;
+            continue;
         }
+        let lock_timeout = limits::MIGRATION_LOCK_TIMEOUT.as_millis();
+        transaction.batch_execute(&format!("SET LOCAL lock_timeout = {lock_timeout}")).await?;
+        match with_progress(name, stop, transaction.batch_execute(sql)).await {
+            Some(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => return Ok(Ended::Waited),
+            Some(done) => done?,
+            None => return Ok(Ended::Stopped),
+        }
+        transaction.execute(RECORD, &[&number, name, &At(Timestamp::now())]).await?;
         transaction.commit().await?;
-        Ok(applied)
+        applied += 1;
+    }
+    client.query_one(UNLOCK, &[]).await?;
+    Ok(Ended::Done(applied))
+}
+
+/// Does `work` and says every ten seconds that it goes on; `None` soon after `stop` is set.
+async fn with_progress<T>(name: &str, stop: &AtomicBool, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let began = Instant::now();
+    let mut said_at = began;
+    loop {
+        if let Ok(done) = timeout(limits::STOP_POLL_INTERVAL, work.as_mut()).await {
+            return Some(done);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        if said_at.elapsed() >= PROGRESS_INTERVAL {
+            said_at = Instant::now();
+            let seconds = began.elapsed().as_secs();
+            tracing::info!(migration = name, seconds, "a migration of the database is running");
+        }
+    }
+}
+
+/// Which store the database is; `None` where no migration has made it one yet.
+pub(super) fn identity(session: &mut Session) -> Result<Option<StoreId>, CallError> {
+    session.within(async |conversation: &mut Conversation| {
+        if !conversation.client.query_one(HAS_IDENTITY, &[]).await?.try_get::<_, bool>(0)? {
+            return Ok(None);
+        }
+        let row = conversation.client.query_opt(IDENTITY, &[]).await?;
+        row.map(|row| row.try_get(0).map(StoreId)).transpose()
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! Runs on the threads of whoever calls it, which must be plain ones (no tokio runtime on them). Needs no
 //! database to start: the first call connects. Every call is one loan of a session and one deadline.
-//! Prepared statements live in the session, so a pooler in between must pool sessions, not transactions.
+//! Prepared statements live in the session, so a pooler in between must pool sessions, not transactions (`pooler`).
 
 mod columns;
 mod copy;
@@ -14,35 +14,56 @@ mod events;
 mod history;
 mod migrate;
 mod partitions;
+mod pooler;
+mod pss;
+mod quarantine;
+mod schedules;
 mod session;
 mod target;
+mod url;
 mod watch;
 mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::copy::CopyGate;
 use self::error::CallError;
 use self::partitions::Partitions;
-use self::session::Session;
+use self::session::{Session, Times};
 use self::target::Target;
 use super::pool::{Connector, Pool, Pooled};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
-    CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
+    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    StoreId, StoredEvent,
 };
-use crate::clock::Timestamp;
+use crate::clock::{Day, Timestamp};
 use crate::event::{Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
+use crate::limits;
 
 /// Events, organisations and keys in a Postgres database.
 pub struct PostgresStore {
     target: Arc<Target>,
     pool: Pool<Sessions>,
-    partitions: Partitions,
-    copy_gate: CopyGate,
+    partitions: Arc<Partitions>,
+    copy_gate: Arc<CopyGate>,
+    times: Times,
+}
+
+/// The hosts that `url` names and that are connected to over the network; none where it is wrong.
+pub fn hosts(url: &str) -> Vec<String> {
+    Target::parse(url).map(|target| target.hosts()).unwrap_or_default()
+}
+
+/// Whether `url` can be used, as far as it can be told without connecting: its form, its options, the certificates it names.
+///
+/// # Errors
+/// What is wrong with it; never quotes it.
+pub fn check_url(url: &str) -> Result<(), String> {
+    Target::read(url).map(|_| ())
 }
 
 impl PostgresStore {
@@ -53,27 +74,51 @@ impl PostgresStore {
     /// `Misconfigured` where the URL is wrong.
     pub fn new(url: &str, connections_max: u32) -> Result<Self, StoreError> {
         let target = Arc::new(Target::parse(url)?);
-        let pool = Pool::new(Sessions { target: Arc::clone(&target) }, connections_max);
-        Ok(Self { target, pool, partitions: Partitions::new(), copy_gate: CopyGate::new() })
+        let (partitions, copy_gate) = (Arc::new(Partitions::new()), Arc::new(CopyGate::new()));
+        Ok(Self::with(target, partitions, copy_gate, Times::USUAL, connections_max))
+    }
+
+    /// The same store for the control threads: sessions of its own, and less time for each call.
+    #[must_use]
+    pub fn for_control(&self, connections_max: u32) -> Self {
+        let (partitions, copy_gate) = (Arc::clone(&self.partitions), Arc::clone(&self.copy_gate));
+        Self::with(Arc::clone(&self.target), partitions, copy_gate, Times::CONTROL, connections_max)
+    }
+
+    fn with(
+        target: Arc<Target>,
+        partitions: Arc<Partitions>,
+        copy_gate: Arc<CopyGate>,
+        times: Times,
+        connections_max: u32,
+    ) -> Self {
+        let pool = Pool::new(Sessions { target: Arc::clone(&target), times }, connections_max);
+        Self { target, pool, partitions, copy_gate, times }
     }
 
     /// A session, its deadline running.
     fn session(&self) -> Result<Pooled<Sessions>, StoreError> {
-        let mut session = self.pool.get()?;
+        let mut session = self.pool.get(self.times.call.min(limits::STORE_CONNECT_TIMEOUT))?;
         session.begin_call();
         Ok(session)
+    }
+
+    /// When a page of a list that is begun now ends with what it has.
+    fn page_until(&self) -> Instant {
+        Instant::now() + self.times.call / limits::LIST_TIME_PART
     }
 }
 
 struct Sessions {
     target: Arc<Target>,
+    times: Times,
 }
 
 impl Connector for Sessions {
     type Connection = Session;
 
     fn connect(&self) -> Result<Session, StoreError> {
-        Session::connect(&self.target, None, None)
+        Session::connect(&self.target, self.times, None, None)
     }
 
     fn is_usable(&self, session: &mut Session) -> bool {
@@ -86,23 +131,35 @@ impl Store for PostgresStore {
         "postgres"
     }
 
-    fn migrate(&self) -> Result<u32, StoreError> {
-        let mut session = self.session()?;
-        let applied = migrate::migrate(&mut session)?;
-        self.partitions.create_ahead(&mut session)?;
+    fn migrate_until(&self, stop: &AtomicBool) -> Result<u32, StoreError> {
+        let is_up_to_date = migrate::is_up_to_date(&mut *self.session()?)?;
+        let applied = if is_up_to_date { 0 } else { migrate::migrate(&self.target, stop)? };
+        self.prepare_today()?;
         Ok(applied)
     }
 
+    fn identity(&self) -> Result<Option<StoreId>, StoreError> {
+        migrate::identity(&mut *self.session()?).map_err(CallError::into)
+    }
+
+    fn prepare_today(&self) -> Result<(), StoreError> {
+        self.partitions.ensure_today(&mut *self.session()?)
+    }
+
     fn maintain(&self) -> Result<(), StoreError> {
-        self.partitions.create_ahead(&mut *self.session()?).map_err(CallError::into)
+        self.partitions.create_ahead(&mut *self.session()?)
+    }
+
+    fn dropped_until(&self, day: Day) -> Result<Option<Timestamp>, StoreError> {
+        partitions::dropped_until(&mut *self.session()?, day).map_err(CallError::into)
     }
 
     fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
-        events::store(&mut *self.session()?, &self.partitions, &self.copy_gate, batch, planned).map_err(CallError::into)
+        events::store(&mut *self.session()?, &self.partitions, &self.copy_gate, batch, planned)
     }
 
-    fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError> {
-        events::quarantine(&mut *self.session()?, event, reason).map_err(CallError::into)
+    fn quarantine(&self, event: &Event, reason: &str) -> Result<bool, StoreError> {
+        quarantine::insert(&mut *self.session()?, event, reason).map_err(CallError::into)
     }
 
     fn find_key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -156,8 +213,8 @@ impl Store for PostgresStore {
         credentials::create_key(&mut *self.session()?, org, key)
     }
 
-    fn keys(&self, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
-        credentials::keys(&mut *self.session()?, org)
+    fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
+        credentials::keys(&mut *self.session()?, org, limit)
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
@@ -168,11 +225,16 @@ impl Store for PostgresStore {
         credentials::revoke_key(&mut *self.session()?, org, id)
     }
 
-    fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError> {
-        events::find(&mut *self.session()?, org, id).map_err(CallError::into)
+    fn delete_ended_keys(&self, ended_before: Timestamp, after: Option<KeyId>) -> Result<Option<KeyId>, StoreError> {
+        credentials::delete_ended_keys(&mut *self.session()?, ended_before, after)
     }
 
-    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, bool), StoreError> {
-        events::list(&mut *self.session()?, org, query).map_err(CallError::into)
+    fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError> {
+        events::find(&mut *self.session()?, &self.partitions, org, id).map_err(CallError::into)
+    }
+
+    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, Option<EventPlace>), StoreError> {
+        let mut session = self.session()?;
+        events::list(&mut session, &self.partitions, org, query, self.page_until()).map_err(CallError::into)
     }
 }

@@ -1,65 +1,297 @@
-//! The daily partitions of `events`: made ahead by housekeeping, and on demand for a day that has none.
+//! The daily partitions of `events`: today's at the start, the coming days' by housekeeping, any other on demand.
 //!
 //! The process remembers which days it saw a partition of, so that the usual batch asks the server nothing. The
 //! memory may be wrong (retention drops partitions): an insert that finds none is answered by forgetting the
 //! day, creating the partition and inserting again.
+//!
+//! **Only today's partition is needed to be ready.** Any other that cannot be made holds up nothing but its own day's
+//! events, and of these only what finds no DEFAULT partition either.
+//!
+//! **Reads go by ranges of time** ([`Partitions::ranges`]): a statement locks every partition it may touch, three locks
+//! each, and the lock table is everybody's.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::columns::At;
-use super::error::CallError;
-use super::session::Session;
+use super::error::{CallError, schema_error};
+use super::session::{Conversation, Session};
 use crate::clock::{Day, Timestamp};
 use crate::event::Event;
 use crate::limits;
+use crate::store::StoreError;
 
-/// The days whose partition this process saw; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
+const LOCK_TIMEOUT: &str = "55P03";
+
+const ENSURE: &str = "SELECT events_ensure_day_v2($1, $2, $3)";
+
+/// The lower bound of each partition, where it has one.
+const BOUNDS: &str = r"
+    SELECT (regexp_match(pg_get_expr(relpartbound, pg_class.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
+    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'events'::regclass";
+
+/// The DEFAULT partition, and whether a row's copy would be found in it.
+const DEFAULT: &str = "
+    SELECT partdefid::regclass::text, EXISTS (
+        SELECT FROM pg_index WHERE indrelid = partdefid AND indisunique AND indisvalid AND indnkeyatts = 1
+            AND indkey[0] = (SELECT attnum FROM pg_attribute WHERE attrelid = partdefid AND attname = 'id'))
+    FROM pg_partitioned_table WHERE partrelid = 'events'::regclass AND partdefid <> 0";
+
+/// Whether a day had a partition that is gone, whether one is there again, and since when.
+const DROPPED: &str = "
+    SELECT remade_at, EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+            WHERE inhparent = 'events'::regclass AND relname = $2::text),
+        to_regclass($2::text) IS NOT NULL
+    FROM event_days WHERE day = ($1::timestamptz AT TIME ZONE 'UTC')::date";
+
+/// From and to, the end excluded.
+pub(super) type Range = (Timestamp, Timestamp);
+
+/// What this process knows of the partitions.
 pub(super) struct Partitions {
-    known: Mutex<BTreeSet<Day>>,
+    /// What it makes again was dropped before.
+    started_at: Timestamp,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// Days whose rows find a place; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
+    known: BTreeSet<Day>,
+    /// Days whose partition could not be made, since when and why; bounded in the same way.
+    failed: BTreeMap<Day, (Instant, StoreError)>,
+    ranges: Option<(Instant, Arc<[Range]>)>,
 }
 
 impl Partitions {
     pub(super) fn new() -> Self {
-        Self { known: Mutex::new(BTreeSet::new()) }
+        Self { started_at: Timestamp::now(), memory: Mutex::default() }
     }
 
-    /// Makes sure of yesterday, today and the coming days.
-    pub(super) fn create_ahead(&self, session: &mut Session) -> Result<(), CallError> {
+    /// Makes sure that today's events find a place.
+    pub(super) fn ensure_today(&self, session: &mut Session) -> Result<(), StoreError> {
         let today = Timestamp::now().day();
-        (-1..=limits::PARTITION_DAYS_AHEAD).try_for_each(|offset| self.create(session, today.offset(offset)))
+        self.create(session, today, false).map_err(|error| refusal(today, error))
     }
 
-    /// Makes sure of every day in `batch`.
-    pub(super) fn ensure(&self, session: &mut Session, batch: &[&Event]) -> Result<(), CallError> {
-        let missing: BTreeSet<Day> = {
-            let known = self.known();
-            let mut last = None;
-            let days = batch.iter().map(|event| event.received_at.day());
-            days.filter(|day| last.replace(*day) != Some(*day) && !known.contains(day)).collect()
-        };
-        missing.into_iter().try_for_each(|day| self.create(session, day))
+    /// Makes sure of today, the coming days and yesterday, as far as it can be done, and says why the first of those that
+    /// are missing could not be made. A yesterday that was dropped is let be.
+    pub(super) fn create_ahead(&self, session: &mut Session) -> Result<(), StoreError> {
+        let today = Timestamp::now().day();
+        let mut refused = Ok(());
+        for offset in (0..=limits::PARTITION_DAYS_AHEAD).chain([-1]) {
+            let day = today.offset(offset);
+            if let Err(error) = self.create(session, day, offset < 0) {
+                // Where one waits for a lock all others would.
+                let is_lock = matches!(&error, CallError::Refused(refused) if refused.code().code() == LOCK_TIMEOUT);
+                let is_last = is_lock || error.ends_session();
+                refused = refused.and(Err(refusal(day, error)));
+                if is_last {
+                    break;
+                }
+            }
+        }
+        refused
+    }
+
+    /// Makes sure of every day in `batch`. Returns why the first of those that are missing could not be made: the rows of
+    /// the others may be stored all the same.
+    pub(super) fn ensure(&self, session: &mut Session, batch: &[&Event]) -> Result<Option<StoreError>, CallError> {
+        let mut refused = None;
+        for day in self.unknown(batch) {
+            let failed = self.memory().failed.get(&day).cloned();
+            if let Some((_, error)) = failed.filter(|(at, _)| at.elapsed() < limits::PARTITION_RETRY_PAUSE) {
+                refused.get_or_insert(error);
+                continue;
+            }
+            match self.create(session, day, false) {
+                Ok(()) => {}
+                Err(error) if error.ends_session() => return Err(error),
+                Err(error) => {
+                    let error = refusal(day, error);
+                    let mut memory = self.memory();
+                    if memory.failed.len() >= limits::PARTITION_DAYS_KNOWN_MAX {
+                        memory.failed.clear();
+                    }
+                    memory.failed.insert(day, (Instant::now(), error.clone()));
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    fn unknown(&self, batch: &[&Event]) -> BTreeSet<Day> {
+        let memory = self.memory();
+        let mut last = None;
+        let days = batch.iter().map(|event| event.received_at.day());
+        days.filter(|day| last.replace(*day) != Some(*day) && !memory.known.contains(day)).collect()
     }
 
     /// Forgets the days of `batch`: one of them has no partition after all.
     pub(super) fn forget(&self, batch: &[&Event]) {
-        let mut known = self.known();
+        let mut memory = self.memory();
         for event in batch {
-            known.remove(&event.received_at.day());
+            memory.known.remove(&event.received_at.day());
         }
     }
 
-    fn create(&self, session: &mut Session, day: Day) -> Result<(), CallError> {
-        session.query("SELECT events_ensure_day_v1($1)", &[&At(day.start())])?;
-        let mut known = self.known();
-        if known.len() >= limits::PARTITION_DAYS_KNOWN_MAX {
-            known.clear();
+    fn create(&self, session: &mut Session, day: Day, only_new: bool) -> Result<(), CallError> {
+        let row = session.query_opt(ENSURE, &[&At(day.start()), &At(self.started_at), &only_new])?;
+        let done: String = row.and_then(|row| row.try_get(0).ok()).unwrap_or_default();
+        match done.as_str() {
+            "dropped" => return Ok(()),
+            "remade" => tracing::warn!(day = %Date(day), "the partition of a day was dropped; it is made again"),
+            "default" => warn_of_default(session, day)?,
+            _ => {}
         }
-        known.insert(day);
+        let mut memory = self.memory();
+        if memory.known.len() >= limits::PARTITION_DAYS_KNOWN_MAX {
+            memory.known.clear();
+        }
+        memory.known.insert(day);
+        memory.failed.remove(&day);
         Ok(())
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeSet<Day>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ranges of time, the newest first, that together are all time. Each holds the beginnings of
+    /// [`limits::PARTITIONS_AT_ONCE_MAX`] partitions at most when they were counted, less than
+    /// [`limits::PARTITION_RANGES_AGE_MAX`] ago. One range where partitions are few.
+    pub(super) fn ranges(&self, session: &mut Session) -> Result<Arc<[Range]>, CallError> {
+        if let Some((at, ranges)) = &self.memory().ranges
+            && at.elapsed() < limits::PARTITION_RANGES_AGE_MAX
+        {
+            return Ok(Arc::clone(ranges));
+        }
+        let rows = session.query(BOUNDS, &[])?;
+        let bounds: Vec<Option<At>> =
+            rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|error| CallError::new(&error))?;
+        let ranges: Arc<[Range]> = divide(bounds.into_iter().map(|bound| bound.map(|at| at.0))).into();
+        self.memory().ranges = Some((Instant::now(), Arc::clone(&ranges)));
+        Ok(ranges)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Up to when events of `day` were in a partition that was dropped; `None` where there is no such time.
+pub(super) fn dropped_until(session: &mut Session, day: Day) -> Result<Option<Timestamp>, CallError> {
+    session.within(async |conversation: &mut Conversation| {
+        let rows = conversation.query(DROPPED, &[&At(day.start()), &name(day)]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let remade_at: Option<At> = row.try_get(0)?;
+        Ok(match (row.try_get(1)?, row.try_get(2)?) {
+            (true, _) => remade_at.map(|at| at.0),
+            // Detached and kept under its name: nothing was dropped.
+            (false, true) => None,
+            (false, false) => Some(day.offset(1).start()),
+        })
+    })
+}
+
+/// All time, divided so that few of the partitions with these lower bounds meet one range. Those without a bound may meet
+/// every range.
+fn divide(bounds: impl Iterator<Item = Option<Timestamp>>) -> Vec<Range> {
+    let (mut bounds, mut everywhere) = (bounds.collect::<Vec<_>>(), 0);
+    bounds.retain(|bound| {
+        everywhere += usize::from(bound.is_none());
+        bound.is_some()
+    });
+    let mut bounds: Vec<Timestamp> = bounds.into_iter().flatten().collect();
+    bounds.sort_unstable_by(|a, b| b.cmp(a));
+    let most = limits::PARTITIONS_AT_ONCE_MAX.saturating_sub(everywhere).max(1);
+    let mut ranges = Vec::with_capacity(bounds.len() / most + 1);
+    let mut to = At::MAX.0;
+    for chunk in bounds.chunks(most) {
+        let from = *chunk.last().expect("a chunk is not empty");
+        ranges.push((from, to));
+        to = from;
+    }
+    match ranges.last_mut() {
+        Some((from, _)) => *from = At::MIN.0,
+        None => ranges.push((At::MIN.0, At::MAX.0)),
+    }
+    ranges
+}
+
+/// Why a day has no partition, and what mends it. Never the fault of a row.
+fn refusal(day: Day, error: CallError) -> StoreError {
+    let CallError::Refused(refused) = error else { return error.into() };
+    let day = Date(day);
+    let advice = match refused.code().code() {
+        "42P07" => {
+            "a table of its name is there and not attached: attach it to events again, rename it or drop it".to_owned()
+        }
+        "42883" => "the schema is older than this server: start it once without --no-migrate".to_owned(),
+        LOCK_TIMEOUT => "another session holds a lock on events (ANALYZE, VACUUM or a change of the table)".to_owned(),
+        _ => format!("create it as the owner with SELECT events_ensure_day_v1('{day} 00:00:00+00')"),
+    };
+    schema_error(&refused, |why| format!("{why}; the partition of {day} is missing: {advice}"))
+}
+
+fn warn_of_default(session: &mut Session, day: Day) -> Result<(), CallError> {
+    let row = session.query_opt(DEFAULT, &[])?;
+    let default: Option<(String, bool)> = row.and_then(|row| Some((row.try_get(0).ok()?, row.try_get(1).ok()?)));
+    if let Some((partition, finds_copies)) = default {
+        let copies =
+            if finds_copies { "" } else { ", where a second copy is not noticed: it has no unique index on id" };
+        tracing::warn!(
+            day = %Date(day),
+            partition,
+            "a DEFAULT partition holds events of the day and takes the others too{copies}; move them out, and the day gets \
+             a partition of its own"
+        );
+    }
+    Ok(())
+}
+
+/// As `YYYY-MM-DD`.
+struct Date(Day);
+
+impl std::fmt::Display for Date {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let start = self.0.start().to_rfc3339();
+        f.write_str(start.split('T').next().unwrap_or(&start))
+    }
+}
+
+/// The partition of a day.
+fn name(day: Day) -> String {
+    format!("events_p{}", day.compact())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_all_time_and_meet_few_partitions_each() {
+        let day = |n: i32| Timestamp::from_micros(0).day().offset(n).start();
+        for (days, everywhere, expected) in
+            [(0, 0, 1), (1, 0, 1), (32, 0, 1), (33, 0, 2), (31, 1, 1), (32, 1, 2), (400, 0, 13), (5, 40, 5)]
+        {
+            let bounds = (0..days).map(day).map(Some).chain((0..everywhere).map(|_| None));
+            let ranges = divide(bounds);
+            assert_eq!(ranges.len(), expected, "{days} and {everywhere}");
+            assert_eq!((ranges[0].1, ranges[expected - 1].0), (At::MAX.0, At::MIN.0));
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].0, pair[1].1);
+            }
+            let most = limits::PARTITIONS_AT_ONCE_MAX.saturating_sub(everywhere).max(1);
+            for (from, to) in &ranges {
+                assert!((0..days).map(day).filter(|at| at >= from && at < to).count() <= most);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_says_nothing_of_the_partition() {
+        let day = Timestamp::parse_rfc3339("2026-11-29T12:00:00Z").unwrap().day();
+        assert_eq!(Date(day).to_string(), "2026-11-29");
+        let lost = refusal(day, CallError::Lost("no answer".to_owned()));
+        assert_eq!(lost, StoreError::Unavailable("no answer".to_owned()));
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::mpsc;
+use futures_util::future::join;
 use futures_util::{SinkExt, StreamExt, stream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,12 +24,18 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage, Statement};
 
 use super::error::CallError;
+use super::pooler;
 use super::target::Target;
 use crate::limits;
 use crate::store::StoreError;
 
-/// Oldest major version of the server: ATTACH PARTITION without blocking, ORDER BY over partitions without a sort.
-const SERVER_MAJOR_VERSION_MIN: u32 = 13;
+/// Oldest major version of the server: ATTACH PARTITION without blocking, ORDER BY over partitions without a sort, and a
+/// backend that notices in the middle of a statement that nobody waits for it.
+const SERVER_MAJOR_VERSION_MIN: u32 = 14;
+
+/// Commits. COMMIT alone answers success where the transaction has failed and is rolled back; the statement before it does
+/// nothing, and is refused then.
+const COMMIT: &str = "CLOSE ALL; COMMIT";
 
 /// A session; see the module.
 pub(super) struct Session {
@@ -36,7 +43,38 @@ pub(super) struct Session {
     runtime: Option<Runtime>,
     conversation: Conversation,
     deadline: Instant,
+    times: Times,
     broken: bool,
+}
+
+/// How long things may take in a session.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    /// A whole call, by this side's clock.
+    pub(super) call: Duration,
+    /// A statement, by the server's: a little less, so that the answer is an error, not silence.
+    statement: Duration,
+    /// The wait for a lock.
+    lock: Duration,
+    /// How often the server looks whether this side still waits for a statement; where not, it ends it.
+    check: Option<Duration>,
+}
+
+impl Times {
+    /// Of whoever stores, verifies and sends.
+    pub(super) const USUAL: Self = Self {
+        call: limits::STORE_CALL_TIMEOUT,
+        statement: limits::STORE_STATEMENT_TIMEOUT,
+        lock: limits::STORE_LOCK_TIMEOUT,
+        check: None,
+    };
+    /// Of the control threads, which others wait for.
+    pub(super) const CONTROL: Self = Self {
+        call: limits::CONTROL_CALL_TIMEOUT,
+        statement: limits::CONTROL_STATEMENT_TIMEOUT,
+        lock: limits::CONTROL_LOCK_TIMEOUT,
+        check: Some(limits::CONTROL_CLIENT_CHECK_INTERVAL),
+    };
 }
 
 /// What a call works with inside [`Session::within`].
@@ -55,6 +93,7 @@ impl Session {
     /// With `stop`, gives up soon after it is set.
     pub(super) fn connect(
         target: &Target,
+        times: Times,
         notifications: Option<Notifications>,
         stop: Option<&AtomicBool>,
     ) -> Result<Self, StoreError> {
@@ -63,7 +102,7 @@ impl Session {
             .build()
             .map_err(|error| StoreError::Unavailable(format!("no runtime for a connection: {error}")))?;
         let connected = runtime.block_on(async {
-            let opening = timeout(limits::STORE_CONNECT_TIMEOUT, open(target, notifications));
+            let opening = timeout(limits::STORE_CONNECT_TIMEOUT, open(target, times, notifications));
             match unless_stopped(opening, stop).await {
                 Some(Ok(opened)) => opened,
                 Some(Err(_)) => Err(no_answer(limits::STORE_CONNECT_TIMEOUT)),
@@ -75,9 +114,11 @@ impl Session {
                 runtime: Some(runtime),
                 conversation: Conversation { client, statements: HashMap::new() },
                 deadline: Instant::now(),
+                times,
                 broken: false,
             }),
             Err(error) => {
+                target.sessions_are_own.store(false, Ordering::Relaxed);
                 // Not dropped: that would wait for a name lookup in progress.
                 runtime.shutdown_background();
                 Err(error)
@@ -85,9 +126,14 @@ impl Session {
         }
     }
 
-    /// Starts the time of a call: everything until the next `begin_call` ends within [`limits::STORE_CALL_TIMEOUT`].
+    /// Starts the time of a call: everything until the next `begin_call` ends within the session's [`Times::call`].
     pub(super) fn begin_call(&mut self) {
-        self.deadline = Instant::now() + limits::STORE_CALL_TIMEOUT;
+        self.deadline = Instant::now() + self.times.call;
+    }
+
+    /// Starts the time of a migration, which takes as long as it takes.
+    pub(super) fn begin_migration(&mut self) {
+        self.deadline = Instant::now() + limits::MIGRATION_TIME_MAX;
     }
 
     /// Does `work`, until the call's deadline.
@@ -100,7 +146,7 @@ impl Session {
         let result = runtime.block_on(async { timeout_at(self.deadline, work(conversation)).await });
         let result = match result {
             Ok(answered) => answered.map_err(|error| CallError::new(&error)),
-            Err(_) => Err(CallError::Lost("no answer in time; whether it took effect is not known".to_owned())),
+            Err(_) => Err(CallError::Late("no answer in time; whether it took effect is not known".to_owned())),
         };
         self.broken |= result.as_ref().is_err_and(CallError::ends_session);
         result
@@ -128,17 +174,33 @@ impl Session {
         })
     }
 
-    /// Runs one COPY … FROM STDIN and feeds it `chunks`; returns how many rows it stored.
+    /// Runs one COPY … FROM STDIN in a transaction of its own and feeds it `chunks`; returns how many rows are committed.
+    ///
+    /// The driver's `finish` returns at `CommandComplete`. Outside a transaction block the server commits only after that,
+    /// at Sync, and the driver drops what it says then: an error at commit, a backend that was terminated. So the block is
+    /// explicit, and what counts is the answer to COMMIT.
     pub(super) fn copy_in(&mut self, sql: &'static str, chunks: impl Iterator<Item = Bytes>) -> Result<u64, CallError> {
         let mut has_begun = false;
         let result = self.within(async |conversation: &mut Conversation| {
             let statement = conversation.prepare(sql).await?;
-            let mut sink = pin!(conversation.client.copy_in(&statement).await?);
+            let client = &conversation.client;
+            // Both are sent before the answer to the first.
+            let (begun, copying) = join(client.batch_execute("BEGIN"), client.copy_in(&statement)).await;
+            begun?;
+            let mut sink = pin!(copying?);
             has_begun = true;
             for chunk in chunks {
                 sink.feed(chunk).await?;
             }
-            sink.finish().await
+            // COMMIT is on its way before the answer to the COPY: where that one failed it is refused.
+            match join(sink.finish(), client.batch_execute(COMMIT)).await {
+                (Ok(rows), committed) => committed.map(|()| rows),
+                (Err(error), _) => {
+                    // Where the connection is gone, the first error says it better.
+                    let _ = client.batch_execute("ROLLBACK").await;
+                    Err(error)
+                }
+            }
         });
         // The driver ends a COPY the server did not begin all the same, and would take what the server says to that for
         // the answer to the next request.
@@ -225,7 +287,7 @@ async fn unless_stopped<T>(work: impl Future<Output = T>, stop: Option<&AtomicBo
     }
 }
 
-async fn open(target: &Target, notifications: Option<Notifications>) -> Result<Client, StoreError> {
+async fn open(target: &Target, times: Times, notifications: Option<Notifications>) -> Result<Client, StoreError> {
     let connecting = target.config.connect(target.tls.clone()).await;
     let (client, mut connection) = connecting.map_err(|error| StoreError::from(CallError::new(&error)))?;
     check_server(connection.parameter("server_encoding"), connection.parameter("server_version"))?;
@@ -241,7 +303,10 @@ async fn open(target: &Target, notifications: Option<Notifications>) -> Result<C
             }
         }
     });
-    set_up(&client).await.map_err(|error| StoreError::from(CallError::new(&error)))?;
+    if !target.sessions_are_own.swap(true, Ordering::Relaxed) {
+        pooler::refuse_lent_sessions(target, &client).await?;
+    }
+    set_up(&client, times, target.schema.as_deref()).await.map_err(|error| StoreError::from(CallError::new(&error)))?;
     Ok(client)
 }
 
@@ -264,15 +329,18 @@ fn check_server(encoding: Option<&str>, version: Option<&str>) -> Result<(), Sto
 }
 
 /// Bounds everything on the server's side too, and undoes defaults of the database this store cannot work with.
-async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
-    let statement_timeout = limits::STORE_STATEMENT_TIMEOUT.as_millis();
-    let lock_timeout = limits::STORE_LOCK_TIMEOUT.as_millis();
-    let idle_timeout = limits::STORE_CALL_TIMEOUT.as_millis();
+async fn set_up(client: &Client, times: Times, schema: Option<&str>) -> Result<(), tokio_postgres::Error> {
+    let statement_timeout = times.statement.as_millis();
+    let lock_timeout = times.lock.as_millis();
+    let idle_timeout = times.call.as_millis();
+    // A plain name, so nothing in it has to be escaped.
+    let search_path =
+        schema.map_or(String::new(), |schema| format!("set_config('search_path', '\"{schema}\"', false), "));
     // The isolation level is what store_events_v1 relies on; JIT compilation only delays statements this short.
     // Every statement of ours reads by index, in its order, and joins few rows to many. A plan is made early, remembers how
     // small a table was then, and would go on reading all of it while it grows; so the planner is left no other way.
     let sql = format!(
-        "SELECT set_config('statement_timeout', '{statement_timeout}', false),
+        "SELECT {search_path}set_config('statement_timeout', '{statement_timeout}', false),
             set_config('lock_timeout', '{lock_timeout}', false),
             set_config('idle_in_transaction_session_timeout', '{idle_timeout}', false),
             set_config('default_transaction_isolation', 'read committed', false),
@@ -290,6 +358,11 @@ async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
             warn_once(name);
         }
     }
+    if let Some(check) = times.check {
+        // Not every system can tell the database that the other side is gone.
+        let interval = check.as_millis();
+        let _ = client.batch_execute(&format!("SET client_connection_check_interval = {interval}")).await;
+    }
     Ok(())
 }
 
@@ -301,5 +374,25 @@ fn warn_once(setting: &str) {
             "the Postgres server runs with {setting} = off: events that were acknowledged can be lost when its machine \
              crashes; set it to on"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_are_too_old_or_of_another_encoding_are_refused_with_what_is_needed() {
+        for version in ["14.0", "15.14 (Debian 15.14-0+deb12u1)", "18beta1", "17devel"] {
+            assert_eq!(check_server(Some("UTF8"), Some(version)), Ok(()), "{version}");
+        }
+        for (encoding, version, words) in
+            [("UTF8", "13.22", "PostgreSQL 13.22; 14 or newer"), ("UTF8", "9.6", "9.6"), ("LATIN1", "15.1", "UTF8")]
+        {
+            let Err(StoreError::Misconfigured(why)) = check_server(Some(encoding), Some(version)) else {
+                panic!("{encoding} {version} is let in");
+            };
+            assert!(why.contains(words), "{why}");
+        }
     }
 }

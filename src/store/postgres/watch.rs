@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::session::Session;
+use super::session::{Session, Times};
 use super::target::Target;
 use crate::event::{EndpointId, OrgId};
 use crate::key::KeyId;
@@ -23,7 +23,7 @@ pub(super) fn watch(
     on_change: &mut dyn FnMut(CredentialChange),
 ) -> Result<(), StoreError> {
     let (sender, mut changes) = mpsc::channel(limits::CREDENTIAL_CHANGES_MAX);
-    let mut session = match Session::connect(target, Some(sender), Some(stop)) {
+    let mut session = match Session::connect(target, Times::USUAL, Some(sender), Some(stop)) {
         Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
         connected => connected?,
     };

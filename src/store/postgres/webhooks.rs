@@ -1,18 +1,39 @@
 //! The webhook side of the Postgres store: each call is one loan of a session.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::error::CallError;
-use super::{PostgresStore, deliveries, endpoints, events, history};
+use super::{PostgresStore, deliveries, endpoints, events, history, schedules};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::store::StoreError;
 use crate::store::webhooks::{
-    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, Endpoint, EndpointChange, NewEndpoint,
-    PendingStats, PlannedDelivery, SealedSecret, WebhookStore,
+    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
+    EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation, Wanted, WebhookStore,
 };
 
 impl WebhookStore for PostgresStore {
+    fn shared_clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        deliveries::clock(&mut *self.session()?).map(Some)
+    }
+
+    fn sealing_key(&self) -> Result<Option<KeyFingerprint>, StoreError> {
+        endpoints::sealing_key(&mut *self.session()?)
+    }
+
+    fn accept_sealing_key(&self, key: KeyFingerprint) -> Result<(), StoreError> {
+        endpoints::accept_sealing_key(&mut *self.session()?, key).map_err(CallError::into)
+    }
+
+    fn note_retry_schedule(&self, schedule: &str) -> Result<Vec<String>, StoreError> {
+        schedules::note(&mut *self.session()?, schedule)
+    }
+
+    fn forget_retry_schedule(&self, schedule: &str) -> Result<(), StoreError> {
+        schedules::forget(&mut *self.session()?, schedule).map_err(CallError::into)
+    }
+
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError> {
         endpoints::create(&mut *self.session()?, new)
     }
@@ -21,11 +42,11 @@ impl WebhookStore for PostgresStore {
         endpoints::find(&mut *self.session()?, org, id)
     }
 
-    fn endpoints(&self, org: OrgId) -> Result<Vec<Endpoint>, StoreError> {
+    fn endpoints(&self, org: OrgId) -> Result<Vec<EndpointRow>, StoreError> {
         endpoints::of_org(&mut *self.session()?, org)
     }
 
-    fn all_endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<Endpoint>, StoreError> {
+    fn all_endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<EndpointRow>, StoreError> {
         endpoints::all(&mut *self.session()?, after, limit)
     }
 
@@ -42,14 +63,21 @@ impl WebhookStore for PostgresStore {
         endpoints::delete(&mut *self.session()?, org, id).map_err(CallError::into)
     }
 
+    fn org_of_endpoint(&self, id: EndpointId) -> Result<Option<OrgId>, StoreError> {
+        endpoints::org_of(&mut *self.session()?, id)
+    }
+
+    fn end_deleted(&self, id: EndpointId, from: Timestamp, at: Timestamp) -> Result<EndedStep, StoreError> {
+        deliveries::end_deleted(&mut *self.session()?, id, from, at).map_err(CallError::into)
+    }
+
     fn rotate_endpoint_secret(
         &self,
         org: OrgId,
         id: EndpointId,
-        new: &SealedSecret,
-        previous_until: Timestamp,
+        rotation: Rotation<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
-        endpoints::rotate_secret(&mut *self.session()?, org, id, new, previous_until)
+        endpoints::rotate_secret(&mut *self.session()?, org, id, rotation)
     }
 
     fn disable_endpoint(&self, id: EndpointId, reason: &str) -> Result<bool, StoreError> {
@@ -58,9 +86,14 @@ impl WebhookStore for PostgresStore {
 
     fn note_failing(
         &self,
-        notes: &[(EndpointId, Option<Timestamp>)],
-    ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
-        endpoints::note_failing(&mut *self.session()?, notes)
+        notes: &[(EndpointId, Option<Duration>)],
+        now: Timestamp,
+    ) -> Result<Vec<(EndpointId, Duration)>, StoreError> {
+        endpoints::note_failing(&mut *self.session()?, notes, now)
+    }
+
+    fn recall_stranded(&self, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
+        deliveries::recall_stranded(&mut *self.session()?, now, latest)
     }
 
     fn due_endpoints(
@@ -68,20 +101,19 @@ impl WebhookStore for PostgresStore {
         now: Timestamp,
         after: Option<EndpointId>,
         limit: u32,
-    ) -> Result<Vec<EndpointId>, StoreError> {
+    ) -> Result<Vec<DueEndpoint>, StoreError> {
         deliveries::due_endpoints(&mut *self.session()?, now, after, limit)
     }
 
-    fn claim(
-        &self,
-        now: Timestamp,
-        lease_until: Timestamp,
-        wanted: &[(EndpointId, u32)],
-    ) -> Result<Claims, StoreError> {
-        deliveries::claim(&mut *self.session()?, now, lease_until, wanted)
+    fn due_since(&self, now: Timestamp, endpoints: &[(EndpointId, Timestamp)]) -> Result<Vec<DueEndpoint>, StoreError> {
+        deliveries::due_since(&mut *self.session()?, now, endpoints)
     }
 
-    fn record(&self, results: &[AttemptResult]) -> Result<u64, StoreError> {
+    fn claim(&self, now: Timestamp, lease_until: Timestamp, wanted: &[Wanted]) -> Result<Claims, StoreError> {
+        deliveries::claim(&mut *self.session()?, &self.partitions, now, lease_until, wanted)
+    }
+
+    fn record(&self, results: &[AttemptResult]) -> Result<Recorded, StoreError> {
         deliveries::record(&mut *self.session()?, results)
     }
 
@@ -101,8 +133,12 @@ impl WebhookStore for PostgresStore {
         history::of_event(&mut *self.session()?, org, event)
     }
 
-    fn deliveries(&self, org: OrgId, query: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-        history::list(&mut *self.session()?, org, query)
+    fn deliveries(
+        &self,
+        org: OrgId,
+        query: &DeliveryQuery,
+    ) -> Result<(Vec<DeliveryRecord>, Option<DeliveryId>), StoreError> {
+        history::list(&mut *self.session()?, org, query, self.page_until())
     }
 
     fn retry_delivery(&self, org: OrgId, id: DeliveryId, now: Timestamp) -> Result<Option<Delivery>, StoreError> {

@@ -4,16 +4,15 @@
 //! runs past its deadline: waiting for another process's lock ends with it, and so does a statement, looked at every
 //! few thousand steps. A disk that hangs inside fsync is the one thing that can hold a caller longer.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::error::classify;
+use super::file::{FileId, StoreFile};
+use super::migrate;
 use crate::limits;
 use crate::store::StoreError;
 use crate::store::pool::Connector;
@@ -25,31 +24,20 @@ const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// What the database says, holding what the caller is told.
 pub(super) type Answer<T> = rusqlite::Result<Result<T, StoreError>>;
 
-/// Makes the data directory, private to this user, and the database file, empty where it is new.
-pub(super) fn create_file(data_dir: &Path) -> Result<PathBuf, StoreError> {
-    let refused = |path: &Path, error: &std::io::Error| {
-        StoreError::Misconfigured(format!("{} cannot be created or opened: {error}", path.display()))
-    };
-    DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(|error| refused(data_dir, &error))?;
-    let path = data_dir.join("millrace.db");
-    // Beforehand, because SQLite would let the umask decide who reads it; its other files copy the mode.
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(&path).map_err(|error| refused(&path, &error))?;
-    Ok(path)
-}
-
 /// One connection and the deadline of the call it is used for.
 pub(super) struct SqliteConnection {
     connection: Connection,
-    path: Arc<Path>,
+    file: Arc<StoreFile>,
+    /// What `connection` has open, which may no longer be what the name means.
+    at: FileId,
+    _alive: Arc<()>,
     deadline: Deadline,
 }
 
 impl SqliteConnection {
-    /// Starts the time of a call: it ends within [`limits::STORE_CALL_TIMEOUT`].
-    pub(super) fn begin_call(&self) {
-        self.deadline.set(limits::STORE_CALL_TIMEOUT);
+    /// Starts the time of a call.
+    pub(super) fn begin_call(&self, time: Duration) {
+        self.deadline.set(time);
     }
 
     /// Does `work` in a transaction that may write: all of it is stored, or nothing.
@@ -73,27 +61,62 @@ impl SqliteConnection {
             }
             Ok(answer)
         });
-        answer.map_err(|error| classify(&self.path, &error))?
+        let answer = answer.map_err(|error| classify(&self.file.path, &error))?;
+        // Into a file without a name is nowhere. An answer that nothing was stored is as good from there.
+        if answer.is_ok() && !self.file.is_current(self.at) {
+            return Err(StoreError::Unavailable(format!(
+                "{} was replaced or removed while it was written to; nothing of this call counts as stored",
+                self.file.path.display()
+            )));
+        }
+        answer
     }
 
     /// Does `work`, which only reads.
     pub(super) fn read<T>(&mut self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        work(&self.connection).map_err(|error| classify(&self.path, &error))
+        work(&self.connection).map_err(|error| classify(&self.file.path, &error))
+    }
+
+    /// Copies the log into the database file and cuts it to nothing, where nobody reads from it, waiting for others at
+    /// most for `patience`. Returns whether it is cut.
+    pub(super) fn cut_log(&self, patience: Duration) -> Result<bool, StoreError> {
+        self.deadline.set(patience);
+        let cut = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        match cut {
+            Ok(busy) => Ok(busy == 0),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(false),
+            Err(error) => Err(classify(&self.file.path, &error)),
+        }
     }
 }
 
 /// Opens connections to one file.
 pub(super) struct Connections {
-    pub(super) path: Arc<Path>,
+    pub(super) file: Arc<StoreFile>,
     pub(super) read_only: bool,
 }
 
 impl Connections {
-    fn open(&self) -> rusqlite::Result<SqliteConnection> {
-        let mut connection = Connection::open(&self.path)?;
+    fn open(&self) -> Result<SqliteConnection, StoreError> {
+        let refused = |error: rusqlite::Error| classify(&self.file.path, &error);
+        let mut opening = self.file.begin_opening()?;
+        // Never created here: see `file`.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&self.file.path, flags).map_err(refused)?;
         let deadline = Deadline::after(limits::STORE_CONNECT_TIMEOUT);
         let (at_lock, at_step) = (deadline.clone(), deadline.clone());
-        connection.busy_handler(Some(move |_| at_lock.wait_a_little()))?;
+        connection.busy_handler(Some(move |_| at_lock.wait_a_little())).map_err(refused)?;
+        // Before anything is changed in it.
+        opening.check(migrate::identity(&connection).map_err(refused)?)?;
+        self.set_up(&connection, &deadline).map_err(refused)?;
+        connection
+            .progress_handler(limits::SQLITE_DEADLINE_CHECK_STEPS, Some(move || at_step.is_over()))
+            .map_err(refused)?;
+        let (at, alive) = opening.done()?;
+        Ok(SqliteConnection { connection, file: Arc::clone(&self.file), at, _alive: alive, deadline })
+    }
+
+    fn set_up(&self, connection: &Connection, deadline: &Deadline) -> rusqlite::Result<()> {
         // Changing a new file's mode, SQLite does not ask the handler.
         while let Err(error) = connection.pragma_update(None, "journal_mode", "wal") {
             let busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
@@ -104,10 +127,12 @@ impl Connections {
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "cache_size", -limits::SQLITE_CACHE_KIB)?;
         connection.pragma_update(None, "wal_autocheckpoint", limits::SQLITE_WAL_PAGES)?;
+        // Where the log begins anew it is cut to this, not left as long as it ever was.
+        connection.pragma_update(None, "journal_size_limit", limits::SQLITE_WAL_BYTES as i64)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "query_only", self.read_only)?;
-        connection.progress_handler(limits::SQLITE_DEADLINE_CHECK_STEPS, Some(move || at_step.is_over()))?;
-        Ok(SqliteConnection { connection, path: Arc::clone(&self.path), deadline })
+        // The log is opened by the first look into the database.
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
     }
 }
 
@@ -115,12 +140,21 @@ impl Connector for Connections {
     type Connection = SqliteConnection;
 
     fn connect(&self) -> Result<SqliteConnection, StoreError> {
-        self.open().map_err(|error| classify(&self.path, &error))
+        self.open()
     }
 
     fn is_usable(&self, connection: &mut SqliteConnection) -> bool {
         // A transaction left open could not be rolled back; the file is then better opened anew.
-        connection.connection.is_autocommit()
+        if !connection.connection.is_autocommit() || self.file.is_closed() {
+            return false;
+        }
+        let is_current = self.file.is_current(connection.at);
+        if !is_current {
+            // So that the file is whole wherever it is now, and its log is nothing to the file that took its place. What
+            // cannot be cut now is put aside.
+            let _ = connection.cut_log(limits::SQLITE_WAL_CUT_PATIENCE);
+        }
+        is_current
     }
 }
 

@@ -14,9 +14,12 @@ use super::watch::note_change;
 use crate::clock::Timestamp;
 use crate::event::OrgId;
 use crate::key::{KeyId, KeyVerifier};
-use crate::store::{CredentialChange, KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError};
+use crate::limits;
+use crate::store::{CredentialChange, KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
+/// When a key was revoked or expired; null where it was neither, and has no end either.
+const ENDED_AT: &str = "min(COALESCE(revoked_at, expires_at), COALESCE(expires_at, revoked_at))";
 const KEY_COLUMNS: &str = "k.id, k.org_id, k.created_at, k.last_used_at, k.expires_at, k.revoked_at";
 
 pub(super) fn find_key(connection: &Connection, id: KeyId) -> rusqlite::Result<Option<KeyRecord>> {
@@ -104,16 +107,39 @@ pub(super) fn update_organization(
 }
 
 pub(super) fn create_key(transaction: &Transaction<'_>, org: OrgId, key: (KeyId, &KeyVerifier)) -> Answer<()> {
-    if exists(transaction, "SELECT 1 FROM organizations WHERE id = ?1", params![org.0.as_bytes()])? {
-        insert_key(transaction, org, key)
-    } else {
-        Ok(conflict(format!("there is no organisation {org}")))
+    if !exists(transaction, "SELECT 1 FROM organizations WHERE id = ?1", params![org.0.as_bytes()])? {
+        return Ok(conflict(format!("there is no organisation {org}")));
     }
+    if live_keys(transaction, org, Timestamp::now())? >= limits::LIVE_KEYS_PER_ORG_MAX {
+        return Ok(Err(StoreError::too_many_keys()));
+    }
+    insert_key(transaction, org, key)
 }
 
-pub(super) fn keys(connection: &Connection, org: OrgId) -> rusqlite::Result<Vec<KeyInfo>> {
-    let sql = format!("SELECT {KEY_COLUMNS} FROM api_keys k WHERE org_id = ?1 ORDER BY created_at DESC, id");
-    connection.prepare_cached(&sql)?.query_map([org.0.as_bytes()], key_info)?.collect()
+pub(super) fn keys(connection: &Connection, org: OrgId, limit: usize) -> rusqlite::Result<(Vec<KeyInfo>, bool)> {
+    let sql = format!(
+        "SELECT {KEY_COLUMNS} FROM api_keys k WHERE org_id = ?1
+         ORDER BY revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2) DESC, created_at DESC, id LIMIT ?3"
+    );
+    let params = params![org.0.as_bytes(), Timestamp::now().as_micros(), limit as i64 + 1];
+    let keys = connection.prepare_cached(&sql)?.query_map(params, key_info)?.collect::<Result<_, _>>()?;
+    Ok(cut_keys(keys, limit))
+}
+
+/// Deletes what ended before `ended_before` among a page of keys.
+pub(super) fn delete_ended_keys(
+    transaction: &Transaction<'_>,
+    ended_before: Timestamp,
+    after: Option<KeyId>,
+) -> rusqlite::Result<Option<KeyId>> {
+    let after = after.as_ref().map_or("", KeyId::as_str);
+    let page = "SELECT max(id) FROM (SELECT id FROM api_keys WHERE id > ?1 ORDER BY id LIMIT ?2)";
+    let last: Option<String> =
+        transaction.query_row(page, params![after, limits::ENDED_KEYS_PAGE as i64], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(None) };
+    let sql = format!("DELETE FROM api_keys WHERE id > ?1 AND id <= ?2 AND {ENDED_AT} < ?3");
+    transaction.execute(&sql, params![after, last, ended_before.as_micros()])?;
+    KeyId::parse(&last).map(Some).ok_or(rusqlite::Error::InvalidQuery)
 }
 
 pub(super) fn rotate_key(
@@ -134,6 +160,10 @@ pub(super) fn rotate_key(
     let Some((org, expires_at)) = updated else {
         return Ok(conflict(format!("{old} is not a valid key")));
     };
+    // Without a grace there are as many as before.
+    if !grace.is_zero() && live_keys(transaction, org, now)? >= limits::LIVE_KEYS_PER_ORG_MAX {
+        return Ok(Err(StoreError::too_many_keys()));
+    }
     note_change(transaction, CredentialChange::Key(old))?;
     Ok(insert_key(transaction, org, new)?.map(|()| expires_at))
 }
@@ -153,11 +183,27 @@ fn insert_key(transaction: &Transaction<'_>, org: OrgId, (id, verifier): (KeyId,
     if exists(transaction, "SELECT 1 FROM api_keys WHERE id = ?1", params![id.as_str()])? {
         return Ok(conflict("the key id is taken".to_owned()));
     }
+    let now = Timestamp::now().as_micros();
     transaction.execute(
         "INSERT INTO api_keys (id, org_id, digest, phc, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![id.as_str(), org.0.as_bytes(), verifier.digest, verifier.phc, Timestamp::now().as_micros()],
+        params![id.as_str(), org.0.as_bytes(), verifier.digest, verifier.phc, now],
     )?;
+    let oldest_ended = format!(
+        "DELETE FROM api_keys WHERE id IN (
+             SELECT id FROM api_keys WHERE org_id = ?1 AND {ENDED_AT} <= ?2
+             ORDER BY {ENDED_AT} DESC LIMIT ?4 OFFSET ?3)"
+    );
+    let (kept, deleted) = (limits::ENDED_KEYS_PER_ORG_MAX as i64, limits::ENDED_KEYS_DELETED_MAX as i64);
+    transaction.execute(&oldest_ended, params![org.0.as_bytes(), now, kept, deleted])?;
     Ok(Ok(()))
+}
+
+fn live_keys(transaction: &Transaction<'_>, org: OrgId, now: Timestamp) -> rusqlite::Result<usize> {
+    let sql = "
+        SELECT count(*) FROM api_keys
+        WHERE org_id = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)";
+    let live: i64 = transaction.query_row(sql, params![org.0.as_bytes(), now.as_micros()], |row| row.get(0))?;
+    Ok(live as usize)
 }
 
 fn exists(transaction: &Transaction<'_>, sql: &str, params: &[&dyn rusqlite::ToSql]) -> rusqlite::Result<bool> {

@@ -6,75 +6,156 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::store::webhooks::{AttemptResult, Claimed, Claims, Orphan, PendingStats, bounded_wants, created_at};
+use crate::limits;
+use crate::store::webhooks::{
+    AttemptResult, Claimed, Claims, DueEndpoint, ENDPOINT_DELETED, EndedStep, Next, Orphan, PendingStats, Recorded,
+    Wanted, bounded_wants, created_at,
+};
 
 /// From one endpoint to the next in the index of what is pending.
 const NEXT_WAITING: &str = "
     SELECT endpoint_id FROM deliveries WHERE status = 0 AND endpoint_id > ?1 ORDER BY endpoint_id LIMIT 1";
-const IS_DUE: &str = "
-    SELECT EXISTS (SELECT 1 FROM deliveries WHERE status = 0 AND endpoint_id = ?1 AND next_attempt_at <= ?2)
-        AND NOT EXISTS (SELECT 1 FROM endpoints WHERE id = ?1 AND NOT enabled)";
+/// What was due and has ended leaves nothing behind in the index.
+const DUE_SINCE: &str = "
+    SELECT next_attempt_at FROM deliveries
+    WHERE status = 0 AND endpoint_id = ?1 AND next_attempt_at BETWEEN ?3 AND ?2
+        AND NOT EXISTS (SELECT 1 FROM endpoints WHERE id = ?1 AND (NOT enabled
+            OR EXISTS (SELECT 1 FROM organizations WHERE organizations.id = endpoints.org_id AND disabled)))
+    ORDER BY next_attempt_at LIMIT 1";
 
 const PICK: &str = "
     SELECT delivery.id, delivery.endpoint_id, delivery.org_id, delivery.event_id, delivery.event_received_at,
-        delivery.attempts_made, delivery.attempts_before, event.type, event.payload
-    FROM deliveries AS delivery LEFT JOIN events AS event ON event.id = delivery.event_id
-    WHERE delivery.status = 0 AND delivery.endpoint_id = ?1 AND delivery.next_attempt_at <= ?2
+        delivery.attempts_made, delivery.attempts_before, COALESCE(event.type, earlier.type) AS type,
+        COALESCE(event.payload, earlier.payload) AS payload
+    FROM deliveries AS delivery
+        LEFT JOIN events AS event
+            ON event.id = delivery.event_id AND event.received_at = delivery.event_received_at
+        LEFT JOIN earlier_events AS earlier
+            ON earlier.id = delivery.event_id AND earlier.received_at = delivery.event_received_at
+    WHERE delivery.status = 0 AND delivery.endpoint_id = ?1 AND delivery.next_attempt_at BETWEEN ?4 AND ?2
     ORDER BY delivery.next_attempt_at LIMIT ?3";
 const LEASE: &str = "UPDATE deliveries SET next_attempt_at = ?2 WHERE id = ?1";
 
+/// That it was delivered after all is said instead of that its endpoint was deleted meanwhile.
 const ATTEMPTED: &str = "
     INSERT INTO delivery_attempts (delivery_id, at, number, latency_ms, status_code, error, response_body)
     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM deliveries WHERE id = ?1)
-    ON CONFLICT (delivery_id, number) DO NOTHING";
-const SETTLED: &str = "
+    ON CONFLICT (delivery_id, number) DO UPDATE SET at = excluded.at, latency_ms = excluded.latency_ms,
+        status_code = excluded.status_code, error = excluded.error, response_body = excluded.response_body
+    WHERE delivery_attempts.error = 'endpoint_deleted' AND excluded.error IS NULL
+        AND excluded.status_code BETWEEN 200 AND 299";
+const HELD: &str = "
     UPDATE deliveries SET attempts_made = max(attempts_made, ?2), status = ?4, next_attempt_at = ?5
-    WHERE id = ?1 AND (next_attempt_at = ?3 OR (?4 = 1 AND status <> 1))";
+    WHERE id = ?1 AND next_attempt_at = ?3";
+/// What was delivered counts, whoever has the lease.
+const DELIVERED: &str = "
+    UPDATE deliveries SET attempts_made = max(attempts_made, ?2), status = 1, next_attempt_at = NULL
+    WHERE id = ?1 AND status <> 1";
+/// Whether a result that found another lease had been recorded before: the delivery is as it leaves it, with its very attempt.
+const RECORDED_BEFORE: &str = "
+    SELECT EXISTS (
+        SELECT 1 FROM deliveries JOIN delivery_attempts AS attempt ON attempt.delivery_id = deliveries.id
+        WHERE deliveries.id = ?1 AND status = ?3 AND next_attempt_at IS ?4 AND attempts_made = ?2
+            AND attempt.number = ?2 AND attempt.at = ?5)";
 /// A result that comes too late says only how many attempts were made.
 const COUNTED: &str = "UPDATE deliveries SET attempts_made = ?2 WHERE id = ?1 AND attempts_made < ?2";
+
+const WAITING: &str = "
+    SELECT id, attempts_made, next_attempt_at FROM deliveries
+    WHERE status = 0 AND endpoint_id = ?1 AND next_attempt_at >= ?2
+        AND NOT EXISTS (SELECT 1 FROM endpoints WHERE id = ?1)
+    ORDER BY next_attempt_at LIMIT ?3";
+const FAIL: &str =
+    "UPDATE deliveries SET status = 2, next_attempt_at = NULL, attempts_made = attempts_made + 1 WHERE id = ?1";
 
 const RELEASE: &str = "UPDATE deliveries SET next_attempt_at = ?3 WHERE id = ?1 AND next_attempt_at = ?2";
 
 /// The oldest of an organisation is the first row of its pending ones.
 const OLDEST: &str = "
     SELECT min((SELECT id FROM deliveries WHERE deliveries.org_id = org.org_id AND status = 0 ORDER BY id LIMIT 1))
-    FROM (SELECT DISTINCT org_id FROM endpoints) AS org";
+    FROM (SELECT DISTINCT org_id FROM endpoints
+        WHERE NOT EXISTS (SELECT 1 FROM organizations WHERE organizations.id = org_id AND disabled)) AS org";
 const PENDING: &str = "SELECT count(*) FROM deliveries WHERE status = 0";
+
+const STRANDED: &str = "
+    SELECT id FROM deliveries WHERE status = 0 AND endpoint_id = ?1 AND next_attempt_at > ?2
+    ORDER BY next_attempt_at LIMIT ?3";
+
+pub(super) fn recall_stranded(
+    transaction: &Transaction<'_>,
+    now: Timestamp,
+    latest: Timestamp,
+) -> rusqlite::Result<u64> {
+    let mut next = transaction.prepare_cached(NEXT_WAITING)?;
+    let mut stranded = transaction.prepare_cached(STRANDED)?;
+    let mut move_to = transaction.prepare_cached(LEASE)?;
+    let (mut last, mut recalled) = ([0; 16], 0);
+    while recalled < u64::from(limits::RECALL_DELIVERIES_MAX)
+        && let Some(waiting) = next.query_row([last], |row| row.get(0)).optional()?
+    {
+        last = waiting;
+        let params = params![last, latest.as_micros(), limits::RECALL_DELIVERIES_MAX];
+        // Read to the end before the index it reads from is changed.
+        let ids: Vec<[u8; 16]> = stranded.query_map(params, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        for id in &ids {
+            move_to.execute(params![id, now.as_micros()])?;
+        }
+        recalled += ids.len() as u64;
+    }
+    Ok(recalled)
+}
 
 pub(super) fn due_endpoints(
     connection: &Connection,
     now: Timestamp,
     after: Option<EndpointId>,
     limit: u32,
-) -> rusqlite::Result<Vec<EndpointId>> {
+) -> rusqlite::Result<Vec<DueEndpoint>> {
     let mut next = connection.prepare_cached(NEXT_WAITING)?;
-    let mut is_due = connection.prepare_cached(IS_DUE)?;
     let mut due = Vec::new();
     let mut last = after.map_or([0; 16], |id| id.0.into_bytes());
     while due.len() < limit as usize
         && let Some(waiting) = next.query_row([last], |row| row.get(0)).optional()?
     {
         last = waiting;
-        if is_due.query_row(params![last, now.as_micros()], |row| row.get(0))? {
-            due.push(EndpointId(Uuid::from_bytes(last)));
-        }
+        due.extend(due_of(connection, now, EndpointId(Uuid::from_bytes(last)), Timestamp::MIN)?);
     }
     Ok(due)
+}
+
+pub(super) fn due_since(
+    connection: &Connection,
+    now: Timestamp,
+    endpoints: &[(EndpointId, Timestamp)],
+) -> rusqlite::Result<Vec<DueEndpoint>> {
+    let due = endpoints.iter().map(|(id, from)| due_of(connection, now, *id, *from));
+    due.filter_map(Result::transpose).collect()
+}
+
+fn due_of(
+    connection: &Connection,
+    now: Timestamp,
+    id: EndpointId,
+    from: Timestamp,
+) -> rusqlite::Result<Option<DueEndpoint>> {
+    let params = params![id.0.as_bytes(), now.as_micros(), from.as_micros()];
+    let since = connection.prepare_cached(DUE_SINCE)?.query_row(params, |row| row.get(0)).optional()?;
+    Ok(since.map(|since| DueEndpoint { id, since: Timestamp::from_micros(since) }))
 }
 
 pub(super) fn claim(
     transaction: &Transaction<'_>,
     now: Timestamp,
     lease_until: Timestamp,
-    wanted: &[(EndpointId, u32)],
+    wanted: &[Wanted],
 ) -> rusqlite::Result<Claims> {
     let mut pick = transaction.prepare_cached(PICK)?;
     let mut lease = transaction.prepare_cached(LEASE)?;
     let mut claims = Claims::default();
-    for (endpoint, most) in bounded_wants(wanted) {
+    for Wanted { endpoint, most, from } in bounded_wants(wanted) {
         // Read to the end before the index it reads from is changed.
         let (ready, orphans) = (claims.ready.len(), claims.orphans.len());
-        let mut rows = pick.query(params![endpoint.0.as_bytes(), now.as_micros(), most])?;
+        let mut rows = pick.query(params![endpoint.0.as_bytes(), now.as_micros(), most, from.as_micros()])?;
         while let Some(row) = rows.next()? {
             add_claim(&mut claims, row, lease_until)?;
         }
@@ -109,11 +190,13 @@ fn add_claim(claims: &mut Claims, row: &Row<'_>, lease: Timestamp) -> rusqlite::
     Ok(())
 }
 
-pub(super) fn record(transaction: &Transaction<'_>, results: &[AttemptResult]) -> rusqlite::Result<u64> {
+pub(super) fn record(transaction: &Transaction<'_>, results: &[AttemptResult]) -> rusqlite::Result<Recorded> {
     let mut attempted = transaction.prepare_cached(ATTEMPTED)?;
-    let mut settled = transaction.prepare_cached(SETTLED)?;
+    let mut held = transaction.prepare_cached(HELD)?;
+    let mut delivered = transaction.prepare_cached(DELIVERED)?;
     let mut counted = transaction.prepare_cached(COUNTED)?;
-    let mut changed = 0;
+    let mut recorded_before = transaction.prepare_cached(RECORDED_BEFORE)?;
+    let mut done = Recorded::default();
     for AttemptResult { attempt, lease, next } in results {
         let id = attempt.delivery.0.as_bytes();
         attempted.execute(params![
@@ -125,15 +208,48 @@ pub(super) fn record(transaction: &Transaction<'_>, results: &[AttemptResult]) -
             attempt.error,
             attempt.response_body,
         ])?;
-        let next_attempt_at = next.attempt_at().map(Timestamp::as_micros);
-        let settles = params![id, attempt.number, lease.as_micros(), next.status().code(), next_attempt_at];
-        if settled.execute(settles)? > 0 {
-            changed += 1;
+        let (status, next_attempt_at) = (next.status().code(), next.attempt_at().map(Timestamp::as_micros));
+        if held.execute(params![id, attempt.number, lease.as_micros(), status, next_attempt_at])? > 0 {
+            done.changed += 1;
+            continue;
+        }
+        let before = params![id, attempt.number, status, next_attempt_at, attempt.at.as_micros()];
+        if recorded_before.query_row(before, |row| row.get(0))? {
+            continue;
+        }
+        done.lost += 1;
+        if *next == Next::Delivered && delivered.execute(params![id, attempt.number])? > 0 {
+            done.changed += 1;
         } else {
             counted.execute(params![id, attempt.number])?;
         }
     }
-    Ok(changed)
+    Ok(done)
+}
+
+/// See the store's contract.
+pub(super) fn end_deleted(
+    transaction: &Transaction<'_>,
+    endpoint: EndpointId,
+    from: Timestamp,
+    at: Timestamp,
+) -> rusqlite::Result<EndedStep> {
+    let mut waiting = transaction.prepare_cached(WAITING)?;
+    let params = params![endpoint.0.as_bytes(), from.as_micros(), limits::ENDED_DELIVERIES_STEP];
+    // Read to the end before the index it reads from is changed.
+    let seen: Vec<([u8; 16], u32, i64)> = waiting
+        .query_map(params, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut attempted = transaction.prepare_cached(ATTEMPTED)?;
+    let mut fail = transaction.prepare_cached(FAIL)?;
+    for (id, attempts_made, _) in &seen {
+        let nothing: Option<&str> = None;
+        attempted.execute(params![id, at.as_micros(), attempts_made + 1, 0, nothing, ENDPOINT_DELETED, nothing])?;
+        fail.execute([id])?;
+    }
+    let is_full = seen.len() == limits::ENDED_DELIVERIES_STEP as usize;
+    let next = seen.last().filter(|_| is_full).map(|(_, _, next_attempt_at)| Timestamp::from_micros(*next_attempt_at));
+    Ok(EndedStep { ended: seen.len() as u64, next })
 }
 
 /// Those still held are due at `now`.

@@ -1,6 +1,8 @@
-//! Events in the embedded store. One unique index on the id spans all days, so the deduplication window has no end.
+//! Events in the embedded store. A derived id that comes again when its deduplication window is over names a new event, as
+//! on Postgres. `events` has one row for an id, the newest; `earlier_events` has those before it (migrations/sqlite).
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, named_params, params};
@@ -9,29 +11,37 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::event::{Event, EventId, OrgId};
 use crate::limits;
+use crate::metrics::StoreWay;
 use crate::store::webhooks::{PlannedDelivery, StoredBatch, without_copies};
-use crate::store::{EventQuery, StoredEvent};
+use crate::store::{EventPlace, EventQuery, StoredEvent};
 
 // DO NOTHING names the id: OR IGNORE would also swallow what a CHECK refuses.
 const INSERT: &str = "
     INSERT INTO events (id, org_id, received_at, type, dedup_id, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (id) DO NOTHING";
+/// Whether an event with this id was received within these two moments.
+const HAS_COPY: &str = "
+    SELECT EXISTS (SELECT 1 FROM all_events WHERE id = ?1 AND received_at >= ?2 AND received_at < ?3)";
+const SUPERSEDE: &str = "
+    INSERT INTO earlier_events SELECT * FROM events WHERE id = ?1 AND received_at < ?2";
+const DELETE: &str = "DELETE FROM events WHERE id = ?1";
+const INSERT_EARLIER: &str = "
+    INSERT INTO earlier_events (id, org_id, received_at, type, dedup_id, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const INSERT_DELIVERY: &str = "
     INSERT INTO deliveries (id, event_id, endpoint_id, org_id, event_received_at, next_attempt_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-const QUARANTINE: &str = "
-    INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-    ON CONFLICT (id) DO NOTHING";
-const ONE: &str = "SELECT id, type, dedup_id, payload, received_at FROM events WHERE id = ?1 AND org_id = ?2";
+// By the id: `+` keeps the list's index out of it.
+const ONE: &str = "
+    SELECT id, type, dedup_id, payload, received_at FROM all_events
+    WHERE id = ?1 AND +org_id = ?2 ORDER BY received_at DESC LIMIT 1";
 const LIST: &str = "
-    SELECT id, type, dedup_id, payload, received_at FROM events
+    SELECT id, type, dedup_id, payload, received_at FROM all_events
     WHERE org_id = :org AND received_at > :after AND received_at < :before
-        AND (received_at, id) < (:cursor_at, :cursor_id) AND (:type IS NULL OR type = :type)
-    ORDER BY received_at DESC, id DESC LIMIT :limit";
+        AND (received_at, id) < (:cursor_at, :cursor_id)
+    ORDER BY received_at DESC, id DESC";
 
 /// Text as bytes that are known to be UTF-8.
-struct Text<'a>(&'a [u8]);
+pub(super) struct Text<'a>(pub(super) &'a [u8]);
 
 impl ToSql for Text<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
@@ -45,22 +55,14 @@ pub(super) fn store(
     batch: &[Event],
     planned: &[PlannedDelivery],
 ) -> rusqlite::Result<StoredBatch> {
-    let mut insert = transaction.prepare_cached(INSERT)?;
     let mut planned_for: HashMap<EventId, Vec<&PlannedDelivery>> = HashMap::new();
     for planned in without_copies(planned) {
         planned_for.entry(planned.event).or_default().push(planned);
     }
-    let mut stored = StoredBatch::default();
+    let way = if planned.is_empty() { StoreWay::Insert } else { StoreWay::InsertWithDeliveries };
+    let mut stored = StoredBatch { way, ..StoredBatch::default() };
     for event in batch {
-        let new = insert.execute(params![
-            event.id.0.as_bytes(),
-            event.org.0.as_bytes(),
-            event.received_at.as_micros(),
-            Text(event.event_type()),
-            event.dedup_id().map(Text),
-            Text(event.payload()),
-        ])?;
-        if new == 0 {
+        if !insert(transaction, event, INSERT)? && !insert_again(transaction, event)? {
             continue;
         }
         stored.new_events += 1;
@@ -79,33 +81,49 @@ pub(super) fn store(
     Ok(stored)
 }
 
-/// Sets an event aside, once.
-pub(super) fn quarantine(transaction: &Transaction<'_>, event: &Event, reason: &str) -> rusqlite::Result<()> {
-    transaction.prepare_cached(QUARANTINE)?.execute(params![
+/// Whether there was no row in the way.
+fn insert(transaction: &Transaction<'_>, event: &Event, sql: &str) -> rusqlite::Result<bool> {
+    let inserted = transaction.prepare_cached(sql)?.execute(params![
         event.id.0.as_bytes(),
         event.org.0.as_bytes(),
         event.received_at.as_micros(),
         Text(event.event_type()),
         event.dedup_id().map(Text),
         Text(event.payload()),
-        reason,
-        Timestamp::now().as_micros(),
     ])?;
-    Ok(())
+    Ok(inserted > 0)
 }
 
-/// Finds one event.
+/// Stores an event whose id is taken, unless by a copy: one of the same day, the day before or the day after.
+fn insert_again(transaction: &Transaction<'_>, event: &Event) -> rusqlite::Result<bool> {
+    let (id, day) = (event.id.0.as_bytes(), event.received_at.day());
+    let (from, to) = (day.offset(-1).start(), day.offset(2).start());
+    let window = params![id, from.as_micros(), to.as_micros()];
+    if !event.has_derived_id() || transaction.prepare_cached(HAS_COPY)?.query_row(window, |row| row.get(0))? {
+        return Ok(false);
+    }
+    // An event that was received before the one in `events` comes late, from a journal.
+    if transaction.prepare_cached(SUPERSEDE)?.execute(params![id, event.received_at.as_micros()])? == 0 {
+        return insert(transaction, event, INSERT_EARLIER);
+    }
+    transaction.prepare_cached(DELETE)?.execute([id])?;
+    insert(transaction, event, INSERT)
+}
+
+/// Finds one event; of several with one id the newest.
 pub(super) fn find(connection: &Connection, org: OrgId, id: EventId) -> rusqlite::Result<Option<StoredEvent>> {
     let mut one = connection.prepare_cached(ONE)?;
     one.query_row(params![id.0.as_bytes(), org.0.as_bytes()], stored_event).optional()
 }
 
-/// A page; rows past it are not read.
+/// A page; rows past it are not read, and neither is the payload of one that is of another type. It ends early once it has
+/// looked at [`limits::LIST_SCAN_ROWS_MAX`] events, and at `until`.
 pub(super) fn list(
     connection: &Connection,
     org: OrgId,
     query: &EventQuery,
-) -> rusqlite::Result<(Vec<StoredEvent>, bool)> {
+    until: Instant,
+) -> rusqlite::Result<(Vec<StoredEvent>, Option<EventPlace>)> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
     let micros = |at: Option<Timestamp>, unbounded| at.map_or(unbounded, Timestamp::as_micros);
     let (cursor_at, cursor_id) = query.cursor.map_or((i64::MAX, Uuid::max()), |(at, id)| (at.as_micros(), id.0));
@@ -116,21 +134,57 @@ pub(super) fn list(
         ":before": micros(query.before, i64::MAX),
         ":cursor_at": cursor_at,
         ":cursor_id": cursor_id.as_bytes(),
-        ":type": query.event_type,
-        // One more than is asked for tells whether there are more.
-        ":limit": limit as i64 + 1,
     })?;
     let mut page: Vec<StoredEvent> = Vec::new();
     let mut page_bytes = 0;
+    let mut scan = Scan::until(until);
+    let mut place = None;
+    // One more than is asked for tells whether there are more.
     while let Some(row) = rows.next()? {
-        let event = stored_event(row)?;
-        page_bytes += event.payload.len();
-        if page.len() == limit || (page_bytes > limits::LIST_BYTES_MAX && !page.is_empty()) {
-            return Ok((page, true));
+        if scan.is_over() {
+            return Ok((page, place));
         }
-        page.push(event);
+        let is_wanted = match &query.event_type {
+            None => true,
+            Some(wanted) => row.get_ref("type")?.as_str()? == wanted,
+        };
+        if is_wanted {
+            let event = stored_event(row)?;
+            page_bytes += event.payload.len();
+            if page.len() == limit || (page_bytes > limits::LIST_BYTES_MAX && !page.is_empty()) {
+                return Ok((page, place));
+            }
+            place = Some((event.received_at, event.id));
+            page.push(event);
+        } else {
+            let at = Timestamp::from_micros(row.get("received_at")?);
+            place = Some((at, EventId(Uuid::from_bytes(row.get("id")?))));
+        }
     }
-    Ok((page, false))
+    Ok((page, None))
+}
+
+/// How much of a list was looked at for a page.
+pub(super) struct Scan {
+    rows: usize,
+    until: Instant,
+}
+
+impl Scan {
+    /// Nothing yet, and until then.
+    pub(super) fn until(until: Instant) -> Self {
+        Self { rows: 0, until }
+    }
+
+    /// To be asked before each row that is looked at: whether it is one too many. Never before the first.
+    pub(super) fn is_over(&mut self) -> bool {
+        let is_over = self.rows == limits::LIST_SCAN_ROWS_MAX
+            || self.rows > 0
+                && self.rows.is_multiple_of(limits::LIST_CHUNK_ROWS as usize)
+                && Instant::now() >= self.until;
+        self.rows += 1;
+        is_over
+    }
 }
 
 fn stored_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {

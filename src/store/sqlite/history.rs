@@ -1,13 +1,15 @@
 //! Deliveries in the embedded store as their owners see them: found, listed with their attempts, asked for again; and
 //! deleted when their time is over.
 
+use std::iter::Peekable;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::deliveries::uuid;
+use super::events::Scan;
 use super::watch::note_change;
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
@@ -27,13 +29,8 @@ macro_rules! columns {
 const ONE: &str = concat!("SELECT ", columns!(), " FROM deliveries WHERE id = ?2 AND org_id = ?1");
 const OF_EVENT: &str =
     concat!("SELECT ", columns!(), " FROM deliveries WHERE event_id = ?2 AND org_id = ?1 ORDER BY id DESC LIMIT ?3");
-const LIST: &str = concat!(
-    "SELECT ",
-    columns!(),
-    " FROM deliveries
-    WHERE org_id = :org AND status = :status AND id < :cursor AND (:endpoint IS NULL OR endpoint_id = :endpoint)
-    ORDER BY id DESC LIMIT :limit"
-);
+const LIST: &str =
+    concat!("SELECT ", columns!(), " FROM deliveries WHERE org_id = ?1 AND status = ?2 AND id < ?3 ORDER BY id DESC");
 const ATTEMPTS: &str = "
     SELECT delivery_id, at, number, latency_ms, status_code, error, response_body FROM delivery_attempts
     WHERE delivery_id = ?1 ORDER BY number DESC LIMIT ?2";
@@ -47,12 +44,10 @@ const RECOVER: &str = "
     UPDATE deliveries SET status = 0, next_attempt_at = ?6, attempts_before = attempts_made WHERE rowid IN (
         SELECT rowid FROM deliveries
         WHERE org_id = ?1 AND status IN (2, 3) AND id >= ?3 AND id < ?4 AND endpoint_id = ?2 LIMIT ?5)";
-/// See `migrations/postgres` and its `DELETE_OLD`.
+/// A stretch, and of each whether it is to be deleted.
 const OLD: &str = "
-    SELECT id FROM deliveries
-    WHERE id > ?1 AND id < ?2
-        AND (status <> 0 OR NOT EXISTS (SELECT 1 FROM endpoints WHERE endpoints.id = endpoint_id AND enabled))
-    ORDER BY id LIMIT ?3";
+    SELECT id, status <> 0 OR NOT EXISTS (SELECT 1 FROM endpoints WHERE endpoints.id = endpoint_id AND enabled)
+    FROM deliveries WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3";
 const DELETE: &str = "DELETE FROM deliveries WHERE id = ?1";
 const DELETE_ATTEMPTS: &str = "DELETE FROM delivery_attempts WHERE delivery_id = ?1";
 
@@ -68,44 +63,62 @@ pub(super) fn of_event(connection: &Connection, org: OrgId, event: EventId) -> r
     of_event.query_map(params, delivery_of)?.map(|delivery| with_attempts(connection, delivery?)).collect()
 }
 
+/// A page. It ends early once it has looked at [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
 pub(super) fn list(
     connection: &Connection,
     org: OrgId,
     query: &DeliveryQuery,
-) -> rusqlite::Result<(Vec<DeliveryRecord>, bool)> {
+    until: Instant,
+) -> rusqlite::Result<(Vec<DeliveryRecord>, Option<DeliveryId>)> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
-    let mut found: Vec<Delivery> = Vec::new();
-    let mut list = connection.prepare_cached(LIST)?;
-    // Each status has its own range of the index.
-    for status in DeliveryStatus::ALL.into_iter().filter(|status| query.status.is_none_or(|wanted| wanted == *status)) {
-        let rows = list.query_map(
-            named_params! {
-                ":org": org.0.as_bytes(),
-                ":status": status.code(),
-                ":cursor": query.cursor.map_or(Uuid::max(), |id| id.0).as_bytes(),
-                ":endpoint": query.endpoint.map(|id| id.0.into_bytes()),
-                // One more than is asked for tells whether there are more.
-                ":limit": limit as i64 + 1,
-            },
-            delivery_of,
-        )?;
-        for delivery in rows {
-            found.push(delivery?);
-        }
-    }
-    found.sort_unstable_by_key(|delivery| std::cmp::Reverse(delivery.id));
+    let cursor = query.cursor.map_or(Uuid::max(), |id| id.0);
+    let wanted = |status: &DeliveryStatus| query.status.is_none_or(|wanted| wanted == *status);
+    // Each status has its own range of the index; they are read side by side, always the newest that is next in any.
+    let mut statements = DeliveryStatus::ALL
+        .into_iter()
+        .filter(wanted)
+        .map(|status| Ok((status, connection.prepare_cached(LIST)?)))
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut lists = statements
+        .iter_mut()
+        .map(|(status, list)| {
+            let params = params![org.0.as_bytes(), status.code(), cursor.as_bytes()];
+            Ok(list.query_map(params, delivery_of)?.peekable())
+        })
+        .collect::<rusqlite::Result<Vec<_>>>()?;
     let mut page = Vec::new();
     let mut bytes = 0;
-    let more = found.len() > limit;
-    for delivery in found.into_iter().take(limit) {
-        let record = with_attempts(connection, delivery)?;
-        bytes += record.response_bytes();
-        if bytes > limits::LIST_BYTES_MAX && !page.is_empty() {
-            return Ok((page, true));
+    let mut scan = Scan::until(until);
+    let mut place = None;
+    loop {
+        // `None` comes before every id; an error is taken at once.
+        let next = |list: &mut Peekable<_>| {
+            list.peek().map(|next: &rusqlite::Result<Delivery>| match next {
+                Ok(delivery) => delivery.id.0,
+                Err(_) => Uuid::max(),
+            })
+        };
+        let ids: Vec<Option<Uuid>> = lists.iter_mut().map(next).collect();
+        let newest = (0..lists.len()).max_by_key(|at| ids[*at]);
+        let Some(delivery) = newest.and_then(|at| lists[at].next()).transpose()? else { return Ok((page, None)) };
+        if scan.is_over() {
+            return Ok((page, place));
         }
-        page.push(record);
+        let id = delivery.id;
+        if query.endpoint.is_none_or(|wanted| wanted == delivery.endpoint) {
+            // One more than is asked for tells whether there are more.
+            if page.len() == limit {
+                return Ok((page, place));
+            }
+            let record = with_attempts(connection, delivery)?;
+            bytes += record.response_bytes();
+            if bytes > limits::LIST_BYTES_MAX && !page.is_empty() {
+                return Ok((page, place));
+            }
+            page.push(record);
+        }
+        place = Some(id);
     }
-    Ok((page, more))
 }
 
 fn with_attempts(connection: &Connection, delivery: Delivery) -> rusqlite::Result<DeliveryRecord> {
@@ -161,16 +174,18 @@ pub(super) fn delete_old(
     let (after, end) = (after.map_or(Uuid::nil(), |id| id.0), first_id_at(before).0);
     let params = params![after.as_bytes(), end.as_bytes(), limits::DELIVERIES_DELETED_MAX];
     // Read to the end before the index it reads from is changed.
-    let old: Vec<[u8; 16]> =
-        transaction.prepare_cached(OLD)?.query_map(params, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let seen: Vec<([u8; 16], bool)> = transaction
+        .prepare_cached(OLD)?
+        .query_map(params, |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
     let mut delete = transaction.prepare_cached(DELETE)?;
     let mut delete_attempts = transaction.prepare_cached(DELETE_ATTEMPTS)?;
-    for id in &old {
+    for (id, _) in seen.iter().filter(|(_, is_over)| *is_over) {
         delete.execute([id])?;
         delete_attempts.execute([id])?;
     }
-    let is_full = old.len() == limits::DELIVERIES_DELETED_MAX as usize;
-    Ok(old.last().filter(|_| is_full).map(|id| DeliveryId(Uuid::from_bytes(*id))))
+    let is_full = seen.len() == limits::DELIVERIES_DELETED_MAX as usize;
+    Ok(seen.last().filter(|_| is_full).map(|(id, _)| DeliveryId(Uuid::from_bytes(*id))))
 }
 
 fn delivery_of(row: &Row<'_>) -> rusqlite::Result<Delivery> {

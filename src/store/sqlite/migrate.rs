@@ -3,14 +3,21 @@
 //! One write transaction, so of two processes that start at once the second finds everything done. A file with
 //! migrations this program does not know is fine: they only expand.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use uuid::Uuid;
 
 use crate::clock::Timestamp;
+use crate::store::StoreId;
 
 /// Numbered from 1, without gaps, never changed once released.
 const MIGRATIONS: &[(&str, &str)] = &[
     ("0001_events", include_str!("../../../migrations/sqlite/0001_events.sql")),
     ("0002_webhooks", include_str!("../../../migrations/sqlite/0002_webhooks.sql")),
+    ("0003_failing", include_str!("../../../migrations/sqlite/0003_failing.sql")),
+    ("0004_store_identity", include_str!("../../../migrations/sqlite/0004_store_identity.sql")),
+    ("0005_quarantine", include_str!("../../../migrations/sqlite/0005_quarantine.sql")),
+    ("0006_earlier_events", include_str!("../../../migrations/sqlite/0006_earlier_events.sql")),
+    ("0007_webhook_servers", include_str!("../../../migrations/sqlite/0007_webhook_servers.sql")),
 ];
 
 const CREATE_VERSIONS: &str = "
@@ -37,4 +44,14 @@ pub(super) fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
         }
     }
     Ok(applied)
+}
+
+/// Which store the file is; `None` where no migration has made it one yet.
+pub(super) fn identity(connection: &Connection) -> rusqlite::Result<Option<StoreId>> {
+    let has_table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'store_identity')";
+    if !connection.query_row(has_table, [], |row| row.get::<_, bool>(0))? {
+        return Ok(None);
+    }
+    let id = connection.query_row("SELECT id FROM store_identity", [], |row| row.get(0)).optional()?;
+    Ok(id.map(|id| StoreId(Uuid::from_bytes(id))))
 }

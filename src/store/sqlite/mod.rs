@@ -1,8 +1,17 @@
 //! The embedded store: one SQLite file under the data directory, for a machine without a database server.
 //!
 //! Writes go through one connection, reads through a few beside it (WAL: they do not wait for each other). Other
-//! processes, such as the command line, may use the same file at the same time. The file is opened by the
-//! first call; only the data directory is made before.
+//! processes, such as the command line, may use the same file at the same time. The file is made by
+//! [`Store::migrate`] and opened by the first call; only the data directory is made before.
+//!
+//! Which answer proves what:
+//! - `COMMIT` returned without an error: the transaction is in the log (`-wal`) and the log is fdatasync'd (WAL with
+//!   `synchronous = FULL`; the log's directory entry, and so the database's, is synchronised with its first commit). It is there after `kill -9` and a power loss. Only this, and only if the file still has its name after it
+//!   (`file`), is `Ok` to a caller.
+//! - An error of any statement or of `COMMIT` (a full disk, EIO, a lock): the transaction is rolled back, and its frames
+//!   are written over by the next. A crash before that may still find them whole: such a call was told of an error, is made again, and stores
+//!   nothing twice. A connection that could not roll back is closed.
+//! - A checkpoint says nothing about commits: it copies what the log has, and a failed one is made again.
 
 mod connection;
 mod credentials;
@@ -10,59 +19,133 @@ mod deliveries;
 mod endpoints;
 mod error;
 mod events;
+mod file;
 mod history;
 mod migrate;
+mod quarantine;
 mod watch;
 mod webhooks;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use self::connection::{Connections, SqliteConnection, create_file};
+use self::connection::{Connections, SqliteConnection};
+pub use self::file::FILE_NAME;
+use self::file::StoreFile;
 use super::pool::{Pool, Pooled};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
-    CredentialChange, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError, StoredEvent,
-    check_organization_name,
+    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    StoreId, StoredEvent, check_organization_name,
 };
-use crate::clock::Timestamp;
+use crate::clock::{Day, Timestamp};
 use crate::event::{Event, EventId, OrgId};
 use crate::key::{KeyId, KeyVerifier};
 use crate::limits;
 
 /// Events, organisations and keys in a file.
 pub struct SqliteStore {
-    writer: Pool<Connections>,
-    readers: Pool<Connections>,
+    file: Arc<StoreFile>,
+    writer: Arc<Pool<Connections>>,
+    readers: Arc<Pool<Connections>>,
+    /// Set when the store is being closed: nothing is written any more.
+    is_closing: Arc<AtomicBool>,
+    log_watch: Arc<Mutex<LogWatch>>,
+    /// How long a call may take.
+    call_time: Duration,
+}
+
+/// When the log was last tried to be cut because it was too long, and when that was last complained about.
+#[derive(Default)]
+struct LogWatch {
+    tried_at: Option<Instant>,
+    complained_at: Option<Instant>,
 }
 
 impl SqliteStore {
     /// A store in `data_dir`, which is made (mode 0700) where it is missing, with at most `connections_max` readers.
     ///
     /// # Errors
-    /// `Misconfigured` where the directory or the file cannot be made.
+    /// `Misconfigured` where the directory cannot be made, or a file that is there cannot be opened.
     pub fn new(data_dir: &Path, connections_max: u32) -> Result<Self, StoreError> {
-        let path: Arc<Path> = create_file(data_dir)?.into();
-        let connections = |read_only| Connections { path: Arc::clone(&path), read_only };
+        let file = Arc::new(StoreFile::new(data_dir)?);
+        let connections = |read_only| Connections { file: Arc::clone(&file), read_only };
         Ok(Self {
-            writer: Pool::new(connections(false), 1),
-            readers: Pool::new(connections(true), connections_max.min(limits::SQLITE_READERS_MAX)),
+            writer: Arc::new(Pool::new(connections(false), 1)),
+            readers: Arc::new(Pool::new(connections(true), connections_max.min(limits::SQLITE_READERS_MAX))),
+            file,
+            is_closing: Arc::default(),
+            log_watch: Arc::default(),
+            call_time: limits::STORE_CALL_TIMEOUT,
         })
+    }
+
+    /// The same store for the control threads: less time for each call.
+    #[must_use]
+    pub fn for_control(&self) -> Self {
+        Self {
+            file: Arc::clone(&self.file),
+            writer: Arc::clone(&self.writer),
+            readers: Arc::clone(&self.readers),
+            is_closing: Arc::clone(&self.is_closing),
+            log_watch: Arc::clone(&self.log_watch),
+            call_time: limits::CONTROL_CALL_TIMEOUT,
+        }
+    }
+
+    /// Cuts the log where it has grown past its bound, which it does only while somebody reads an old state of the
+    /// database all the time. Waits for such a reader for a moment only: storing goes on.
+    fn bound_log(&self, writer: &SqliteConnection) {
+        let bytes = self.file.log_bytes();
+        if bytes <= limits::SQLITE_WAL_BYTES_MAX {
+            return;
+        }
+        let mut watch = self.log_watch.lock().unwrap_or_else(PoisonError::into_inner);
+        if watch.tried_at.is_some_and(|at| at.elapsed() < limits::SQLITE_WAL_CUT_INTERVAL) {
+            return;
+        }
+        let cut = writer.cut_log(limits::SQLITE_WAL_CUT_PATIENCE);
+        watch.tried_at = Some(Instant::now());
+        if cut == Ok(true) || watch.complained_at.is_some_and(|at| at.elapsed() < limits::SQLITE_WAL_COMPLAINT_INTERVAL)
+        {
+            return;
+        }
+        watch.complained_at = watch.tried_at;
+        let error = cut.err().map(|error| error.to_string());
+        tracing::warn!(
+            file = %self.file.path.display(), wal_bytes = bytes, error,
+            "the database's log cannot be cut and grows: another process, or a long query, reads an old state of the \
+             database; end it. Storing goes on"
+        );
     }
 
     /// The connection that writes, its deadline running.
     fn writer(&self) -> Result<Pooled<Connections>, StoreError> {
-        let writer = self.writer.get()?;
-        SqliteConnection::begin_call(&writer);
+        if self.is_closing.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("the store is being closed".to_owned()));
+        }
+        let writer = self.writer.get(self.patience())?;
+        SqliteConnection::begin_call(&writer, self.call_time);
         Ok(writer)
+    }
+
+    /// How long a call waits for a connection.
+    fn patience(&self) -> Duration {
+        self.call_time.min(limits::STORE_CONNECT_TIMEOUT)
+    }
+
+    /// When a page of a list that is begun now ends with what it has.
+    fn page_until(&self) -> Instant {
+        Instant::now() + self.call_time / limits::LIST_TIME_PART
     }
 
     /// A connection that reads, its deadline running.
     fn reader(&self) -> Result<Pooled<Connections>, StoreError> {
-        let reader = self.readers.get()?;
-        SqliteConnection::begin_call(&reader);
+        let reader = self.readers.get(self.patience())?;
+        SqliteConnection::begin_call(&reader, self.call_time);
         Ok(reader)
     }
 }
@@ -72,23 +155,81 @@ impl Store for SqliteStore {
         "sqlite"
     }
 
-    fn migrate(&self) -> Result<u32, StoreError> {
-        self.writer()?.write(migrate::migrate)
+    fn migrate_until(&self, _: &AtomicBool) -> Result<u32, StoreError> {
+        self.file.create()?;
+        let mut writer = self.writer()?;
+        let applied = writer.write(migrate::migrate)?;
+        self.file.learn(writer.read(migrate::identity)?);
+        Ok(applied)
+    }
+
+    fn identity(&self) -> Result<Option<StoreId>, StoreError> {
+        if !self.file.exists() {
+            return Ok(None);
+        }
+        self.reader()?.read(migrate::identity)
+    }
+
+    fn prepare_today(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn dropped_until(&self, _: Day) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
     }
 
     fn maintain(&self) -> Result<(), StoreError> {
-        Ok(())
+        // So that the database file has what was stored, also where little is. Whoever reads is not waited for.
+        self.writer()?.cut_log(limits::SQLITE_WAL_CUT_PATIENCE).map(|_| ())
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        self.file.trouble()
+    }
+
+    fn wal_bytes(&self) -> u64 {
+        self.file.log_bytes()
+    }
+
+    fn close(&self) {
+        let deadline = Instant::now() + limits::SQLITE_CLOSE_TIMEOUT;
+        let is_over = || Instant::now() >= deadline;
+        self.is_closing.store(true, Ordering::Relaxed);
+        let mut cut = None;
+        while cut.is_none() && !is_over() {
+            let writer = self.writer.get_idle();
+            cut = writer.map(|writer| writer.cut_log(limits::SQLITE_CLOSE_TIMEOUT));
+            if cut.is_none() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        // Of the last connection SQLite deletes the log when it is closed.
+        self.file.close();
+        while !(is_over() || self.writer.drop_idle() && self.readers.drop_idle()) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let bytes = self.file.log_bytes();
+        if bytes > 0 {
+            let error = cut.and_then(Result::err).map(|error| error.to_string());
+            tracing::warn!(
+                file = %self.file.path.display(), wal_bytes = bytes, error,
+                "another process has the database open: a part of it is in the -wal file beside it; copy both"
+            );
+        }
     }
 
     fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError> {
         if batch.is_empty() {
             return Ok(StoredBatch::default());
         }
-        self.writer()?.write(|transaction| events::store(transaction, batch, planned))
+        let mut writer = self.writer()?;
+        let stored = writer.write(|transaction| events::store(transaction, batch, planned))?;
+        self.bound_log(&writer);
+        Ok(stored)
     }
 
-    fn quarantine(&self, event: &Event, reason: &str) -> Result<(), StoreError> {
-        self.writer()?.write(|transaction| events::quarantine(transaction, event, reason))
+    fn quarantine(&self, event: &Event, reason: &str) -> Result<bool, StoreError> {
+        self.writer()?.write(|transaction| quarantine::insert(transaction, event, reason))
     }
 
     fn find_key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -147,8 +288,8 @@ impl Store for SqliteStore {
         self.writer()?.decide(|transaction| credentials::create_key(transaction, org, key))
     }
 
-    fn keys(&self, org: OrgId) -> Result<Vec<KeyInfo>, StoreError> {
-        self.reader()?.read(|connection| credentials::keys(connection, org))
+    fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
+        self.reader()?.read(|connection| credentials::keys(connection, org, limit))
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
@@ -159,11 +300,15 @@ impl Store for SqliteStore {
         self.writer()?.write(|transaction| credentials::revoke_key(transaction, org, id))
     }
 
+    fn delete_ended_keys(&self, ended_before: Timestamp, after: Option<KeyId>) -> Result<Option<KeyId>, StoreError> {
+        self.writer()?.write(|transaction| credentials::delete_ended_keys(transaction, ended_before, after))
+    }
+
     fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError> {
         self.reader()?.read(|connection| events::find(connection, org, id))
     }
 
-    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, bool), StoreError> {
-        self.reader()?.read(|connection| events::list(connection, org, query))
+    fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, Option<EventPlace>), StoreError> {
+        self.reader()?.read(|connection| events::list(connection, org, query, self.page_until()))
     }
 }

@@ -16,7 +16,6 @@ use crate::store::{CredentialChange, StoreError};
 
 /// Notes a change for the other processes; [`CredentialChange::All`] has no note.
 pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChange) -> rusqlite::Result<()> {
-    let now = Timestamp::now();
     let (kind, id) = match change {
         CredentialChange::Key(id) => ("key", id.to_string()),
         CredentialChange::Org(id) => ("org", id.to_string()),
@@ -24,6 +23,16 @@ pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChang
         CredentialChange::Due(id) => ("due", id.to_string()),
         CredentialChange::All => return Ok(()),
     };
+    note(transaction, kind, &id)
+}
+
+/// Notes that everything is to be read again, in a word that no version knows.
+pub(super) fn note_everything(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    note(transaction, "sealing_key", "")
+}
+
+fn note(transaction: &Transaction<'_>, kind: &str, id: &str) -> rusqlite::Result<()> {
+    let now = Timestamp::now();
     let kept_since = now.as_micros() - limits::CREDENTIAL_CHANGES_KEPT.as_micros() as i64;
     transaction.execute("DELETE FROM credential_changes WHERE changed_at < ?1", [kept_since])?;
     transaction.execute(

@@ -1,18 +1,27 @@
 //! The webhook side of the embedded store.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::watch::note_change;
 use super::{SqliteStore, deliveries, endpoints, events, history};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use crate::store::webhooks::{
-    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, Endpoint, EndpointChange, NewEndpoint,
-    PendingStats, PlannedDelivery, SealedSecret, WebhookStore,
+    AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
+    EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation, Wanted, WebhookStore,
 };
 use crate::store::{CredentialChange, StoreError};
 
 impl WebhookStore for SqliteStore {
+    fn sealing_key(&self) -> Result<Option<KeyFingerprint>, StoreError> {
+        self.reader()?.read(endpoints::sealing_key)
+    }
+
+    fn accept_sealing_key(&self, key: KeyFingerprint) -> Result<(), StoreError> {
+        self.writer()?.write(|transaction| endpoints::accept_sealing_key(transaction, key))
+    }
+
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError> {
         self.writer()?.decide(|transaction| endpoints::create(transaction, new))
     }
@@ -21,11 +30,11 @@ impl WebhookStore for SqliteStore {
         self.reader()?.read(|connection| endpoints::find(connection, org, id))
     }
 
-    fn endpoints(&self, org: OrgId) -> Result<Vec<Endpoint>, StoreError> {
+    fn endpoints(&self, org: OrgId) -> Result<Vec<EndpointRow>, StoreError> {
         self.reader()?.read(|connection| endpoints::of_org(connection, org))
     }
 
-    fn all_endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<Endpoint>, StoreError> {
+    fn all_endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<EndpointRow>, StoreError> {
         self.reader()?.read(|connection| endpoints::all(connection, after, limit))
     }
 
@@ -42,14 +51,21 @@ impl WebhookStore for SqliteStore {
         self.writer()?.write(|transaction| endpoints::delete(transaction, org, id))
     }
 
+    fn org_of_endpoint(&self, id: EndpointId) -> Result<Option<OrgId>, StoreError> {
+        self.reader()?.read(|connection| endpoints::org_of(connection, id))
+    }
+
+    fn end_deleted(&self, id: EndpointId, from: Timestamp, at: Timestamp) -> Result<EndedStep, StoreError> {
+        self.writer()?.write(|transaction| deliveries::end_deleted(transaction, id, from, at))
+    }
+
     fn rotate_endpoint_secret(
         &self,
         org: OrgId,
         id: EndpointId,
-        new: &SealedSecret,
-        previous_until: Timestamp,
+        rotation: Rotation<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
-        self.writer()?.write(|transaction| endpoints::rotate_secret(transaction, org, id, new, previous_until))
+        self.writer()?.decide(|transaction| endpoints::rotate_secret(transaction, org, id, rotation))
     }
 
     fn disable_endpoint(&self, id: EndpointId, reason: &str) -> Result<bool, StoreError> {
@@ -58,9 +74,14 @@ impl WebhookStore for SqliteStore {
 
     fn note_failing(
         &self,
-        notes: &[(EndpointId, Option<Timestamp>)],
-    ) -> Result<Vec<(EndpointId, Option<Timestamp>)>, StoreError> {
-        self.writer()?.write(|transaction| endpoints::note_failing(transaction, notes))
+        notes: &[(EndpointId, Option<Duration>)],
+        now: Timestamp,
+    ) -> Result<Vec<(EndpointId, Duration)>, StoreError> {
+        self.writer()?.write(|transaction| endpoints::note_failing(transaction, notes, now))
+    }
+
+    fn recall_stranded(&self, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
+        self.writer()?.write(|transaction| deliveries::recall_stranded(transaction, now, latest))
     }
 
     fn due_endpoints(
@@ -68,20 +89,19 @@ impl WebhookStore for SqliteStore {
         now: Timestamp,
         after: Option<EndpointId>,
         limit: u32,
-    ) -> Result<Vec<EndpointId>, StoreError> {
+    ) -> Result<Vec<DueEndpoint>, StoreError> {
         self.reader()?.read(|connection| deliveries::due_endpoints(connection, now, after, limit))
     }
 
-    fn claim(
-        &self,
-        now: Timestamp,
-        lease_until: Timestamp,
-        wanted: &[(EndpointId, u32)],
-    ) -> Result<Claims, StoreError> {
+    fn due_since(&self, now: Timestamp, endpoints: &[(EndpointId, Timestamp)]) -> Result<Vec<DueEndpoint>, StoreError> {
+        self.reader()?.read(|connection| deliveries::due_since(connection, now, endpoints))
+    }
+
+    fn claim(&self, now: Timestamp, lease_until: Timestamp, wanted: &[Wanted]) -> Result<Claims, StoreError> {
         self.writer()?.write(|transaction| deliveries::claim(transaction, now, lease_until, wanted))
     }
 
-    fn record(&self, results: &[AttemptResult]) -> Result<u64, StoreError> {
+    fn record(&self, results: &[AttemptResult]) -> Result<Recorded, StoreError> {
         self.writer()?.write(|transaction| deliveries::record(transaction, results))
     }
 
@@ -101,8 +121,12 @@ impl WebhookStore for SqliteStore {
         self.reader()?.read(|connection| history::of_event(connection, org, event))
     }
 
-    fn deliveries(&self, org: OrgId, query: &DeliveryQuery) -> Result<(Vec<DeliveryRecord>, bool), StoreError> {
-        self.reader()?.read(|connection| history::list(connection, org, query))
+    fn deliveries(
+        &self,
+        org: OrgId,
+        query: &DeliveryQuery,
+    ) -> Result<(Vec<DeliveryRecord>, Option<DeliveryId>), StoreError> {
+        self.reader()?.read(|connection| history::list(connection, org, query, self.page_until()))
     }
 
     fn retry_delivery(&self, org: OrgId, id: DeliveryId, now: Timestamp) -> Result<Option<Delivery>, StoreError> {

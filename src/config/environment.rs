@@ -1,0 +1,81 @@
+//! The environment: which variable holds a setting, and which ones are nobody's.
+//!
+//! Pure: the variables are handed in.
+
+use std::ffi::{OsStr, OsString};
+
+use super::error::{ConfigError, nearest};
+use super::setting::{Kind, SETTINGS, Setting, find};
+use super::{API_KEY_ENV, CONFIG_FILE_ENV};
+
+/// What the names of this program's variables begin with.
+const PREFIX: &str = "MILLRACE_";
+/// Settings whose variable is another's by custom, under the name one would guess from the others.
+const ALIASES: [(&str, &str); 1] = [("MILLRACE_DATABASE_URL", "database_url")];
+
+/// The variables of a process.
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// These.
+    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    /// A variable's value, where it has one.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_os_str())
+    }
+
+    /// The variable that holds a setting, and its value.
+    ///
+    /// # Errors
+    /// Where two of them hold different values.
+    pub(super) fn of(&self, setting: &Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
+        let is_value = |text: &&OsStr| !text.is_empty() || matches!(setting.kind, Kind::Listed(_));
+        let aliases = ALIASES.iter().filter(|(_, key)| *key == setting.key).map(|(name, _)| *name);
+        let names = find(setting.key).map(|row| row.env).into_iter().chain(aliases);
+        let found: Vec<_> = names.filter_map(|name| Some((name, self.get(name).filter(is_value)?))).collect();
+        if let [(name, value), (other, other_value)] = found[..]
+            && value != other_value
+        {
+            return Err(ConfigError::Unusable(format!(
+                "{name} and {other} hold different values, and both set `{}`\n  fix: unset one of them",
+                setting.key
+            )));
+        }
+        Ok(found.first().copied())
+    }
+
+    /// Refuses a variable of this program's that nothing reads.
+    pub(super) fn refuse_unknown(&self) -> Result<(), ConfigError> {
+        let known: Vec<&str> = SETTINGS
+            .iter()
+            .map(|setting| setting.env)
+            .chain(ALIASES.map(|(name, _)| name))
+            .chain([CONFIG_FILE_ENV, API_KEY_ENV])
+            .collect();
+        let unknown = self.0.iter().find_map(|(name, value)| {
+            let name = name.to_str()?;
+            let is_ours = name.starts_with(PREFIX) && !known.contains(&name) && !is_service_link(name, value);
+            is_ours.then_some(name)
+        });
+        match unknown {
+            None => Ok(()),
+            Some(name) => Err(ConfigError::UnknownVariable {
+                name: name.to_owned(),
+                nearest: nearest(name, known.iter().copied()).map(str::to_owned),
+            }),
+        }
+    }
+}
+
+/// What Kubernetes sets in every container where there is a service called `millrace`.
+fn is_service_link(name: &str, value: &OsStr) -> bool {
+    let rest = name.strip_prefix(PREFIX).unwrap_or_default();
+    let is_address = value.to_str().is_some_and(|value| value.starts_with("tcp://") || value.starts_with("udp://"));
+    rest == "SERVICE_HOST"
+        || rest.starts_with("SERVICE_PORT")
+        || rest == "PORT" && is_address
+        || rest.strip_prefix("PORT_").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}

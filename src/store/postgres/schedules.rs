@@ -1,0 +1,31 @@
+//! The schedules of retries that servers on one database have, so that each knows of another's.
+
+use super::credentials::get;
+use super::error::CallError;
+use super::session::Session;
+use crate::limits;
+use crate::store::StoreError;
+
+/// What was not noted for long belongs to nobody, and is forgotten.
+const NOTE: &str = "
+    WITH noted AS (
+        INSERT INTO webhook_retry_schedules (schedule, seen_at) VALUES ($1, clock_timestamp())
+        ON CONFLICT (schedule) DO UPDATE SET seen_at = excluded.seen_at
+    ), forgotten AS (
+        DELETE FROM webhook_retry_schedules
+        WHERE schedule <> $1 AND seen_at < clock_timestamp() - $2 * interval '1 second'
+    )
+    SELECT schedule FROM webhook_retry_schedules
+    WHERE schedule <> $1 AND seen_at >= clock_timestamp() - $2 * interval '1 second' ORDER BY schedule";
+const FORGET: &str = "DELETE FROM webhook_retry_schedules WHERE schedule = $1";
+
+/// Notes that a server has this schedule; returns the others'.
+pub(super) fn note(session: &mut Session, schedule: &str) -> Result<Vec<String>, StoreError> {
+    let alive = limits::RETRY_SCHEDULE_ALIVE.as_secs_f64();
+    session.query(NOTE, &[&schedule, &alive])?.iter().map(|row| get(row, "schedule")).collect()
+}
+
+/// Notes that a server with it ends. Another with the same notes it again.
+pub(super) fn forget(session: &mut Session, schedule: &str) -> Result<(), CallError> {
+    session.execute(FORGET, &[&schedule]).map(drop)
+}
