@@ -173,11 +173,7 @@ fn of_different_schedules_the_longest_holds_on_all_servers() {
         });
     }
     let endpoint = tenant.endpoint(&receiver.url("/"), &json!({}));
-    eventually("the other knows of the endpoint", || {
-        crate::fixture::post_many(&other, &tenant.key, 1, "t");
-        other.drained();
-        receiver.count() > 0
-    });
+    tenant.await_endpoint_on(&other, "t");
     crate::fixture::post_many(&other, &tenant.key, COUNT, "t");
     eventually("all were tried", || {
         let pending = tenant.get("/api/deliveries?limit=1000&status=pending");

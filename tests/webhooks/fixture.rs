@@ -61,6 +61,16 @@ impl Tenant {
         last
     }
 
+    /// Waits until `other`, a server on the same database, plans deliveries for an endpoint that takes this type. Until
+    /// then what it accepts has none.
+    pub fn await_endpoint_on(&self, other: &Server, event_type: &str) {
+        eventually("the other server knows of the endpoint", || {
+            let id = post_many(other, &self.key, 1, event_type).remove(0);
+            other.drained();
+            self.get(&format!("/api/events/{id}/deliveries"))["data"] != json!([])
+        });
+    }
+
     /// How many deliveries have this status.
     pub fn count(&self, status: &str) -> usize {
         let mut count = 0;

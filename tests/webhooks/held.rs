@@ -51,6 +51,9 @@ fn what_is_due_for_a_disabled_organisation_waits_until_it_is_enabled(installatio
     assert_eq!(tenant.server.post("/api/endpoints", &another, &theirs).status, 201);
     let failing = tenant.post("none", "1");
     tenant.delivery(&failing, |_| receiver.requests().iter().any(|seen| seen.target == "/fails"));
+    for server in &other {
+        tenant.await_endpoint_on(server, "none");
+    }
     for server in &servers {
         post_many(server, &tenant.key, COUNT / servers.len(), "t");
     }

@@ -18,11 +18,7 @@ fn two_servers_send_each_delivery_once() {
     let tenant = Tenant::new(&installation, &[]);
     let other = start(&installation, &[]);
     tenant.endpoint(&receiver.url("/"), &json!({}));
-    eventually("the other server knows of the endpoint", || {
-        let id = post_many(&other, &tenant.key, 1, "t").remove(0);
-        other.drained();
-        tenant.get(&format!("/api/events/{id}/deliveries"))["data"] != json!([])
-    });
+    tenant.await_endpoint_on(&other, "t");
     let before = receiver.count();
     std::thread::scope(|scope| {
         for server in [&tenant.server, &other] {
