@@ -14,12 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::handoff::queue::{Accepted, Queue, queue};
-use millrace::ingest::rate_limit::Window;
 use mimalloc::MiMalloc;
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_journal::queue::{Accepted, Queue, queue};
+use millrace_tenant::rate_limit::Window;
 
 /// The server's allocator.
 #[global_allocator]

@@ -15,14 +15,15 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::handoff::queue::{Accepted, Queue, queue};
-use millrace::ingest::envelope::{self, Scratch};
-use millrace::key::{ApiKey, Argon2Cost};
-use millrace::limits;
 use mimalloc::MiMalloc;
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::key::{ApiKey, Argon2Cost};
+use millrace_base::limits;
+use millrace_ingest::envelope::{self, Scratch};
+use millrace_journal::queue::{Accepted, Queue, queue};
 
 use crate::payload::event_body;
 use crate::writer::Writer;

@@ -20,16 +20,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use millrace::auth::feed::Feed;
-use millrace::auth::{Grant, Verdict};
-use millrace::event::{EventId, OrgId};
-use millrace::ingest::auth_cache::{AuthCache, Lookup};
-use millrace::ingest::http::{HeadScanner, parse_head};
-use millrace::ingest::rate_limit::Window;
-use millrace::ingest::shard::Ids;
-use millrace::key::ApiKey;
-use millrace::limits;
 use uuid::Uuid;
+
+use millrace_base::event::{EventId, OrgId};
+use millrace_base::key::ApiKey;
+use millrace_base::limits;
+use millrace_ingest::shard::Ids;
+use millrace_tenant::auth_cache::{AuthCache, Lookup};
+use millrace_tenant::feed::Feed;
+use millrace_tenant::rate_limit::Window;
+use millrace_tenant::{Grant, Verdict};
+use millrace_wire::http::{HeadScanner, parse_head};
 
 use crate::payload::event_body;
 use crate::replay::Replay;

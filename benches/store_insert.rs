@@ -13,12 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::store::Store;
-use millrace::store::postgres::PostgresStore;
-use millrace::store::sqlite::SqliteStore;
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_store::Store;
+use millrace_store::postgres::PostgresStore;
+use millrace_store::sqlite::SqliteStore;
 
 use crate::postgres_cluster::{Cluster, Options};
 

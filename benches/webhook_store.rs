@@ -11,13 +11,14 @@ mod postgres_cluster;
 
 use std::time::{Duration, Instant};
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use millrace::store::Store;
-use millrace::store::postgres::PostgresStore;
-use millrace::store::sqlite::SqliteStore;
-use millrace::store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery, Wanted};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_store::Store;
+use millrace_store::postgres::PostgresStore;
+use millrace_store::sqlite::SqliteStore;
+use millrace_store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery, Wanted};
 
 use crate::postgres_cluster::{Cluster, Options};
 

@@ -29,11 +29,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::key::ApiKey;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use socket2::{Domain, Socket, Type};
+
+use millrace_base::key::ApiKey;
 
 type Failure = Box<dyn Error + Send + Sync>;
 

@@ -17,7 +17,7 @@ mod replay;
 
 use std::rc::Rc;
 
-use millrace::limits;
+use millrace_base::limits;
 
 use crate::replay::Replay;
 

@@ -9,9 +9,10 @@
 use std::error::Error;
 use std::time::SystemTime;
 
-use millrace::key::{ApiKey, Argon2Cost};
 use postgres::{Client, NoTls};
 use uuid::Uuid;
+
+use millrace_base::key::{ApiKey, Argon2Cost};
 
 const ORGANISATIONS_MAX: usize = 100_000;
 const LEAST_COST: Argon2Cost = Argon2Cost { memory_kib: 8, iterations: 1 };

@@ -10,7 +10,7 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    millrace::cli::run(std::env::args_os(), cores())
+    millrace_server::cli::run(std::env::args_os(), cores())
 }
 
 /// The cores this process may run on: asked once, before any thread is pinned and the answer shrinks to one.

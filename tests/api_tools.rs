@@ -24,7 +24,7 @@ const EXAMPLES: &str = "200";
 const EXPECTED_WARNING: &str = "Unsupported content type application/x-ndjson";
 
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/api_tools");
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/openapi.json");
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/wire/openapi.json");
 
 /// Where `./test` has put the tools.
 fn tools() -> PathBuf {
@@ -96,7 +96,7 @@ fn schemathesis_finds_nothing() {
     for phase in ["Examples", "Coverage", "Fuzzing", "Stateful"] {
         assert!(said.contains(&format!("✅ {phase}")), "{phase} is not in what was run");
     }
-    let operations = serde_json::from_str::<Value>(millrace::routes::OPENAPI_JSON).unwrap();
+    let operations = serde_json::from_str::<Value>(millrace_wire::routes::OPENAPI_JSON).unwrap();
     let methods = ["get", "post", "patch", "delete"];
     // It leaves out where it has the document from.
     let paths = operations["paths"].as_object().unwrap().iter().filter(|(path, _)| *path != "/openapi.json");

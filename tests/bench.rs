@@ -182,7 +182,7 @@ fn people_get_a_table_and_whoever_watches_a_line_a_second() {
 fn what_goes_wrong_is_said_with_what_mends_it() {
     let server = Server::start(roomy(&["--durability", "memory"]));
     let url = url(&server);
-    let stranger = millrace::key::ApiKey::generate().unwrap();
+    let stranger = millrace_base::key::ApiKey::generate().unwrap();
     let said = shell(stranger.reveal()).refused(1, &["bench", &url]);
     assert_has(&said, &["401 invalid_api_key", "millrace org create bench --rate-limit 0"]);
     assert!(!said.contains(stranger.reveal()), "{said}");

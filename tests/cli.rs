@@ -24,7 +24,7 @@ fn help_and_version_are_results() {
     assert_eq!(shell.ok(&["--version"]), format!("millrace {}\n", env!("CARGO_PKG_VERSION")));
     assert_has(&shell.ok(&["--help"]), &["serve", "org", "key", "migrate", "config", "millrace org create acme"]);
     let serve = shell.ok(&["serve", "--help"]);
-    for setting in millrace::config::setting::SETTINGS {
+    for setting in millrace_server::config::setting::SETTINGS {
         assert_has(&serve, &[&format!("--{}", setting.flag), setting.env]);
     }
     for args in
@@ -65,7 +65,7 @@ fn wrong_arguments_exit_with_64() {
 
 #[test]
 fn a_whole_key_given_as_an_id_is_not_repeated() {
-    let key = millrace::key::ApiKey::generate().unwrap();
+    let key = millrace_base::key::ApiKey::generate().unwrap();
     let message = Shell::new().refused(64, &["key", "revoke", key.reveal()]);
     assert_has(&message, &[key.id().as_str()]);
     assert!(!message.contains(&key.reveal()[16..]), "{message}");
@@ -206,7 +206,7 @@ fn organisation_commands(shell: &Shell) {
     assert_eq!(keys_of(&made).len(), 4);
     assert_eq!((&made["name"], &made["rate_limit_per_minute"]), (&Value::from("acme"), &Value::from(0)));
     let key = made["api_key"].as_str().unwrap();
-    assert!(millrace::key::parse(key.as_bytes()).is_some());
+    assert!(millrace_base::key::parse(key.as_bytes()).is_some());
 
     assert_eq!(shell.json(&["org", "create", "beta"])["rate_limit_per_minute"], Value::Null);
     assert_has(&shell.refused(1, &["org", "create", "acme"]), &["acme"]);
@@ -239,12 +239,13 @@ fn key_commands(shell: &Shell) {
     assert_eq!(keys_of(&made).len(), 3);
     assert_eq!(made["org_id"], org["org_id"]);
     let id = made["key_id"].as_str().unwrap();
-    let parsed = millrace::key::parse(made["api_key"].as_str().unwrap().as_bytes()).unwrap();
+    let parsed = millrace_base::key::parse(made["api_key"].as_str().unwrap().as_bytes()).unwrap();
     assert_eq!(parsed.as_str(), id);
 
     let seconds_left = |rotated: &Value| {
-        let at = millrace::clock::Timestamp::parse_rfc3339(rotated["previous_expires_at"].as_str().unwrap()).unwrap();
-        (at.as_micros() - millrace::clock::Timestamp::now().as_micros()) / 1_000_000
+        let at =
+            millrace_base::clock::Timestamp::parse_rfc3339(rotated["previous_expires_at"].as_str().unwrap()).unwrap();
+        (at.as_micros() - millrace_base::clock::Timestamp::now().as_micros()) / 1_000_000
     };
     let rotated = shell.json(&["key", "rotate", id]);
     assert!((86_000..=86_400).contains(&seconds_left(&rotated)), "a day where nothing is said: {rotated}");

@@ -7,13 +7,15 @@ mod shell;
 
 use std::sync::Arc;
 
-use common::postgres::Cluster;
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, OrgId};
-use millrace::store::Store;
-use millrace::store::open::{StoreConfig, open};
-use millrace::store::webhooks::{Attempt, AttemptResult, DeliveryQuery, Next, Wanted};
 use serde_json::{Value, json};
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, OrgId};
+use millrace_store::Store;
+use millrace_store::open::{StoreConfig, open};
+use millrace_store::webhooks::{Attempt, AttemptResult, DeliveryQuery, Next, Wanted};
+
+use common::postgres::Cluster;
 use shell::{Shell, assert_has, keys_of};
 
 const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";

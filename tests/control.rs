@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use millrace::limits;
+use millrace_base::limits;
 
 use common::postgres::Cluster;
 use common::server::{Client, Response, Server, event, eventually};
@@ -65,7 +65,7 @@ fn changes_are_in_the_log_once_with_who_and_from_where(installation: &Installati
     let (org, key) = server.organization("acme", "0");
     let leaked = server.cli(&["key", "create", "acme", "--json"]);
     let leaked: serde_json::Value = serde_json::from_str(&leaked).unwrap();
-    let (leaked, wrong) = (leaked["key_id"].as_str().unwrap(), millrace::key::ApiKey::generate().unwrap());
+    let (leaked, wrong) = (leaked["key_id"].as_str().unwrap(), millrace_base::key::ApiKey::generate().unwrap());
     let mut client = server.connect();
     let mut change = |method: &str, path: &str, body: &str| {
         let answer = forwarded(&mut client, method, path, &key, body);

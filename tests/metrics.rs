@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use exposition::Scrape;
-use millrace::metrics::{
+use millrace_base::problem::Problem;
+use millrace_metrics::{
     CacheLookup, CommittedBatch, DbOperation, Label, Metrics, RetryReason, Route, ShardHandle, StoreWay, TimeoutPhase,
     ValidationErrorKind,
 };
-use millrace::problem::Problem;
+
+use exposition::Scrape;
 
 fn scrape(metrics: &Metrics) -> Scrape {
     Scrape::parse(std::str::from_utf8(&metrics.render()).unwrap())

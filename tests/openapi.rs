@@ -13,14 +13,15 @@ mod webhook;
 
 use std::collections::BTreeSet;
 
-use millrace::deliver::definition;
-use millrace::deliver::secret::WebhookSecret;
-use millrace::key::API_KEY_LEN;
-use millrace::limits;
-use millrace::problem::{Problem, reason_phrase};
-use millrace::routes::{Method, OPENAPI_JSON, TABLE, route};
 use regex::Regex;
 use serde_json::Value;
+
+use millrace_base::key::API_KEY_LEN;
+use millrace_base::limits;
+use millrace_base::problem::{Problem, reason_phrase};
+use millrace_webhooks::definition;
+use millrace_webhooks::secret::WebhookSecret;
+use millrace_wire::routes::{Method, OPENAPI_JSON, TABLE, route};
 
 fn document() -> Value {
     serde_json::from_str(OPENAPI_JSON).expect("the document is JSON")

@@ -15,11 +15,12 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use millrace_base::health::Readiness;
+use millrace_base::limits;
+use millrace_metrics::Metrics;
+use millrace_server::ops::{self, OpsState};
+
 use exposition::Scrape;
-use millrace::health::Readiness;
-use millrace::limits;
-use millrace::metrics::Metrics;
-use millrace::ops::{self, OpsState};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -207,7 +208,7 @@ fn scrapes_while_shards_record() {
             assert!(start.elapsed() < DEADLINE, "the counter stands at {before}");
             let answer = ask(&mut stream, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").expect("an answer");
             assert_eq!(answer.status, 200);
-            assert!(answer.head.contains(&format!("\r\nContent-Type: {}\r\n", millrace::metrics::CONTENT_TYPE)));
+            assert!(answer.head.contains(&format!("\r\nContent-Type: {}\r\n", millrace_metrics::CONTENT_TYPE)));
             let scrape = Scrape::parse(std::str::from_utf8(&answer.body).unwrap());
             let now = scrape.value("events_ingested_total", &[]);
             assert!(now >= before);

@@ -8,11 +8,13 @@ mod common;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
+use tempfile::TempDir;
+
+use millrace_base::key::ApiKey;
+use millrace_base::limits;
+
 use common::postgres::Cluster;
 use common::server::{Client, Options, Response, Server, event, eventually, post_with};
-use millrace::key::ApiKey;
-use millrace::limits;
-use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../docs/in-front-of-millrace.md");
 /// From where the proxies connect: all of 127.0.0.0/8 is this machine, and the tests' own connections come from 127.0.0.1.

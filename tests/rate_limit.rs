@@ -171,7 +171,7 @@ fn every_answer_to_a_known_organisation_tells_its_limit() {
         assert_eq!(answer.status, status);
         assert!(!answer.headers.keys().any(|name| name.starts_with("ratelimit")), "{answer:?}");
     }
-    let too_large = "x".repeat(millrace::limits::EVENT_BODY_BYTES_MAX + 1);
+    let too_large = "x".repeat(millrace_base::limits::EVENT_BODY_BYTES_MAX + 1);
     let answer = server.connect().exchange(&post_with("/api/events", &key, &json, too_large.as_bytes()));
     assert_eq!((answer.status, fields(&answer).map(|(_, remaining, _)| remaining)), (413, Some(1)));
     assert_eq!(fields(&post(&mut server.connect(), &key)).map(|(_, remaining, _)| remaining), Some(0));

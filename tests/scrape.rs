@@ -276,7 +276,7 @@ fn both_listeners_say_not_ready_until_the_database_is_there_and_after_the_signal
     }
     assert_eq!(server.count("millrace_ready"), 0);
     // A key that nothing is known of: not 401, and never 202.
-    let key = millrace::key::ApiKey::generate().expect("randomness");
+    let key = millrace_base::key::ApiKey::generate().expect("randomness");
     let answer = server.post("/api/events", key.reveal(), &event("e", None, "1"));
     assert_eq!((answer.status, answer.code().as_str()), (503, "store_unavailable"));
     assert!(answer.headers.contains_key("retry-after"));

@@ -83,8 +83,8 @@ fn a_server_has_no_more_threads_and_descriptors_than_it_asks_for() {
     assert_eq!(server.post("/api/events", &key, r#"{"type":"a","payload":1}"#).status, 202);
     server.drained();
     let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
-    assert!(count("task") <= millrace::limits::THREADS_BESIDE + 3 + 5, "{} threads", count("task"));
-    let descriptors = millrace::limits::DESCRIPTORS_BESIDE + 3 * millrace::limits::DESCRIPTORS_OF_A_SHARD;
+    assert!(count("task") <= millrace_base::limits::THREADS_BESIDE + 3 + 5, "{} threads", count("task"));
+    let descriptors = millrace_base::limits::DESCRIPTORS_BESIDE + 3 * millrace_base::limits::DESCRIPTORS_OF_A_SHARD;
     assert!(count("fd") <= descriptors, "{} descriptors", count("fd"));
 }
 

@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use millrace::boot;
-use millrace::config::{self, Flags};
-use millrace::deliver::client::NameFiles;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use millrace_server::boot;
+use millrace_server::config::{self, Flags};
+use millrace_webhooks::client::NameFiles;
 
 use crate::common::server::{Client, Options, PATIENCE, eventually};
 use crate::name_server::{NameServer, Said, address};

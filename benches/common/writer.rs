@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use millrace::handoff::queue::{Accepted, Slots};
-use millrace::limits;
-use millrace::store::batch::Gatherer;
+use millrace_base::limits;
+use millrace_journal::queue::{Accepted, Slots};
+use millrace_write::gather::Gatherer;
 
 /// One writer thread without a database.
 pub struct Writer {

@@ -1,12 +1,12 @@
 //! Reads one answer, and tells acceptance from refusal from what no Millrace says. Pure: no I/O, no clock.
 //!
 //! Takes what Millrace and servers like it send: a status line, fields, a body of `Content-Length` bytes. The head has at
-//! most [`REQUEST_HEAD_BYTES_MAX`](crate::limits::REQUEST_HEAD_BYTES_MAX) bytes, all of it at most
+//! most [`REQUEST_HEAD_BYTES_MAX`](millrace_base::limits::REQUEST_HEAD_BYTES_MAX) bytes, all of it at most
 //! [`BENCH_ANSWER_BYTES_MAX`].
 
 use memchr::memmem;
 
-use crate::limits::{BENCH_ANSWER_BYTES_MAX, REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
+use millrace_base::limits::{BENCH_ANSWER_BYTES_MAX, REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
 
 /// What the bytes received so far are.
 #[derive(Debug, PartialEq, Eq)]

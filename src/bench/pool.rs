@@ -14,10 +14,11 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
+use millrace_base::limits::{BENCH_OPENING_MAX, BENCH_RECONNECT_PAUSE, BENCH_REFUSAL_PAUSE};
+
 use super::connection::{Connection, Phase};
 use super::tally::Tally;
 use super::target::Target;
-use crate::limits::{BENCH_OPENING_MAX, BENCH_RECONNECT_PAUSE, BENCH_REFUSAL_PAUSE};
 
 /// See the module. A connection is known by its place. Times are nanoseconds on the worker's clock.
 pub struct Pool<'a> {

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
-use crate::limits::{BENCH_DURATION_MAX, BENCH_RATE_MAX, BENCH_RATES_MAX, BENCH_WARMUP_MAX};
+use millrace_base::limits::{BENCH_DURATION_MAX, BENCH_RATE_MAX, BENCH_RATES_MAX, BENCH_WARMUP_MAX};
 
 /// What requests are made of.
 pub struct Recipe<'a> {

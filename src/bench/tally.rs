@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use millrace_base::limits::{BENCH_ANSWER_KINDS_MAX, BENCH_LATENCY_MAX};
+
 use super::answer::{Answer, Verdict};
-use crate::limits::{BENCH_ANSWER_KINDS_MAX, BENCH_LATENCY_MAX};
 
 const LATENCY_RESOLUTION_NS: u64 = 1000;
 const LATENCY_DIGITS: u8 = 3;

@@ -11,8 +11,8 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use url::Url;
 
-use crate::deliver::client::Roots;
-use crate::deliver::client::tls::client_config;
+use millrace_webhooks::client::Roots;
+use millrace_webhooks::client::tls::client_config;
 
 /// A server that was reached once.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::event::OrgId;
-use crate::limits::CONTROL_ORG_SLOTS;
-use crate::problem::Problem;
+use millrace_base::event::OrgId;
+use millrace_base::limits::CONTROL_ORG_SLOTS;
+use millrace_base::problem::Problem;
 
 use super::Line;
 

@@ -2,7 +2,7 @@
 //! not known or given twice is refused by name, for a typo must not turn a change into none.
 //!
 //! Values are not quoted in what is said back: they may be secrets. Bodies are at most
-//! [`CONTROL_BODY_BYTES_MAX`](crate::limits::CONTROL_BODY_BYTES_MAX) long.
+//! [`CONTROL_BODY_BYTES_MAX`](millrace_base::limits::CONTROL_BODY_BYTES_MAX) long.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,8 +10,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::ingest::json_syntax;
-use crate::problem::{FieldError, Problem};
+use millrace_base::problem::{FieldError, Problem};
+use millrace_wire::json_syntax;
 
 /// What may be wrong with a field, for people: "must be a string".
 pub(super) type Message = Cow<'static, str>;

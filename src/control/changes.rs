@@ -1,7 +1,7 @@
 //! The trace that changes leave in the log: one INFO line each.
 //!
 //! A request's says who asked, with which key and from where. What a command or another server has changed is heard of
-//! from the database ([`crate::auth::feed`]), which says what, and not who. This server's own changes come back that way,
+//! from the database ([`millrace_tenant::feed`]), which says what, and not who. This server's own changes come back that way,
 //! too: they are noted here before they are made, so that each has one line.
 
 use std::collections::VecDeque;
@@ -9,9 +9,10 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use millrace_base::limits::{OWN_CHANGES_KEPT, OWN_CHANGES_MAX};
+use millrace_store::{CredentialChange, Store};
+
 use super::{Caller, Request};
-use crate::limits::{OWN_CHANGES_KEPT, OWN_CHANGES_MAX};
-use crate::store::{CredentialChange, Store};
 
 /// Says that a request has made a change.
 pub(super) fn log(by: &Caller, change: &'static str, id: &dyn Display) {
@@ -87,8 +88,9 @@ pub(super) fn announced(request: &Request, by: &Caller) -> Option<CredentialChan
 mod tests {
     use uuid::Uuid;
 
+    use millrace_base::event::OrgId;
+
     use super::*;
-    use crate::event::OrgId;
 
     #[test]
     fn a_change_of_ours_is_taken_once_and_what_is_kept_is_bounded() {

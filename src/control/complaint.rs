@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::limits::CONTROL_COMPLAINT_INTERVAL;
+use millrace_base::limits::CONTROL_COMPLAINT_INTERVAL;
 
 /// What an operator can tell apart and mend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@
 
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::event::EventId;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::EventId;
 
 /// Marks a place among events.
 const VERSION: u8 = 1;

@@ -2,12 +2,13 @@
 
 use uuid::Uuid;
 
+use millrace_base::event::{DeliveryId, EventId, OrgId};
+use millrace_base::limits::LIST_BYTES_MAX;
+use millrace_metrics::DbOperation;
+use millrace_store::webhooks::DeliveryRecord;
+
 use super::json::{delivery_document, push_delivery, push_next_cursor};
 use super::{Answer, Desk, Refusal, absent, query};
-use crate::event::{DeliveryId, EventId, OrgId};
-use crate::limits::LIST_BYTES_MAX;
-use crate::metrics::DbOperation;
-use crate::store::webhooks::DeliveryRecord;
 
 /// `GET /api/events/{id}/deliveries`: newest first, at most one for each endpoint of the organisation.
 pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> Result<Answer, Refusal> {

@@ -5,14 +5,15 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::limits::{SECRET_OVERLAP_DEFAULT, SECRET_OVERLAP_MAX};
+use millrace_base::problem::Problem;
+use millrace_store::webhooks::EndpointChange;
+use millrace_webhooks::definition;
+use millrace_webhooks::secret::WebhookSecret;
+use millrace_webhooks::target::TargetPolicy;
+
 use super::body::{Body, Message, count, named_texts, or_null, switch, text, texts};
-use crate::clock::Timestamp;
-use crate::deliver::definition;
-use crate::deliver::secret::WebhookSecret;
-use crate::deliver::target::TargetPolicy;
-use crate::limits::{SECRET_OVERLAP_DEFAULT, SECRET_OVERLAP_MAX};
-use crate::problem::Problem;
-use crate::store::webhooks::EndpointChange;
 
 /// What `POST /api/endpoints` asks for.
 pub(super) struct Draft {

@@ -1,22 +1,23 @@
 //! An organisation's webhook endpoints: made, listed, changed, deleted; their secrets rotated; tested and recovered.
 //!
 //! A secret is shown in the answer that makes it and never again. Every change is told to
-//! [`Management::on_change`](crate::deliver::management::Management) before it is answered.
+//! [`Management::on_change`](millrace_webhooks::management::Management) before it is answered.
 
 use std::time::Instant;
 
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_base::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
+use millrace_base::problem::Problem;
+use millrace_metrics::DbOperation;
+use millrace_store::StoreError;
+use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
+use millrace_webhooks::secret::WebhookSecret;
+
 use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, push_string};
 use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
-use crate::clock::Timestamp;
-use crate::deliver::secret::WebhookSecret;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use crate::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
-use crate::metrics::DbOperation;
-use crate::problem::Problem;
-use crate::store::StoreError;
-use crate::store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
 
 /// The type of the event that a test sends.
 pub const TEST_EVENT_TYPE: &str = "millrace.test";

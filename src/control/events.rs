@@ -1,8 +1,8 @@
 //! Reading stored events: one by id, or a page of the newest.
 
-use crate::event::{EventId, OrgId};
-use crate::metrics::DbOperation;
-use crate::store::StoredEvent;
+use millrace_base::event::{EventId, OrgId};
+use millrace_metrics::DbOperation;
+use millrace_store::StoredEvent;
 
 use super::json::{EVENT_FRAME_BYTES, push_array, push_event, push_string};
 use super::{Answer, Desk, Refusal, absent, cursor, query};
@@ -17,7 +17,7 @@ pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusa
 
 /// `GET /api/events`: a page, newest first, and the cursor of the next where there is one.
 ///
-/// The store cuts a page short (see [`Store::events`](crate::store::Store::events)), so fewer events than `limit`, or none,
+/// The store cuts a page short (see [`Store::events`](millrace_store::Store::events)), so fewer events than `limit`, or none,
 /// do not mean the end; a null `next_cursor` does.
 pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
     let query = query::events(query)?;

@@ -5,19 +5,20 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::fake_webhooks::FakeWebhooks;
-use crate::clock::{Day, Timestamp};
-use crate::deliver::management::Management;
-use crate::deliver::secret::SecretBox;
-use crate::deliver::target::TargetPolicy;
-use crate::event::{Event, EventId, OrgId};
-use crate::key::{KeyId, KeyVerifier};
-use crate::store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
-use crate::store::webhooks::{PlannedDelivery, StoredBatch};
-use crate::store::{
+use millrace_base::clock::{Day, Timestamp};
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::key::{KeyId, KeyVerifier};
+use millrace_store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
+use millrace_store::webhooks::{PlannedDelivery, StoredBatch};
+use millrace_store::{
     CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
     StoreId, StoredEvent,
 };
+use millrace_webhooks::management::Management;
+use millrace_webhooks::secret::SecretBox;
+use millrace_webhooks::target::TargetPolicy;
+
+use super::fake_webhooks::FakeWebhooks;
 
 /// Runs before every call: it may wait, fail or panic.
 type Hook = Box<dyn Fn() -> Result<(), StoreError> + Send + Sync>;

@@ -4,16 +4,17 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::fake_store::FakeStore;
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use crate::limits::ENDPOINTS_PER_ORG_MAX;
-use crate::store::webhooks::{
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_base::limits::ENDPOINTS_PER_ORG_MAX;
+use millrace_store::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, DueEndpoint, EndedStep, Endpoint,
     EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation,
     Wanted, WebhookStore,
 };
-use crate::store::{StoreError, StoredEvent};
+use millrace_store::{StoreError, StoredEvent};
+
+use super::fake_store::FakeStore;
 
 #[derive(Default)]
 pub(super) struct FakeWebhooks {

@@ -5,12 +5,13 @@
 
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::limits::WEBHOOK_SECRET_BYTES_MAX;
+use millrace_store::webhooks::{Attempt, DeliveryRecord, Endpoint};
+use millrace_store::{KeyInfo, StoredEvent};
+use millrace_webhooks::outcome::word_and_detail;
+
 use super::cursor;
-use crate::clock::Timestamp;
-use crate::deliver::outcome::word_and_detail;
-use crate::limits::WEBHOOK_SECRET_BYTES_MAX;
-use crate::store::webhooks::{Attempt, DeliveryRecord, Endpoint};
-use crate::store::{KeyInfo, StoredEvent};
 
 /// Bytes of an event's document beside its payload and `dedup_id`, at most: names, id, type, time.
 pub(super) const EVENT_FRAME_BYTES: usize = 320;

@@ -9,13 +9,13 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::clock::Timestamp;
-use crate::event::OrgId;
-use crate::key::{ApiKey, KeyId};
-use crate::limits::{KEY_ROTATION_GRACE_DEFAULT, KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
-use crate::metrics::DbOperation;
-use crate::problem::Problem;
-use crate::store::StoreError;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::OrgId;
+use millrace_base::key::{ApiKey, KeyId};
+use millrace_base::limits::{KEY_ROTATION_GRACE_DEFAULT, KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
+use millrace_base::problem::Problem;
+use millrace_metrics::DbOperation;
+use millrace_store::StoreError;
 
 use super::body::{check_syntax, whole};
 use super::json::{push_array, push_key, push_string, push_time};

@@ -12,9 +12,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 
-use crate::limits::{METRICS_PAGE_AGE_MAX, METRICS_PAGE_WAITING_MAX};
-use crate::metrics::Metrics;
-use crate::problem::Problem;
+use millrace_base::limits::{METRICS_PAGE_AGE_MAX, METRICS_PAGE_WAITING_MAX};
+use millrace_base::problem::Problem;
+use millrace_metrics::Metrics;
 
 /// One who waits for a rendering.
 type Waiting = oneshot::Sender<Arc<[u8]>>;

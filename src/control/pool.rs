@@ -1,7 +1,7 @@
 //! The threads of the control room, and who is next.
 //!
 //! Shards submit without blocking and await the answer. One thread lines the jobs up by organisation ([`super::turns`]) and
-//! hands them to a few that may block on the store (each call of it ends, see [`crate::store`]). The routes of keys have
+//! hands them to a few that may block on the store (each call of it ends, see [`millrace_store`]). The routes of keys have
 //! lines of their own, go first, and one thread does nothing else: a leaked key is revoked whatever its organisation, or any
 //! other, has under way.
 //!
@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use futures_channel::oneshot;
 
-use crate::critical_thread;
-use crate::deliver::management::Management;
-use crate::event::OrgId;
-use crate::key::Argon2Cost;
-use crate::limits::{CONTROL_KEY_WORKERS, CONTROL_QUEUE_WAIT_MAX, CONTROL_REPLY_BYTES_MAX};
-use crate::metrics::Metrics;
-use crate::problem::Problem;
-use crate::store::Store;
+use millrace_base::critical_thread;
+use millrace_base::event::OrgId;
+use millrace_base::key::Argon2Cost;
+use millrace_base::limits::{CONTROL_KEY_WORKERS, CONTROL_QUEUE_WAIT_MAX, CONTROL_REPLY_BYTES_MAX};
+use millrace_base::problem::Problem;
+use millrace_metrics::Metrics;
+use millrace_store::Store;
+use millrace_webhooks::management::Management;
 
 use super::admission::{Admission, ReplyHold, Seat};
 use super::complaint::{Complaints, Trouble};
@@ -135,7 +135,7 @@ impl ControlPool {
         self.own_changes.clone()
     }
 
-    /// Asks for the metrics' text ([`crate::metrics::CONTENT_TYPE`]), which is for nobody's account; never blocks.
+    /// Asks for the metrics' text ([`millrace_metrics::CONTENT_TYPE`]), which is for nobody's account; never blocks.
     ///
     /// # Errors
     /// [`Problem::ControlBusy`] where too many wait for it.
@@ -273,9 +273,10 @@ fn reply(desk: &Desk, seat: &Seat, job: Job) -> Result<Reply, Problem> {
 mod tests {
     use uuid::Uuid;
 
+    use millrace_base::key::KeyId;
+
     use super::*;
-    use crate::control::{Caller, Request};
-    use crate::key::KeyId;
+    use crate::{Caller, Request};
 
     #[test]
     fn a_job_that_waited_too_long_is_refused_and_handed_to_nobody() {

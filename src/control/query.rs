@@ -9,12 +9,12 @@ use std::borrow::Cow;
 
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, is_event_type};
-use crate::limits::{EVENT_TYPE_BYTES_MAX, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX};
-use crate::problem::Problem;
-use crate::store::EventQuery;
-use crate::store::webhooks::{DeliveryQuery, DeliveryStatus};
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, is_event_type};
+use millrace_base::limits::{EVENT_TYPE_BYTES_MAX, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX};
+use millrace_base::problem::Problem;
+use millrace_store::EventQuery;
+use millrace_store::webhooks::{DeliveryQuery, DeliveryStatus};
 
 use super::cursor;
 
@@ -182,8 +182,9 @@ fn hex_digit(byte: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_base::event::EventId;
+
     use super::*;
-    use crate::event::EventId;
 
     fn detail(query: &str) -> String {
         let problem = events(query).expect_err(query);

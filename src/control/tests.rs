@@ -9,12 +9,13 @@ use futures_channel::oneshot;
 use serde_json::Value;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::key;
+use millrace_base::limits::{CONTROL_WORKERS, LIST_KEYS_MAX};
+use millrace_store::StoredEvent;
+
 use super::fake_store::{FakeStore, key_info, management};
 use super::*;
-use crate::clock::Timestamp;
-use crate::key;
-use crate::limits::{CONTROL_WORKERS, LIST_KEYS_MAX};
-use crate::store::StoredEvent;
 
 pub(super) const OURS: OrgId = OrgId(Uuid::from_u128(1));
 pub(super) const THEIRS: OrgId = OrgId(Uuid::from_u128(2));
@@ -211,7 +212,7 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused(crate::store::Refusal::new("22P02", "22P02")), Problem::Internal),
+        (StoreError::RowRefused(millrace_store::Refusal::new("22P02", "22P02")), Problem::Internal),
         (StoreError::Conflict("gone".into()), Problem::InvalidApiKey),
     ] {
         let (pool, _) = pool(FakeStore::with_hook(move || Err(error.clone())));

@@ -13,8 +13,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::event::OrgId;
-use crate::limits::CONTROL_LANES_MAX;
+use millrace_base::event::OrgId;
+use millrace_base::limits::CONTROL_LANES_MAX;
 
 /// See the module.
 pub(super) struct Turns<T> {

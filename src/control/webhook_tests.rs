@@ -7,13 +7,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::limits;
+use millrace_store::webhooks::{Attempt, DeliveryRecord, DeliveryStatus, PlannedDelivery};
+
 use super::fake_store::{FakeStore, management_telling};
 use super::fake_webhooks::pending;
 use super::tests::{CHEAP, OURS, THEIRS, ask_as};
 use super::*;
-use crate::clock::Timestamp;
-use crate::limits;
-use crate::store::webhooks::{Attempt, DeliveryRecord, DeliveryStatus, PlannedDelivery};
 
 /// A pool, its store, and the organisations that the hook was told of.
 struct Room {
@@ -391,7 +392,7 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused(crate::store::Refusal::new("22P02", "22P02")), Problem::Internal),
+        (StoreError::RowRefused(millrace_store::Refusal::new("22P02", "22P02")), Problem::Internal),
     ] {
         let store = Arc::new(FakeStore::with_hook(move || Err(error.clone())));
         let management = management_telling(|_| unreachable!("nothing changed"));

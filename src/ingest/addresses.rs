@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::limits;
+use millrace_base::limits;
 
 /// One wrong key is forgiven in this time.
 const FORGIVEN_IN: Duration =

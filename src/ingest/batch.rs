@@ -8,16 +8,20 @@ use std::borrow::Cow;
 use std::hash::Hasher as _;
 use std::rc::Rc;
 
+use millrace_base::event::{Event, EventId};
+use millrace_base::limits;
+use millrace_base::problem::{FieldError, Problem, reason_phrase};
+use millrace_journal::{Ticket, Trouble};
+use millrace_metrics::ValidationErrorKind;
+use millrace_tenant::rate_limit::Minute;
+use millrace_wire::http::{ContentType, Head};
+
 use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
-use super::http::{ContentType, Head};
-use super::rate_limit::Minute;
-use super::{Charge, Standing, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, parse, turn};
-use crate::event::{Event, EventId};
-use crate::handoff::journal::{Ticket, Trouble};
-use crate::limits;
-use crate::metrics::ValidationErrorKind;
-use crate::problem::{FieldError, Problem, reason_phrase};
+use super::{
+    Charge, Standing, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, journal_refusal, parse,
+    turn,
+};
 
 /// Parsed between two turns of the other connections; about 100 µs.
 const BYTES_PER_TURN: usize = 64 * 1024;
@@ -123,7 +127,7 @@ pub(super) async fn post_events<S: Stream>(
     for (position, trouble) in ticket.clear() {
         let Trouble::Refused(why) = trouble else { return Err(Stop::Gone) };
         let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
-        if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(why.into())) {
+        if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
             give_back(charge, standing);
         }
         next = position + 1;

@@ -11,9 +11,10 @@ use std::borrow::Cow;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millrace_base::event::OrgId;
+use millrace_base::limits;
+
 use super::envelope;
-use crate::event::OrgId;
-use crate::limits;
 
 /// Between the key and the number.
 const SEPARATOR: char = '#';

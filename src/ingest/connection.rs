@@ -16,25 +16,25 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use millrace_base::problem::Problem;
+use millrace_base::{health, limits};
+use millrace_control::{Caller, Job, Reply, ReplyHold, Request};
+use millrace_journal::{Ticket, Trouble};
+use millrace_metrics::Route as RouteLabel;
+use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
+use millrace_wire::routes::{self, Route};
+
 use super::addresses::Cells;
 use super::batch::Outcome;
 use super::clients::Peer;
 use super::connections::{Member, Phase};
-use super::http::{self, ContentType, Framing, Head, HeadScanner};
 use super::promises::{Accepted, Promises, Settled};
 use super::reply::{self, Caching, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
 use super::turn::{self, Turn};
 use super::wipe::wipe;
-use super::{Standing, batch, dispatch, post_event};
-use crate::control::{Caller, Job, Reply, ReplyHold, Request};
-use crate::handoff::journal::{Ticket, Trouble};
-use crate::health;
-use crate::limits;
-use crate::metrics::Route as RouteLabel;
-use crate::problem::Problem;
-use crate::routes::{self, Route};
+use super::{Standing, batch, dispatch, journal_refusal, post_event};
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
@@ -411,7 +411,7 @@ impl<S: Stream> Connection<S> {
         let Some((begins, trouble)) = broken else { return Ok(()) };
         self.out.truncate(begins);
         if let Trouble::Refused(why) = trouble {
-            self.refuse(RouteLabel::EventsPost, &why.into(), false);
+            self.refuse(RouteLabel::EventsPost, &journal_refusal(why), false);
         }
         self.write_out().await?;
         self.finish_sending().await;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
 
-use crate::limits;
+use millrace_base::limits;
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! What becomes of each route: the label it is counted under, and what it asks of the control room, if anything.
 
-use crate::control::Request;
-use crate::metrics::Route as RouteLabel;
-use crate::routes::Route;
+use millrace_control::Request;
+use millrace_metrics::Route as RouteLabel;
+use millrace_wire::routes::Route;
 
 /// The request that the control room answers; `None` for a route that a shard answers itself. Bodies are still to be
 /// read.

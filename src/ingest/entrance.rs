@@ -19,15 +19,16 @@ use monoio::io::AsyncReadRentExt;
 use monoio::net::{TcpListener, TcpStream};
 use rustls::{HandshakeKind, ServerConfig};
 
+use millrace_base::limits;
+use millrace_base::problem::Problem;
+use millrace_metrics::TlsHandshake;
+use millrace_wire::proxy_protocol;
+
 use super::clients::{Counted, Peer};
 use super::connection::Connection;
-use super::proxy_protocol;
 use super::shard::Shard;
 use super::tls_stream::{HandshakeError, TlsStream};
 use super::turn;
-use crate::limits;
-use crate::metrics::TlsHandshake;
-use crate::problem::Problem;
 
 pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     const PAUSE: Duration = Duration::from_millis(100);

@@ -11,11 +11,11 @@ use std::borrow::Cow;
 
 use simd_json::{Buffers, Node, Tape};
 
-use crate::event::is_event_type;
-use crate::ingest::json_syntax;
-use crate::limits;
-use crate::metrics::ValidationErrorKind;
-use crate::problem::{FieldError, Problem};
+use millrace_base::event::is_event_type;
+use millrace_base::limits;
+use millrace_base::problem::{FieldError, Problem};
+use millrace_metrics::ValidationErrorKind;
+use millrace_wire::json_syntax;
 
 /// The parts of a valid event, borrowed from the body where they can be.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use millrace_base::event::EventId;
+use millrace_journal::{Ticket, Trouble};
+
 use super::Charge;
-use crate::event::EventId;
-use crate::handoff::journal::{Ticket, Trouble};
 
 /// An event that was taken, and when its request began.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::event::EventId;
-use crate::ingest::auth_cache::Tenant;
-use crate::ingest::rate_limit::{Decision, Minute};
-use crate::problem::{Problem, reason_phrase};
+use millrace_base::event::EventId;
+use millrace_base::problem::{Problem, reason_phrase};
+use millrace_tenant::auth_cache::Tenant;
+use millrace_tenant::rate_limit::{Decision, Minute};
 
 /// What every answer on one request shares.
 pub struct Frame<'a> {

@@ -20,9 +20,21 @@ use rustls::ServerConfig;
 use time::OffsetDateTime;
 use uuid::{ContextV7, Uuid};
 
-use super::auth_cache::AuthCache;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::EventId;
+use millrace_base::health::Readiness;
+use millrace_base::key::KeyId;
+use millrace_base::limits;
+use millrace_control::ControlPool;
+use millrace_journal::queue::Queue;
+use millrace_journal::{Appender, Journal};
+use millrace_metrics::{Metrics, ShardHandle, TimeoutPhase};
+use millrace_tenant::auth_cache::AuthCache;
+use millrace_tenant::feed::Feed;
+use millrace_tenant::verifier::Verifier;
+use millrace_wire::client_address;
+
 use super::batch_key::BatchKeys;
-use super::client_address;
 use super::clients::Clients;
 use super::connection::Connection;
 use super::connections::{Connections, Phase};
@@ -30,19 +42,18 @@ use super::entrance;
 use super::envelope::Scratch;
 use super::reply::{http_date, keep_alive_field};
 use super::stream::Stream;
-use crate::auth::feed::Feed;
-use crate::auth::verifier::Verifier;
 use crate::certificates::Certificates;
-use crate::clock::Timestamp;
-use crate::config::IoDriver;
-use crate::control::ControlPool;
-use crate::event::EventId;
-use crate::handoff::journal::{Appender, Journal};
-use crate::handoff::queue::Queue;
-use crate::health::Readiness;
-use crate::key::KeyId;
-use crate::limits;
-use crate::metrics::{Metrics, ShardHandle, TimeoutPhase};
+
+/// How shards do their I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoDriver {
+    /// `io_uring` where the kernel allows it, else epoll.
+    Auto,
+    /// `io_uring`, or no start.
+    Uring,
+    /// Epoll.
+    Epoll,
+}
 
 /// What all shards share, by reference counts only.
 #[derive(Clone)]

@@ -23,9 +23,10 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus};
 use rustls::{HandshakeKind, ServerConfig};
 
+use millrace_base::limits;
+
 use super::stream::Stream;
 use super::turn;
-use crate::limits;
 
 /// A record's header: type, version and length.
 const RECORD_HEADER_BYTES: usize = 5;

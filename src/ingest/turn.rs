@@ -10,7 +10,7 @@ use std::mem::take;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use crate::limits;
+use millrace_base::limits;
 
 /// Lets all others have their turn, other connections and the runtime's timers; until the next tick of the runtime's clock, a millisecond at most.
 ///

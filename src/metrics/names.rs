@@ -1,6 +1,6 @@
 //! NAMES: every metric's name, help, label values and buckets. Dashboards and alert rules depend on them.
 //!
-//! Every label is one of the enums below (or a status or code of [`problem`](crate::problem)): no label value
+//! Every label is one of the enums below (or a status or code of [`problem`](millrace_base::problem)): no label value
 //! comes from a request, so the number of series is fixed by this file.
 
 use super::cells::Bounds;
@@ -180,7 +180,7 @@ pub(super) static RATE_LIMIT_BOUNDS: Bounds<15> = Bounds::new([
 ]);
 
 /// Buckets of `db_operations_latency_seconds` and `store_batch_age_seconds`, in seconds; the longest call is
-/// bounded by [`limits::STORE_CALL_TIMEOUT`](crate::limits::STORE_CALL_TIMEOUT).
+/// bounded by [`limits::STORE_CALL_TIMEOUT`](millrace_base::limits::STORE_CALL_TIMEOUT).
 pub(super) const STORE_SECONDS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 /// Buckets of `store_batch_events`.
@@ -410,7 +410,7 @@ pub(super) const STATUSES: [u16; 24] = [
 /// Stands in [`STATUSES`] for one that is not; shown as `other`.
 pub(super) const OTHER_STATUS: u16 = 0;
 
-/// Values of the label `code` of `rejected_total`: the codes of [`Problem`](crate::problem::Problem).
+/// Values of the label `code` of `rejected_total`: the codes of [`Problem`](millrace_base::problem::Problem).
 pub(super) const CODES: [&str; 31] = [
     "auth_busy",
     "bad_request",

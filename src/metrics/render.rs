@@ -7,11 +7,12 @@ use std::sync::Arc;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
+use millrace_base::logging;
+
 use super::cells::{Bounds, Count, Counts, Latency, LatencySnapshot};
 use super::names::{self, Definition, HeldReason, Label, OTHER_STATUS, Route, STATUSES};
 use super::process::ProcessSample;
 use super::{ShardMetrics, Shared};
-use crate::logging;
 
 /// Everything that is not one of the `prometheus` crate's own cells.
 pub(super) struct MergedCollector {

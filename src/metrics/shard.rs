@@ -6,12 +6,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use millrace_base::problem::Problem;
+
 use super::cells::{Count, Counts, Latency};
 use super::names::{
     AUTH_BOUNDS, CODES, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES,
     TimeoutPhase, TlsHandshake, ValidationErrorKind,
 };
-use crate::problem::Problem;
 
 /// The counters of one shard, named as the metrics are. Two cache lines of alignment: neighbouring shards
 /// share neither a line nor the pair that the prefetcher fetches together.
@@ -183,8 +184,9 @@ impl Rejections {
 
 #[cfg(test)]
 mod tests {
+    use millrace_base::problem::reason_phrase;
+
     use super::*;
-    use crate::problem::reason_phrase;
 
     #[test]
     fn a_shard_has_one_writer_at_a_time() {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
+use millrace_base::clock::Timestamp;
+
 use super::names::{self, Definition, DeliveryOutcome, Label};
 use super::store::{one_counter, one_histogram, opts};
-use crate::clock::Timestamp;
 
 /// The webhooks' metrics.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ pub struct ServerStores {
     /// For those who store, verify and send.
     pub usual: Arc<dyn Store>,
     /// For the control threads: with connections of their own on Postgres, and with
-    /// [`limits::CONTROL_CALL_TIMEOUT`](crate::limits::CONTROL_CALL_TIMEOUT) for each call.
+    /// [`limits::CONTROL_CALL_TIMEOUT`](millrace_base::limits::CONTROL_CALL_TIMEOUT) for each call.
     pub control: Arc<dyn Store>,
 }
 

@@ -12,8 +12,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use millrace_base::limits;
+
 use super::StoreError;
-use crate::limits;
 
 /// How often a waiting caller looks whether the attempts to connect fail.
 const FAILURE_POLL_INTERVAL: Duration = Duration::from_millis(50);

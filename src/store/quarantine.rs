@@ -9,10 +9,11 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+
 use super::StoreError;
 use super::webhooks::PlannedDelivery;
-use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
 
 /// Identifies a row of the quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

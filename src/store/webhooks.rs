@@ -27,11 +27,12 @@ pub use self::endpoint::{
     Endpoint, EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, Rotation, SealedSecret, Unreadable,
 };
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+
 use super::StoreError;
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 #[allow(unused_imports, reason = "named in the documentation")]
-use crate::limits;
+use millrace_base::limits;
 
 /// The webhook side of a store. Everything by `org` sees that organisation's rows only.
 pub trait WebhookStore {

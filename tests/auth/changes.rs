@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use millrace::clock::Timestamp;
+use millrace_base::clock::Timestamp;
 
 use crate::common::server::{Client, PATIENCE, Response, Server, event, request};
 use crate::installation::{Installation, on_both_stores};
@@ -19,7 +19,7 @@ on_both_stores!(
 );
 
 const CONNECTIONS: usize = 8;
-const _: () = assert!(PATIENCE.as_secs() * 5 <= millrace::limits::AUTH_CACHE_TTL.as_secs());
+const _: () = assert!(PATIENCE.as_secs() * 5 <= millrace_base::limits::AUTH_CACHE_TTL.as_secs());
 
 /// Running servers on one database, and connections to all shards of all of them.
 struct Servers {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace::key::{ApiKey, Argon2Cost};
+use millrace_base::key::{ApiKey, Argon2Cost};
 
 use crate::common::server::{Client, event, eventually, request};
 use crate::installation::{Installation, on_both_stores};

@@ -1,6 +1,6 @@
 //! How many keys an organisation can have, by the API and on the command line.
 
-use millrace::limits::LIVE_KEYS_PER_ORG_MAX;
+use millrace_base::limits::LIVE_KEYS_PER_ORG_MAX;
 
 use crate::common::server::Client;
 use crate::installation::{Installation, on_both_stores};

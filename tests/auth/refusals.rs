@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use millrace::key::API_KEY_LEN;
-use millrace::limits;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+
+use millrace_base::key::API_KEY_LEN;
+use millrace_base::limits;
 
 use crate::common::server::{Client, Response, event};
 use crate::forged::{unknown_key, with_wrong_secret};

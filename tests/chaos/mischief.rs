@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use millrace::limits;
 use socket2::{Domain, Socket, Type};
+
+use millrace_base::limits;
 
 use crate::draws::Draws;
 use crate::forged::{unknown_key, with_wrong_secret};

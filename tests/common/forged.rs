@@ -1,6 +1,6 @@
 //! Keys that look right and are not.
 
-use millrace::key::{API_KEY_LEN, ApiKey};
+use millrace_base::key::{API_KEY_LEN, ApiKey};
 
 /// A well-formed key of nobody's.
 pub fn unknown_key() -> String {

@@ -6,22 +6,23 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use millrace::auth::feed::Feed;
-use millrace::auth::verifier::Verifier;
-use millrace::control::ControlPool;
-use millrace::deliver::management::Management;
-use millrace::deliver::secret::SecretBox;
-use millrace::deliver::target::TargetPolicy;
-use millrace::handoff::queue::{Accepted, queue};
-use millrace::health::Readiness;
-use millrace::ingest::client_address::Trust;
-use millrace::ingest::clients::Clients;
-use millrace::ingest::shard::Neighbours;
-use millrace::key::{ApiKey, Argon2Cost};
-use millrace::limits;
-use millrace::metrics::Metrics;
-use millrace::store::open::{StoreConfig, open};
 use tempfile::TempDir;
+
+use millrace_base::health::Readiness;
+use millrace_base::key::{ApiKey, Argon2Cost};
+use millrace_base::limits;
+use millrace_control::ControlPool;
+use millrace_ingest::clients::Clients;
+use millrace_ingest::shard::Neighbours;
+use millrace_journal::queue::{Accepted, queue};
+use millrace_metrics::Metrics;
+use millrace_store::open::{StoreConfig, open};
+use millrace_tenant::feed::Feed;
+use millrace_tenant::verifier::Verifier;
+use millrace_webhooks::management::Management;
+use millrace_webhooks::secret::SecretBox;
+use millrace_webhooks::target::TargetPolicy;
+use millrace_wire::client_address::Trust;
 
 /// Far above what can be sent in a minute: every request is counted against it, none is refused.
 const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use millrace::store::Store;
-use millrace::store::open::{StoreConfig, open};
 use postgres::NoTls;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use millrace_store::Store;
+use millrace_store::open::{StoreConfig, open};
 
 use crate::common::postgres::Cluster;
 use crate::common::server::{Options, Server};

@@ -8,10 +8,10 @@ use std::task::{Context, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use millrace::event::{Event, EventId};
-use millrace::handoff::journal::lane::Closed;
-use millrace::handoff::journal::{Appender, Journal, Ticket, Trouble};
-use millrace::handoff::queue::Queue;
+use millrace_base::event::{Event, EventId};
+use millrace_journal::lane::Closed;
+use millrace_journal::queue::Queue;
+use millrace_journal::{Appender, Journal, Ticket, Trouble};
 
 /// Something hangs where nothing happens for so long.
 pub const PATIENCE: Duration = Duration::from_secs(20);

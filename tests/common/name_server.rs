@@ -13,7 +13,8 @@ use std::time::Duration;
 use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::rdata::CNAME;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use millrace::deliver::client::NameFiles;
+
+use millrace_webhooks::client::NameFiles;
 
 /// What is said about a name.
 pub enum Said {

@@ -16,13 +16,14 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use millrace::handoff::queue::Accepted;
-use millrace::ingest::shard::Shard;
-use millrace::key::ApiKey;
 use monoio::buf::{IoBuf, IoBufMut, IoVecBuf, IoVecBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::{BufResult, LegacyDriver, Runtime, RuntimeBuilder};
 use tempfile::TempDir;
+
+use millrace_base::key::ApiKey;
+use millrace_ingest::shard::Shard;
+use millrace_journal::queue::Accepted;
 
 #[path = "in_process.rs"]
 mod in_process;

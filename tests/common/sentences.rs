@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millrace::handoff::journal::record::RECORD_HEADER_BYTES;
+use millrace_journal::record::RECORD_HEADER_BYTES;
 
 /// An outage; that some events cannot be stored while others are is said in other words.
 const CANNOT: [&str; 3] = [

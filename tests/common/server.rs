@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use millrace::store::open::StoreConfig;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
+
+use millrace_store::open::StoreConfig;
 
 /// How long anything that must happen may take before a test gives up; never a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,7 +74,7 @@ impl Options {
     /// Makes the store, as only a server does, for commands that are run before one.
     pub fn make_store(&self, data_dir: &Path) {
         let (database_url, data_dir) = (self.database_url.clone(), data_dir.to_owned());
-        let store = millrace::store::open::open(&StoreConfig { database_url, data_dir, connections_max: 2 });
+        let store = millrace_store::open::open(&StoreConfig { database_url, data_dir, connections_max: 2 });
         store.and_then(|store| store.migrate()).expect("a new store");
     }
 

@@ -5,9 +5,10 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use millrace::store::open::StoreConfig;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use millrace_store::open::StoreConfig;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_millrace");
 
@@ -45,7 +46,7 @@ impl Shell {
         let shell = Self::new();
         let config =
             StoreConfig { database_url: None, data_dir: shell.dir.path().join("millrace-data"), connections_max: 1 };
-        millrace::store::open::open(&config).unwrap().migrate().unwrap();
+        millrace_store::open::open(&config).unwrap().migrate().unwrap();
         shell
     }
 

@@ -51,7 +51,7 @@ fn every_class_of_text_is_refused_or_kept_verbatim(installation: &Installation) 
 /// What databases are known to choke on, each at its bound.
 fn hard_payloads() -> Vec<String> {
     let nested = |open: &str, close: &str, n: usize| format!("{}1{}", open.repeat(n), close.repeat(n));
-    let bytes_max = millrace::limits::PAYLOAD_BYTES_MAX;
+    let bytes_max = millrace_base::limits::PAYLOAD_BYTES_MAX;
     vec![
         // `jsonb` and `text` refuse U+0000.
         r#""\u0000""#.to_owned(),
@@ -108,7 +108,7 @@ fn whatever_is_accepted_can_be_stored(installation: &Installation) {
     }
     assert_eq!(server.metric("store_events_quarantined_total"), 0.0);
     assert_eq!(server.metric("store_batch_retries_total{reason=\"row_refused\"}"), 0.0);
-    let larger = format!("\"{}\"", "x".repeat(millrace::limits::PAYLOAD_BYTES_MAX - 1));
+    let larger = format!("\"{}\"", "x".repeat(millrace_base::limits::PAYLOAD_BYTES_MAX - 1));
     let refused = client.request("POST", "/api/events", Some(&key), Some(event("t", None, &larger).as_bytes()));
     assert_eq!((refused.status, &*refused.code()), (413, "payload_too_large"));
 }

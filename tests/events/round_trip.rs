@@ -49,9 +49,9 @@ fn an_event_is_stored_and_read_back(installation: &Installation) {
     ] {
         let dedup_field = dedup_id.map_or(String::new(), |id| format!(r#""dedup_id":{},"#, serde_json::json!(id)));
         let body = format!(r#"{{"type":"user.login",{dedup_field}"payload":{payload}}}"#);
-        let before = millrace::clock::Timestamp::now().as_micros();
+        let before = millrace_base::clock::Timestamp::now().as_micros();
         let accepted = client.request("POST", "/api/events", Some(&key), Some(body.as_bytes()));
-        let after = millrace::clock::Timestamp::now().as_micros();
+        let after = millrace_base::clock::Timestamp::now().as_micros();
         let id = accepted.id();
         assert_eq!(accepted.headers["content-type"], "application/json");
         assert_eq!(accepted.body, format!(r#"{{"id":"{id}","status":"accepted"}}"#).into_bytes());
@@ -62,7 +62,7 @@ fn an_event_is_stored_and_read_back(installation: &Installation) {
         assert_eq!(read.headers["content-type"], "application/json");
         assert_eq!(read.headers["cache-control"], "no-store");
         let received_at = assert_document(&read.body, &id, "user.login", dedup_id, payload.as_bytes());
-        let micros = millrace::clock::Timestamp::parse_rfc3339(&received_at).expect("RFC 3339").as_micros();
+        let micros = millrace_base::clock::Timestamp::parse_rfc3339(&received_at).expect("RFC 3339").as_micros();
         assert!((before..=after).contains(&micros), "{before} {micros} {after}");
         assert!(received_at.ends_with('Z'), "{received_at}");
 

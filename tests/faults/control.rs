@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use crate::common::postgres::Cluster;
 use crate::common::server::{Options, Server, eventually};
 use crate::load::{Connection, Ids, Load, Log, Told};
-use crate::oracle;
-use crate::share;
+use crate::{oracle, share};
 
 #[test]
 fn two_servers_start_at_once_on_one_fresh_database_and_both_ingest() {

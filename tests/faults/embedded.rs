@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use crate::common::server::{Options, Server, eventually};
 use crate::load::{Connection, Ids, Load, Log, Told};
-use crate::oracle;
-use crate::share;
 use crate::small_disk::SmallDisk;
+use crate::{oracle, share};
 
 #[test]
 fn a_full_disk_fills_the_queue_and_loses_nothing() {

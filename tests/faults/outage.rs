@@ -3,14 +3,13 @@
 use std::thread;
 use std::time::Instant;
 
-use millrace::limits;
+use millrace_base::limits;
 
 use crate::common::postgres::{Cluster, Options as ClusterOptions};
 use crate::common::server::{Finally, Options, Server, eventually, sample};
 use crate::load::{Connection, Ids, Load, Log, Told};
-use crate::oracle;
 use crate::proxy::{Cut, Proxy};
-use crate::share;
+use crate::{oracle, share};
 
 /// A cluster, a database in it and its name.
 fn own_database(options: ClusterOptions) -> (Cluster, String) {

@@ -1,7 +1,8 @@
 //! Migrations that take long, partitions that cannot be made, and more partitions than there are locks.
 
-use millrace::clock::Timestamp;
 use serde_json::{Value, json};
+
+use millrace_base::clock::Timestamp;
 
 use crate::common::postgres::{Cluster, Options as ClusterOptions};
 use crate::common::server::{Options, Server, event, eventually};
@@ -259,8 +260,10 @@ fn reads_touch_few_partitions_however_many_there_are() {
     };
     let made =
         uuid::Uuid::from_u128((today.offset(-200).start().as_micros() as u128 / 1000) << 80 | 7 << 76 | 2 << 62 | 5);
-    let derived =
-        millrace::event::EventId::derived(millrace::event::OrgId(uuid::Uuid::try_parse(&org).expect("an id")), "old");
+    let derived = millrace_base::event::EventId::derived(
+        millrace_base::event::OrgId(uuid::Uuid::try_parse(&org).expect("an id")),
+        "old",
+    );
     insert(&mut admin, &made.to_string(), 200);
     insert(&mut admin, &derived.to_string(), DAYS - 1);
     let server = Server::start(options);

@@ -1,7 +1,7 @@
 //! Bytes as a presented API key, against a second reading of its layout with arithmetic of its own: the checksum bit
 //! by bit, the digits of base 62 from the front.
 
-use millrace::key::{self, API_KEY_LEN, KeyId};
+use millrace_base::key::{self, API_KEY_LEN, KeyId};
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// `mr_`, id, `_`, secret: all that the checksum is over.

@@ -8,12 +8,14 @@
 
 use std::fmt;
 
-use millrace::event::is_event_type;
-use millrace::ingest::envelope::{self, Envelope, Scratch};
-use millrace::ingest::{batch, json_syntax};
-use millrace::limits;
-use millrace::problem::Problem;
 use serde_json::value::RawValue;
+
+use millrace_base::event::is_event_type;
+use millrace_base::limits;
+use millrace_base::problem::Problem;
+use millrace_ingest::batch;
+use millrace_ingest::envelope::{self, Envelope, Scratch};
+use millrace_wire::json_syntax;
 
 /// Panics where the readings differ.
 pub fn check(bytes: &[u8]) {

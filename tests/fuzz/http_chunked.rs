@@ -1,8 +1,8 @@
 //! Bytes as a chunked body: the decoder against a second, slow reading of the grammar that sees all of it at once, and
 //! against itself with the same bytes in pieces.
 
-use millrace::ingest::http::ChunkedDecoder;
-use millrace::limits;
+use millrace_base::limits;
+use millrace_wire::http::ChunkedDecoder;
 
 /// The largest body taken here: small, so that inputs reach it.
 const BODY_BYTES_MAX: usize = 4096;

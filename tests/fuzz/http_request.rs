@@ -24,10 +24,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
-use millrace::ingest::http::{ChunkedDecoder, Framing, Head, HeadScanner, parse_head};
-use millrace::limits;
-use millrace::problem::Problem;
-use millrace::routes::Method;
+
+use millrace_base::limits;
+use millrace_base::problem::Problem;
+use millrace_wire::http::{ChunkedDecoder, Framing, Head, HeadScanner, parse_head};
+use millrace_wire::routes::Method;
 
 /// Larger bodies are refused here, as they would be by a route.
 const BODY_BYTES_MAX: usize = 64 * 1024;

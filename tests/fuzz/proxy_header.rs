@@ -3,8 +3,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use millrace::ingest::proxy_protocol::{FIXED_BYTES, Fixed};
-use millrace::limits::PROXY_HEADER_BYTES_MAX;
+use millrace_base::limits::PROXY_HEADER_BYTES_MAX;
+use millrace_wire::proxy_protocol::{FIXED_BYTES, Fixed};
 
 /// What the beginning of a connection is.
 #[derive(Debug, PartialEq, Eq)]

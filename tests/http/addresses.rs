@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use millrace::key::ApiKey;
-use millrace::limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
+use millrace_base::key::ApiKey;
+use millrace_base::limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
 
 use crate::common::server::{Client, Response, eventually, request};
 use crate::fixture::{EVENT, Fixture, assert_closed, assert_refused, on_both_drivers};

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::limits::{
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use millrace_base::limits::{
     BODY_GRACE, HEADER_TIMEOUT, PIPELINED_ANSWERS_BYTES_MAX, SEND_BUFFER_BYTES, TURN_UNIT_BYTES, TURN_WORK_MAX,
 };
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::common::server::{Client, Options, PATIENCE, Response, eventually, request};
 use crate::fixture::{EVENT, Fixture, assert_closed, assert_no_panic, assert_refused, on_both_drivers, on_each_driver};

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::thread;
 use std::time::Instant;
 
-use millrace::key::ApiKey;
-use millrace::limits::{AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX, HANDSHAKE_TIMEOUT};
+use millrace_base::key::ApiKey;
+use millrace_base::limits::{AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX, HANDSHAKE_TIMEOUT};
 
 use crate::common::server::{Client, Response, eventually, post_with};
 use crate::fixture::{EVENT, Fixture, assert_closed, assert_refused, on_both_drivers};

@@ -2,8 +2,8 @@
 
 use std::thread;
 
-use millrace::key::ApiKey;
-use millrace::limits::{LINGER_BYTES_MAX, LINGER_SILENCE_MAX};
+use millrace_base::key::ApiKey;
+use millrace_base::limits::{LINGER_BYTES_MAX, LINGER_SILENCE_MAX};
 
 use crate::common::server::{eventually, request};
 use crate::fixture::{EVENT, Fixture, assert_closed, assert_refused, on_both_drivers};

@@ -1,6 +1,6 @@
 //! What a large request leaves to the others of its shard, seen from a task beside it.
 
-use millrace::limits;
+use millrace_base::limits;
 
 use crate::replay::Replay;
 

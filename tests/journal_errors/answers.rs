@@ -236,7 +236,7 @@ fn of_pipelined_requests_none_behind_a_refused_one_is_answered() {
 fn a_full_journal_is_a_full_queue_until_the_database_catches_up() {
     let surroundings = InProcess::new(SHARDS);
     let bytes_max = config().segment_bytes * 2 * SHARDS as u64;
-    let config = millrace::handoff::journal::JournalConfig { bytes_max, ..config() };
+    let config = millrace_journal::JournalConfig { bytes_max, ..config() };
     let mut shards = Shards::start_with(&surroundings, None, config, 1000);
     let refusal = loop {
         match shards.try_post(0, 150_000) {

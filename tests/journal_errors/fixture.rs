@@ -8,15 +8,15 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::bounded;
-use millrace::config::IoDriver;
-use millrace::handoff::journal::segment::SEGMENT_BYTES_MIN;
-use millrace::handoff::journal::storage::Disk;
-use millrace::handoff::journal::{Journal, JournalConfig, Replayed};
-use millrace::handoff::queue::{Accepted, queue};
-use millrace::ingest::shard::{self, Neighbours};
-use millrace::limits;
-use millrace::metrics::Metrics;
 use tempfile::TempDir;
+
+use millrace_base::limits;
+use millrace_ingest::shard::{self, IoDriver, Neighbours};
+use millrace_journal::queue::{Accepted, queue};
+use millrace_journal::segment::SEGMENT_BYTES_MIN;
+use millrace_journal::storage::Disk;
+use millrace_journal::{Journal, JournalConfig, Replayed};
+use millrace_metrics::Metrics;
 
 use crate::common::server::{Client, Response, event, request, sample};
 use crate::faulty_disk::{Fault, FaultyDisk};

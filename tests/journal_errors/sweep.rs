@@ -9,15 +9,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use libc::{EIO, ENOSPC};
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::handoff::journal::segment::SEGMENT_BYTES_MIN;
-use millrace::handoff::journal::{Journal, Trouble};
-use millrace::handoff::queue::queue;
-use millrace::limits;
-use millrace::metrics::Metrics;
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_journal::queue::queue;
+use millrace_journal::segment::SEGMENT_BYTES_MIN;
+use millrace_journal::{Journal, Trouble};
+use millrace_metrics::Metrics;
 
 use crate::common::server::sample;
 use crate::faulty_disk::{Fault, FaultyDisk, Kind, Of};

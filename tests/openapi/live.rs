@@ -1,9 +1,10 @@
 //! The document against a running server: every route answers with a status, a media type, header fields and a body
 //! that are described for it.
 
-use millrace::routes::TABLE;
 use regex::Regex;
 use serde_json::Value;
+
+use millrace_wire::routes::TABLE;
 
 use super::{document, operations, resolve};
 use crate::common::postgres::Cluster;
@@ -239,7 +240,7 @@ fn a_server_without_its_database_answers_as_described() {
     let document = document();
     // Nothing listens there.
     let server = Server::start_unready(Options::postgres("postgres://nobody@127.0.0.1:9/nothing"));
-    let key = millrace::key::ApiKey::generate().expect("randomness");
+    let key = millrace_base::key::ApiKey::generate().expect("randomness");
     for (method, path, operation) in operations(&document) {
         let status = match path {
             "/" | "/health" | "/metrics" | "/openapi.json" => 200,

@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::handoff::journal::segment::SEGMENT_BYTES_MIN;
-use millrace::handoff::journal::{Journal, JournalConfig, Left, Replayed, Trouble, reader};
-use millrace::handoff::queue::{Accepted, Queue, queue};
-use millrace::limits;
-use millrace::metrics::Metrics;
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_journal::queue::{Accepted, Queue, queue};
+use millrace_journal::segment::SEGMENT_BYTES_MIN;
+use millrace_journal::{Journal, JournalConfig, Left, Replayed, Trouble, reader};
+use millrace_metrics::Metrics;
 
 use crate::lanes::{Lanes, PATIENCE};
 use crate::random::Random;

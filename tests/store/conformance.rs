@@ -2,13 +2,14 @@
 
 use std::thread;
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId};
-use millrace::limits;
-use millrace::store::{EventQuery, StoreError, StoredEvent};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId};
+use millrace_base::limits;
+use millrace_store::{EventQuery, StoreError, StoredEvent};
 
 use crate::fixture::{Fixture, StorePlain, at, derived_at, event, event_at, on_both_stores, org, stored};
 
@@ -127,7 +128,7 @@ fn a_batch_with_a_poison_row_stores_nothing(fixture: &Fixture) {
         let poison = Event::new(id, org, Timestamp::now(), "t", dedup_id, b"\"poison\"");
         let batch = [event(org, "1"), poison, event(org, "2")];
         let refused = store.store_plain(&batch).unwrap_err();
-        let StoreError::RowRefused(millrace::store::Refusal { why, .. }) = &refused else { panic!("{refused}") };
+        let StoreError::RowRefused(millrace_store::Refusal { why, .. }) = &refused else { panic!("{refused}") };
         assert!(why.contains("no_poison"), "{why}");
         assert!(!why.contains("\"poison\""), "{why} quotes the payload");
     }

@@ -2,12 +2,13 @@
 
 use std::thread;
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::limits;
-use millrace::store::postgres::PostgresStore;
-use millrace::store::{Refusal, Store, StoreError};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_store::postgres::PostgresStore;
+use millrace_store::{Refusal, Store, StoreError};
 
 use crate::common::postgres::{Cluster, wait_for};
 use crate::fixture::{Fixture, StorePlain, admin, at, event, event_at, org};

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::clock::Timestamp;
-use millrace::event::OrgId;
-use millrace::key::KeyId;
-use millrace::limits;
-use millrace::store::{CredentialChange, OrganizationChange, Store, StoreError};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::OrgId;
+use millrace_base::key::KeyId;
+use millrace_base::limits;
+use millrace_store::{CredentialChange, OrganizationChange, Store, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, key, on_both_stores};

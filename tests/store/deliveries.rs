@@ -5,14 +5,15 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use millrace::limits;
-use millrace::store::StoreError;
-use millrace::store::webhooks::{
+use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_store::StoreError;
+use millrace_store::webhooks::{
     DeliveryStatus, EndpointChange, Next, PendingStats, PlannedDelivery, Recorded, StoredBatch, Wanted,
 };
-use uuid::Uuid;
 
 use crate::fixture::{Fixture, at, derived_at, event, event_at, on_both_stores, stored};
 use crate::webhooks::{

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{EndpointId, OrgId};
-use millrace::limits;
-use millrace::store::webhooks::{
+use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::limits;
+use millrace_store::webhooks::{
     DeliveryStatus, EndedStep, Endpoint, EndpointChange, KeyFingerprint, NewEndpoint, Next, Rotation, SealedSecret,
 };
-use millrace::store::{CredentialChange, OrganizationChange, Store, StoreError};
-use uuid::Uuid;
+use millrace_store::{CredentialChange, OrganizationChange, Store, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, event, on_both_stores, org as no_org};

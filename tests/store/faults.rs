@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::store::{CredentialChange, Store, StoreError};
+use millrace_store::{CredentialChange, Store, StoreError};
 
 use crate::common::postgres::{Cluster, Options, wait_for};
 use crate::fixture::{Fixture, StorePlain, event, key, org};

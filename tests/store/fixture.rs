@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId, OrgId};
-use millrace::key::{ApiKey, Argon2Cost, KeyId, KeyVerifier};
-use millrace::store::open::{StoreConfig, open};
-use millrace::store::{EventQuery, Store, StoreError, StoredEvent};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::key::{ApiKey, Argon2Cost, KeyId, KeyVerifier};
+use millrace_store::open::{StoreConfig, open};
+use millrace_store::{EventQuery, Store, StoreError, StoredEvent};
 
 use crate::common::postgres::Cluster;
 

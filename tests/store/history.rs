@@ -1,10 +1,11 @@
 //! Deliveries as their owners see them, and for how long: what both stores must do.
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId};
-use millrace::limits;
-use millrace::store::webhooks::{DeliveryQuery, DeliveryStatus, Next};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId};
+use millrace_base::limits;
+use millrace_store::webhooks::{DeliveryQuery, DeliveryStatus, Next};
 
 use crate::fixture::{Fixture, event, on_both_stores, org};
 use crate::webhooks::{

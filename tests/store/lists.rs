@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 
-use millrace::event::{DeliveryId, EndpointId, EventId, OrgId};
-use millrace::limits;
-use millrace::store::webhooks::{DeliveryQuery, DeliveryStatus};
-use millrace::store::{EventQuery, Store};
 use uuid::Uuid;
+
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+use millrace_store::webhooks::{DeliveryQuery, DeliveryStatus};
+use millrace_store::{EventQuery, Store};
 
 use crate::fixture::{Fixture, on_both_stores, org};
 

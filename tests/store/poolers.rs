@@ -1,7 +1,7 @@
 //! What is between the store and its database, and where in it the tables are: poolers, schemas.
 
-use millrace::store::postgres::PostgresStore;
-use millrace::store::{Store, StoreError};
+use millrace_store::postgres::PostgresStore;
+use millrace_store::{Store, StoreError};
 
 use crate::common::postgres::{Cluster, with_option};
 use crate::fixture::{StorePlain, admin, event, org, stored};

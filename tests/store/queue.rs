@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, Event};
-use millrace::store::webhooks::{AttemptResult, DeliveryStatus, Next, PlannedDelivery, Wanted};
-use millrace::store::{Store, StoreError};
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, Event};
+use millrace_store::webhooks::{AttemptResult, DeliveryStatus, Next, PlannedDelivery, Wanted};
+use millrace_store::{Store, StoreError};
 
 use crate::common::postgres::{Cluster, Options, wait_for};
 use crate::fixture::{Fixture, admin, derived_at, event};
@@ -108,7 +108,7 @@ fn the_queue_tells_of_every_delivery_that_waits() {
 }
 
 /// Claims a few and records something of each, sometimes late.
-fn work(store: &dyn Store, id: millrace::event::EndpointId, now: Timestamp, lease: Timestamp, round: usize) {
+fn work(store: &dyn Store, id: millrace_base::event::EndpointId, now: Timestamp, lease: Timestamp, round: usize) {
     let claims = claim_due(store, now, lease, &[(id, 7)]).unwrap();
     if round.is_multiple_of(3) {
         thread::sleep(Duration::from_millis(7));

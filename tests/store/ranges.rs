@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId};
-use millrace::store::{EventQuery, StoredEvent};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId};
+use millrace_store::{EventQuery, StoredEvent};
 
 use crate::fixture::{Fixture, StorePlain, at, derived_at, event_at, key, org};
 use crate::webhooks::{claim, claim_due, endpoint, planned};
@@ -18,7 +19,7 @@ fn days() -> Vec<Timestamp> {
 }
 
 /// Every event of the store's list, page by page.
-fn walked(store: &dyn millrace::store::Store, org: millrace::event::OrgId, query: &EventQuery) -> Vec<StoredEvent> {
+fn walked(store: &dyn millrace_store::Store, org: millrace_base::event::OrgId, query: &EventQuery) -> Vec<StoredEvent> {
     let (mut all, mut query) = (Vec::new(), query.clone());
     loop {
         let (page, next) = store.events(org, &query).unwrap();

@@ -3,12 +3,13 @@
 use std::thread;
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, EventId};
-use millrace::store::postgres::PostgresStore;
-use millrace::store::sqlite::SqliteStore;
-use millrace::store::{Refusal, Store, StoreError};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId};
+use millrace_store::postgres::PostgresStore;
+use millrace_store::sqlite::SqliteStore;
+use millrace_store::{Refusal, Store, StoreError};
 
 use crate::common::postgres::{Cluster, PASSWORD_ROLE, wait_for};
 use crate::fixture::{Fixture, StorePlain, admin, derived_at, event, org, stored};

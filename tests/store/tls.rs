@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use millrace::store::postgres::PostgresStore;
-use millrace::store::{Store, StoreError};
+use millrace_store::postgres::PostgresStore;
+use millrace_store::{Store, StoreError};
 
 use crate::common::postgres::{Cluster, Options, with_option};
 use crate::fixture::admin;

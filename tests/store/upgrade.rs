@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use millrace::clock::Timestamp;
-use millrace::store::{CredentialChange, Store};
+use millrace_base::clock::Timestamp;
+use millrace_store::{CredentialChange, Store};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, event, key, on_both_stores, stored};

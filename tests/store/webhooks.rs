@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, Event, OrgId};
-use millrace::store::webhooks::{
+use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, OrgId};
+use millrace_store::webhooks::{
     Attempt, AttemptResult, Claimed, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Endpoint,
     KeyFingerprint, NewEndpoint, Next, PlannedDelivery, Rotation, SealedSecret, Wanted,
 };
-use millrace::store::{Store, StoreError};
-use uuid::Uuid;
+use millrace_store::{Store, StoreError};
 
 use crate::fixture::{event, key};
 

@@ -4,9 +4,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::clock::Timestamp;
-use millrace::event::{Event, OrgId};
-use millrace::store::StoreError;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, OrgId};
+use millrace_store::StoreError;
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, StorePlain, admin, at, derived_at, event_at, on_both_stores, org, stored};

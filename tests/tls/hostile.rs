@@ -5,14 +5,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace::limits::{
-    HANDSHAKE_TIMEOUT, HANDSHAKE_WAIT_MAX, HANDSHAKES_AT_ONCE_MIN, HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX, HEADER_TIMEOUT,
-};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ALL_VERSIONS;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Socket, Type};
+
+use millrace_base::limits::{
+    HANDSHAKE_TIMEOUT, HANDSHAKE_WAIT_MAX, HANDSHAKES_AT_ONCE_MIN, HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX, HEADER_TIMEOUT,
+};
 
 use crate::common::server::eventually;
 use crate::fixture::{Fixture, answer, exchange, on_both_drivers};

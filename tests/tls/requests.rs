@@ -22,7 +22,7 @@ fn both_versions_are_spoken_and_http_1_1_is_agreed_on() {
             let payload = "x".repeat(200_000);
             assert_eq!(exchange(&mut client, &f.post(&format!(r#"{{"type":"t","payload":"{payload}"}}"#))).0, 202);
             let (status, document) = exchange(&mut client, &request("GET", "/openapi.json", None, None));
-            assert_eq!((status, document.as_str()), (200, millrace::routes::OPENAPI_JSON));
+            assert_eq!((status, document.as_str()), (200, millrace_wire::routes::OPENAPI_JSON));
         }
         f.server.drained();
         assert_eq!(f.server.count("store_events_stored_total"), 22);
@@ -52,7 +52,7 @@ fn the_refusal_of_a_long_upload_is_readable_after_the_last_byte() {
         for _ in 0..parts {
             client.write_all(&part).unwrap();
             client.flush().unwrap();
-            std::thread::sleep(millrace::limits::LINGER_SILENCE_MAX / 10);
+            std::thread::sleep(millrace_base::limits::LINGER_SILENCE_MAX / 10);
         }
         assert_eq!(answer(&mut client).0, 401);
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "an end that was announced");

@@ -14,8 +14,8 @@ use crate::webhook::arguments;
 
 /// An attempt's.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a delivery is a server's: the timeout, and the margin of [`millrace::limits::DELIVERY_LEASE_MARGIN`].
-pub const LEASE: Duration = TIMEOUT.saturating_add(millrace::limits::DELIVERY_LEASE_MARGIN);
+/// How long a delivery is a server's: the timeout, and the margin of [`millrace_base::limits::DELIVERY_LEASE_MARGIN`].
+pub const LEASE: Duration = TIMEOUT.saturating_add(millrace_base::limits::DELIVERY_LEASE_MARGIN);
 /// A third of it, after an attempt that was under way, and time for a machine that has much to do.
 const SILENT_AFTER: Duration = Duration::from_secs(LEASE.as_secs() / 3 + TIMEOUT.as_secs() + 3);
 /// Two seconds at most between the first attempts, so that a circuit opens; the last must outlast what may go wrong.

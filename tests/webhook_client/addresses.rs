@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use millrace::deliver::client::ClientConfig;
-use millrace::deliver::outcome::ErrorClass;
-use millrace::deliver::target::TargetPolicy;
+use millrace_webhooks::client::ClientConfig;
+use millrace_webhooks::outcome::ErrorClass;
+use millrace_webhooks::target::TargetPolicy;
 
 use crate::certificates::Authority;
 use crate::fixture::{Fixture, Names, answered, failed, insecure, secure};

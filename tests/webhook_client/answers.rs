@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace::deliver::client::{ClientConfig, Request};
+
+use millrace_webhooks::client::{ClientConfig, Request};
 
 use crate::fixture::{BODY, Fixture, answered, insecure, request};
 use crate::receiver::{Receiver, Step, answer, answer_with, send};

@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use millrace::deliver::client::ClientConfig;
-use millrace::deliver::outcome::{ErrorClass, Outcome};
+use millrace_webhooks::client::ClientConfig;
+use millrace_webhooks::outcome::{ErrorClass, Outcome};
 
 use crate::fixture::{Fixture, answered, failed, insecure};
 use crate::receiver::{Receiver, Step, answer, reset, send};
@@ -194,7 +194,7 @@ fn a_receiver_that_does_not_read() {
         Ok(())
     });
     let body = bytes::Bytes::from(vec![b'x'; 16 * 1024 * 1024]);
-    let request = millrace::deliver::client::Request { body, ..crate::fixture::request(&receiver.url("/")) };
+    let request = millrace_webhooks::client::Request { body, ..crate::fixture::request(&receiver.url("/")) };
     let begun = Instant::now();
     assert_eq!(impatient().send(request), failed(ErrorClass::Timeout));
     in_time(begun);

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use millrace::deliver::client::{
-    ClientConfig, Found, NameFiles, Request, Resolve, Roots, Unresolved, Unsent, WebhookClient,
-};
-use millrace::deliver::outcome::{Answer, ErrorClass, Outcome};
-use millrace::deliver::target::TargetPolicy;
-use millrace::event::OrgId;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
+
+use millrace_base::event::OrgId;
+use millrace_webhooks::client::{
+    ClientConfig, Found, NameFiles, Request, Resolve, Roots, Unresolved, Unsent, WebhookClient,
+};
+use millrace_webhooks::outcome::{Answer, ErrorClass, Outcome};
+use millrace_webhooks::target::TargetPolicy;
 
 /// Long enough for everything that is not meant to time out.
 const PATIENCE: Duration = Duration::from_secs(20);

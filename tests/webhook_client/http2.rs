@@ -13,8 +13,6 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use millrace::deliver::client::ClientConfig;
-use millrace::deliver::outcome::{ErrorClass, Outcome};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +20,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use millrace_webhooks::client::ClientConfig;
+use millrace_webhooks::outcome::{ErrorClass, Outcome};
 
 use crate::certificates::Authority;
 use crate::fixture::{BODY, Fixture, answered, failed, secure};

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use millrace::deliver::client::{ClientConfig, WebhookClient};
-use millrace::deliver::outcome::ErrorClass;
+use millrace_webhooks::client::{ClientConfig, WebhookClient};
+use millrace_webhooks::outcome::ErrorClass;
 
 use crate::certificates::Authority;
 use crate::fixture::{Fixture, Names, answered, failed, insecure, secure};

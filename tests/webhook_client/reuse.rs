@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millrace::deliver::outcome::ErrorClass;
+use millrace_webhooks::outcome::ErrorClass;
 
 use crate::fixture::{Fixture, answered, failed, insecure};
 use crate::receiver::{Receiver, Step, answer, answer_with};
@@ -107,7 +107,7 @@ fn an_early_answer_does_not_block_the_connection_for_others() {
     let fixture = Fixture::new(insecure());
     for _ in 0..2 {
         let body = bytes::Bytes::from(vec![b'x'; 16 * 1024 * 1024]);
-        let request = millrace::deliver::client::Request { body, ..crate::fixture::request(&receiver.url("/")) };
+        let request = millrace_webhooks::client::Request { body, ..crate::fixture::request(&receiver.url("/")) };
         assert_eq!(fixture.send(request), answered(413, ""));
     }
     assert_eq!(receiver.connections(), 2);

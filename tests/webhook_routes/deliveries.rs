@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use millrace::store::Store;
-use millrace::store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_store::Store;
+use millrace_store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery};
 
 use crate::common::server::{Server, event};
 use crate::installation::{Installation, on_both_stores};

@@ -147,7 +147,8 @@ fn one_endpoint_too_many_is_refused(installation: &Installation) {
     let server = installation.start(&[]);
     let mut api = Api::new(&server, "ours");
     let body = json!({"url": "https://example.invalid/"});
-    let made: Vec<String> = (0..millrace::limits::ENDPOINTS_PER_ORG_MAX).map(|_| id_of(&api.create(&body))).collect();
+    let made: Vec<String> =
+        (0..millrace_base::limits::ENDPOINTS_PER_ORG_MAX).map(|_| id_of(&api.create(&body))).collect();
     let refused = api.refused(422, "too_many_endpoints", "POST", "/api/endpoints", Some(&body));
     assert!(refused["detail"].as_str().unwrap().contains("100"), "{refused}");
     api.get(204, "DELETE", &format!("/api/endpoints/{}", made[0]), None);

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use millrace::clock::Timestamp;
-use millrace::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use millrace::store::Store;
-use millrace::store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery};
 use serde_json::json;
 use uuid::{NoContext, Uuid};
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+use millrace_store::Store;
+use millrace_store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery};
 
 use crate::common::server::eventually;
 use crate::fixture::{Tenant, has_status, start};

@@ -10,14 +10,15 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use millrace_base::limits;
+use millrace_base::problem::Problem;
+use millrace_wire::http::{ChunkedDecoder, Framing, Head};
+use millrace_wire::routes::Method;
+
 use super::{Connection, Member, Phase, Stop, Stream};
-use crate::ingest::http::{ChunkedDecoder, Framing, Head};
-use crate::limits;
-use crate::problem::Problem;
-use crate::routes::Method;
 
 /// Where a body is.
-pub(in crate::ingest) enum Body {
+pub(crate) enum Body {
     /// In the read buffer, behind the head.
     InPlace(Range<usize>),
     /// Decoded from chunks.
@@ -30,7 +31,7 @@ const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 impl<S: Stream> Connection<S> {
     /// A body's bytes.
-    pub(in crate::ingest) fn body<'a>(&'a self, body: &'a Body) -> &'a [u8] {
+    pub(crate) fn body<'a>(&'a self, body: &'a Body) -> &'a [u8] {
         match body {
             Body::InPlace(range) => &self.request()[range.clone()],
             Body::Decoded(bytes) => bytes,
@@ -46,7 +47,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Reads the whole body, of at most `max` bytes, saying `100 Continue` first where the client waits for it.
-    pub(in crate::ingest) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
+    pub(crate) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
         match head.framing {
             Framing::None => Ok(Body::InPlace(head.len..head.len)),
             Framing::Length(length) if length > max as u64 => Err(Problem::PayloadTooLarge(max).into()),

@@ -7,8 +7,8 @@ use std::fmt;
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
 
-use crate::clock::Timestamp;
-use crate::event::Event;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::Event;
 
 /// 2000-01-01T00:00:00Z, where Postgres counts its microseconds from, in Unix microseconds.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;

@@ -15,11 +15,12 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use millrace_base::event::Event;
+use millrace_base::limits;
+
 use super::columns::{put, to_postgres};
 use super::error::CallError;
 use super::session::Session;
-use crate::event::Event;
-use crate::limits;
 
 const COPY: &str = "COPY events (id, org_id, received_at, type, dedup_id, payload) FROM STDIN (FORMAT binary)";
 /// Fields of a row.
@@ -131,9 +132,10 @@ fn write_row(out: &mut BytesMut, event: &Event) {
 mod tests {
     use uuid::Uuid;
 
+    use millrace_base::clock::Timestamp;
+    use millrace_base::event::{EventId, OrgId};
+
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::event::{EventId, OrgId};
 
     fn event(payload_bytes: usize) -> Event {
         let (id, org) = (EventId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));

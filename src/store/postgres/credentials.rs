@@ -9,16 +9,15 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::OrgId;
+use millrace_base::key::{KeyId, KeyVerifier};
+use millrace_base::limits;
+
 use super::columns::At;
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::clock::Timestamp;
-use crate::event::OrgId;
-use crate::key::{KeyId, KeyVerifier};
-use crate::limits;
-use crate::store::{
-    KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name, cut_keys,
-};
+use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name, cut_keys};
 
 const LIVE_MAX: i64 = limits::LIVE_KEYS_PER_ORG_MAX as i64;
 const ENDED_MAX: i64 = limits::ENDED_KEYS_PER_ORG_MAX as i64;

@@ -12,17 +12,18 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+
 use super::columns::{At, Text, Verbatim};
 use super::credentials::get;
 use super::error::CallError;
 use super::events::query_range;
 use super::partitions::{Partitions, Range};
 use super::session::{Conversation, Session};
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::limits;
-use crate::store::StoreError;
-use crate::store::webhooks::{
+use crate::StoreError;
+use crate::webhooks::{
     AttemptResult, Claimed, Claims, DueEndpoint, ENDPOINT_DELETED, EndedStep, Orphan, PendingStats, Recorded, Wanted,
     bounded_wants, created_at, without_nul,
 };

@@ -9,16 +9,17 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement, Transaction};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::limits;
+
 use super::columns::{At, Text, Verbatim};
 use super::credentials::{get, unexpected};
 use super::deliveries::{END_DELETED, EndDeleted};
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::clock::Timestamp;
-use crate::event::{EndpointId, OrgId};
-use crate::limits;
-use crate::store::StoreError;
-use crate::store::webhooks::{
+use crate::StoreError;
+use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json, without_nul,
 };

@@ -8,7 +8,7 @@ use std::fmt;
 
 use tokio_postgres::error::DbError;
 
-use crate::store::{Refusal, StoreError};
+use crate::{Refusal, StoreError};
 
 /// Why a call within a session failed.
 #[derive(Debug)]

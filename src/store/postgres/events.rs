@@ -12,17 +12,18 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_metrics::StoreWay;
+
 use super::columns::{At, Column, Field, Verbatim};
 use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, Event, EventId, OrgId};
-use crate::limits;
-use crate::metrics::StoreWay;
-use crate::store::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
-use crate::store::{EventPlace, EventQuery, StoreError, StoredEvent};
+use crate::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
+use crate::{EventPlace, EventQuery, StoreError, StoredEvent};
 
 const INSERT: &str = "
     INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)

@@ -12,18 +12,17 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+
 use super::columns::At;
 use super::credentials::{get, unexpected};
 use super::deliveries::count;
 use super::error::CallError;
 use super::session::Session;
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::limits;
-use crate::store::StoreError;
-use crate::store::webhooks::{
-    Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at,
-};
+use crate::StoreError;
+use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
 /// What `delivery_of` reads.
 macro_rules! columns {

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::limits;
+
 use super::columns::At;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session, Times};
 use super::target::Target;
-use crate::clock::Timestamp;
-use crate::limits;
-use crate::store::{StoreError, StoreId};
+use crate::{StoreError, StoreId};
 
 /// Numbered from 1, without gaps, never changed once released.
 const MIGRATIONS: &[(&str, &str)] = &[

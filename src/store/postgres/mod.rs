@@ -28,6 +28,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use millrace_base::clock::{Day, Timestamp};
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::key::{KeyId, KeyVerifier};
+use millrace_base::limits;
+
 use self::copy::CopyGate;
 use self::error::CallError;
 use self::partitions::Partitions;
@@ -39,10 +44,6 @@ use super::{
     CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
     StoreId, StoredEvent,
 };
-use crate::clock::{Day, Timestamp};
-use crate::event::{Event, EventId, OrgId};
-use crate::key::{KeyId, KeyVerifier};
-use crate::limits;
 
 /// Events, organisations and keys in a Postgres database.
 pub struct PostgresStore {

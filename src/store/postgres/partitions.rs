@@ -14,13 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use millrace_base::clock::{Day, Timestamp};
+use millrace_base::event::Event;
+use millrace_base::limits;
+
 use super::columns::At;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session};
-use crate::clock::{Day, Timestamp};
-use crate::event::Event;
-use crate::limits;
-use crate::store::StoreError;
+use crate::StoreError;
 
 const LOCK_TIMEOUT: &str = "55P03";
 

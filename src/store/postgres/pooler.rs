@@ -12,7 +12,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::error::CallError;
 use super::target::Target;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// How long the second connection may take. A pooler with a single session to give makes it wait.
 const SECOND_CONNECTION_TIME_MAX: Duration = Duration::from_secs(1);

@@ -4,18 +4,19 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+
 use super::PostgresStore;
 use super::columns::{At, Column, Field, Text};
 use super::credentials::get;
 use super::error::CallError;
 use super::events::INSERT_DERIVED_PLANNED;
 use super::session::{Conversation, Session};
-use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
-use crate::limits;
-use crate::store::StoreError;
-use crate::store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
-use crate::store::webhooks::{PlannedDelivery, without_copies};
+use crate::StoreError;
+use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
+use crate::webhooks::{PlannedDelivery, without_copies};
 
 /// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
 macro_rules! columns {

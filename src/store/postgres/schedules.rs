@@ -1,10 +1,11 @@
 //! The schedules of retries that servers on one database have, so that each knows of another's.
 
+use millrace_base::limits;
+
 use super::credentials::get;
 use super::error::CallError;
 use super::session::Session;
-use crate::limits;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// What was not noted for long belongs to nobody, and is forgotten.
 const NOTE: &str = "

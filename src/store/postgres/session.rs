@@ -23,11 +23,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage, Statement};
 
+use millrace_base::limits;
+
 use super::error::CallError;
 use super::pooler;
 use super::target::Target;
-use crate::limits;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// Oldest major version of the server: ATTACH PARTITION without blocking, ORDER BY over partitions without a sort, and a
 /// backend that notices in the middle of a statement that nobody waits for it.

@@ -19,10 +19,11 @@ use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use millrace_base::limits;
+
 use super::pss::WithPssKeys;
 use super::url::DatabaseUrl;
-use crate::limits;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// An idle connection whose server vanished is noticed after this plus three probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);

@@ -9,12 +9,13 @@ use std::time::Instant;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::key::KeyId;
+use millrace_base::limits;
+
 use super::session::{Session, Times};
 use super::target::Target;
-use crate::event::{EndpointId, OrgId};
-use crate::key::KeyId;
-use crate::limits;
-use crate::store::{CredentialChange, StoreError};
+use crate::{CredentialChange, StoreError};
 
 /// Reports changes until `stop` is set or the connection fails.
 pub(super) fn watch(

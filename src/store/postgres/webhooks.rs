@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+
 use super::error::CallError;
 use super::{PostgresStore, deliveries, endpoints, events, history, schedules};
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use crate::store::StoreError;
-use crate::store::webhooks::{
+use crate::StoreError;
+use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
     EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation, Wanted, WebhookStore,
 };

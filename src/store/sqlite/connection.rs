@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
+use millrace_base::limits;
+
 use super::error::classify;
 use super::file::{FileId, StoreFile};
 use super::migrate;
-use crate::limits;
-use crate::store::StoreError;
-use crate::store::pool::Connector;
+use crate::StoreError;
+use crate::pool::Connector;
 
 /// How often a locked file is tried again. SQLite's own handler waits up to 100 ms, and then rarely finds the gap
 /// between two transactions of a busy server.

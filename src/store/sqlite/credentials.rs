@@ -9,13 +9,14 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::OrgId;
+use millrace_base::key::{KeyId, KeyVerifier};
+use millrace_base::limits;
+
 use super::connection::Answer;
 use super::watch::note_change;
-use crate::clock::Timestamp;
-use crate::event::OrgId;
-use crate::key::{KeyId, KeyVerifier};
-use crate::limits;
-use crate::store::{CredentialChange, KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, cut_keys};
+use crate::{CredentialChange, KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
 /// When a key was revoked or expired; null where it was neither, and has no end either.

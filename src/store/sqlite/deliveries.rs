@@ -4,10 +4,11 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::limits;
-use crate::store::webhooks::{
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+
+use crate::webhooks::{
     AttemptResult, Claimed, Claims, DueEndpoint, ENDPOINT_DELETED, EndedStep, Next, Orphan, PendingStats, Recorded,
     Wanted, bounded_wants, created_at,
 };

@@ -7,17 +7,18 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::limits;
+
 use super::connection::Answer;
 use super::deliveries;
 use super::watch::{note_change, note_everything};
-use crate::clock::Timestamp;
-use crate::event::{EndpointId, OrgId};
-use crate::limits;
-use crate::store::webhooks::{
+use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json,
 };
-use crate::store::{CredentialChange, StoreError};
+use crate::{CredentialChange, StoreError};
 
 /// What a row is made of, and what `endpoint_of` reads.
 macro_rules! columns {

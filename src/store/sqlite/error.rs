@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::store::{Refusal, StoreError};
+use crate::{Refusal, StoreError};
 
 /// Sorts out an error on the database file `path`. SQLite's messages name tables and constraints, never values.
 pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {

@@ -8,12 +8,13 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, named_params, params};
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
-use crate::limits;
-use crate::metrics::StoreWay;
-use crate::store::webhooks::{PlannedDelivery, StoredBatch, without_copies};
-use crate::store::{EventPlace, EventQuery, StoredEvent};
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+use millrace_metrics::StoreWay;
+
+use crate::webhooks::{PlannedDelivery, StoredBatch, without_copies};
+use crate::{EventPlace, EventQuery, StoredEvent};
 
 // DO NOTHING names the id: OR IGNORE would also swallow what a CHECK refuses.
 const INSERT: &str = "

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::store::{StoreError, StoreId};
+use crate::{StoreError, StoreId};
 
 /// What the file is called in the data directory.
 pub const FILE_NAME: &str = "millrace.db";

@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+
 use super::deliveries::uuid;
 use super::events::Scan;
 use super::watch::note_change;
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::limits;
-use crate::store::CredentialChange;
-use crate::store::webhooks::{
-    Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at,
-};
+use crate::CredentialChange;
+use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
 /// What `delivery_of` reads.
 macro_rules! columns {

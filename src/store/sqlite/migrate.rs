@@ -6,8 +6,9 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::store::StoreId;
+use millrace_base::clock::Timestamp;
+
+use crate::StoreId;
 
 /// Numbered from 1, without gaps, never changed once released.
 const MIGRATIONS: &[(&str, &str)] = &[

@@ -34,6 +34,11 @@ use std::time::{Duration, Instant};
 
 use self::connection::{Connections, SqliteConnection};
 pub use self::file::FILE_NAME;
+use millrace_base::clock::{Day, Timestamp};
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::key::{KeyId, KeyVerifier};
+use millrace_base::limits;
+
 use self::file::StoreFile;
 use super::pool::{Pool, Pooled};
 use super::webhooks::{PlannedDelivery, StoredBatch};
@@ -41,10 +46,6 @@ use super::{
     CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
     StoreId, StoredEvent, check_organization_name,
 };
-use crate::clock::{Day, Timestamp};
-use crate::event::{Event, EventId, OrgId};
-use crate::key::{KeyId, KeyVerifier};
-use crate::limits;
 
 /// Events, organisations and keys in a file.
 pub struct SqliteStore {

@@ -3,16 +3,17 @@
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::limits;
+
 use super::SqliteStore;
 use super::deliveries::uuid;
 use super::events::{self, Text};
 use super::watch::note_change;
-use crate::clock::Timestamp;
-use crate::event::{Event, EventId, OrgId};
-use crate::limits;
-use crate::store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
-use crate::store::webhooks::PlannedDelivery;
-use crate::store::{CredentialChange, StoreError};
+use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
+use crate::webhooks::PlannedDelivery;
+use crate::{CredentialChange, StoreError};
 
 /// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
 macro_rules! columns {

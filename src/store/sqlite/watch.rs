@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use crate::clock::Timestamp;
-use crate::event::{EndpointId, OrgId};
-use crate::key::KeyId;
-use crate::limits;
-use crate::store::{CredentialChange, StoreError};
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::key::KeyId;
+use millrace_base::limits;
+
+use crate::{CredentialChange, StoreError};
 
 /// Notes a change for the other processes; [`CredentialChange::All`] has no note.
 pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChange) -> rusqlite::Result<()> {

@@ -3,15 +3,16 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
+
 use super::watch::note_change;
 use super::{SqliteStore, deliveries, endpoints, events, history};
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use crate::store::webhooks::{
+use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
     EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation, Wanted, WebhookStore,
 };
-use crate::store::{CredentialChange, StoreError};
+use crate::{CredentialChange, StoreError};
 
 impl WebhookStore for SqliteStore {
     fn sealing_key(&self) -> Result<Option<KeyFingerprint>, StoreError> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::event::{DeliveryId, EndpointId, EventId, OrgId};
-use crate::limits;
-use crate::metrics::StoreWay;
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::limits;
+use millrace_metrics::StoreWay;
 
 /// What came of a delivery so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,12 +44,12 @@ impl DeliveryStatus {
     }
 
     /// As the database has it.
-    pub(in crate::store) const fn code(self) -> i16 {
+    pub(crate) const fn code(self) -> i16 {
         self as i16
     }
 
     /// The status of that code.
-    pub(in crate::store) fn from_code(code: i16) -> Option<Self> {
+    pub(crate) fn from_code(code: i16) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.code() == code)
     }
 }
@@ -69,7 +69,7 @@ pub struct PlannedDelivery {
     pub lease_until: Option<Timestamp>,
 }
 
-/// What [`Store::store_events`](crate::store::Store::store_events) stored.
+/// What [`Store::store_events`](crate::Store::store_events) stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredBatch {
     /// Events that were not copies of one already there.
@@ -147,7 +147,7 @@ pub struct DeliveryRecord {
 
 impl DeliveryRecord {
     /// What its receivers' answers weigh in a page.
-    pub(in crate::store) fn response_bytes(&self) -> usize {
+    pub(crate) fn response_bytes(&self) -> usize {
         self.attempts.iter().filter_map(|attempt| attempt.response_body.as_ref()).map(String::len).sum()
     }
 }
@@ -317,7 +317,7 @@ pub struct EndedStep {
 }
 
 /// What the attempt says of a delivery whose endpoint was deleted.
-pub(in crate::store) const ENDPOINT_DELETED: &str = "endpoint_deleted";
+pub(crate) const ENDPOINT_DELETED: &str = "endpoint_deleted";
 
 /// What waits to be delivered, in the whole database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -330,13 +330,13 @@ pub struct PendingStats {
 }
 
 /// `planned` without what is planned twice for one event and endpoint, as where a batch holds two copies of an event.
-pub(in crate::store) fn without_copies(planned: &[PlannedDelivery]) -> Vec<&PlannedDelivery> {
+pub(crate) fn without_copies(planned: &[PlannedDelivery]) -> Vec<&PlannedDelivery> {
     let mut seen = HashSet::with_capacity(planned.len());
     planned.iter().filter(|planned| seen.insert((planned.event, planned.endpoint))).collect()
 }
 
 /// As much of `wanted` as may be claimed at once.
-pub(in crate::store) fn bounded_wants(wanted: &[Wanted]) -> Vec<Wanted> {
+pub(crate) fn bounded_wants(wanted: &[Wanted]) -> Vec<Wanted> {
     let mut left = limits::CLAIM_DELIVERIES_MAX;
     let bounded = wanted.iter().map(|wanted| {
         let most = wanted.most.min(left);
@@ -362,7 +362,7 @@ pub fn first_id_at(at: Timestamp) -> DeliveryId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::webhooks::SealedSecret;
+    use crate::webhooks::SealedSecret;
 
     #[test]
     fn statuses_have_names_and_codes() {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::clock::Timestamp;
-use crate::event::{EndpointId, OrgId};
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, OrgId};
 
 /// A webhook secret as it rests: encrypted and authenticated, bound to its endpoint.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,8 +20,7 @@ impl fmt::Debug for SealedSecret {
 pub struct KeyFingerprint(pub [u8; 8]);
 
 /// Why a secret is not kept that was sealed with another key than the endpoints of this store have.
-pub(in crate::store) const FOREIGN_KEY: &str =
-    "webhook_secret_key is not the key that endpoints' secrets are sealed with here";
+pub(crate) const FOREIGN_KEY: &str = "webhook_secret_key is not the key that endpoints' secrets are sealed with here";
 
 /// A row of an endpoint that is not one of this program's.
 #[derive(Clone, Debug, PartialEq, Eq)]

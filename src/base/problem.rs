@@ -1,0 +1,327 @@
+//! Every way the server says no, and how each looks on the wire (RFC 9457, `application/problem+json`).
+//!
+//! One enum, one exhaustive match: a new refusal cannot forget its status, code or `Retry-After`. The words
+//! here are the client's; what the operator needs is logged or counted where it happens.
+
+use std::borrow::Cow;
+
+use crate::key::API_KEY_LEN;
+use crate::limits;
+
+/// One invalid field of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path of the field, such as `type` or `payload`.
+    pub field: Cow<'static, str>,
+    /// What is wrong with it and what would be right.
+    pub message: Cow<'static, str>,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The bytes are not HTTP/1.1 as RFC 9112 has it.
+    BadRequest(&'static str),
+    /// The same, of a byte in the head or of where it stands.
+    BadHead(String),
+    /// The query string of a list, or the body of a control request, is wrong.
+    BadQuery(Cow<'static, str>),
+    /// The body is not JSON; with the byte offset where the grammar is first violated.
+    InvalidJson {
+        /// Offset into the body.
+        offset: Option<usize>,
+        /// What was expected there.
+        detail: Cow<'static, str>,
+    },
+    /// No `X-API-Key` and no `Authorization: Bearer`.
+    MissingApiKey,
+    /// Wrong, unknown, expired or revoked: one answer for all.
+    InvalidApiKey,
+    /// What was sent as a key shows by itself that it is none.
+    MalformedApiKey,
+    /// The organisation is disabled.
+    OrgDisabled,
+    /// No such route.
+    NotFound,
+    /// The route is there, and the thing is not, or is somebody else's; with which.
+    NoSuch(&'static str),
+    /// The route exists, not with this method; carries the `Allow` value.
+    MethodNotAllowed(&'static str),
+    /// A phase of the request took too long.
+    RequestTimeout,
+    /// Neither `Content-Length` nor chunked.
+    LengthRequired,
+    /// Payload or body over its limit in bytes.
+    PayloadTooLarge(usize),
+    /// The request target is over its limit.
+    UriTooLong,
+    /// Another media type than what is taken, as the `Accept` value has it.
+    UnsupportedMediaType(&'static str),
+    /// The body has a content coding.
+    UnsupportedContentCoding,
+    /// `Expect` other than `100-continue`.
+    ExpectationFailed,
+    /// The header is over its limit in bytes or fields.
+    HeadersTooLarge,
+    /// A transfer coding other than `chunked`.
+    UnsupportedTransferCoding,
+    /// A method this server does not know at all.
+    UnknownMethod,
+    /// Not HTTP/1.
+    HttpVersionNotSupported,
+    /// JSON, but not an event; with every field at fault.
+    InvalidEvent(Vec<FieldError>),
+    /// JSON, but not what this route takes of an endpoint; with every field at fault.
+    InvalidEndpoint(Vec<FieldError>),
+    /// Nothing is sent to a disabled endpoint, a test neither.
+    EndpointDisabled,
+    /// The organisation has as many endpoints as it may.
+    TooManyEndpoints,
+    /// The organisation has as many live keys as it may.
+    TooManyKeys,
+    /// Over the organisation's limit; seconds until there is room.
+    RateLimited {
+        /// Whole seconds, at least 1.
+        retry_after: u32,
+    },
+    /// Over the limit of reading and managing requests, which is the same for every organisation.
+    ControlLimited {
+        /// Requests a minute.
+        limit: u32,
+        /// Whole seconds, at least 1.
+        retry_after: u32,
+    },
+    /// As many control requests of the organisation wait, or answers to it are unread, as may.
+    TooManyWaiting,
+    /// The event queue is full.
+    QueueFull,
+    /// Too many first uses of keys are waiting for verification.
+    AuthBusy,
+    /// Too many wrong keys came from the client's address.
+    AuthThrottled {
+        /// Whole seconds until the next may be tried, at least 1.
+        retry_after: u32,
+    },
+    /// The server is going away.
+    ShuttingDown,
+    /// The database is away and the request needs it.
+    StoreUnavailable,
+    /// This server has not the key that secrets of webhook endpoints are sealed with.
+    SecretUnavailable,
+    /// More control requests are waiting than may, or this one waited for too long.
+    ControlBusy,
+    /// The journal takes nothing; with the reason.
+    JournalUnavailable(&'static str),
+    /// Too many open connections.
+    TooManyConnections,
+    /// A bug: the request, and only it, fails.
+    Internal,
+}
+
+/// How a problem looks on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// HTTP status.
+    pub status: u16,
+    /// The fixed `code`.
+    pub code: &'static str,
+    /// `Retry-After` in seconds.
+    pub retry_after: Option<u32>,
+}
+
+impl Problem {
+    /// Status, code and retry in one row.
+    pub fn row(&self) -> Row {
+        let (status, code, retry_after) = match self {
+            Self::BadRequest(_) | Self::BadHead(_) | Self::BadQuery(_) => (400, "bad_request", None),
+            Self::InvalidJson { .. } => (400, "invalid_json", None),
+            Self::MissingApiKey => (401, "missing_api_key", None),
+            Self::InvalidApiKey | Self::MalformedApiKey => (401, "invalid_api_key", None),
+            Self::OrgDisabled => (403, "org_disabled", None),
+            Self::NotFound | Self::NoSuch(_) => (404, "not_found", None),
+            Self::MethodNotAllowed(_) => (405, "method_not_allowed", None),
+            Self::RequestTimeout => (408, "request_timeout", None),
+            Self::EndpointDisabled => (409, "endpoint_disabled", None),
+            Self::LengthRequired => (411, "length_required", None),
+            Self::PayloadTooLarge(_) => (413, "payload_too_large", None),
+            Self::UriTooLong => (414, "uri_too_long", None),
+            Self::UnsupportedMediaType(_) | Self::UnsupportedContentCoding => (415, "unsupported_media_type", None),
+            Self::ExpectationFailed => (417, "expectation_failed", None),
+            Self::InvalidEvent(_) => (422, "invalid_event", None),
+            Self::InvalidEndpoint(_) => (422, "invalid_endpoint", None),
+            Self::TooManyEndpoints => (422, "too_many_endpoints", None),
+            Self::TooManyKeys => (422, "too_many_keys", None),
+            Self::RateLimited { retry_after } | Self::ControlLimited { retry_after, .. } => {
+                (429, "rate_limited", Some((*retry_after).max(1)))
+            }
+            Self::TooManyWaiting => (429, "rate_limited", Some(1)),
+            Self::QueueFull => (429, "queue_full", Some(1)),
+            Self::AuthBusy => (429, "auth_busy", Some(1)),
+            Self::AuthThrottled { retry_after } => (429, "auth_busy", Some((*retry_after).max(1))),
+            Self::HeadersTooLarge => (431, "headers_too_large", None),
+            Self::Internal => (500, "internal_error", None),
+            Self::UnsupportedTransferCoding => (501, "unsupported_transfer_coding", None),
+            Self::UnknownMethod => (501, "not_implemented", None),
+            Self::ShuttingDown => (503, "shutting_down", Some(5)),
+            Self::StoreUnavailable | Self::ControlBusy => (503, "store_unavailable", Some(1)),
+            Self::SecretUnavailable => (503, "secret_unavailable", Some(60)),
+            Self::JournalUnavailable(_) => (503, "journal_unavailable", Some(2)),
+            Self::TooManyConnections => (503, "too_many_connections", Some(1)),
+            Self::HttpVersionNotSupported => (505, "http_version_not_supported", None),
+        };
+        Row { status, code, retry_after }
+    }
+
+    /// Whether the server had no room for an event, a test event among them: nothing was wrong with it, nothing of it was
+    /// stored, and it may be sent again as it is.
+    pub const fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Self::QueueFull | Self::JournalUnavailable(_) | Self::TooManyWaiting | Self::ControlBusy)
+    }
+
+    /// What is wrong and what to do, for the client.
+    pub fn detail(&self) -> Cow<'static, str> {
+        match self {
+            Self::BadRequest(why) | Self::NoSuch(why) => Cow::Borrowed(why),
+            Self::BadHead(why) => why.clone().into(),
+            Self::BadQuery(why) => why.clone(),
+            Self::InvalidJson { offset: Some(at), detail } => format!("{detail} at byte {at}").into(),
+            Self::InvalidJson { offset: None, detail } => detail.clone(),
+            Self::MissingApiKey => "send the API key as `X-API-Key: mr_…` or `Authorization: Bearer mr_…`".into(),
+            Self::InvalidApiKey => "the API key is wrong, expired or revoked".into(),
+            Self::MalformedApiKey => format!(
+                "this is no API key: one has {API_KEY_LEN} characters and begins with `mr_`; it is cut off, quoted or mistyped"
+            )
+            .into(),
+            Self::OrgDisabled => "the organisation of this API key is disabled; ask the operator".into(),
+            Self::NotFound => "nothing is here; the routes are in /openapi.json".into(),
+            Self::MethodNotAllowed(allow) => format!("this route takes {allow}").into(),
+            Self::RequestTimeout => "the request did not arrive in time; send it again on a new connection".into(),
+            Self::LengthRequired => "send Content-Length, or Transfer-Encoding: chunked".into(),
+            Self::PayloadTooLarge(max @ limits::PAYLOAD_BYTES_MAX) => format!("the payload is larger than {max} bytes").into(),
+            Self::PayloadTooLarge(max) => format!("the body is larger than the {max} bytes that this route takes").into(),
+            Self::UriTooLong => {
+                format!("the request target is longer than {} bytes", limits::REQUEST_TARGET_BYTES_MAX).into()
+            }
+            Self::UnsupportedMediaType(accept) => {
+                format!("send the body as `Content-Type: {}`", accept.replace(", ", "` or `")).into()
+            }
+            Self::UnsupportedContentCoding => "send the body without a content coding".into(),
+            Self::ExpectationFailed => "only `Expect: 100-continue` is understood".into(),
+            Self::HeadersTooLarge => format!(
+                "the request header is too large: at most {} fields, {} bytes with the request line, {} bytes of trailers",
+                limits::REQUEST_HEADERS_MAX,
+                limits::REQUEST_HEAD_BYTES_MAX,
+                limits::TRAILER_BYTES_MAX
+            )
+            .into(),
+            Self::UnsupportedTransferCoding => "the only transfer coding here is `chunked`".into(),
+            Self::UnknownMethod => "this method is not known here; methods are case-sensitive: `GET`, not `get`".into(),
+            Self::HttpVersionNotSupported => "HTTP/1.1 and HTTP/1.0 are spoken here".into(),
+            Self::InvalidEvent(_) => "the event is not valid; `errors` names each field".into(),
+            Self::InvalidEndpoint(_) => "the body is not valid; `errors` names each field".into(),
+            Self::EndpointDisabled => "nothing is sent to a disabled endpoint; enable it first".into(),
+            Self::TooManyEndpoints => {
+                format!("an organisation has at most {} endpoints; delete one", limits::ENDPOINTS_PER_ORG_MAX).into()
+            }
+            Self::TooManyKeys => format!(
+                "an organisation has at most {} live keys; revoke one, or rotate with a grace of 0",
+                limits::LIVE_KEYS_PER_ORG_MAX
+            )
+            .into(),
+            Self::RateLimited { .. } => {
+                "the organisation's requests per minute are used up; the operator sets another limit with \
+                 `millrace org update ORG --rate-limit N`"
+                    .into()
+            }
+            Self::ControlLimited { limit, .. } => {
+                format!("at most {limit} requests a minute that read or manage; the organisation's are used up").into()
+            }
+            Self::TooManyWaiting => {
+                "too many of the organisation's requests wait, or too many answers are unread; send this again later"
+                    .into()
+            }
+            Self::QueueFull => "the event queue is full; nothing of this event was stored; send it again later".into(),
+            Self::AuthBusy => "too many API keys are being verified; send the request again".into(),
+            Self::AuthThrottled { .. } => {
+                "too many wrong API keys came from this address; keys in use go on working, others must wait".into()
+            }
+            Self::ShuttingDown => "the server is shutting down; send the request again".into(),
+            Self::StoreUnavailable => "the database cannot be reached; send the request again".into(),
+            Self::SecretUnavailable => {
+                "this server has not the key that webhook secrets are sealed with; nothing was changed; ask the operator".into()
+            }
+            Self::ControlBusy => "too many requests wait for the database; send the request again".into(),
+            Self::JournalUnavailable(why) => format!("{why}; nothing of this was stored; send it again later").into(),
+            Self::TooManyConnections => "too many open connections; reuse them or come back later".into(),
+            Self::Internal => "an internal error; the request may or may not have taken effect".into(),
+        }
+    }
+
+    /// Appends the problem document to `out`.
+    pub fn write_body(&self, out: &mut Vec<u8>) {
+        #[derive(serde::Serialize)]
+        struct Body<'a> {
+            r#type: &'a str,
+            title: &'a str,
+            status: u16,
+            code: &'a str,
+            detail: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            offset: Option<usize>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            errors: Option<Vec<Field<'a>>>,
+        }
+        #[derive(serde::Serialize)]
+        struct Field<'a> {
+            field: &'a str,
+            message: &'a str,
+        }
+        let row = self.row();
+        let detail = self.detail();
+        let body = Body {
+            r#type: "about:blank",
+            title: reason_phrase(row.status),
+            status: row.status,
+            code: row.code,
+            detail: &detail,
+            offset: if let Self::InvalidJson { offset, .. } = self { *offset } else { None },
+            errors: if let Self::InvalidEvent(fields) | Self::InvalidEndpoint(fields) = self {
+                Some(fields.iter().map(|f| Field { field: &f.field, message: &f.message }).collect())
+            } else {
+                None
+            },
+        };
+        serde_json::to_writer(out, &body).expect("writing plain text into memory cannot fail");
+    }
+}
+
+/// The phrase beside a status.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "Unknown",
+    }
+}

@@ -1,0 +1,228 @@
+//! The shard's end of its lane: appends events, and releases their answers when they are durable.
+//!
+//! Runs on the shard; never blocks, takes no lock. An event stays here between its append and its durability,
+//! and goes to the writers only then: what is refused must not be stored. Bounded: a held event has its slot in
+//! the queue, spilled ones stop at [`limits::JOURNAL_GROUP_BYTES_MAX`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use millrace_base::event::{Event, OrgId};
+use millrace_base::limits;
+
+use super::lane::{Closed, Completion, Group, Lane, Outcome, advance};
+use super::record;
+use crate::queue::Queue;
+
+/// As many as the thread brings to an end while the shard is at one turn, or more. Groups have some tens of KiB; at worst 8
+/// MiB a shard.
+const SPARE_GROUPS_MAX: usize = 8;
+
+/// See the module.
+#[allow(clippy::vec_box, reason = "boxes are what a lane carries")]
+pub struct Appender {
+    lane: Arc<Lane>,
+    queue: Queue,
+    /// Whether an event without a slot is accepted into the journal alone.
+    may_spill: bool,
+    pending: RefCell<VecDeque<Pending>>,
+    /// Groups that came back, to be filled again: else each would grow from nothing while the one before is written.
+    spare: RefCell<Vec<Box<Group>>>,
+    /// Whether something was appended since the thread was last told.
+    is_dirty: Cell<bool>,
+    tender: RefCell<Option<Waker>>,
+}
+
+/// A record that is not settled yet, in the order of the lane.
+struct Pending {
+    event: Appended,
+    ticket: Rc<Ticket>,
+}
+
+/// What is kept of an event until its record is settled.
+enum Appended {
+    /// All of it; it has its slot in the queue.
+    Queued(Event),
+    /// Whose it is and what it weighs: it is fed to the writers from the journal.
+    Spilled(OrgId, usize),
+}
+
+/// Why an event that was appended gets no 202.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It is not stored, and will not be.
+    Refused(Closed),
+    /// Whether it will be stored is not known.
+    Unknown,
+}
+
+/// One connection's events that wait to become durable.
+#[derive(Default)]
+pub struct Ticket {
+    appended: Cell<u32>,
+    settled: Cell<u32>,
+    /// Those that came to nothing, by their position since [`Ticket::clear`], in order.
+    troubles: RefCell<Vec<(u32, Trouble)>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Ticket {
+    /// Waits until everything appended with this ticket is settled.
+    pub async fn settled(&self) {
+        poll_fn(|context| {
+            if self.settled.get() == self.appended.get() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Forgets what is settled. Returns which events, counted from 0, came to nothing.
+    pub fn clear(&self) -> Vec<(u32, Trouble)> {
+        debug_assert_eq!(self.settled.get(), self.appended.get());
+        self.settled.set(0);
+        self.appended.set(0);
+        self.troubles.take()
+    }
+
+    fn settle(&self, trouble: Option<Trouble>) {
+        let position = self.settled.get();
+        self.settled.set(position + 1);
+        if let Some(trouble) = trouble {
+            self.troubles.borrow_mut().push((position, trouble));
+        }
+        if position + 1 == self.appended.get()
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+impl Appender {
+    /// The shard's end of `lane`. For the shard's thread only.
+    pub fn new(lane: Arc<Lane>, queue: Queue, may_spill: bool) -> Self {
+        Self {
+            lane,
+            queue,
+            may_spill,
+            pending: RefCell::default(),
+            spare: RefCell::default(),
+            is_dirty: Cell::new(false),
+            tender: RefCell::default(),
+        }
+    }
+
+    /// Whether everything appended is settled.
+    pub fn is_settled(&self) -> bool {
+        self.pending.borrow().is_empty()
+    }
+
+    /// Takes a slot in the queue for `event` and appends it; without a slot it is spilled (fed to the writers from the
+    /// journal later) or refused. So is an event whose organisation has its share of the journal. What becomes of it is
+    /// on `ticket`.
+    ///
+    /// # Errors
+    /// Nothing was appended, because of this.
+    pub fn accept(&self, event: Event, ticket: &Rc<Ticket>) -> Result<(), Closed> {
+        if let Some(why) = self.lane.closed() {
+            return Err(why);
+        }
+        let (org, weight) = (event.org, event.weight());
+        if let Some(room) = self.lane.crowded()
+            && !self.queue.is_in_share_of_journal(org, weight, room)
+        {
+            return Err(Closed::Full);
+        }
+        let is_spilled = (self.may_spill && self.queue.is_behind(org)) || self.queue.reserve(&event).is_err();
+        if is_spilled && !self.may_spill {
+            return Err(Closed::Full);
+        }
+        let mut group = self.lane.take_group().or_else(|| self.spare.borrow_mut().pop()).unwrap_or_default();
+        if is_spilled && group.bytes.len() >= limits::JOURNAL_GROUP_BYTES_MAX {
+            self.lane.put_group(group);
+            return Err(Closed::Full);
+        }
+        record::frame(&mut group.bytes, is_spilled, &event);
+        group.records += 1;
+        advance(&self.lane.progress.appended, 1);
+        self.lane.put_group(group);
+        ticket.appended.set(ticket.appended.get() + 1);
+        let event = if is_spilled {
+            self.queue.spill(org, weight);
+            Appended::Spilled(org, weight)
+        } else {
+            Appended::Queued(event)
+        };
+        self.pending.borrow_mut().push_back(Pending { event, ticket: Rc::clone(ticket) });
+        if !self.is_dirty.replace(true)
+            && let Some(tender) = &*self.tender.borrow()
+        {
+            tender.wake_by_ref();
+        }
+        Ok(())
+    }
+
+    /// The task that moves the lane, for as long as the shard runs. Woken by the first append of a turn, it runs
+    /// behind the tasks that were ready then: one wake of the thread for all they append. `count_durable` hears how many
+    /// events became so.
+    pub async fn tend(&self, count_durable: impl Fn(u32)) {
+        poll_fn(|context| {
+            self.lane.shard_waker.register(context.waker());
+            self.tender.replace(Some(context.waker().clone()));
+            while let Some(completion) = self.lane.next_completion() {
+                if matches!(completion.outcome, Outcome::Durable(_)) {
+                    count_durable(completion.records);
+                }
+                self.settle(completion);
+            }
+            if self.is_dirty.take() {
+                self.lane.wake_thread();
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    fn settle(&self, completion: Completion) {
+        let Completion { records, outcome, group } = completion;
+        self.lane.progress.check();
+        let mut pending = self.pending.borrow_mut();
+        for _ in 0..records {
+            let Pending { event, ticket } = pending.pop_front().expect("a completion is for what was appended");
+            match (outcome, event) {
+                (Outcome::Durable(origin), Appended::Queued(mut event)) => {
+                    event.origin = origin;
+                    self.queue.hand_over(event);
+                }
+                (_, Appended::Queued(event)) => self.queue.give_back(&event),
+                (Outcome::Durable(_), Appended::Spilled(..)) => {}
+                (_, Appended::Spilled(org, weight)) => self.queue.unspill(org, weight),
+            }
+            ticket.settle(match outcome {
+                Outcome::Durable(_) => None,
+                Outcome::Refused(why) => Some(Trouble::Refused(why)),
+                Outcome::Unknown => Some(Trouble::Unknown),
+            });
+        }
+        advance(&self.lane.progress.released, records);
+        self.lane.progress.check();
+        if let Some(mut group) = group {
+            group.reset();
+            let mut spare = self.spare.borrow_mut();
+            if spare.len() < SPARE_GROUPS_MAX {
+                spare.push(group);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "appender_tests.rs"]
+mod tests;

@@ -1,0 +1,302 @@
+//! The `journal` thread: takes what the lanes have gathered and makes it durable, with one write and one fdatasync
+//! for all of them.
+//!
+//! Blocks on the disk, on nothing else for long. An error of a write or of fdatasync is never retried: what the
+//! kernel could not write it may have dropped, and a second fdatasync would say nothing about it. The journal is
+//! closed then until the next start.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvError, TryRecvError};
+
+use millrace_base::event::Origin;
+use millrace_metrics::{JournalFailure, Metrics};
+
+use super::lane::{Closed, Completion, Gate, Group, Lane, Outcome, advance};
+use super::ledger::Ledger;
+use super::record::{self, Mark};
+use super::segment::{BLOCK_BYTES, SegmentId};
+use super::storage::SegmentFile;
+
+/// How often an idle thread looks whether it is closed and there is room again.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// A write buffer that grew beyond this is not kept.
+const KEPT_BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A segment that is made, durable in name and length, and empty.
+pub(super) struct Prepared {
+    pub id: SegmentId,
+    pub origin: Origin,
+    pub file: Box<dyn SegmentFile>,
+    pub bytes: u64,
+}
+
+/// What the keeper sends where there is no segment to be had.
+pub(super) type Supply = Result<Prepared, Closed>;
+
+pub(super) struct Committer {
+    pub lanes: Vec<Arc<Lane>>,
+    pub gate: Arc<Gate>,
+    pub mark: Mark,
+    pub ledger: Arc<Ledger>,
+    pub metrics: Arc<Metrics>,
+    pub supply: Receiver<Supply>,
+    pub keeper: Thread,
+    /// Whether durable means synchronised, or written.
+    pub is_synchronised: bool,
+    /// The segment in use.
+    pub current: Option<Current>,
+    /// The number of the next record that is written.
+    pub next_sequence: u64,
+    /// What is written next: records of several lanes, one behind the other.
+    pub buffer: Vec<u8>,
+}
+
+pub(super) struct Current {
+    segment: Prepared,
+    /// Where the next write goes.
+    position: u64,
+}
+
+/// One lane's group on its way to the disk.
+struct Load {
+    lane: Arc<Lane>,
+    group: Box<Group>,
+    /// Where its first record is that is not taken yet.
+    at: usize,
+    /// How many are not taken yet.
+    left: u32,
+    /// How many the present write takes.
+    taken: u32,
+}
+
+impl Committer {
+    /// Until the gate is stopped and the lanes are empty.
+    pub(super) fn run(mut self) {
+        self.lanes.iter().for_each(|lane| lane.set_thread(thread::current()));
+        let mut loads = Vec::with_capacity(self.lanes.len());
+        loop {
+            // Read before the mailboxes: what was appended before the stop is found after it.
+            let is_stopped = self.gate.stop.load(Ordering::Acquire);
+            for lane in &self.lanes {
+                loads.extend(lane.take_group().map(|group| Load {
+                    lane: Arc::clone(lane),
+                    at: 0,
+                    left: group.records,
+                    taken: 0,
+                    group,
+                }));
+            }
+            if !loads.is_empty() {
+                self.commit(&mut loads);
+            } else if is_stopped {
+                break;
+            } else {
+                self.look_around();
+                thread::park_timeout(IDLE_CHECK_INTERVAL);
+            }
+        }
+        self.seal();
+    }
+
+    /// With nothing to do: reopens where there is room again, closes where there is none for the next event, and leaves a
+    /// segment that is old.
+    fn look_around(&mut self) {
+        match self.gate.closed() {
+            Some(why) if why.may_pass() => {
+                if let Err(now) = self.acquire() {
+                    self.close(now);
+                }
+            }
+            // Before somebody has to be refused to find out.
+            None if self.current.is_none() && self.supply.is_empty() => {
+                if let Some(why) = self.gate.shortage() {
+                    self.close(why);
+                }
+            }
+            _ => {}
+        }
+        if self.gate.wants_seal.swap(false, Ordering::Relaxed) {
+            self.seal();
+        }
+    }
+
+    fn close(&self, why: Closed) {
+        let before = self.gate.closed();
+        if before == Some(why) {
+            return;
+        }
+        self.gate.close(why);
+        why.say();
+    }
+
+    /// Brings all of `loads` to an end, one way or another.
+    fn commit(&mut self, loads: &mut Vec<Load>) {
+        while !loads.is_empty() {
+            let room = match self.make_room(record::len_at(&loads[0].group.bytes[loads[0].at..])) {
+                Ok(room) => room,
+                Err(why) => return self.refuse(why, loads),
+            };
+            let spilled = self.fill(loads, room);
+            let records = loads.iter().map(|load| load.taken).sum();
+            let started = Instant::now();
+            let outcome = self.write(loads, records, spilled);
+            self.metrics.journal.commit_seconds.observe(started.elapsed().as_secs_f64());
+            self.metrics.journal.group_size.observe(f64::from(records));
+            settle(loads, outcome);
+        }
+        if self.buffer.capacity() > KEPT_BUFFER_BYTES_MAX {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// How many bytes the segment in use has left; the next one where a record of `len` bytes does not fit.
+    fn make_room(&mut self, len: usize) -> Result<usize, Closed> {
+        if self.gate.closed() == Some(Closed::Failed) {
+            return Err(Closed::Failed);
+        }
+        loop {
+            if let Some(current) = &self.current {
+                let room = (current.segment.bytes - current.position) as usize;
+                if len.next_multiple_of(BLOCK_BYTES) <= room {
+                    return Ok(room);
+                }
+                self.seal();
+            }
+            self.acquire()?;
+        }
+    }
+
+    /// Waits for the keeper's next segment, or for its word that there is none.
+    fn acquire(&mut self) -> Result<(), Closed> {
+        let supplied = match self.supply.try_recv() {
+            Ok(Ok(prepared)) => Ok(Ok(prepared)),
+            // A refusal that nobody waits for is an old one: it answered a question that a segment answered, too.
+            Ok(Err(_)) | Err(TryRecvError::Empty) => {
+                self.gate.wants_segment.store(true, Ordering::Release);
+                self.keeper.unpark();
+                self.supply.recv()
+            }
+            Err(TryRecvError::Disconnected) => Err(RecvError),
+        };
+        let segment = supplied.expect("the keeper ends after this thread")?;
+        self.keeper.unpark();
+        self.gate.fill(BLOCK_BYTES as u64);
+        self.current = Some(Current { segment, position: BLOCK_BYTES as u64 });
+        if let Some(why) = self.gate.closed().filter(|why| why.may_pass()) {
+            let is_full = why.is_full();
+            tracing::info!("the journal {}", if is_full { "has room again" } else { "takes events again" });
+            self.gate.open(why);
+        }
+        Ok(())
+    }
+
+    /// Puts as many records into the buffer as fit into `room`, numbered and sealed. Returns how many of them are
+    /// spilled ones.
+    fn fill(&mut self, loads: &mut [Load], room: usize) -> u32 {
+        self.buffer.clear();
+        let (mut sequence, mut spilled) = (self.next_sequence, 0);
+        for load in loads {
+            while load.left > 0 {
+                let framed = &load.group.bytes[load.at..];
+                let framed = &framed[..record::len_at(framed)];
+                let start = self.buffer.len();
+                if (start + framed.len()).next_multiple_of(BLOCK_BYTES) > room {
+                    return spilled;
+                }
+                self.buffer.extend_from_slice(framed);
+                record::seal(&mut self.buffer[start..], self.mark, sequence);
+                spilled += u32::from(record::is_spilled_at(framed));
+                sequence += 1;
+                load.at += framed.len();
+                load.left -= 1;
+                load.taken += 1;
+            }
+        }
+        spilled
+    }
+
+    /// Writes the buffer at the beginning of a block and makes it durable.
+    fn write(&mut self, loads: &[Load], records: u32, spilled: u32) -> Outcome {
+        self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK_BYTES), 0);
+        let current = self.current.as_mut().expect("there is room in it");
+        let Current { segment, position } = current;
+        let mut result = segment.file.write(*position, &self.buffer);
+        // Also where it failed: nobody will be promised anything of it.
+        for load in loads {
+            advance(&load.lane.progress.written, load.taken);
+        }
+        if self.is_synchronised && result.is_ok() {
+            result = segment.file.sync();
+        }
+        for load in loads {
+            advance(&load.lane.progress.durable, load.taken);
+        }
+        let error = match result {
+            Ok(()) => {
+                *position += self.buffer.len() as u64;
+                self.gate.fill(self.buffer.len() as u64);
+                self.next_sequence += u64::from(records);
+                self.ledger.slot(segment.origin).add_durable(records, spilled, *position);
+                return Outcome::Durable(segment.origin);
+            }
+            Err(error) => error,
+        };
+        let name = segment.id;
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            // A file system that does not keep what was allocated. The half-written segment is left as it is; the
+            // numbers are used again in the next.
+            tracing::error!(%error, segment = %name, "the journal's disk is full");
+            self.metrics.journal.failed(JournalFailure::NoSpace);
+        } else {
+            tracing::error!(
+                %error,
+                segment = %name,
+                "the journal could not be written; no event is accepted until the server is started again"
+            );
+            self.metrics.journal.failed(Closed::by(&error).failure());
+            self.gate.close(Closed::Failed);
+        }
+        self.seal();
+        Outcome::Unknown
+    }
+
+    fn refuse(&self, why: Closed, loads: &mut Vec<Load>) {
+        self.close(why);
+        for load in &mut *loads {
+            load.taken = std::mem::take(&mut load.left);
+            advance(&load.lane.progress.written, load.taken);
+            advance(&load.lane.progress.durable, load.taken);
+        }
+        settle(loads, Outcome::Refused(why));
+    }
+
+    fn seal(&mut self) {
+        if let Some(current) = self.current.take() {
+            self.gate.fill(current.segment.bytes - current.position);
+            self.ledger.slot(current.segment.origin).seal();
+            self.keeper.unpark();
+        }
+    }
+}
+
+/// Tells the lanes what became of what was taken; what is left stays in `loads`.
+fn settle(loads: &mut Vec<Load>, outcome: Outcome) {
+    let done = loads.iter().take_while(|load| load.left == 0).count();
+    for load in loads.drain(..done) {
+        load.lane.complete(Completion { records: load.taken, outcome, group: Some(load.group) });
+    }
+    if let Some(Load { lane, taken, .. }) = loads.first_mut()
+        && *taken > 0
+    {
+        lane.complete(Completion { records: std::mem::take(taken), outcome, group: None });
+    }
+}
+
+#[cfg(test)]
+#[path = "committer_tests.rs"]
+mod tests;

@@ -1,0 +1,455 @@
+//! KEEPER: the `journal-keeper` thread. Makes the next segment before it is needed, out of one whose events are all in
+//! the database where there is one, deletes the others of those, and keeps the gauges.
+//!
+//! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
+//! A segment that could not be read whole is kept aside under another name instead. One that cannot be deleted stays in
+//! the books, and those of its stream behind it, until it can. What is kept is bounded by `journal_bytes_max`, what
+//! earlier runs left included, and leaves a reserve on the file system; at either bound the `journal` thread is told so.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::Origin;
+use millrace_base::limits;
+use millrace_metrics::{JournalSizes, Metrics};
+
+use super::committer::{Prepared, Supply};
+use super::lane::{Closed, Gate};
+use super::ledger::{Ledger, Slot};
+use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
+use super::record::Mark;
+use super::segment::{BLOCK_BYTES, Header, SegmentId};
+use super::storage::{SegmentFile, Storage};
+
+/// Zeros are written this many bytes at a time: a commit waits for whatever the disk has begun.
+const FILL_BYTES: usize = 128 * 1024;
+/// How long the disk is left to the commits between two of them.
+const FILL_PAUSE: Duration = Duration::from_millis(1);
+
+/// What becomes the next segment is called this until it is one.
+fn preparing() -> String {
+    format!("next{UNFINISHED_SUFFIX}")
+}
+
+/// A segment that is on disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// What is known of its events.
+    pub held: Held,
+    /// Length of the file.
+    pub bytes: u64,
+    /// When it was made, or when its oldest event was received.
+    pub since: Timestamp,
+    /// Not to be deleted.
+    pub is_damaged: bool,
+}
+
+/// Who knows how many events of a segment the database lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// An earlier run left it, and it was not read to its end.
+    Unread {
+        /// Where those are counted that were handed over.
+        origin: Option<Origin>,
+        /// A later version of Millrace wrote it.
+        is_unknown: bool,
+    },
+    /// The ledger counts its events.
+    Counted(Origin),
+    /// The database has all of them; it could not be deleted.
+    Undeleted,
+}
+
+impl Held {
+    /// Where its events are counted, as far as they are.
+    pub fn origin(self) -> Option<Origin> {
+        match self {
+            Self::Unread { origin, .. } => origin,
+            Self::Counted(origin) => Some(origin),
+            Self::Undeleted => None,
+        }
+    }
+}
+
+/// The segments on disk, by name, and what a scrape shows of them.
+#[derive(Default)]
+pub struct Kepts {
+    segments: Mutex<BTreeMap<SegmentId, Kept>>,
+    bytes: AtomicU64,
+    count: AtomicU64,
+    unread: AtomicU64,
+    /// When the oldest segment with an event that is not in the database was begun, microseconds since 1970; 0 for none.
+    oldest: AtomicI64,
+}
+
+impl Kepts {
+    /// All of them. Not on a shard.
+    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, Kept>> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one, or says what is known of it now.
+    pub fn set(&self, id: SegmentId, kept: Kept) {
+        let mut segments = self.lock();
+        let before = segments.insert(id, kept);
+        self.show(&segments, before, Some(kept));
+    }
+
+    /// Forgets one.
+    pub fn remove(&self, id: SegmentId) {
+        let mut segments = self.lock();
+        let before = segments.remove(&id);
+        self.show(&segments, before, None);
+    }
+
+    /// Those that earlier runs left and that can perhaps be read, the oldest first.
+    pub fn unread(&self) -> Vec<SegmentId> {
+        let can_be_read = |kept: &Kept| matches!(kept.held, Held::Unread { is_unknown: false, .. });
+        self.lock().iter().filter(|(_, kept)| can_be_read(kept)).map(|(id, _)| *id).collect()
+    }
+
+    fn show(&self, segments: &BTreeMap<SegmentId, Kept>, before: Option<Kept>, now: Option<Kept>) {
+        let bytes = |kept: Option<Kept>| kept.map_or(0, |kept| kept.bytes);
+        let unread = |kept: Option<Kept>| u64::from(kept.is_some_and(|kept| matches!(kept.held, Held::Unread { .. })));
+        // Under the lock: nobody else changes these.
+        let change = |number: &AtomicU64, less, more| {
+            number.store(number.load(Ordering::Relaxed) - less + more, Ordering::Relaxed);
+        };
+        self.count.store(segments.len() as u64, Ordering::Relaxed);
+        change(&self.bytes, bytes(before), bytes(now));
+        // Read by a scrape before the queue: what was handed over is in the queue by then.
+        self.unread.store(self.unread.load(Ordering::Relaxed) - unread(before) + unread(now), Ordering::Release);
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a scrape shows.
+    pub fn sizes(&self) -> JournalSizes {
+        JournalSizes {
+            bytes: self.bytes(),
+            segments: self.count.load(Ordering::Relaxed),
+            unread_segments: self.unread.load(Ordering::Acquire),
+            oldest_unreleased_seconds: self.oldest_unreleased_seconds(),
+        }
+    }
+
+    /// How old the oldest segment is that holds an event which is not in the database, in seconds; 0 where none does.
+    pub fn oldest_unreleased_seconds(&self) -> f64 {
+        match self.oldest.load(Ordering::Relaxed) {
+            0 => 0.0,
+            since => (Timestamp::now().as_micros() - since).max(0) as f64 / 1e6,
+        }
+    }
+}
+
+/// Bytes that are left on a file system of so many: see [`limits::JOURNAL_RESERVE_BYTES_MIN`].
+fn reserve(total: u64) -> u64 {
+    let part = total / limits::JOURNAL_RESERVE_PART;
+    let wanted = part.clamp(limits::JOURNAL_RESERVE_BYTES_MIN, limits::JOURNAL_RESERVE_BYTES_MAX);
+    wanted.min(total / limits::JOURNAL_RESERVE_PART_MAX)
+}
+
+pub(super) struct Keeper {
+    pub storage: Arc<dyn Storage>,
+    pub ledger: Arc<Ledger>,
+    pub metrics: Arc<Metrics>,
+    pub kepts: Arc<Kepts>,
+    pub gate: Arc<Gate>,
+    /// Where prepared segments go, and where one is taken back; `None` where nothing is written.
+    pub supply: Option<(Sender<Supply>, Receiver<Supply>)>,
+    /// The segment that is made next.
+    pub next: SegmentId,
+    pub mark: Mark,
+    /// Whether a segment that is not needed any more waits to become the next.
+    pub has_spare: bool,
+    /// Why the last segment could not be made, and when that is tried again.
+    pub shortage: Option<(Closed, Instant)>,
+    pub segment_bytes: u64,
+    pub bytes_max: u64,
+    /// Whether the store is on the journal's file system.
+    pub is_store_here: bool,
+    /// When a segment could not be deleted, and when that is tried again.
+    pub undeleted_retry_at: Option<Instant>,
+    /// Set when the `journal` thread has ended: look once more, and end.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Keeper {
+    pub(super) fn run(mut self) {
+        loop {
+            let is_stopped = self.stop.load(Ordering::Acquire);
+            if !is_stopped {
+                self.make_way();
+                self.supply();
+            }
+            self.release(is_stopped);
+            if is_stopped {
+                return;
+            }
+            thread::park_timeout(limits::JOURNAL_KEEPER_INTERVAL);
+        }
+    }
+
+    fn supply(&mut self) {
+        let Some((supply, _)) = self.supply.clone().filter(|(supply, _)| supply.is_empty()) else { return };
+        // That it is full costs nothing to find out; and what is asked for in the reserve is asked for a moment only.
+        if self.shortage.is_none_or(|(why, retry_at)| why == Closed::Full || Instant::now() >= retry_at) {
+            match self.prepare() {
+                Ok(prepared) => {
+                    self.shortage = None;
+                    self.gate.wants_segment.store(false, Ordering::Relaxed);
+                    send(&supply, Ok(prepared));
+                    return self.gate.set_shortage(None);
+                }
+                Err(why) => {
+                    self.shortage = Some((why, Instant::now() + limits::JOURNAL_RETRY_INTERVAL));
+                    self.gate.set_shortage(Some(why));
+                }
+            }
+        }
+        if let Some((why, _)) = self.shortage
+            && self.gate.wants_segment.swap(false, Ordering::Acquire)
+        {
+            send(&supply, Err(why));
+        }
+    }
+
+    fn prepare(&mut self) -> Result<Prepared, Closed> {
+        let bytes = self.kepts.bytes();
+        let is_reserve = self.gate.wants_reserve.load(Ordering::Acquire) && bytes <= self.bytes_max;
+        if bytes + self.segment_bytes > self.bytes_max && !is_reserve {
+            return Err(Closed::Full);
+        }
+        if !self.has_room() {
+            return Err(self.cannot_make(Closed::Reserved, &"only the reserve is left on its file system"));
+        }
+        let origin = self.ledger.claim().ok_or(Closed::Full)?;
+        let id = self.next;
+        let header = Header { id, mark: self.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
+        let made = self.make(&header);
+        self.has_spare = false;
+        match made {
+            Ok(file) => {
+                self.next.number += 1;
+                let held = Held::Counted(origin);
+                self.kepts
+                    .set(id, Kept { held, bytes: self.segment_bytes, since: header.created_at, is_damaged: false });
+                Ok(Prepared { id, origin, file, bytes: self.segment_bytes })
+            }
+            Err(error) => {
+                self.ledger.give_back(origin);
+                Err(self.cannot_make(Closed::by(&error), &error))
+            }
+        }
+    }
+
+    fn cannot_make(&self, why: Closed, error: &dyn std::fmt::Display) -> Closed {
+        self.metrics.journal.failed(why.failure());
+        if self.shortage.is_none_or(|(before, _)| before != why) {
+            tracing::warn!(%error, segment = %self.next, "the journal's next segment cannot be made; trying again");
+        }
+        why
+    }
+
+    /// Whether the next segment leaves on the file system what others need.
+    fn has_room(&self) -> bool {
+        // Where nobody can tell, the attempt will.
+        let Ok(space) = self.storage.space() else { return true };
+        let taken = if self.has_spare { 0 } else { self.segment_bytes };
+        // What the journal holds goes into a store on the same file system before it goes from here.
+        let unstored = if self.is_store_here { self.kepts.bytes() + self.segment_bytes } else { 0 };
+        space.available >= taken.saturating_add(unstored).saturating_add(reserve(space.total))
+    }
+
+    /// Gives back what is only kept ready, where somebody else, such as a store, needs more than the reserve.
+    fn make_way(&mut self) {
+        if self.storage.space().is_ok_and(|space| space.available >= reserve(space.total)) {
+            return;
+        }
+        if std::mem::take(&mut self.has_spare) {
+            let _ = self.storage.remove(&preparing());
+        }
+        // Whoever waits for one has it sooner.
+        if let Some((supply, prepared)) = &self.supply
+            && !self.gate.wants_segment.load(Ordering::Acquire)
+            && let Ok(taken) = prepared.try_recv()
+        {
+            let Prepared { id, origin, .. } = match taken {
+                Ok(prepared) => prepared,
+                // Perhaps somebody is about to hear it.
+                Err(why) => return send(supply, Err(why)),
+            };
+            // Its number is the next one's: the stream has no gap. Where it stays it is empty, and written over.
+            self.next = id;
+            let _ = self.storage.remove(&id.to_string()).and_then(|()| self.storage.sync_directory());
+            self.kepts.remove(id);
+            self.ledger.give_back(origin);
+        }
+    }
+
+    /// Makes a segment: its length, its header and its name are durable, its data all zeros. The zeros are written, not
+    /// only promised: a later write must change nothing but data, or its synchronisation takes twice as long.
+    fn make(&self, header: &Header) -> io::Result<Box<dyn SegmentFile>> {
+        let (storage, preparing, name) = (&*self.storage, preparing(), header.id.to_string());
+        let made = (|| {
+            let mut file = if self.has_spare {
+                storage.reopen(&preparing)?
+            } else {
+                remove_if_there(storage, &preparing)?;
+                let mut file = storage.create(&preparing)?;
+                file.allocate(header.bytes)?;
+                file
+            };
+            file.write(0, &header.encode())?;
+            let zeros = vec![0; FILL_BYTES];
+            let mut at = BLOCK_BYTES as u64;
+            while at < header.bytes {
+                let len = FILL_BYTES.min((header.bytes - at) as usize);
+                file.write(at, &zeros[..len])?;
+                file.sync()?;
+                at += len as u64;
+                self.leave_the_disk();
+            }
+            storage.rename(&preparing, &name)?;
+            storage.sync_directory()?;
+            Ok(file)
+        })();
+        if made.is_err() {
+            // What is left of it must not take the room of the next attempt.
+            let _ = storage.remove(&preparing).or_else(|_| storage.remove(&name));
+        }
+        made
+    }
+
+    /// Between two pieces of a segment that nobody waits for yet.
+    fn leave_the_disk(&self) {
+        if !self.gate.wants_segment.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+            thread::sleep(FILL_PAUSE);
+        }
+    }
+
+    /// Deletes what is not needed any more, from the oldest on. `is_last` also counts segments that no event was
+    /// written to as not needed.
+    fn release(&mut self, is_last: bool) {
+        let now = Timestamp::now();
+        let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
+        let (mut held_stream, mut oldest, mut is_directory_changed) = (None, 0, false);
+        let ledger = Arc::clone(&self.ledger);
+        let may_retry = is_last || self.undeleted_retry_at.is_none_or(|at| Instant::now() >= at);
+        for (id, kept) in kepts {
+            let counts = match kept.held {
+                Held::Counted(origin) => Some(ledger.slot(origin)),
+                Held::Unread { .. } | Held::Undeleted => None,
+            };
+            let (is_unread, is_undeleted) = (matches!(kept.held, Held::Unread { .. }), kept.held == Held::Undeleted);
+            let is_sealed = counts.is_some_and(Slot::is_sealed);
+            let outstanding = counts.map_or(0, Slot::outstanding);
+            let is_empty = counts.is_some_and(|slot| slot.durable() == 0);
+            if (outstanding > 0 || is_unread) && (oldest == 0 || kept.since.as_micros() < oldest) {
+                oldest = kept.since.as_micros();
+            }
+            let is_done = is_undeleted || !is_unread && outstanding == 0 && (is_sealed || is_last && is_empty);
+            if is_done && held_stream != Some(id.stream) && may_retry && self.drop_segment(id, kept) {
+                is_directory_changed = true;
+                continue;
+            }
+            held_stream = Some(id.stream);
+            let is_old = now.as_micros() - kept.since.as_micros() > limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64;
+            let is_in_use = counts.is_some() && !is_sealed && !is_empty;
+            if is_old && outstanding == 0 && is_in_use {
+                self.gate.wants_seal.store(true, Ordering::Relaxed);
+            }
+        }
+        self.kepts.oldest.store(oldest, Ordering::Relaxed);
+        let mut is_spare_needed = !is_last;
+        if is_directory_changed && let Err(error) = self.storage.sync_directory() {
+            // The files may come back after a power loss; storing their events again changes nothing. But then they
+            // must be what they were.
+            tracing::warn!(%error, "the journal's directory could not be synchronised");
+            is_spare_needed = false;
+        }
+        if self.has_spare && !is_spare_needed {
+            self.has_spare = false;
+            let _ = self.storage.remove(&preparing());
+        }
+    }
+
+    /// Whether the segment is gone. One that is not is tried again.
+    fn drop_segment(&mut self, id: SegmentId, kept: Kept) -> bool {
+        let name = id.to_string();
+        // A spare is not counted: it must fit beside what is.
+        let is_spare = !self.has_spare
+            && self.supply.is_some()
+            && kept.bytes == self.segment_bytes
+            && self.kepts.bytes() <= self.bytes_max;
+        let dropped = if kept.is_damaged {
+            self.storage.rename(&name, &format!("{name}{KEPT_ASIDE_SUFFIX}"))
+        } else if is_spare {
+            let renamed = self.storage.rename(&name, &preparing());
+            self.has_spare = renamed.is_ok();
+            renamed.or_else(|_| self.storage.remove(&name))
+        } else {
+            self.storage.remove(&name)
+        };
+        if let Held::Counted(origin) = kept.held {
+            self.ledger.give_back(origin);
+        }
+        let is_retry = kept.held == Held::Undeleted;
+        match dropped {
+            Ok(()) => {}
+            // Somebody has done it, once it was known that it is not needed.
+            Err(error) if error.kind() == ErrorKind::NotFound && is_retry => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!(segment = %id, "somebody else removed a segment of the journal");
+            }
+            Err(error) => {
+                if !is_retry {
+                    self.metrics.journal.failed(Closed::by(&error).failure());
+                }
+                if self.undeleted_retry_at.is_none() {
+                    tracing::warn!(
+                        %error,
+                        segment = %id,
+                        "a segment of the journal that is not needed any more cannot be deleted; trying again"
+                    );
+                }
+                self.undeleted_retry_at = Some(Instant::now() + limits::JOURNAL_RETRY_INTERVAL);
+                self.kepts.set(id, Kept { held: Held::Undeleted, ..kept });
+                return false;
+            }
+        }
+        if is_retry && self.undeleted_retry_at.take().is_some() {
+            tracing::info!(segment = %id, "segments of the journal can be deleted again");
+        }
+        self.kepts.remove(id);
+        self.gate.unfill(kept.bytes);
+        true
+    }
+}
+
+fn remove_if_there(storage: &dyn Storage, name: &str) -> io::Result<()> {
+    match storage.remove(name) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn send(supply: &Sender<Supply>, supplied: Supply) {
+    if let Err(TrySendError::Full(_)) = supply.try_send(supplied) {
+        unreachable!("only the keeper sends, and it looked");
+    }
+}
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+//! REWRITER: writes events that are held in memory over into the segment in use, so that they do not keep an old one.
+//!
+//! An event that the database does not take keeps its segment, and all behind it, because segments of a stream are deleted
+//! in their order. Appended again through a lane of its own, as an ordinary record that is not spilled, it is durable in
+//! the segment in use; then the old one counts it as committed. A crash in between replays both records, and storing is
+//! idempotent.
+//!
+//! Runs on the writers' `holder-journal` thread; blocks until the `journal` thread has answered.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use millrace_base::event::{Event, Origin};
+use millrace_metrics::Metrics;
+
+use super::held_list::{self, HeldList};
+use super::keeper::Kepts;
+use super::lane::{Closed, Gate, Lane, Outcome, advance};
+use super::ledger::Ledger;
+use super::record;
+use super::storage::Storage;
+
+/// How often the answer is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// How long it is waited for once the `journal` thread may have ended.
+const END_MAX: Duration = Duration::from_secs(2);
+/// Segments' lengths that the journal holds before anything is written over: nothing is where they are soon done anyway.
+const SEGMENTS_MIN: u64 = 4;
+
+/// See the module.
+pub struct Rewriter {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) lane: Arc<Lane>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) kepts: Arc<Kepts>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) segment_bytes: u64,
+    pub(super) bytes_max: u64,
+}
+
+impl Rewriter {
+    /// Writes down what is held, for `journal inspect`.
+    ///
+    /// # Errors
+    /// Where the directory does not take the file.
+    pub fn write_down(&self, held: &HeldList) -> io::Result<()> {
+        held_list::write(&*self.storage, held)
+    }
+
+    /// Those of the segments that are kept by nothing but the held events: `held` says how many each has. None while the
+    /// journal has plenty of room.
+    pub fn kept_by_these_alone(&self, held: &HashMap<Origin, u32>) -> Vec<Origin> {
+        if self.kepts.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
+            return Vec::new();
+        }
+        let is_kept_alone = |(origin, count): (&Origin, &u32)| {
+            let slot = self.ledger.slot(*origin);
+            (slot.is_sealed() && slot.outstanding() <= *count).then_some(*origin)
+        };
+        held.iter().filter_map(is_kept_alone).collect()
+    }
+
+    /// Appends `events` again. Where each is now, in their order; `None` for one that was not written.
+    pub fn rewrite(&self, events: &[Event]) -> Vec<Option<Origin>> {
+        let nothing = vec![None; events.len()];
+        match self.gate.closed() {
+            None => {}
+            // The journal is full of what these events keep: one segment more, and then less.
+            Some(Closed::Full) => self.gate.wants_reserve.store(true, Ordering::Release),
+            Some(_) => return nothing,
+        }
+        if events.is_empty() || self.gate.stop.load(Ordering::Acquire) {
+            return nothing;
+        }
+        let mut group = self.lane.take_group().unwrap_or_default();
+        for event in events {
+            record::frame(&mut group.bytes, false, event);
+            group.records += 1;
+        }
+        advance(&self.lane.progress.appended, events.len() as u32);
+        self.lane.put_group(group);
+        self.lane.wake_thread();
+        let written = self.wait_for(events.len());
+        self.gate.wants_reserve.store(false, Ordering::Release);
+        self.metrics.journal.rewritten.inc_by(written.iter().flatten().count() as u64);
+        written
+    }
+
+    fn wait_for(&self, count: usize) -> Vec<Option<Origin>> {
+        let mut written = Vec::with_capacity(count);
+        let mut ending_since = None;
+        while written.len() < count {
+            if let Some(completion) = self.lane.next_completion() {
+                let origin = match completion.outcome {
+                    Outcome::Durable(origin) => Some(origin),
+                    Outcome::Refused(_) | Outcome::Unknown => None,
+                };
+                written.extend((0..completion.records).map(|_| origin));
+                advance(&self.lane.progress.released, completion.records);
+                self.lane.progress.check();
+                continue;
+            }
+            if self.gate.stop.load(Ordering::Acquire)
+                && ending_since.get_or_insert_with(Instant::now).elapsed() >= END_MAX
+            {
+                // The `journal` thread ended before it saw them. Nobody appends to this lane any more.
+                written.resize(count, None);
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+        written
+    }
+}

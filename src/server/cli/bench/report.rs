@@ -1,0 +1,305 @@
+//! What `millrace bench` says: a table for people, an object for programs, and what went wrong with what mends it.
+
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use millrace_bench::{AnswerKind, Errors, Pace, Snapshot, Tally};
+
+use super::super::output::table;
+use super::keys::NEW_KEY;
+
+/// What to do where nobody is there.
+pub const START_A_SERVER: &str =
+    "fix: start it with `millrace serve`, or name where it listens: `millrace bench http://HOST:PORT`";
+
+/// What the runs of a series have in common.
+#[derive(Serialize)]
+pub struct Setting {
+    pub url: String,
+    pub connections: u32,
+    pub threads: usize,
+    pub events_per_request: u32,
+    pub request_bytes: usize,
+    pub warmup_seconds: f64,
+}
+
+/// One rate, and what came of it.
+pub struct Run {
+    pace: Pace,
+    tally: Tally,
+}
+
+/// A series.
+pub struct Report {
+    pub setting: Setting,
+    pub runs: Vec<Run>,
+}
+
+#[derive(Serialize)]
+pub struct ReportJson<'a> {
+    version: &'static str,
+    #[serde(flatten)]
+    setting: &'a Setting,
+    runs: Vec<RunJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct RunJson<'a> {
+    rate: Option<u64>,
+    seconds: f64,
+    requests: u64,
+    accepted: u64,
+    rejected: u64,
+    accepted_per_second: f64,
+    refused: u64,
+    unsent: u64,
+    warmup_accepted: u64,
+    answers: Vec<AnswerJson<'a>>,
+    errors: ErrorsJson,
+    reconnects: u64,
+    latency_ms: TimesJson,
+    service_ms: TimesJson,
+    cpu_us_per_request: f64,
+}
+
+#[derive(Serialize)]
+struct AnswerJson<'a> {
+    status: u16,
+    code: Option<&'a str>,
+    count: u64,
+}
+
+#[derive(Serialize)]
+struct ErrorsJson {
+    connect: u64,
+    reset: u64,
+    timeout: u64,
+    wrong_answer: u64,
+}
+
+/// Milliseconds.
+#[derive(Serialize)]
+struct TimesJson {
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    p9999: f64,
+    max: f64,
+}
+
+impl Run {
+    /// Of what was counted.
+    pub fn new(pace: Pace, tally: Tally) -> Self {
+        Self { pace, tally }
+    }
+
+    fn to_json(&self) -> RunJson<'_> {
+        let tally = &self.tally;
+        let Errors { connect, reset, timeout, wrong_answer } = tally.errors;
+        RunJson {
+            rate: match self.pace {
+                Pace::Open(rate) => Some(rate.get()),
+                Pace::Closed => None,
+            },
+            seconds: rounded(tally.measured.as_secs_f64(), 1000.0),
+            requests: tally.requests,
+            accepted: tally.accepted,
+            rejected: tally.rejected,
+            accepted_per_second: self.accepted_per_second(),
+            refused: tally.refused,
+            unsent: tally.unsent,
+            warmup_accepted: tally.warmup_accepted,
+            answers: tally.answers.iter().map(answer).collect(),
+            errors: ErrorsJson { connect, reset, timeout, wrong_answer },
+            reconnects: tally.reconnects,
+            latency_ms: times(&tally.latency),
+            service_ms: times(&tally.service),
+            cpu_us_per_request: self.cpu_us_per_request(),
+        }
+    }
+
+    fn accepted_per_second(&self) -> f64 {
+        rounded(self.tally.accepted as f64 / self.tally.measured.as_secs_f64().max(1e-3), 1.0)
+    }
+
+    fn cpu_us_per_request(&self) -> f64 {
+        rounded(self.tally.cpu.as_secs_f64() * 1e6 / self.tally.requests.max(1) as f64, 100.0)
+    }
+}
+
+impl Report {
+    /// For programs.
+    pub fn to_json(&self) -> ReportJson<'_> {
+        let runs = self.runs.iter().map(Run::to_json).collect();
+        ReportJson { version: env!("CARGO_PKG_VERSION"), setting: &self.setting, runs }
+    }
+
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let Setting { url, connections, threads, events_per_request, request_bytes, warmup_seconds } = &self.setting;
+        let of = if *events_per_request == 1 { "one event".to_owned() } else { format!("{events_per_request} events") };
+        let mut text = format!(
+            "{url}: {connections} connections, requests of {of} and {request_bytes} bytes; {warmup_seconds} s of warming \
+             up before each rate; threads: {threads}\nLatencies in ms, from when a request was due; CPU is the load's \
+             own, in µs a request.\n\n"
+        );
+        let rows: Vec<_> = self.runs.iter().map(row).collect();
+        let headings =
+            ["RATE", "SECONDS", "ACCEPTED/S", "P50", "P90", "P99", "P99.9", "P99.99", "MAX", "SERVICE P99", "CPU"];
+        text.push_str(&table(headings, &rows));
+        for run in &self.runs {
+            details(&mut text, run);
+        }
+        text
+    }
+
+    /// Why this is not a success, if it is none.
+    pub fn complaint(&self) -> Option<String> {
+        let mut why = Vec::new();
+        let errors = self.runs.iter().map(|run| run.tally.errors).fold(Errors::default(), Errors::and);
+        for (count, what) in [
+            (errors.connect, "could not be made"),
+            (errors.reset, "ended before the answer"),
+            (errors.timeout, "had no answer in time"),
+            (errors.wrong_answer, "had an answer that no Millrace gives"),
+        ] {
+            if count > 0 {
+                why.push(format!("{count} × a connection {what}"));
+            }
+        }
+        let cause = self.runs.iter().find_map(|run| run.tally.connect_error.clone());
+        why.extend(cause.map(|cause| format!("the last that could not be made: {cause}")));
+        if self.runs.iter().any(|run| run.tally.accepted == 0) {
+            why.push("at one rate no event was accepted".to_owned());
+        }
+        let remedies = self.runs.iter().map(|run| remedy(&run.tally));
+        let remedy = remedies.flatten().next().map(|remedy| format!("\n  fix: {remedy}")).unwrap_or_default();
+        (!why.is_empty()).then(|| format!("{}{remedy}", why.join("; ")))
+    }
+}
+
+fn answer(kind: &AnswerKind) -> AnswerJson<'_> {
+    AnswerJson { status: kind.status, code: (!kind.code.is_empty()).then_some(&kind.code), count: kind.count }
+}
+
+fn row(run: &Run) -> [String; 11] {
+    let TimesJson { p50, p90, p99, p999, p9999, max, .. } = times(&run.tally.latency);
+    let ms = |ms: f64| format!("{ms:.3}");
+    [
+        name(run.pace),
+        format!("{:.1}", run.tally.measured.as_secs_f64()),
+        format!("{:.0}", run.accepted_per_second()),
+        ms(p50),
+        ms(p90),
+        ms(p99),
+        ms(p999),
+        ms(p9999),
+        ms(max),
+        ms(times(&run.tally.service).p99),
+        format!("{:.2}", run.cpu_us_per_request()),
+    ]
+}
+
+/// What is not in the table, and why somebody should look.
+fn details(text: &mut String, run: &Run) {
+    let tally = &run.tally;
+    let mut notes = Vec::new();
+    for AnswerKind { status, code, count } in &tally.answers {
+        if !(200..300).contains(status) {
+            notes.push(format!("{count} × {status} {code}"));
+        }
+    }
+    if tally.rejected > 0 {
+        notes.push(format!("{} events rejected inside batches", tally.rejected));
+    }
+    if tally.unsent > 0 {
+        notes.push(format!(
+            "{} requests were due and not sent in the end: more was offered than was taken",
+            tally.unsent
+        ));
+    }
+    if tally.reconnects > 0 {
+        notes.push(format!("{} connections made again", tally.reconnects));
+    }
+    if notes.is_empty() {
+        return;
+    }
+    write!(text, "\nat {}: {}", name(run.pace), notes.join("; ")).expect("a String takes everything");
+    if let Some(remedy) = remedy(tally) {
+        write!(text, "\n  {remedy}").expect("a String takes everything");
+    }
+    text.push('\n');
+}
+
+fn name(pace: Pace) -> String {
+    match pace {
+        Pace::Open(rate) => rate.to_string(),
+        Pace::Closed => "max".to_owned(),
+    }
+}
+
+/// The line of a second.
+pub fn progress(pace: Pace, now: &Snapshot, accepted_per_second: f64) -> String {
+    let p99 = times(&now.latency).p99;
+    let so_far = if now.latency.is_empty() { "warming up".to_owned() } else { format!("p99 {p99:.3} ms so far") };
+    let Snapshot { refused, errors, .. } = now;
+    format!("rate {}: {accepted_per_second:.0} accepted/s, {so_far}, {refused} refused, {errors} errors", name(pace))
+}
+
+/// Why the first request was not accepted, and what to do.
+pub fn explain_trial(url: &str, tried: &Tally) -> String {
+    let Errors { connect, reset, timeout, wrong_answer } = tried.errors;
+    let cause = match tried.answers.first() {
+        Some(AnswerKind { status, code, .. }) => format!("it was refused: {status} {code}"),
+        None if connect > 0 => {
+            format!("no connection: {}", tried.connect_error.as_deref().unwrap_or("it takes too long"))
+        }
+        None if reset > 0 => "the server closed the connection".to_owned(),
+        None if timeout > 0 => "it had no answer in time".to_owned(),
+        None if wrong_answer > 0 => {
+            "the answer is none that Millrace gives; for other servers there is --any-2xx".to_owned()
+        }
+        None => "it was interrupted".to_owned(),
+    };
+    let remedy = remedy(tried).map(|remedy| format!("\n  fix: {remedy}")).unwrap_or_default();
+    format!("{url} did not accept the first event: {cause}{remedy}")
+}
+
+fn remedy(tally: &Tally) -> Option<String> {
+    const REMEDIES: [(&str, &str); 7] = [
+        ("rate_limited", "the organisation has a limit; make one that has none: "),
+        ("invalid_api_key", "the server does not know this key; make an organisation on the server's database: "),
+        ("missing_api_key", "the key is empty; make an organisation on the server's database: "),
+        ("org_disabled", "the organisation is disabled; make another: "),
+        ("too_many_connections", "take fewer --connections, or `millrace serve --connections-per-address-max N`"),
+        ("queue_full", "the database does not keep up; that is what was to be found out, or take a lower --rate"),
+        ("payload_too_large", "take a smaller --payload-bytes"),
+    ];
+    REMEDIES
+        .iter()
+        .find(|(code, _)| tally.has_code(code))
+        .map(|(_, remedy)| if remedy.ends_with(": ") { format!("{remedy}{NEW_KEY}") } else { (*remedy).to_owned() })
+}
+
+fn times(histogram: &Histogram<u64>) -> TimesJson {
+    let ms = |ns: f64| rounded(ns / 1e6, 1000.0);
+    let at = |quantile: f64| ms(histogram.value_at_quantile(quantile) as f64);
+    TimesJson {
+        mean: ms(histogram.mean()),
+        p50: at(0.5),
+        p90: at(0.9),
+        p99: at(0.99),
+        p999: at(0.999),
+        p9999: at(0.9999),
+        max: ms(histogram.max() as f64),
+    }
+}
+
+/// To so many parts of one.
+fn rounded(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}

@@ -1,0 +1,107 @@
+//! A command's hold on the store: opened, migrated, and able to say what to do where it refuses.
+
+use std::sync::Arc;
+
+use millrace_base::key::ApiKey;
+use millrace_store::open::{is_there, open};
+use millrace_store::{Store, StoreError};
+use millrace_webhooks::secret::SecretBox;
+
+use super::Invocation;
+use super::failure::Failure;
+use super::output;
+use crate::config::{Config, Flags};
+
+/// One to work on, and one for a migration's lock.
+const CONNECTIONS: u32 = 2;
+
+/// An open store, migrated.
+pub struct Session {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    config: Config,
+    /// How many migrations the opening applied.
+    pub migrated: u32,
+}
+
+impl Session {
+    /// Opens the configured store and brings its schema up to date.
+    pub fn open(invocation: &Invocation, flags: Flags) -> Result<Self, Failure> {
+        Self::with(invocation.load(flags)?.config)
+    }
+
+    /// The same with a configuration that is loaded. Says which store it is, and makes none: in a wrong directory a new one
+    /// would answer as if nothing had ever been there.
+    pub fn with(config: Config) -> Result<Self, Failure> {
+        let directory = config.data_dir.display();
+        match is_there(&config.store(CONNECTIONS)) {
+            Ok(true) => output::say_store(&config.store_in_words()),
+            Ok(false) => {
+                return Err(Failure::Refused(format!(
+                    "there is no store in {directory}\n  fix: name its directory with --data-dir, or the database with \
+                     DATABASE_URL; `millrace serve` makes a new store"
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::Refused(format!(
+                    "the data directory {directory} cannot be looked into: {error}\n  fix: run this as the user that the \
+                     server runs as, or name another with --data-dir"
+                )));
+            }
+        }
+        let store = open(&config.store(CONNECTIONS)).map_err(|error| explain(&config, &error))?;
+        let migrated = store.migrate().map_err(|error| explain(&config, &error))?;
+        Ok(Self { store, config, migrated })
+    }
+
+    /// Passes a store's answer on, or says why there is none and what mends it.
+    pub fn done<T>(&self, answer: Result<T, StoreError>) -> Result<T, Failure> {
+        answer.map_err(|error| explain(&self.config, &error))
+    }
+
+    /// A new key with what the store keeps of it.
+    pub fn generate_key(&self) -> Result<(ApiKey, millrace_base::key::KeyVerifier), Failure> {
+        let key = ApiKey::generate()
+            .map_err(|error| Failure::Refused(format!("the operating system gives no random bytes: {error}")))?;
+        let verifier = key.verifier(self.config.argon2);
+        Ok((key, verifier))
+    }
+
+    /// What the servers seal endpoints' secrets with. Beside Postgres no key is made: it would be another than theirs.
+    pub fn secrets(&self) -> Result<SecretBox, Failure> {
+        let Config { deliver, data_dir, database_url, .. } = &self.config;
+        if database_url.is_some() && !deliver.has_secret_key(data_dir) {
+            return Err(Failure::Refused(format!(
+                "the key that the servers seal webhook secrets with is neither configured nor in {}\n  fix: set \
+                 MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir",
+                data_dir.display()
+            )));
+        }
+        deliver.open_secrets(data_dir).map_err(Failure::Refused)
+    }
+}
+
+fn explain(config: &Config, error: &StoreError) -> Failure {
+    let remedy = match (error, &config.database_url) {
+        (StoreError::TooMany(_), _) => {
+            "revoke one with `millrace key revoke KEY_ID`; `millrace key list ORG` has their ids".to_owned()
+        }
+        (StoreError::Conflict(_) | StoreError::RowRefused(_), _) => return Failure::Refused(error.to_string()),
+        (
+            StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) | StoreError::Unexplained(_),
+            Some(url),
+        ) => {
+            format!("check that {url} is up and can be reached: psql \"$DATABASE_URL\" -c 'select 1'")
+        }
+        (StoreError::Misconfigured(_), Some(url)) => {
+            format!("check user, password, database and permissions of {url}: psql \"$DATABASE_URL\" -c 'select 1'")
+        }
+        (_, None) => {
+            format!(
+                "check that {} is a directory this user can write, or name another with --data-dir",
+                config.data_dir.display()
+            )
+        }
+    };
+    Failure::Refused(format!("{error}\n  fix: {remedy}"))
+}

@@ -1,0 +1,66 @@
+//! AUTH: what happens to a key the shards do not know yet, and how they learn that one they know has changed.
+//!
+//! A few threads that may block: [`verifier`] looks keys up and runs Argon2id, [`feed`] carries credential
+//! changes from the database to every shard. Nothing here is touched by a request whose key is cached.
+
+pub mod auth_cache;
+pub mod feed;
+mod known_keys;
+pub mod rate_limit;
+mod turns;
+pub mod verifier;
+pub mod windows;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::OrgId;
+use millrace_base::key::KeyId;
+use millrace_store::CredentialChange;
+
+use crate::rate_limit::Minutes;
+
+/// What a verified key allows.
+#[derive(Debug)]
+pub struct Grant {
+    /// The key.
+    pub key: KeyId,
+    /// Its organisation.
+    pub org: OrgId,
+    /// Whether the organisation is disabled: known, and refused with 403.
+    pub is_org_disabled: bool,
+    /// Requests per minute; 0 is unlimited.
+    pub rate_limit_per_minute: u32,
+    /// The organisation's last minutes, shared by all shards.
+    pub minutes: Arc<Minutes>,
+    /// When the key stops being valid.
+    pub expires_at: Option<Timestamp>,
+    /// When the database was asked about it: how long it may be served counts from then.
+    pub verified_at: Instant,
+}
+
+impl Grant {
+    /// Whether it may be another after this change.
+    pub fn concerns(&self, change: CredentialChange) -> bool {
+        match change {
+            CredentialChange::Key(key) => self.key == key,
+            CredentialChange::Org(org) => self.org == org,
+            CredentialChange::All => true,
+            CredentialChange::Endpoints(_) | CredentialChange::Due(_) => false,
+        }
+    }
+}
+
+/// The answer about a presented key.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It is valid.
+    Valid(Arc<Grant>),
+    /// Unknown, wrong, expired or revoked; nobody is told which.
+    Invalid,
+    /// Its organisation has too many keys waiting for their first use.
+    Busy,
+    /// The database cannot be asked; with what was known of the key before, where that may be served still.
+    Unavailable(Option<Arc<Grant>>),
+}

@@ -1,0 +1,155 @@
+//! Turns at Argon2id: organisation after organisation, and one verification of an organisation at a time. So whoever has
+//! a hundred keys to be verified has one worker at most, and another organisation's first use waits for no more than
+//! what the workers have in hand.
+//!
+//! Shared by the verifier's threads, which may lock. What waits is bounded: an organisation may have as many waiting as
+//! there is room left beside, so the one with the most is the one that is refused.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use millrace_base::event::OrgId;
+
+/// See the module.
+pub(super) struct Turns<T> {
+    room: usize,
+    state: Mutex<State<T>>,
+    is_wanted: Condvar,
+}
+
+struct State<T> {
+    lanes: HashMap<OrgId, Lane<T>>,
+    /// Organisations with something waiting and nobody at work for them.
+    order: VecDeque<OrgId>,
+    waiting: usize,
+    is_closed: bool,
+}
+
+/// There while something waits or is in hand.
+struct Lane<T> {
+    waiting: VecDeque<T>,
+    is_in_hand: bool,
+}
+
+impl<T> Turns<T> {
+    /// With room for so many.
+    pub(super) fn new(room: usize) -> Self {
+        let state = State { lanes: HashMap::new(), order: VecDeque::new(), waiting: 0, is_closed: false };
+        Self { room, state: Mutex::new(state), is_wanted: Condvar::new() }
+    }
+
+    /// Lines `work` up for `org`; gives it back where the organisation's share of the room is full.
+    pub(super) fn put(&self, org: OrgId, work: T) -> Result<(), T> {
+        let mut state = self.lock();
+        let State { lanes, order, waiting, .. } = &mut *state;
+        let held = lanes.get(&org).map_or(0, |lane| lane.waiting.len());
+        if held >= self.room - *waiting {
+            return Err(work);
+        }
+        let lane = lanes.entry(org).or_insert_with(|| Lane { waiting: VecDeque::new(), is_in_hand: false });
+        lane.waiting.push_back(work);
+        *waiting += 1;
+        if held == 0 && !lane.is_in_hand {
+            order.push_back(org);
+            self.is_wanted.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits for the next turn; [`Self::done`] must follow. `None` when nothing will come any more.
+    pub(super) fn take(&self) -> Option<(OrgId, T)> {
+        let mut state = self.lock();
+        loop {
+            if let Some(org) = state.order.pop_front() {
+                state.waiting -= 1;
+                let lane = state.lanes.get_mut(&org).expect("what is in order has a lane");
+                lane.is_in_hand = true;
+                let work = lane.waiting.pop_front().expect("what is in order has something waiting");
+                return Some((org, work));
+            }
+            if state.is_closed {
+                return None;
+            }
+            state = self.is_wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What was taken for `org` is done: its next goes behind the others.
+    pub(super) fn done(&self, org: OrgId) {
+        let mut state = self.lock();
+        let State { lanes, order, .. } = &mut *state;
+        let lane = lanes.get_mut(&org).expect("what is in hand has a lane");
+        lane.is_in_hand = false;
+        if lane.waiting.is_empty() {
+            lanes.remove(&org);
+        } else {
+            order.push_back(org);
+            self.is_wanted.notify_one();
+        }
+    }
+
+    /// Nothing more will be put.
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.is_wanted.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const A: OrgId = OrgId(Uuid::from_u128(1));
+    const B: OrgId = OrgId(Uuid::from_u128(2));
+    const C: OrgId = OrgId(Uuid::from_u128(3));
+
+    #[test]
+    fn an_organisation_has_one_in_hand_and_goes_behind_the_others() {
+        let turns = Turns::new(100);
+        for n in 0..3 {
+            turns.put(A, n).unwrap();
+        }
+        assert_eq!(turns.take(), Some((A, 0)));
+        turns.put(B, 10).unwrap();
+        assert_eq!(turns.take(), Some((B, 10)), "not the next of A, which has one in hand");
+        turns.put(C, 20).unwrap();
+        turns.done(A);
+        turns.done(B);
+        assert_eq!(turns.take(), Some((C, 20)));
+        assert_eq!(turns.take(), Some((A, 1)));
+        turns.done(A);
+        turns.done(C);
+        assert_eq!(turns.take(), Some((A, 2)));
+        turns.done(A);
+        turns.close();
+        assert_eq!(turns.take(), None);
+        assert!(turns.lock().lanes.is_empty());
+    }
+
+    #[test]
+    fn whoever_has_the_most_is_refused_and_others_find_room() {
+        let turns = Turns::new(100);
+        assert_eq!((0..100).filter(|n| turns.put(A, *n).is_ok()).count(), 50);
+        assert_eq!((0..100).filter(|n| turns.put(B, *n).is_ok()).count(), 25);
+        assert_eq!(turns.put(A, 7), Err(7));
+        assert_eq!(turns.put(C, 7), Ok(()));
+    }
+
+    #[test]
+    fn whoever_waits_is_woken() {
+        let turns = Turns::new(100);
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| (turns.take(), turns.take()));
+            turns.put(A, 1).unwrap();
+            turns.put(A, 2).unwrap();
+            turns.put(B, 3).unwrap();
+            assert_eq!(taken.join().unwrap(), (Some((A, 1)), Some((B, 3))));
+        });
+    }
+}

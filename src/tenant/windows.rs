@@ -1,0 +1,69 @@
+//! The rate limit windows of the organisations with a key in use: one each, whichever key or shard asks.
+//!
+//! A cached key holds its organisation's window. Keys leave the caches (their time is over, a credential changed,
+//! the database came back) and are verified again, and then the minute must go on where it was: forgetting it would
+//! hand out the limit anew, and a client can rotate its key at will. So a window is forgotten only when no key
+//! holds it and nothing was admitted for its whole minute.
+//!
+//! Used by the verifier's threads, once for each verified key; the lock is never taken on a shard. Size: the
+//! organisations whose keys are cached, and those of the last minute, of which verification lets in few.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use millrace_base::event::OrgId;
+
+use crate::rate_limit::Minutes;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Windows(Mutex<HashMap<OrgId, Arc<Minutes>>>);
+
+impl Windows {
+    /// The windows of `org`, as of second `now` of the rate limiter's clock.
+    pub fn get(&self, org: OrgId, now: u64) -> Arc<Minutes> {
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|_, window| Arc::strong_count(window) > 1 || !window.are_idle(now));
+        Arc::clone(windows.entry(org).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const A: OrgId = OrgId(Uuid::from_u128(1));
+    const B: OrgId = OrgId(Uuid::from_u128(2));
+
+    #[test]
+    fn a_window_in_use_is_the_same_for_all_who_ask() {
+        let windows = Windows::default();
+        let held = windows.get(A, 0);
+        assert!(Arc::ptr_eq(&held, &windows.get(A, 1_000_000)));
+        assert!(!Arc::ptr_eq(&held, &windows.get(B, 0)));
+    }
+
+    #[test]
+    fn the_minute_goes_on_when_every_cached_key_is_gone() {
+        let windows = Windows::default();
+        let first = windows.get(A, 0);
+        // The key was verified long before its last request.
+        assert!(first.events.admit(1_000, 1).is_admitted);
+        drop(first);
+        for later in [1_000, 1_030, 1_060] {
+            windows.get(B, later);
+            assert!(!windows.get(A, later).events.admit(later, 1).is_admitted, "at {later}");
+        }
+        assert!(windows.get(A, 1_061).events.admit(1_061, 1).is_admitted);
+    }
+
+    #[test]
+    fn a_window_nobody_uses_is_forgotten_after_its_minute() {
+        let windows = Windows::default();
+        assert!(windows.get(A, 1_000).control.admit(1_000, 5).is_admitted);
+        windows.get(B, 1_062);
+        assert_eq!(windows.0.lock().unwrap().keys().collect::<Vec<_>>(), [&B]);
+    }
+}

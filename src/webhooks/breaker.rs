@@ -1,0 +1,323 @@
+//! A circuit breaker for each endpoint, so that a dead one is not hammered by its backlog. Pure: a state and the moments
+//! the sender, which owns it, tells it.
+//!
+//! ```text
+//!           failures one after another               rested
+//!   closed ───────────────────────────────▶ resting ◀──────────▶ probing
+//!      ▲                                       │ failed, withdrawn,  │
+//!      │                                       │ lost                │
+//!      └──────────────── any success ──────────┴─────────────────────┘
+//! ```
+//!
+//! Invariants: nothing is sent while it rests; one probe is out at a time; each failed probe doubles the rest up to
+//! [`limits::BREAKER_REST_MAX`]; results of requests from before it opened never prolong a rest.
+//!
+//! A result does not say which request it is of. So a straggler's failure during a probe counts as the probe's, which
+//! costs one doubling; and any success closes, because an endpoint that answers is not dead.
+//!
+//! Moments are those of the monotonic clock: no step of the wall clock prolongs a rest or makes it shorter.
+
+use std::time::{Duration, Instant};
+
+use millrace_base::limits;
+
+/// Whether an endpoint gets requests. Closed at first.
+#[derive(Clone, Debug, Default)]
+pub struct Breaker {
+    state: State,
+    /// After one another, up to now; counted while closed.
+    failures: u32,
+    /// Up to when the time that it failed has been told; at first the first failure.
+    told_until: Option<Instant>,
+}
+
+#[derive(Clone, Debug, Default)]
+enum State {
+    #[default]
+    Closed,
+    /// Open. `until` is at most `rest` away.
+    Resting { until: Instant, rest: Duration },
+    /// Half open: a request is out. `lost_at` is when its result is given up.
+    Probing { lost_at: Instant, rest: Duration },
+}
+
+/// What a result changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that anybody waits for.
+    None,
+    /// It rests until then: it has just opened, or its probe has failed.
+    Opened {
+        /// The earliest moment of the next probe.
+        until: Instant,
+    },
+    /// It was open and is not any more.
+    Closed,
+}
+
+/// Whether a request may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a probe is out once it is allowed"]
+pub enum Gate {
+    /// Yes.
+    Open,
+    /// This one: its result decides.
+    Probe,
+    /// No.
+    Wait {
+        /// Ask again then, or after the next change.
+        until: Instant,
+    },
+}
+
+impl Breaker {
+    /// A request was answered as it should be.
+    pub fn success(&mut self) -> Change {
+        let was_open = self.is_open();
+        *self = Self::default();
+        if was_open { Change::Closed } else { Change::None }
+    }
+
+    /// One failed.
+    pub fn failure(&mut self, now: Instant) -> Change {
+        self.told_until.get_or_insert(now);
+        match self.state {
+            State::Closed => {
+                self.failures += 1;
+                if self.failures < limits::BREAKER_FAILURES {
+                    return Change::None;
+                }
+                self.rest(now, limits::BREAKER_REST_MIN)
+            }
+            State::Resting { .. } => Change::None,
+            State::Probing { rest, .. } => self.rest(now, (rest * 2).min(limits::BREAKER_REST_MAX)),
+        }
+    }
+
+    fn rest(&mut self, now: Instant, rest: Duration) -> Change {
+        let until = now + rest;
+        self.state = State::Resting { until, rest };
+        Change::Opened { until }
+    }
+
+    /// Whether a request may be sent now. A [`Gate::Probe`] is out from here on.
+    pub fn may_send(&mut self, now: Instant) -> Gate {
+        let (due, rest) = match self.state {
+            State::Closed => return Gate::Open,
+            State::Resting { until, rest } => (until, rest),
+            State::Probing { lost_at, rest } => (lost_at, rest),
+        };
+        if due <= now {
+            self.state = State::Probing { lost_at: now + limits::BREAKER_PROBE_WAIT, rest };
+            return Gate::Probe;
+        }
+        Gate::Wait { until: due }
+    }
+
+    /// The probe that is out will have no result; another one may be sent.
+    pub fn withdraw_probe(&mut self, now: Instant) {
+        if let State::Probing { rest, .. } = self.state {
+            self.state = State::Resting { until: now, rest };
+        }
+    }
+
+    /// Whether it is anything but closed.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.state, State::Closed)
+    }
+
+    /// How long it has failed since this was last asked, or since the first failure; zero where it has not. Time that
+    /// this server lived through: what a clock is set to does not count.
+    pub fn take_failing(&mut self, now: Instant) -> Duration {
+        let since = self.told_until.as_mut().map(|told_until| std::mem::replace(told_until, now));
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+    fn at(seconds: u64) -> Instant {
+        *START + Duration::from_secs(seconds)
+    }
+
+    fn opened(seconds: u64) -> Change {
+        Change::Opened { until: at(seconds) }
+    }
+
+    fn wait(seconds: u64) -> Gate {
+        Gate::Wait { until: at(seconds) }
+    }
+
+    /// Opened at 0 s, to be probed at 5 s.
+    fn open() -> Breaker {
+        let mut breaker = Breaker::default();
+        for _ in 1..limits::BREAKER_FAILURES {
+            assert_eq!(breaker.failure(at(0)), Change::None);
+        }
+        assert_eq!(breaker.failure(at(0)), opened(5));
+        breaker
+    }
+
+    #[test]
+    fn only_failures_after_one_another_open_it() {
+        let mut breaker = Breaker::default();
+        for _ in 0..3 {
+            for _ in 1..limits::BREAKER_FAILURES {
+                assert_eq!(breaker.failure(at(0)), Change::None);
+                assert_eq!(breaker.may_send(at(0)), Gate::Open);
+            }
+            assert_eq!(breaker.success(), Change::None);
+        }
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn a_probe_that_was_not_made_is_made_again_and_doubles_nothing() {
+        let mut breaker = open();
+        assert_eq!(breaker.may_send(at(5)), Gate::Probe);
+        breaker.withdraw_probe(at(7));
+        assert!(breaker.is_open());
+        assert_eq!(breaker.may_send(at(7)), Gate::Probe);
+        assert_eq!(breaker.failure(at(8)), opened(18));
+        breaker.withdraw_probe(at(9));
+        assert_eq!(breaker.may_send(at(9)), wait(18), "none is out");
+        let mut closed = Breaker::default();
+        closed.withdraw_probe(at(0));
+        assert_eq!(closed.may_send(at(0)), Gate::Open);
+    }
+
+    #[test]
+    fn one_probe_at_a_time_and_rests_that_double() {
+        let mut breaker = open();
+        let mut now = 0;
+        for rest in [5, 10, 20, 40, 80, 160, 300, 300] {
+            assert_eq!(breaker.may_send(at(now + rest - 1)), wait(now + rest));
+            now += rest;
+            assert_eq!(breaker.may_send(at(now)), Gate::Probe);
+            assert_eq!(breaker.may_send(at(now)), wait(now + 150));
+            assert_eq!(breaker.failure(at(now)), opened(now + (rest * 2).min(300)));
+        }
+        assert_eq!(breaker.take_failing(at(now)), Duration::from_secs(now));
+        assert_eq!(breaker.may_send(at(now + 300)), Gate::Probe);
+        assert_eq!(breaker.success(), Change::Closed);
+        assert_eq!((breaker.is_open(), breaker.take_failing(at(now + 300))), (false, Duration::ZERO));
+        assert_eq!(breaker.may_send(at(now)), Gate::Open);
+        // And begins anew.
+        for _ in 1..limits::BREAKER_FAILURES {
+            assert_eq!(breaker.failure(at(now)), Change::None);
+        }
+        assert_eq!(breaker.failure(at(now)), opened(now + 5));
+    }
+
+    #[test]
+    fn late_failures_do_not_prolong_a_rest_and_a_late_success_ends_it() {
+        let mut breaker = open();
+        for _ in 0..100 {
+            assert_eq!(breaker.failure(at(4)), Change::None);
+        }
+        assert_eq!(breaker.may_send(at(4)), wait(5));
+        assert_eq!(breaker.success(), Change::Closed);
+        assert_eq!(breaker.may_send(at(4)), Gate::Open);
+    }
+
+    #[test]
+    fn a_probe_that_is_lost_gives_way_to_another() {
+        let mut breaker = open();
+        assert_eq!(breaker.may_send(at(4)), wait(5), "there was none");
+        assert_eq!(breaker.may_send(at(6)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(155)), wait(156));
+        assert_eq!(breaker.may_send(at(156)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(157)), wait(306));
+    }
+
+    #[test]
+    fn the_time_that_it_fails_is_told_once() {
+        let mut breaker = Breaker::default();
+        assert_eq!(breaker.take_failing(at(7)), Duration::ZERO);
+        let _ = breaker.failure(at(10));
+        let _ = breaker.failure(at(15));
+        assert_eq!(breaker.take_failing(at(20)), Duration::from_secs(10));
+        assert_eq!(breaker.take_failing(at(20)), Duration::ZERO);
+        let _ = breaker.failure(at(4000));
+        assert_eq!(breaker.take_failing(at(5000)), Duration::from_secs(4980));
+        let _ = breaker.success();
+        let _ = breaker.failure(at(6000));
+        assert_eq!(breaker.take_failing(at(6001)), Duration::from_secs(1));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Success,
+        Failure,
+        Ask,
+        /// Seconds.
+        Pass(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            1 => Just(Step::Success),
+            8 => Just(Step::Failure),
+            8 => Just(Step::Ask),
+            8 => (1..400u64).prop_map(Step::Pass),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_the_invariants_hold(steps in steps()) {
+            let mut breaker = Breaker::default();
+            let (mut now, mut probe_out_since, mut failed_first) = (0, None, None);
+            for step in steps {
+                let was_open = breaker.is_open();
+                match step {
+                    Step::Pass(seconds) => now += seconds,
+                    Step::Success => {
+                        let change = breaker.success();
+                        prop_assert_eq!(change, if was_open { Change::Closed } else { Change::None });
+                        prop_assert_eq!(breaker.may_send(at(now)), Gate::Open);
+                        (probe_out_since, failed_first) = (None, None);
+                    }
+                    Step::Failure => {
+                        failed_first = failed_first.or(Some(at(now)));
+                        match breaker.failure(at(now)) {
+                            Change::Opened { until } => {
+                                prop_assert!(!was_open || probe_out_since.is_some());
+                                prop_assert!(until >= at(now) + limits::BREAKER_REST_MIN);
+                                prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX);
+                            }
+                            Change::None => prop_assert!(probe_out_since.is_none()),
+                            Change::Closed => prop_assert!(false, "a failure closes nothing"),
+                        }
+                        probe_out_since = None;
+                    }
+                    Step::Ask => match breaker.may_send(at(now)) {
+                        Gate::Open => prop_assert!(!was_open),
+                        Gate::Probe => {
+                            let lost = |since| now >= since + limits::BREAKER_PROBE_WAIT.as_secs();
+                            prop_assert!(was_open && probe_out_since.is_none_or(lost));
+                            probe_out_since = Some(now);
+                        }
+                        Gate::Wait { until } => {
+                            prop_assert!(was_open && until > at(now));
+                            prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX.max(limits::BREAKER_PROBE_WAIT));
+                            prop_assert_eq!(breaker.may_send(at(now)), Gate::Wait { until }, "asking changes nothing");
+                        }
+                    },
+                }
+                let failing = failed_first.map_or(Duration::ZERO, |first| at(now) - first);
+                prop_assert_eq!(breaker.clone().take_failing(at(now)), failing);
+                prop_assert!(breaker.is_open() || breaker.may_send(at(now)) == Gate::Open);
+            }
+        }
+    }
+}

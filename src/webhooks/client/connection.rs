@@ -1,0 +1,141 @@
+//! HTTP on a connection: a task that speaks it, and the end that requests are put into.
+
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::ext::on_informational;
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Method, Response, Uri, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use millrace_base::limits::{
+    WEBHOOK_CONNECTION_WINDOW_BYTES, WEBHOOK_RESPONSE_HEAD_BYTES_MAX, WEBHOOK_RESPONSE_HEADERS_MAX,
+    WEBHOOK_SETTLE_TIMEOUT, WEBHOOK_STREAM_WINDOW_BYTES, WEBHOOK_STREAMS_PER_CONNECTION_MAX,
+};
+
+use super::Request;
+use super::failure::{Begun, Failure, is_refusal, trouble_of};
+use super::stream::{Heard, Stream};
+use crate::outcome::{ErrorClass, Trouble};
+
+type Body = Full<Bytes>;
+pub type Http1 = http1::SendRequest<Body>;
+pub type Http2 = http2::SendRequest<Body>;
+
+/// The end that requests are put into. The connection lives as long as its sender (HTTP/2: and its clones) and what is
+/// under way.
+pub enum Sender {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+/// Begins to speak HTTP; the task that does it ends with the connection. Over HTTP/2 waits a little for the receiver's
+/// settings: how many requests it takes at a time is to be known before there are more than one.
+pub async fn begin(stream: Stream) -> Result<(Sender, Heard), Trouble> {
+    let heard = stream.heard();
+    let sender = if stream.speaks_http2() {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_max_send_streams(WEBHOOK_STREAMS_PER_CONNECTION_MAX)
+            .initial_stream_window_size(WEBHOOK_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(WEBHOOK_CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(WEBHOOK_RESPONSE_HEAD_BYTES_MAX as u32)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| trouble_of(&error))?;
+        let (ends, ended) = oneshot::channel::<()>();
+        // The attempts see what goes wrong with it.
+        tokio::spawn(async move {
+            drop(connection.await);
+            drop(ends);
+        });
+        let settings = pin!(heard.settings());
+        if let Ok(Either::Right(_)) = timeout(WEBHOOK_SETTLE_TIMEOUT, select(settings, ended)).await {
+            // It ended without what HTTP/2 begins with.
+            let spoke = heard.anything();
+            return Err(if spoke { ErrorClass::InvalidResponse } else { ErrorClass::ConnectionClosed }.into());
+        }
+        Sender::Http2(sender)
+    } else {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(WEBHOOK_RESPONSE_HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| trouble_of(&error))?;
+        tokio::spawn(async move { drop(connection.await) });
+        Sender::Http1(sender)
+    };
+    Ok((sender, heard))
+}
+
+// The parser's own default; setting it would move its table from the stack to the heap.
+const _: () = assert!(WEBHOOK_RESPONSE_HEADERS_MAX == 100);
+
+/// Sends the request and waits for the answer's head.
+pub async fn send_http1(sender: &mut Http1, request: &Request, heard: &Heard) -> Result<Response<Incoming>, Failure> {
+    heard.forget();
+    heard.wait_for_head();
+    let mut message = http1_request(request);
+    let counts = heard.clone();
+    on_informational(&mut message, move |_| counts.interim_answer());
+    let sent = sender.try_send_request(message).await;
+    heard.head_came();
+    match sent {
+        // The last of them came with the answer.
+        Ok(_) if heard.too_much() => {
+            Err(Failure { trouble: ErrorClass::InvalidResponse.into(), begun: Begun::Perhaps })
+        }
+        Ok(response) => Ok(response),
+        Err(error) => Err(failure(error, heard)),
+    }
+}
+
+/// The same; other requests are under way on the connection.
+pub async fn send_http2(sender: &mut Http2, request: &Request, heard: &Heard) -> Result<Response<Incoming>, Failure> {
+    heard.forget();
+    heard.request_sent();
+    sender.try_send_request(http2_request(request)).await.map_err(|error| failure(error, heard))
+}
+
+fn failure(mut error: TrySendError<hyper::Request<Body>>, heard: &Heard) -> Failure {
+    let trouble = trouble_of(error.error());
+    let unsent = error.take_message().is_some();
+    let is_invalid = heard.too_much() || unsent && heard.anything() && !is_refusal(error.error());
+    let in_silence = trouble.class == ErrorClass::ConnectionClosed && !heard.anything();
+    let begun = if is_refusal(error.error()) {
+        Begun::No
+    } else if unsent || in_silence && !heard.too_much() {
+        Begun::Hardly
+    } else {
+        Begun::Perhaps
+    };
+    // It spoke before it was asked, or brings nothing.
+    Failure { trouble: if is_invalid { ErrorClass::InvalidResponse.into() } else { trouble }, begun }
+}
+
+fn http1_request(request: &Request) -> hyper::Request<Body> {
+    let target = request.url.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    let mut message = message(request, target, Version::HTTP_11);
+    let host = request.url.authority().map_or("", |authority| authority.as_str());
+    let host = HeaderValue::from_str(host).expect("an authority is visible ASCII");
+    message.headers_mut().insert(HOST, host);
+    message
+}
+
+fn http2_request(request: &Request) -> hyper::Request<Body> {
+    message(request, request.url.clone(), Version::HTTP_2)
+}
+
+fn message(request: &Request, target: Uri, version: Version) -> hyper::Request<Body> {
+    let mut message = hyper::Request::new(Full::new(request.body.clone()));
+    *message.method_mut() = Method::POST;
+    *message.uri_mut() = target;
+    *message.version_mut() = version;
+    *message.headers_mut() = request.headers.clone();
+    message
+}

@@ -1,0 +1,546 @@
+//! The system's own way from names to addresses: `/etc/hosts` first, then the name servers, search list and options of
+//! `/etc/resolv.conf`, as the C library goes it. What else `nsswitch.conf` may name is not asked.
+//!
+//! The queries are [`hickory_resolver`]'s; which server is asked for which name, for how long, and what an answer means
+//! is decided here, because it decides who is to blame:
+//!
+//! - "No such name", "no address": the name has none.
+//! - A refusal, or silence: the next name server is asked. Where all of them refuse or are silent it is the name's fault
+//!   only if one of them answers for the root, or has just answered for another name; else it is theirs, and says
+//!   nothing about the name.
+//!
+//! Both files are looked at for changes when a name is asked for, at most every [`NAME_FILES_CHECK_INTERVAL`], and read
+//! again where they have changed. Without name servers in resolv.conf, or without that file, it is `127.0.0.1`, as for the
+//! C library.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Either, select, select_ok};
+use hickory_resolver::Hosts;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{Query, ResponseCode};
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::system_conf::parse_resolv_conf;
+use tokio::time::{Instant, timeout};
+
+use millrace_base::limits::{
+    NAME_FILE_BYTES_MAX, NAME_FILES_CHECK_INTERVAL, NAME_SERVERS_MAX, WEBHOOK_LOOKUP_PROBE_TIMEOUT,
+    WEBHOOK_LOOKUP_TIMEOUT, WEBHOOK_LOOKUP_TRY_TIMEOUT, WEBHOOK_LOOKUPS_MAX, WEBHOOK_NAME_KNOWN_TIME_MAX,
+    WEBHOOK_NEXT_ADDRESS_AFTER,
+};
+
+use super::lookup::{Found, Resolve, Unresolved};
+
+/// How long it holds that name servers answer for the root, or do not.
+const PROBE_HOLDS: Duration = Duration::from_secs(1);
+
+/// How long a name server that was silent where another one was not is asked after the others.
+const PASSED_OVER_FOR: Duration = Duration::from_secs(30);
+
+/// Where the system says how names are looked up.
+#[derive(Clone, Debug)]
+pub struct NameFiles {
+    /// Name servers, search list and options.
+    pub resolv_conf: PathBuf,
+    /// Names that have addresses without a name server.
+    pub hosts: PathBuf,
+    /// Where name servers listen: resolv.conf cannot say.
+    pub port: u16,
+}
+
+impl Default for NameFiles {
+    fn default() -> Self {
+        Self { resolv_conf: "/etc/resolv.conf".into(), hosts: "/etc/hosts".into(), port: 53 }
+    }
+}
+
+/// See the module.
+pub struct SystemResolver {
+    files: Arc<NameFiles>,
+    /// Held while the files are read: one reader, and the others wait for what it finds.
+    current: tokio::sync::Mutex<Option<Current>>,
+    /// Whether the last that was heard of the name servers is nothing.
+    are_silent: Arc<AtomicBool>,
+}
+
+struct Current {
+    checked_at: Instant,
+    stamps: [Stamp; 2],
+    generation: u64,
+    system: Arc<System>,
+}
+
+/// What tells that a file has changed; `None` where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp(Option<[i64; 4]>);
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        let of = |file: Metadata| [file.mtime(), file.mtime_nsec(), file.ino() as i64, file.size() as i64];
+        Self(fs::metadata(path).ok().map(of))
+    }
+}
+
+impl SystemResolver {
+    /// Reads nothing yet.
+    pub fn new(files: NameFiles) -> Self {
+        Self { files: Arc::new(files), current: tokio::sync::Mutex::default(), are_silent: Arc::default() }
+    }
+
+    /// The files' state as of at most [`NAME_FILES_CHECK_INTERVAL`] ago.
+    async fn current(&self) -> (Arc<System>, u64) {
+        let mut current = self.current.lock().await;
+        if let Some(current) = &*current
+            && current.checked_at.elapsed() < NAME_FILES_CHECK_INTERVAL
+        {
+            return (Arc::clone(&current.system), current.generation);
+        }
+        let (files, before) = (Arc::clone(&self.files), current.as_ref().map(|current| current.stamps));
+        let read = tokio::task::spawn_blocking(move || {
+            let stamps = [Stamp::of(&files.resolv_conf), Stamp::of(&files.hosts)];
+            (before != Some(stamps)).then(|| (stamps, System::read(&files)))
+        });
+        let read = read.await.ok().flatten();
+        let checked_at = Instant::now();
+        match (&mut *current, read) {
+            (Some(current), None) => current.checked_at = checked_at,
+            (Some(current), Some((stamps, system))) => {
+                let generation = current.generation + 1;
+                *current = Current { checked_at, stamps, generation, system: Arc::new(system) };
+                tracing::info!(
+                    name_servers = current.system.shown_servers(),
+                    "the system's name servers or hosts have changed; webhooks use them from now on"
+                );
+            }
+            (none, read) => {
+                // The runtime goes away where nothing was read.
+                let (stamps, system) = read.unwrap_or_else(|| ([Stamp(None); 2], System::without_files()));
+                *none = Some(Current { checked_at, stamps, generation: 0, system: Arc::new(system) });
+            }
+        }
+        let current = current.as_ref().expect("it has just been read");
+        (Arc::clone(&current.system), current.generation)
+    }
+
+    fn note(&self, system: &System, answers: bool) {
+        let were_silent = self.are_silent.swap(!answers, Ordering::Relaxed);
+        if were_silent != answers {
+            return;
+        }
+        let name_servers = system.shown_servers();
+        if answers {
+            tracing::info!(name_servers, "the name servers answer again");
+        } else {
+            tracing::warn!(
+                name_servers,
+                "the system's name servers do not answer; webhooks whose addresses are not known wait until they do"
+            );
+        }
+    }
+}
+
+impl Resolve for SystemResolver {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
+        Box::pin(async move {
+            let (system, _) = self.current().await;
+            let began = Instant::now();
+            let answer = system.resolve(name, began).await;
+            if answer == Err(Unresolved::Resolver) {
+                self.note(&system, false);
+            } else if system.has_answered_since(began) {
+                self.note(&system, true);
+            }
+            answer
+        })
+    }
+
+    fn generation(&self) -> BoxFuture<'_, u64> {
+        Box::pin(async move { self.current().await.1 })
+    }
+}
+
+/// What the files say.
+struct System {
+    hosts: Hosts,
+    servers: Vec<Server>,
+    search: Vec<Name>,
+    ndots: usize,
+    rounds: usize,
+    try_timeout: Duration,
+    /// Whether they answer for the root, and when that was asked.
+    probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
+}
+
+struct Server {
+    address: IpAddr,
+    resolver: TokioResolver,
+    /// When it last gave an answer that is of use to somebody.
+    answered_at: Moment,
+    /// When it last was silent about a name that another one answered for.
+    passed_over_at: Moment,
+}
+
+/// When something last happened.
+#[derive(Default)]
+struct Moment(Mutex<Option<Instant>>);
+
+impl Moment {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn get(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one name server says about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    NoSuchName,
+    NoAddress,
+    /// It does not say.
+    Refused,
+    /// Nothing.
+    Silence,
+}
+
+impl Said {
+    fn of(error: &NetError) -> Self {
+        match error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+                ResponseCode::NXDomain => Self::NoSuchName,
+                ResponseCode::NoError => Self::NoAddress,
+                _ => Self::Refused,
+            },
+            NetError::Dns(_) | NetError::Proto(_) => Self::Refused,
+            _ => Self::Silence,
+        }
+    }
+
+    fn is_useful(self) -> bool {
+        matches!(self, Self::NoSuchName | Self::NoAddress)
+    }
+
+    /// As an attempt shows it, where it is the name's fault.
+    fn shown(self) -> &'static str {
+        match self {
+            Self::NoSuchName => "there is no such name",
+            Self::NoAddress => "the name has no address",
+            Self::Refused => "the name servers refuse to answer for this name, or failed to find out",
+            Self::Silence => "the name servers give no answer for this name",
+        }
+    }
+}
+
+impl System {
+    fn read(files: &NameFiles) -> Self {
+        let read = |path: &Path| -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(NAME_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let unreadable = |path: &Path, error: &dyn std::fmt::Display| {
+            tracing::warn!(file = %path.display(), %error, "webhooks look names up without this file");
+        };
+        let mut hosts = Hosts::default();
+        match read(&files.hosts).and_then(|bytes| hosts.read_hosts_conf(&*bytes)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => unreadable(&files.hosts, &error),
+            _ => {}
+        }
+        let text = read(&files.resolv_conf).unwrap_or_else(|error| {
+            unreadable(&files.resolv_conf, &error);
+            Vec::new()
+        });
+        // The parser refuses a file without name servers, and with it the search list; and for a name in that list which is
+        // none, the name servers.
+        let parse = |text: &[u8]| {
+            let with_default = [text, b"\nnameserver 127.0.0.1\n"].concat();
+            parse_resolv_conf(text).or_else(|_| parse_resolv_conf(&with_default))
+        };
+        let parsed = parse(&text).or_else(|error| {
+            let file = files.resolv_conf.display();
+            tracing::warn!(%file, %error, "webhooks look names up without the search list of this file");
+            parse(&without_search(&text))
+        });
+        let (config, options) = parsed.unwrap_or_else(|error| {
+            unreadable(&files.resolv_conf, &error);
+            Default::default()
+        });
+        Self::new(hosts, config, &options, files.port)
+    }
+
+    fn without_files() -> Self {
+        Self::new(Hosts::default(), ResolverConfig::default(), &ResolverOpts::default(), 53)
+    }
+
+    fn new(hosts: Hosts, config: ResolverConfig, options: &ResolverOpts, port: u16) -> Self {
+        let (domain, search, servers) = config.into_parts();
+        let mut addresses: Vec<IpAddr> = servers.iter().map(|server| server.ip).collect();
+        addresses.truncate(NAME_SERVERS_MAX);
+        if addresses.is_empty() {
+            addresses.push(Ipv4Addr::LOCALHOST.into());
+        }
+        let try_timeout = options.timeout.clamp(Duration::from_secs(1), WEBHOOK_LOOKUP_TRY_TIMEOUT);
+        let server = |address| Server {
+            address,
+            resolver: resolver(SocketAddr::new(address, port), options.edns0, try_timeout),
+            answered_at: Moment::default(),
+            passed_over_at: Moment::default(),
+        };
+        Self {
+            hosts,
+            servers: addresses.into_iter().map(server).collect(),
+            // The domain that the host's name has is searched where the file names none.
+            search: if search.is_empty() { domain.into_iter().collect() } else { search },
+            ndots: options.ndots,
+            rounds: options.attempts.max(1),
+            try_timeout,
+            probe: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn shown_servers(&self) -> String {
+        self.servers.iter().map(|server| server.address.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn has_answered_since(&self, since: Instant) -> bool {
+        self.servers.iter().any(|server| server.answered_at.get().is_some_and(|at| at >= since))
+    }
+
+    async fn resolve(&self, text: &str, began: Instant) -> Result<Found, Unresolved> {
+        let Ok(name) = Name::from_str_relaxed(text) else {
+            return Err(Unresolved::Name("the name is none that name servers know"));
+        };
+        if let Some(found) = self.listed(&name) {
+            return Ok(found);
+        }
+        match special(text) {
+            Some(Special::Loopback) => {
+                let addresses = vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+                return Ok(Found { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX });
+            }
+            Some(Special::Nothing) => return Err(Unresolved::Name(Said::NoSuchName.shown())),
+            None => {}
+        }
+        let mut said = Said::NoSuchName;
+        let mut unclear = None;
+        for name in self.names(&name) {
+            match self.ask(&name, self.rounds, WEBHOOK_LOOKUP_TIMEOUT.saturating_sub(began.elapsed())).await {
+                Ok(found) => return Ok(found),
+                Err(Said::NoSuchName) => {}
+                Err(Said::NoAddress) => said = Said::NoAddress,
+                // As the C library has it: what was found out under another name is worth more than that there is none,
+                // and silence ends the search.
+                Err(other) => {
+                    said = other;
+                    unclear = Some(name);
+                    if said == Said::Silence {
+                        break;
+                    }
+                }
+            }
+        }
+        let Some(name) = unclear.filter(|_| !said.is_useful()) else { return Err(Unresolved::Name(said.shown())) };
+        if self.has_answered_since(began) {
+            return Err(Unresolved::Name(said.shown()));
+        }
+        if !self.answer_others().await {
+            return Err(Unresolved::Resolver);
+        }
+        // They may have been away, and be back.
+        self.ask(&name, 1, self.try_timeout).await.map_err(|said| Unresolved::Name(said.shown()))
+    }
+
+    /// Where a name is in the hosts file nobody else is asked for it.
+    fn listed(&self, name: &Name) -> Option<Found> {
+        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let lookups = [of(RecordType::A), of(RecordType::AAAA)];
+        let addresses: Vec<IpAddr> = lookups.iter().flatten().flat_map(addresses_of).collect();
+        // The file's changes are noticed, so that nothing else ends what it says.
+        (!addresses.is_empty()).then_some(Found { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX })
+    }
+
+    /// The names that are asked for, in order: a name with enough dots as it is before those of the search list, one
+    /// with fewer after them.
+    fn names(&self, name: &Name) -> Vec<Name> {
+        let mut absolute = name.clone();
+        absolute.set_fqdn(true);
+        if name.is_fqdn() {
+            return vec![absolute];
+        }
+        let searched = self.search.iter().filter_map(|domain| {
+            let mut name = name.clone().append_domain(domain).ok()?;
+            name.set_fqdn(true);
+            Some(name)
+        });
+        if usize::from(name.num_labels()) > self.ndots {
+            std::iter::once(absolute).chain(searched).collect()
+        } else {
+            searched.chain(std::iter::once(absolute.clone())).collect()
+        }
+    }
+
+    /// Asks one name server after the other, so many times; after `time` none again. The first round is gone through once
+    /// it has begun: what the last of them would have said is not to be held against the name.
+    async fn ask(&self, name: &Name, rounds: usize, time: Duration) -> Result<Found, Said> {
+        let began = Instant::now();
+        let mut said = Said::Silence;
+        let mut silent: Vec<&Server> = Vec::new();
+        for round in 0..rounds {
+            // One that is away costs the first who meets it its time, and not all who come after.
+            let (mut servers, others): (Vec<_>, Vec<_>) = self.servers.iter().partition(|server| server.is_first());
+            servers.extend(others);
+            for (at, server) in servers.into_iter().enumerate() {
+                if began.elapsed() >= time && (round > 0 || at == 0) {
+                    return Err(said);
+                }
+                match server.ask(name, self.try_timeout).await {
+                    Err(Said::Silence) => silent.push(server),
+                    Err(Said::Refused) => said = Said::Refused,
+                    answer => {
+                        server.answered_at.note();
+                        silent.iter().filter(|silent| silent.address != server.address).for_each(|silent| {
+                            silent.passed_over_at.note();
+                        });
+                        return answer;
+                    }
+                }
+            }
+            // A refusal is an answer; it is not asked for twice.
+            if silent.is_empty() {
+                break;
+            }
+        }
+        Err(said)
+    }
+
+    /// Whether one of them answers for the root, which each knows.
+    async fn answer_others(&self) -> bool {
+        let mut probe = self.probe.lock().await;
+        if let Some((at, answers)) = *probe
+            && at.elapsed() < PROBE_HOLDS
+        {
+            return answers;
+        }
+        let answers = select_ok(self.servers.iter().map(|server| Box::pin(server.probe()))).await.is_ok();
+        *probe = Some((Instant::now(), answers));
+        answers
+    }
+}
+
+impl Server {
+    /// Both families at a time. Where one has addresses the other may take only a little longer: there are name servers
+    /// that never answer for IPv6.
+    async fn ask(&self, name: &Name, time: Duration) -> Result<Found, Said> {
+        let of = |kind| {
+            let lookup = timeout(time, self.resolver.lookup(name.clone(), kind));
+            Box::pin(async move {
+                let lookup = lookup.await.map_err(|_| Said::Silence)?.map_err(|error| Said::of(&error))?;
+                if addresses_of(&lookup).next().is_none() { Err(Said::NoAddress) } else { Ok(lookup) }
+            })
+        };
+        let (first, other) = match select(of(RecordType::A), of(RecordType::AAAA)).await {
+            Either::Left((first, other)) | Either::Right((first, other)) => (first, other),
+        };
+        let second = match &first {
+            Ok(_) => timeout(WEBHOOK_NEXT_ADDRESS_AFTER, other).await.unwrap_or(Err(Said::Silence)),
+            Err(_) => other.await,
+        };
+        let said = match (first, second) {
+            (Err(Said::NoSuchName), Err(_)) | (Err(_), Err(Said::NoSuchName)) => Said::NoSuchName,
+            (Err(Said::NoAddress), Err(said)) | (Err(said), Err(_)) => said,
+            (first, second) => return Ok(found(&[first.ok(), second.ok()])),
+        };
+        Err(said)
+    }
+
+    /// Asks for the root.
+    async fn probe(&self) -> Result<(), ()> {
+        match timeout(WEBHOOK_LOOKUP_PROBE_TIMEOUT, self.resolver.lookup(Name::root(), RecordType::NS)).await {
+            Ok(Err(error)) if !Said::of(&error).is_useful() => Err(()),
+            Err(_) => Err(()),
+            Ok(_) => {
+                self.answered_at.note();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether it is asked before those that lately were silent where others were not.
+    fn is_first(&self) -> bool {
+        self.passed_over_at.get().is_none_or(|at| at.elapsed() >= PASSED_OVER_FOR)
+    }
+}
+
+/// What resolv.conf says beside the names that are searched.
+fn without_search(text: &[u8]) -> Vec<u8> {
+    let is_kept = |line: &&[u8]| {
+        let line = line.trim_ascii_start();
+        !line.starts_with(b"search") && !line.starts_with(b"domain")
+    };
+    text.split(|byte| *byte == b'\n').filter(is_kept).collect::<Vec<_>>().join(&b'\n')
+}
+
+/// Names that no name server is asked for (RFC 6761, RFC 7686).
+enum Special {
+    Loopback,
+    Nothing,
+}
+
+fn special(name: &str) -> Option<Special> {
+    match name.trim_end_matches('.').rsplit('.').next()? {
+        "localhost" => Some(Special::Loopback),
+        "invalid" | "onion" => Some(Special::Nothing),
+        _ => None,
+    }
+}
+
+fn resolver(address: SocketAddr, edns0: bool, try_timeout: Duration) -> TokioResolver {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    for connection in &mut server.connections {
+        connection.port = address.port();
+    }
+    let config = ResolverConfig::from_name_servers(vec![server]);
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let options = builder.options_mut();
+    options.timeout = try_timeout;
+    // Which one is asked again, and what is remembered, is decided here.
+    options.attempts = 0;
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.edns0 = edns0;
+    options.max_active_requests = 4 * WEBHOOK_LOOKUPS_MAX;
+    builder.build().expect("a resolver without TLS has nothing that can fail")
+}
+
+fn addresses_of(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
+    lookup.answers().iter().filter_map(|record| record.data.ip_addr())
+}
+
+fn found(lookups: &[Option<Lookup>]) -> Found {
+    let lookups = || lookups.iter().flatten();
+    let mut addresses: Vec<IpAddr> = lookups().flat_map(addresses_of).collect();
+    let v6 = addresses.iter().find(|address| address.is_ipv6()).copied();
+    let is_v6_first = v6.is_some_and(has_route);
+    addresses.sort_by_key(|address| address.is_ipv6() != is_v6_first);
+    let valid_until = lookups().map(Lookup::valid_until).min().unwrap_or_else(std::time::Instant::now);
+    Found { addresses, ttl: valid_until.saturating_duration_since(std::time::Instant::now()) }
+}
+
+/// Whether this machine has a way there; nothing is sent.
+fn has_route(address: IpAddr) -> bool {
+    let any = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    UdpSocket::bind(any).is_ok_and(|socket| socket.connect(SocketAddr::new(address, 53)).is_ok())
+}

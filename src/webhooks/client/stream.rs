@@ -1,0 +1,411 @@
+//! A connection's bytes, plain or encrypted: whether any have come, and whether too many have that bring nothing.
+//!
+//! A receiver can keep the one thread that sends busy with what HTTP lets it send unasked: interim answers (1xx), and over
+//! HTTP/2 pings, settings, window updates and empty frames, also on a connection that is idle. hyper and h2 bound what that
+//! costs in memory, and answer all of it for as long as it comes. Here it is counted, and the connection ends where it is
+//! too much; what is under way on it fails as `invalid_response`.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::client::TlsStream;
+
+use millrace_base::limits::{
+    WEBHOOK_FRAMES_A_REQUEST, WEBHOOK_FRAMES_A_SECOND, WEBHOOK_FRAMES_AHEAD_MAX, WEBHOOK_INTERIM_ANSWERS_MAX,
+    WEBHOOK_INTERIM_BYTES_MAX, WEBHOOK_RESPONSE_HEAD_BYTES_MAX, WEBHOOK_STREAMS_PER_CONNECTION_MAX,
+};
+
+/// Over HTTP/1.1, until an answer's head is there: that head, as much of what follows as is read with it, and what may come
+/// before it.
+const HEAD_BYTES_MAX: usize = 2 * WEBHOOK_RESPONSE_HEAD_BYTES_MAX + WEBHOOK_INTERIM_BYTES_MAX;
+
+/// What the receiver has sent. Written by the connection's task and the attempt's; both run on one thread, so no ordering is
+/// needed.
+#[derive(Clone, Default)]
+pub struct Heard(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    /// Anything since [`Heard::forget`]. Tells a connection that was closed while it was idle from an answer that broke off.
+    anything: AtomicBool,
+    /// More than is taken; for good.
+    too_much: AtomicBool,
+    /// Over HTTP/1.1, whether an answer's head is waited for, and what has come instead: interim answers, and bytes in all.
+    waits_for_head: AtomicBool,
+    interim: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Over HTTP/2, frames that requests have earned and that are not yet in the meter.
+    earned: AtomicU32,
+    /// Over HTTP/2, how many requests the receiver takes at a time, once it has said so.
+    streams_max: AtomicUsize,
+    has_settings: AtomicBool,
+    settings_came: Notify,
+}
+
+impl Heard {
+    pub fn forget(&self) {
+        self.0.anything.store(false, Ordering::Relaxed);
+    }
+
+    pub fn anything(&self) -> bool {
+        self.0.anything.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has sent more than is taken of what brings nothing.
+    pub fn too_much(&self) -> bool {
+        self.0.too_much.load(Ordering::Relaxed)
+    }
+
+    /// Over HTTP/1.1: an answer's head is waited for from here on.
+    pub fn wait_for_head(&self) {
+        self.0.interim.store(0, Ordering::Relaxed);
+        self.0.bytes.store(0, Ordering::Relaxed);
+        self.0.waits_for_head.store(true, Ordering::Relaxed);
+    }
+
+    /// It is there.
+    pub fn head_came(&self) {
+        self.0.waits_for_head.store(false, Ordering::Relaxed);
+    }
+
+    /// An interim answer came instead.
+    pub fn interim_answer(&self) {
+        if self.0.interim.fetch_add(1, Ordering::Relaxed) >= WEBHOOK_INTERIM_ANSWERS_MAX {
+            self.0.too_much.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Over HTTP/2: a request goes out, which is answered with some frames.
+    pub fn request_sent(&self) {
+        self.0.earned.fetch_add(WEBHOOK_FRAMES_A_REQUEST, Ordering::Relaxed);
+    }
+
+    /// Over HTTP/2: how many requests may be under way on the connection. One until the receiver has sent its settings.
+    pub fn streams_max(&self) -> usize {
+        if !self.0.has_settings.load(Ordering::Relaxed) {
+            return 1;
+        }
+        self.0.streams_max.load(Ordering::Relaxed).min(WEBHOOK_STREAMS_PER_CONNECTION_MAX)
+    }
+
+    /// Over HTTP/2: waits for the receiver's settings, with which it begins.
+    pub async fn settings(&self) {
+        let came = self.0.settings_came.notified();
+        if !self.0.has_settings.load(Ordering::Relaxed) {
+            came.await;
+        }
+    }
+
+    /// The receiver's settings have come, with this many requests at a time where they say so.
+    fn note_settings(&self, streams_max: Option<u32>) {
+        let is_first = !self.0.has_settings.swap(true, Ordering::Relaxed);
+        match streams_max {
+            Some(max) => self.0.streams_max.store(max as usize, Ordering::Relaxed),
+            None if is_first => self.0.streams_max.store(usize::MAX, Ordering::Relaxed),
+            None => {}
+        }
+        self.0.settings_came.notify_waiters();
+    }
+
+    fn bytes_came(&self, bytes: usize) {
+        self.0.anything.store(true, Ordering::Relaxed);
+        if self.0.waits_for_head.load(Ordering::Relaxed)
+            && self.0.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > HEAD_BYTES_MAX
+        {
+            self.0.too_much.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.too_much() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too much that brings nothing"));
+        }
+        Ok(())
+    }
+}
+
+/// Counts HTTP/2 frames that bring no part of an answer: all but DATA, and DATA of next to nothing. Requests and time earn
+/// what is taken of them. Reads SETTINGS on the way: neither hyper nor h2 says when they come.
+struct FrameMeter {
+    /// Of the header of the frame that is being read.
+    header: [u8; FrameMeter::HEADER],
+    read: usize,
+    /// Of its payload, still to come.
+    left: usize,
+    /// Frames that are still taken.
+    ahead: u32,
+    refilled_at: Instant,
+    /// The settings that are being read: of one of them its bytes so far.
+    settings: Option<Settings>,
+    heard: Heard,
+}
+
+#[derive(Default)]
+struct Settings {
+    one: [u8; 6],
+    read: usize,
+    streams_max: Option<u32>,
+}
+
+impl Settings {
+    const MAX_CONCURRENT_STREAMS: u16 = 3;
+
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let part = (self.one.len() - self.read).min(bytes.len());
+            self.one[self.read..self.read + part].copy_from_slice(&bytes[..part]);
+            (self.read, bytes) = (self.read + part, &bytes[part..]);
+            if self.read == self.one.len() {
+                let [a, b, value @ ..] = self.one;
+                if u16::from_be_bytes([a, b]) == Self::MAX_CONCURRENT_STREAMS {
+                    self.streams_max = Some(u32::from_be_bytes(value));
+                }
+                self.read = 0;
+            }
+        }
+    }
+}
+
+impl FrameMeter {
+    const HEADER: usize = 9;
+    const DATA: u8 = 0;
+    const SETTINGS: u8 = 4;
+    const ACK: u8 = 1;
+    /// DATA of fewer bytes counts as well.
+    const DATA_MIN: usize = 64;
+
+    fn new(now: Instant, heard: Heard) -> Self {
+        Self {
+            header: [0; Self::HEADER],
+            read: 0,
+            left: 0,
+            ahead: WEBHOOK_FRAMES_AHEAD_MAX / 8,
+            refilled_at: now,
+            settings: None,
+            heard,
+        }
+    }
+
+    fn earn(&mut self, earned: u32, now: Instant) {
+        let seconds = now.saturating_duration_since(self.refilled_at).as_secs();
+        if seconds > 0 {
+            self.refilled_at = now;
+        }
+        let by_time = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(WEBHOOK_FRAMES_A_SECOND);
+        self.ahead = self.ahead.saturating_add(earned).saturating_add(by_time).min(WEBHOOK_FRAMES_AHEAD_MAX);
+    }
+
+    /// Whether all of `bytes` is still taken.
+    fn take(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let payload = self.left.min(bytes.len());
+            if let Some(settings) = &mut self.settings {
+                settings.take(&bytes[..payload]);
+            }
+            (self.left, bytes) = (self.left - payload, &bytes[payload..]);
+            if self.left == 0
+                && let Some(settings) = self.settings.take()
+            {
+                self.heard.note_settings(settings.streams_max);
+            }
+            let part = (Self::HEADER - self.read).min(bytes.len());
+            self.header[self.read..self.read + part].copy_from_slice(&bytes[..part]);
+            (self.read, bytes) = (self.read + part, &bytes[part..]);
+            if self.read < Self::HEADER {
+                continue;
+            }
+            let [a, b, c, kind, flags, ..] = self.header;
+            (self.read, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+            if kind == Self::SETTINGS && flags & Self::ACK == 0 {
+                if self.left == 0 {
+                    self.heard.note_settings(None);
+                } else {
+                    self.settings = Some(Settings::default());
+                }
+            }
+            if kind != Self::DATA || self.left < Self::DATA_MIN {
+                let Some(ahead) = self.ahead.checked_sub(1) else { return false };
+                self.ahead = ahead;
+            }
+        }
+        true
+    }
+}
+
+enum Inner {
+    Plain(TcpStream),
+    // The session's state is over a kilobyte.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What HTTP is spoken over.
+pub struct Stream {
+    inner: Inner,
+    heard: Heard,
+    /// Over HTTP/2.
+    frames: Option<FrameMeter>,
+}
+
+impl Stream {
+    pub fn plain(tcp: TcpStream) -> Self {
+        Self { inner: Inner::Plain(tcp), heard: Heard::default(), frames: None }
+    }
+
+    pub fn tls(tls: TlsStream<TcpStream>) -> Self {
+        let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let heard = Heard::default();
+        let frames = is_http2.then(|| FrameMeter::new(Instant::now(), heard.clone()));
+        Self { inner: Inner::Tls(Box::new(tls)), heard, frames }
+    }
+
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    /// Whether the receiver chose HTTP/2.
+    pub fn speaks_http2(&self) -> bool {
+        self.frames.is_some()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.heard.check()?;
+        let before = buf.filled().len();
+        ready!(match &mut this.inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Inner::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        })?;
+        let came = &buf.filled()[before..];
+        if !came.is_empty() {
+            this.heard.bytes_came(came.len());
+            if let Some(frames) = &mut this.frames {
+                frames.earn(this.heard.0.earned.swap(0, Ordering::Relaxed), Instant::now());
+                if !frames.take(came) {
+                    this.heard.0.too_much.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        Poll::Ready(this.heard.check())
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Inner::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Inner::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.inner {
+            Inner::Plain(tcp) => tcp.is_write_vectored(),
+            Inner::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Inner::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Inner::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let length = (payload as u32).to_be_bytes();
+        let header = [length[1], length[2], length[3], kind, 0, 0, 0, 0, 1];
+        [&header[..], &vec![7; payload]].concat()
+    }
+
+    #[test]
+    fn frames_that_bring_nothing_are_counted_however_they_are_cut() {
+        // SETTINGS, PING, empty DATA, DATA with 3 bytes, WINDOW_UPDATE; and DATA of weight, which is not counted.
+        let frames = [(4, 36), (6, 8), (0, 0), (0, 3), (8, 4), (0, 16_384), (0, 64)];
+        let bytes: Vec<u8> = frames.iter().flat_map(|(kind, payload)| frame(*kind, *payload)).collect();
+        for cut in [1, 2, 8, 9, 10, 17, 1000, bytes.len()] {
+            let mut meter = FrameMeter::new(Instant::now(), Heard::default());
+            let begun_with = meter.ahead;
+            assert!(bytes.chunks(cut).all(|bytes| meter.take(bytes)));
+            assert_eq!((begun_with - meter.ahead, meter.left, meter.read), (5, 0, 0), "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_the_receiver_says_about_streams_is_read_however_it_is_cut() {
+        let settings =
+            |payload: &[u8], flags: u8| [&[0, 0, payload.len() as u8, 4, flags, 0, 0, 0, 0][..], payload].concat();
+        let (window, streams) = ([0, 4, 0, 0, 255, 255], |max: u8| [0, 3, 0, 0, 0, max]);
+        for cut in [1, 5, 6, 7, 9, 15, 1000] {
+            let heard = Heard::default();
+            let mut meter = FrameMeter::new(Instant::now(), heard.clone());
+            let mut take = |bytes: &[u8]| bytes.chunks(cut).all(|bytes| meter.take(bytes));
+            assert_eq!(heard.streams_max(), 1);
+            // What only answers ours says nothing.
+            assert!(take(&settings(&[], 1)));
+            assert_eq!(heard.streams_max(), 1);
+            assert!(take(&settings(&window, 0)));
+            assert_eq!(heard.streams_max(), WEBHOOK_STREAMS_PER_CONNECTION_MAX);
+            assert!(take(&settings(&[window, streams(7)].concat(), 0)));
+            assert_eq!(heard.streams_max(), 7);
+            // Of another kind, with the same bytes in it.
+            assert!(take(&[&[0, 0, 6, 99, 0, 0, 0, 0, 0][..], &streams(9)].concat()));
+            assert!(take(&settings(&[], 0)) && take(&settings(&window, 0)));
+            assert_eq!(heard.streams_max(), 7);
+            assert!(take(&settings(&streams(0), 0)));
+            assert_eq!(heard.streams_max(), 0);
+        }
+    }
+
+    #[test]
+    fn requests_and_time_earn_what_is_taken() {
+        let now = Instant::now();
+        let mut meter = FrameMeter::new(now, Heard::default());
+        let settings = frame(4, 0);
+        let begun_with = meter.ahead;
+        for _ in 0..begun_with {
+            assert!(meter.take(&settings));
+        }
+        assert!(!meter.take(&settings));
+        meter.earn(2, now + Duration::from_millis(10));
+        assert!(meter.take(&settings) && meter.take(&settings));
+        assert!(!meter.take(&settings));
+        meter.earn(0, now + Duration::from_secs(1));
+        assert_eq!(meter.ahead, WEBHOOK_FRAMES_A_SECOND);
+        meter.earn(u32::MAX, now + Duration::from_secs(1_000_000));
+        assert_eq!(meter.ahead, WEBHOOK_FRAMES_AHEAD_MAX);
+    }
+}

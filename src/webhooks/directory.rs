@@ -1,0 +1,409 @@
+//! DIRECTORY: every enabled webhook endpoint, as planning and sending need it: filters parsed, headers built, secrets
+//! opened.
+//!
+//! A copy of the `endpoints` table in memory, replaced one organisation at a time. The claiming thread keeps it current:
+//! all of it whenever changes may have been missed, an organisation's part when it changed (from any process, within a
+//! second). A control request that changes an endpoint refreshes that organisation itself before it is answered, so what
+//! was just created takes the next event.
+//!
+//! **An endpoint that nothing can be sent to now is held**: its secret cannot be opened here, its organisation is disabled,
+//! or its row cannot be read. It is loud, and alone: the others are planned and sent. What is planned for it is due for any server that
+//! can send it, and waits where none can; no attempt is made. For a row that cannot be read nothing is planned.
+//!
+//! Readers take one read lock for a batch; an organisation without endpoints costs them one lookup. About 1 KiB an
+//! endpoint, and [`limits::ENDPOINTS_PER_ORG_MAX`] of them for each organisation, which only the operator makes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use hyper::Uri;
+use hyper::header::HeaderMap;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{EndpointId, Event, OrgId};
+use millrace_base::limits;
+use millrace_store::webhooks::{Endpoint, EndpointRow, Unreadable};
+use millrace_store::{Store, StoreError};
+
+use super::clock::DeliveryClock;
+use super::config::SECRET_KEY_FILE;
+use super::filter::{self, EventTypeFilter};
+use super::headers;
+use super::outcome::ErrorClass;
+use super::room::Share;
+use super::schedules::Schedules;
+use super::secret::{SecretBox, WebhookSecret};
+use super::target::{TargetPolicy, request_uri};
+
+/// One endpoint, ready for use.
+pub struct LiveEndpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Whose it is.
+    pub org: OrgId,
+    /// What its requests are made of; or why none can be made.
+    pub outfit: Result<Outfit, ErrorClass>,
+    org_disabled: bool,
+    /// Requests per second, at most.
+    pub rate_limit_per_second: Option<u32>,
+    /// Since when nothing but failures came back, as noted in the database when it was last read.
+    pub failing_since: Option<Timestamp>,
+    /// What it holds of the room, and whether its circuit is open; outlives changes of the endpoint, but not its being
+    /// disabled, enabled or held, nor another URL: its circuit was that of another receiver.
+    pub share: Arc<Share>,
+    event_types: Option<Vec<EventTypeFilter>>,
+    /// Its URL as its owner gave it.
+    given_url: String,
+    enabled_at: Option<Timestamp>,
+}
+
+/// What an endpoint's requests are made of.
+pub struct Outfit {
+    /// Where they go.
+    pub url: Uri,
+    /// What each carries besides the standard fields.
+    pub headers: HeaderMap,
+    secret: WebhookSecret,
+    previous_secret: Option<(WebhookSecret, Timestamp)>,
+}
+
+impl Outfit {
+    /// The secrets to sign with at `now`, the current one first.
+    pub fn secrets(&self, now: Timestamp) -> impl Iterator<Item = &WebhookSecret> {
+        let previous = self.previous_secret.iter().filter(move |(_, until)| now < *until).map(|(secret, _)| secret);
+        std::iter::once(&self.secret).chain(previous)
+    }
+}
+
+impl LiveEndpoint {
+    /// Whether nothing is sent to it for now, by this server at least: what is due for it waits.
+    pub fn is_held(&self) -> bool {
+        self.org_disabled || self.is_unsignable()
+    }
+
+    /// Whether what is known of it still holds for `endpoint`: it has not been held, enabled or moved since.
+    fn is_same_as(&self, endpoint: &Endpoint) -> bool {
+        !self.is_held() && self.given_url == endpoint.url && self.enabled_at == endpoint.enabled_at
+    }
+
+    fn is_unsignable(&self) -> bool {
+        matches!(self.outfit, Err(ErrorClass::SecretUnavailable))
+    }
+
+    /// Whether events of this type go to it.
+    pub fn wants(&self, event_type: &str) -> bool {
+        self.event_types.as_ref().is_none_or(|filters| filter::matches_any(filters, event_type))
+    }
+}
+
+/// All of them.
+pub struct Directory {
+    entries: RwLock<Entries>,
+    is_loaded: AtomicBool,
+    /// Whether the first reading found that secrets are sealed with a key that is not here, and no later one the opposite.
+    is_key_foreign: AtomicBool,
+    secrets: Arc<SecretBox>,
+    policy: TargetPolicy,
+    /// Asked for the time with the first reading of all: before anything is planned.
+    clock: Arc<DeliveryClock>,
+    /// Asked for with it: before anything can be failed for good.
+    schedules: Arc<Schedules>,
+    /// Held from the question to the store until its answer is in `entries`: an older answer never replaces a newer one.
+    refreshing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_org: HashMap<OrgId, Vec<Arc<LiveEndpoint>>>,
+    by_id: HashMap<EndpointId, Arc<LiveEndpoint>>,
+    /// Whose rows cannot be read.
+    unreadable: HashMap<EndpointId, OrgId>,
+}
+
+impl Entries {
+    fn replace(&mut self, org: OrgId, rows: Rows) {
+        for endpoint in self.by_org.remove(&org).into_iter().flatten() {
+            self.by_id.remove(&endpoint.id);
+        }
+        self.unreadable.retain(|_, of| *of != org);
+        self.add(rows);
+    }
+
+    fn add(&mut self, rows: Rows) {
+        for endpoint in rows.live {
+            self.by_id.insert(endpoint.id, Arc::clone(&endpoint));
+            self.by_org.entry(endpoint.org).or_default().push(endpoint);
+        }
+        self.unreadable.extend(rows.unreadable.into_iter().map(|row| (row.id, row.org)));
+    }
+}
+
+/// Some of the rows.
+#[derive(Default)]
+struct Rows {
+    /// The enabled ones.
+    live: Vec<Arc<LiveEndpoint>>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Directory {
+    /// An empty one, which knows nothing until the first refresh of all.
+    pub fn new(
+        secrets: Arc<SecretBox>,
+        policy: TargetPolicy,
+        clock: Arc<DeliveryClock>,
+        schedules: Arc<Schedules>,
+    ) -> Self {
+        Self {
+            entries: RwLock::default(),
+            is_loaded: AtomicBool::new(false),
+            is_key_foreign: AtomicBool::new(false),
+            secrets,
+            policy,
+            clock,
+            schedules,
+            refreshing: Mutex::default(),
+        }
+    }
+
+    /// Whether it has been read at all.
+    pub fn is_loaded(&self) -> bool {
+        // Pairs with the release in `refresh_all`.
+        self.is_loaded.load(Ordering::Acquire)
+    }
+
+    /// Why this server should not be relied on, for `/ready`: it was started with another key than secrets are sealed with.
+    /// Not where the key became another one's while it ran: what a tenant or another server does must not take it away.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.is_key_foreign.load(Ordering::Relaxed).then_some(
+            "webhook_secret_key is not the key that endpoints' secrets are sealed with; the log says what to do. Events \
+             are accepted, webhooks wait",
+        )
+    }
+
+    /// The endpoint, where it is there, enabled, and not held.
+    pub fn get(&self, id: EndpointId) -> Option<Arc<LiveEndpoint>> {
+        self.read().by_id.get(&id).filter(|endpoint| !endpoint.is_held()).cloned()
+    }
+
+    /// Whether it is there and enabled, and nothing can be sent to it now.
+    pub fn is_held(&self, id: EndpointId) -> bool {
+        let entries = self.read();
+        entries.unreadable.contains_key(&id) || entries.by_id.get(&id).is_some_and(|endpoint| endpoint.is_held())
+    }
+
+    /// How many this server can send nothing to until an operator has looked.
+    pub fn unusable(&self) -> usize {
+        let entries = self.read();
+        entries.unreadable.len() + entries.by_id.values().filter(|endpoint| endpoint.is_unsignable()).count()
+    }
+
+    /// All that [`Self::get`] would give, in no order.
+    pub fn ids(&self) -> Vec<EndpointId> {
+        self.read().by_id.values().filter(|endpoint| !endpoint.is_held()).map(|endpoint| endpoint.id).collect()
+    }
+
+    /// Calls `plan` with each event's place and each endpoint that wants it, event by event.
+    ///
+    /// # Errors
+    /// `Unavailable` until the endpoints have been read for the first time: an event stored before that would miss them.
+    pub fn for_each_wanted(
+        &self,
+        events: &[Event],
+        mut plan: impl FnMut(usize, &Arc<LiveEndpoint>),
+    ) -> Result<(), StoreError> {
+        if !self.is_loaded() {
+            return Err(StoreError::Unavailable("the webhook endpoints have not been read yet".to_owned()));
+        }
+        let entries = self.read();
+        if entries.by_org.is_empty() {
+            return Ok(());
+        }
+        for (index, event) in events.iter().enumerate() {
+            for endpoint in entries.by_org.get(&event.org).into_iter().flatten() {
+                if endpoint.wants(event.type_text()) {
+                    plan(index, endpoint);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one organisation's endpoints again.
+    pub fn refresh(&self, store: &dyn Store, org: OrgId) -> Result<(), StoreError> {
+        let _turn = self.turn();
+        let mut said = Said::default();
+        let found = self.rows(store.endpoints(org)?, &mut said);
+        self.write().replace(org, found);
+        Ok(())
+    }
+
+    /// Reads all endpoints again, what time it is, and what else servers must agree on.
+    pub fn refresh_all(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let _turn = self.turn();
+        self.clock.follow(store)?;
+        self.schedules.follow(store)?;
+        self.check_key(store)?;
+        let mut fresh = Entries::default();
+        let mut after = None;
+        let mut said = Said::default();
+        loop {
+            let page = store.all_endpoints(after, limits::ENDPOINTS_PAGE)?;
+            let is_last = page.len() < limits::ENDPOINTS_PAGE as usize;
+            after = page.last().map(|row| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id));
+            fresh.add(self.rows(page, &mut said));
+            if is_last {
+                break;
+            }
+        }
+        *self.write() = fresh;
+        self.is_loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether secrets are sealed with a key that is here. A store that refuses to tell is no reason to take no events: what
+    /// cannot be signed waits all the same.
+    fn check_key(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let key = match store.sealing_key() {
+            Err(error @ StoreError::Misconfigured(_)) => {
+                tracing::warn!(%error, "whether webhook_secret_key is the other servers' key cannot be found out");
+                return Ok(());
+            }
+            key => key?,
+        };
+        let is_foreign = key.is_some_and(|key| !self.secrets.fingerprints().contains(&key));
+        if is_foreign {
+            tracing::error!(
+                "webhook_secret_key is not the key that endpoints' secrets are sealed with in this database: what it \
+                 cannot sign waits, for another server or another key, and it seals no secret. Set MILLRACE_WEBHOOK_SECRET_KEY \
+                 to the same value on every server, or put {SECRET_KEY_FILE} back; where that key is lost: `millrace \
+                 endpoint accept-key`"
+            );
+        }
+        if !is_foreign || !self.is_loaded() {
+            self.is_key_foreign.store(is_foreign, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The enabled ones of what was read, with the shares they already have.
+    fn rows(&self, read: Vec<EndpointRow>, said: &mut Said) -> Rows {
+        let entries = self.read();
+        let mut rows = Rows::default();
+        for row in read {
+            match row {
+                Ok(endpoint) if endpoint.enabled => {
+                    let known = entries.by_id.get(&endpoint.id);
+                    let share = known.filter(|known| known.is_same_as(&endpoint));
+                    let share: Arc<Share> = share.map_or_else(Arc::default, |known| Arc::clone(&known.share));
+                    share.set_rate(endpoint.rate_limit_per_second);
+                    rows.live.push(Arc::new(self.live(&endpoint, share, said)));
+                }
+                Ok(_) => {}
+                Err(unreadable) => {
+                    let Unreadable { id, org, why } = &unreadable;
+                    said.one(|| {
+                        tracing::error!(endpoint = %id, %org, why, "the row of a webhook endpoint cannot be read: nothing is planned for it or \
+                            sent to it; mend it, or delete it with `millrace endpoint delete`");
+                    });
+                    rows.unreadable.push(unreadable);
+                }
+            }
+        }
+        rows
+    }
+
+    fn live(&self, endpoint: &Endpoint, share: Arc<Share>, said: &mut Said) -> LiveEndpoint {
+        let parse = |text: &String| match EventTypeFilter::parse(text) {
+            Ok(filter) => Some(filter),
+            Err(why) => {
+                tracing::error!(endpoint = %endpoint.id, why, "an event type of a webhook endpoint cannot be read and is left out");
+                None
+            }
+        };
+        LiveEndpoint {
+            id: endpoint.id,
+            org: endpoint.org,
+            outfit: self.outfit(endpoint, said),
+            org_disabled: endpoint.org_disabled,
+            rate_limit_per_second: endpoint.rate_limit_per_second,
+            failing_since: endpoint.failing_since,
+            share,
+            given_url: endpoint.url.clone(),
+            enabled_at: endpoint.enabled_at,
+            event_types: endpoint.event_types.as_ref().map(|types| types.iter().filter_map(parse).collect()),
+        }
+    }
+
+    fn outfit(&self, endpoint: &Endpoint, said: &mut Said) -> Result<Outfit, ErrorClass> {
+        let secret = self.secrets.open(endpoint.id, &endpoint.secret).map_err(|why| {
+            said.one(|| {
+                tracing::error!(endpoint = %endpoint.id, org = %endpoint.org, why, "a webhook endpoint's secret cannot be opened; what is due for it \
+                    waits until it can, here or on another server");
+            });
+            ErrorClass::SecretUnavailable
+        })?;
+        let previous_secret = match &endpoint.previous_secret {
+            Some((sealed, until)) if *until > self.clock.shown() => match self.secrets.open(endpoint.id, sealed) {
+                Ok(previous) => Some((previous, *until)),
+                Err(why) => {
+                    said.one(|| {
+                        tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint's previous secret cannot be opened; only the present one signs");
+                    });
+                    None
+                }
+            },
+            _ => None,
+        };
+        let refused = |why: String| {
+            tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint is not allowed any more; what is sent to it is blocked");
+            ErrorClass::AddressNotAllowed
+        };
+        Ok(Outfit {
+            url: self
+                .policy
+                .parse_url(&endpoint.url)
+                .and_then(|url| request_uri(&url).map_err(|error| error.to_string()))
+                .map_err(refused)?,
+            headers: headers::parse(&endpoint.headers).map_err(refused)?,
+            secret,
+            previous_secret,
+        })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.refreshing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often one reading complains: a key that opens nothing makes as many complaints as there are endpoints.
+#[derive(Default)]
+struct Said(usize);
+
+impl Said {
+    const MOST: usize = 10;
+
+    fn one(&mut self, say: impl FnOnce()) {
+        self.0 += 1;
+        if self.0 <= Self::MOST {
+            say();
+        }
+    }
+}
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        if let Some(more) = self.0.checked_sub(Self::MOST).filter(|more| *more > 0) {
+            tracing::error!(more, "more complaints of this kind about webhook endpoints");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! JUDGEMENT: what follows from an attempt, as one pure step: no clock, no network, no database.
+
+use std::time::Duration;
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::DeliveryId;
+use millrace_metrics::DeliveryOutcome;
+use millrace_store::webhooks::{Attempt, AttemptResult, Next};
+
+use super::outcome::{Outcome, Trouble, Verdict};
+use super::outgoing::Outgoing;
+use super::schedule::RetrySchedule;
+
+/// One attempt that was made.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+/// What is recorded of `made`, and what becomes of the delivery.
+pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySchedule) -> AttemptResult {
+    let (delivery, number) = (outgoing.hold.delivery(), outgoing.attempts_made + 1);
+    let next = match made.outcome.verdict() {
+        Verdict::Delivered => Next::Delivered,
+        Verdict::Blocked => Next::Blocked,
+        Verdict::Gone => Next::Failed,
+        Verdict::Retry(after) => {
+            let random = random(delivery, number);
+            schedule.next_attempt(outgoing.schedule_step + 1, now, after, random).map_or(Next::Failed, Next::RetryAt)
+        }
+    };
+    let (status_code, response_body) = match made.outcome.answer {
+        Some(answer) => (Some(answer.status), Some(answer.body).filter(|body| !body.is_empty())),
+        None => (None, None),
+    };
+    let attempt = Attempt {
+        delivery,
+        number,
+        at: made.at,
+        status_code,
+        error: made.outcome.error.as_ref().map(Trouble::recorded),
+        latency: made.latency,
+        response_body,
+    };
+    AttemptResult { attempt, lease: outgoing.hold.lease().until, next }
+}
+
+/// How the metric counts it.
+pub fn counted(next: Next) -> DeliveryOutcome {
+    match next {
+        Next::Delivered => DeliveryOutcome::Delivered,
+        Next::RetryAt(_) => DeliveryOutcome::Retried,
+        Next::Failed => DeliveryOutcome::Failed,
+        Next::Blocked => DeliveryOutcome::Blocked,
+    }
+}
+
+/// In 0..1, spread evenly over deliveries and attempts: what spreads retries need not be unpredictable, and the low bits
+/// of a `UUIDv7` are random.
+fn random(delivery: DeliveryId, number: u32) -> f64 {
+    let bits = (delivery.0.as_u128() as u32).wrapping_add(number.wrapping_mul(0x9E37_79B9));
+    f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[cfg(test)]
+#[path = "judgement_tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+//! OUTBOX: the writers' side. Plans the deliveries of a batch before it is stored, and hands those of new events to the
+//! sender once they are committed.
+//!
+//! A delivery is *born claimed* where there is room for it in memory: its row is inserted with the lease of this server
+//! and sent from memory, so in the usual case the database is asked for nothing between an event and its attempt. Where
+//! there is no room, or this server dies, the row is due in the database like any other.
+//!
+//! Runs on the `writer-N` threads. A batch in which nobody has an endpoint costs one lookup an event and no allocation.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedSender;
+use uuid::Uuid;
+
+use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
+use millrace_store::webhooks::{Endpoint, PlannedDelivery};
+use millrace_store::{Store, StoreError};
+
+use super::clock::DeliveryClock;
+use super::directory::{Directory, LiveEndpoint};
+use super::filter::EventTypeFilter;
+use super::lease::{Lease, Leases};
+use super::outgoing::{Outgoing, body, body_len};
+use super::room::{Reservation, Room};
+
+/// What the writers need to know of webhooks.
+pub struct Outbox {
+    pub(super) directory: Arc<Directory>,
+    pub(super) room: Arc<Room>,
+    /// To the sender. Bounded by the reservations that travel through it.
+    pub(super) sender: UnboundedSender<Vec<Outgoing>>,
+    pub(super) clock: Arc<DeliveryClock>,
+    pub(super) leases: Arc<Leases>,
+    /// How long a lease lasts.
+    pub(super) lease: Duration,
+    pub(super) is_closed: AtomicBool,
+}
+
+/// The deliveries of one batch; dropping it gives up the places that were reserved.
+#[derive(Default)]
+pub struct Plan {
+    /// In the order of the events; to be stored with them.
+    pub deliveries: Vec<PlannedDelivery>,
+    /// One for each of `deliveries`.
+    kept: Vec<Option<Kept>>,
+}
+
+/// What stays in memory of a planned delivery.
+struct Kept {
+    /// Place of its event in the batch.
+    event: usize,
+    endpoint: Arc<LiveEndpoint>,
+    lease: Lease,
+    reservation: Reservation,
+}
+
+impl Outbox {
+    /// From now on, what is planned stays in the database.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// How many deliveries each of these events owes, as far as endpoints are known now; empty where none owes any.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn owed(&self, events: &[Event]) -> Result<Vec<u32>, StoreError> {
+        let mut owed = Vec::new();
+        self.directory.for_each_wanted(events, |index, _| {
+            if owed.is_empty() {
+                owed.resize(events.len(), 0);
+            }
+            owed[index] += 1;
+        })?;
+        Ok(owed)
+    }
+
+    /// The deliveries of these events, for the endpoints that are known now.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] until the endpoints have been read for the first time.
+    pub fn plan(&self, events: &[Event]) -> Result<Plan, StoreError> {
+        let mut plan = Plan::default();
+        self.directory.for_each_wanted(events, |index, endpoint| self.add(&mut plan, events, index, endpoint))?;
+        Ok(plan)
+    }
+
+    fn add(&self, plan: &mut Plan, events: &[Event], index: usize, endpoint: &Arc<LiveEndpoint>) {
+        let event = &events[index];
+        let bytes = body_len(event.type_text(), event.payload().len());
+        let (now, is_closed) = (Instant::now(), self.is_closed.load(Ordering::Relaxed));
+        let is_kept = !is_closed && !endpoint.is_held();
+        let reservation = if is_kept { self.room.reserve(&endpoint.share, bytes, now) } else { None };
+        if reservation.is_none() && !endpoint.is_held() && !self.room.is_sated(&endpoint.share, now) {
+            self.room.want();
+        }
+        let kept = reservation.map(|reservation| Kept {
+            event: index,
+            endpoint: Arc::clone(endpoint),
+            lease: Lease::begin(&self.clock, self.lease),
+            reservation,
+        });
+        plan.deliveries.push(PlannedDelivery {
+            id: DeliveryId(Uuid::now_v7()),
+            event: event.id,
+            endpoint: endpoint.id,
+            org: endpoint.org,
+            // What is not kept is due at once, by the clock that whoever claims it goes by.
+            lease_until: Some(kept.as_ref().map_or_else(|| self.clock.now(), |kept| kept.lease.until)),
+        });
+        plan.kept.push(kept);
+    }
+
+    /// The events are committed, and of the planned deliveries those in `stored`: the others' events were copies.
+    pub fn committed(&self, plan: Plan, events: &[Event], stored: &[DeliveryId]) {
+        if plan.deliveries.is_empty() {
+            return;
+        }
+        let stored: HashSet<DeliveryId> = stored.iter().copied().collect();
+        let mut bodies = Bodies::default();
+        let outgoing: Vec<Outgoing> = plan
+            .deliveries
+            .iter()
+            .zip(plan.kept)
+            .filter_map(|(planned, kept)| kept.filter(|_| stored.contains(&planned.id)).map(|kept| (planned.id, kept)))
+            .filter_map(|(delivery, Kept { event: index, endpoint, lease, reservation })| {
+                let event = &events[index];
+                Some(Outgoing {
+                    // Whoever claimed it already, because a clock was stepped, has it.
+                    hold: self.leases.hold(delivery, lease)?,
+                    event: event.id,
+                    endpoint: endpoint.id,
+                    rate_limit_per_second: endpoint.rate_limit_per_second,
+                    body: bodies.of(index, event),
+                    received_at: event.received_at,
+                    attempts_made: 0,
+                    schedule_step: 0,
+                    reservation,
+                })
+            })
+            .collect();
+        if !outgoing.is_empty() {
+            // At the end nobody takes them any more: they are due when their leases run out.
+            let _ = self.sender.send(outgoing);
+        }
+    }
+}
+
+/// The deliveries of one event of `org` for its endpoints as they are in the store now, due at once for any server: for who
+/// has no directory, as the command line.
+pub fn plan_for_any_server(
+    store: &dyn Store,
+    org: OrgId,
+    event: EventId,
+    event_type: &str,
+) -> Result<Vec<PlannedDelivery>, StoreError> {
+    let wants = |types: &Vec<String>| {
+        types.iter().filter_map(|text| EventTypeFilter::parse(text).ok()).any(|filter| filter.matches(event_type))
+    };
+    let wanted =
+        store.endpoints(org)?.into_iter().flatten().filter(|e| e.enabled && e.event_types.as_ref().is_none_or(wants));
+    let plan = |endpoint: Endpoint| PlannedDelivery {
+        id: DeliveryId(Uuid::now_v7()),
+        event,
+        endpoint: endpoint.id,
+        org,
+        lease_until: None,
+    };
+    Ok(wanted.map(plan).collect())
+}
+
+/// The last body that was made: deliveries of one event stand together.
+#[derive(Default)]
+struct Bodies(Option<(usize, Bytes)>);
+
+impl Bodies {
+    fn of(&mut self, index: usize, event: &Event) -> Bytes {
+        match &self.0 {
+            Some((made_for, made)) if *made_for == index => made.clone(),
+            _ => {
+                let made = body(event.type_text(), event.received_at, event.payload());
+                self.0.insert((index, made)).1.clone()
+            }
+        }
+    }
+}

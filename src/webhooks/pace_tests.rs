@@ -1,0 +1,101 @@
+//! Ten minutes of an endpoint with a backlog, with the clock in the test's hand: what waits, what is claimed, and what is
+//! sent when.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use millrace_base::event::EndpointId;
+use millrace_base::limits;
+
+use super::fair::{Fair, Turn};
+use super::room::{Reservation, Room, Share};
+
+const CONCURRENCY: usize = 32;
+const TIMEOUT: Duration = limits::WEBHOOK_TIMEOUT_DEFAULT;
+const TICK: Duration = Duration::from_millis(1);
+
+struct Waiting {
+    lease_ends: Instant,
+    _place: Reservation,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Sent {
+    /// At the end of each minute.
+    minutes: Vec<usize>,
+    /// Given back unsent.
+    too_late: usize,
+    /// Held when the lease had ended.
+    lost: usize,
+}
+
+/// Claims every second what there is room for, as the claiming thread does; the backlog never ends.
+fn ten_minutes(rate: Option<u32>, latency: Duration) -> Sent {
+    let lease = TIMEOUT + limits::DELIVERY_LEASE_MARGIN;
+    let (room, _bell) = Room::new(CONCURRENCY);
+    let (share, id, start) = (Arc::new(Share::default()), EndpointId(Uuid::from_u128(1)), Instant::now());
+    share.set_rate(rate);
+    let mut fair = Fair::new(CONCURRENCY);
+    let mut in_flight: VecDeque<(Instant, Waiting)> = VecDeque::new();
+    let (mut sent, mut count) = (Sent::default(), 0);
+    for tick in 0..600_000 {
+        let now = start + TICK * tick;
+        if tick % 1000 == 0 {
+            while let Some(place) = room.reserve(&share, 100, now) {
+                fair.push(id, rate, Waiting { lease_ends: now + lease, _place: place });
+            }
+        }
+        while in_flight.front().is_some_and(|(ends, _)| *ends <= now) {
+            in_flight.pop_front();
+            share.note_pace(latency, fair.backlogged(id));
+            fair.done(id, now);
+        }
+        while let Some(turn) = fair.next(now, |waiting| waiting.lease_ends <= now + TIMEOUT) {
+            match turn {
+                Turn::Send(waiting) => {
+                    count += 1;
+                    in_flight.push_back((now + latency, waiting));
+                }
+                Turn::TooLate(waiting) => {
+                    sent.too_late += 1;
+                    sent.lost += usize::from(waiting.lease_ends <= now);
+                }
+            }
+        }
+        if (tick + 1) % 60_000 == 0 {
+            sent.minutes.push(count);
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_rate_is_met_for_as_long_as_there_is_a_backlog() {
+    for rate in [1, 5, 20, 500] {
+        let sent = ten_minutes(Some(rate), Duration::from_millis(5));
+        for (minute, sent) in (1_u32..).zip(&sent.minutes) {
+            let due = f64::from(minute) * 60.0 * f64::from(rate);
+            assert!((*sent as f64 - due).abs() <= due * 0.02, "{sent} instead of {due} at {rate} a second");
+        }
+        assert_eq!((sent.too_late, sent.lost), (0, 0), "at {rate} a second");
+    }
+}
+
+#[test]
+fn a_slow_receiver_never_waits_and_no_lease_is_lost() {
+    for latency in [Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(14)] {
+        let sent = ten_minutes(None, latency);
+        for (minute, sent) in (1_u32..).zip(&sent.minutes) {
+            let due = f64::from(minute) * 60.0 / latency.as_secs_f64() * CONCURRENCY as f64;
+            // What is in flight was sent before it is answered.
+            assert!((*sent as f64 - due).abs() <= due * 0.02 + CONCURRENCY as f64, "{sent} instead of {due}");
+        }
+        // The first load came before anything was known of its pace; what of it was too late was given back in time.
+        assert!(sent.too_late < limits::DELIVERIES_HELD_MAX / 5, "{}", sent.too_late);
+        assert_eq!(sent.lost, 0);
+    }
+}

@@ -1,0 +1,131 @@
+//! SCHEDULES: the schedule of retries that holds, where servers on one database are configured with different ones.
+//!
+//! **The longest holds, on all of them.** Whoever makes a delivery's last attempt fails it for good, so a server with
+//! fewer retries would use up what another still meant to send. Which one was meant is not known; a delivery that is tried
+//! for longer than meant does no harm. All of them say so (ERROR) until they agree.
+//!
+//! Each server notes its own every ten seconds and reads the others'. One that ends takes its own away; one that was killed
+//! is heard for [`RETRY_SCHEDULE_ALIVE`](millrace_base::limits::RETRY_SCHEDULE_ALIVE) more.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millrace_store::{Store, StoreError};
+
+use super::schedule::RetrySchedule;
+
+/// See the module. Shared by the threads that send and claim.
+#[derive(Debug)]
+pub struct Schedules {
+    own: RetrySchedule,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// As they were written, in their order.
+    others: Vec<String>,
+    holds: Arc<RetrySchedule>,
+    pause_max: Duration,
+    /// The store refuses to tell, and that was said.
+    is_refused: bool,
+}
+
+impl Schedules {
+    /// Knows no other yet.
+    pub fn new(own: RetrySchedule) -> Self {
+        let (holds, pause_max) = (Arc::new(own.clone()), own.pause_max());
+        Self { own, known: Mutex::new(Known { others: Vec::new(), holds, pause_max, is_refused: false }) }
+    }
+
+    /// The one that holds.
+    pub fn current(&self) -> Arc<RetrySchedule> {
+        Arc::clone(&self.lock().holds)
+    }
+
+    /// The longest time from an attempt to the next, on whichever server.
+    pub fn pause_max(&self) -> Duration {
+        self.lock().pause_max
+    }
+
+    /// Says which is this server's, and hears of the others'.
+    ///
+    /// # Errors
+    /// Where the store is away. One that refuses tells of no others.
+    pub fn follow(&self, store: &dyn Store) -> Result<(), StoreError> {
+        match store.note_retry_schedule(&self.own.to_string()) {
+            Ok(others) => self.learn(others),
+            Err(error @ (StoreError::Misconfigured(_) | StoreError::RowRefused(_))) => {
+                if !std::mem::replace(&mut self.lock().is_refused, true) {
+                    tracing::warn!(%error, "whether other servers have another webhook_retry_schedule cannot be found out");
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Takes this server's away, as far as the store can be asked.
+    pub fn leave(&self, store: &dyn Store) {
+        let _ = store.forget_retry_schedule(&self.own.to_string());
+    }
+
+    fn learn(&self, others: Vec<String>) {
+        let mut known = self.lock();
+        known.is_refused = false;
+        if known.others == others {
+            return;
+        }
+        // What another version writes and this one cannot read is named in the line below, and does not count.
+        let parsed: Vec<RetrySchedule> = others.iter().filter_map(|text| RetrySchedule::parse(text).ok()).collect();
+        let all = || std::iter::once(&self.own).chain(&parsed);
+        let holds = all().max_by(|one, other| one.length().cmp(&other.length())).expect("the own one");
+        known.pause_max = all().map(RetrySchedule::pause_max).max().expect("the own one");
+        known.holds = Arc::new(holds.clone());
+        let (own, holds) = (self.own.to_string(), holds.to_string());
+        if others.is_empty() {
+            tracing::info!(own, "all servers on this database have the same webhook_retry_schedule again");
+        } else {
+            let others: Vec<String> = others.iter().map(|other| format!("`{other}`")).collect();
+            tracing::error!(
+                own,
+                others = others.join(" "),
+                holds,
+                "servers on this database have different schedules of retries, and the longest holds on all of them: set \
+                 MILLRACE_WEBHOOK_RETRY_SCHEDULE (webhook_retry_schedule) to the same on every one"
+            );
+        }
+        known.others = others;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_holds_as_long_as_its_server_is_there() {
+        let day = Duration::from_secs(86_400);
+        let schedules = Schedules::new(RetrySchedule::parse("5s,5s").unwrap());
+        let holds = || schedules.current().to_string();
+        assert_eq!((holds(), schedules.pause_max()), ("5s,5s".to_owned(), day));
+        for (others, longest) in [
+            (&[""][..], "5s,5s"),
+            (&["", "1s,1s,1s"], "1s,1s,1s"),
+            (&["5s,6s"], "5s,6s"),
+            (&["4s,6s"], "5s,5s"),
+            (&["1s,1s,1fortnight"], "5s,5s"),
+            (&[], "5s,5s"),
+        ] {
+            schedules.learn(others.iter().map(|other| (*other).to_owned()).collect());
+            assert_eq!(holds(), longest, "{others:?}");
+        }
+        // What another server planned is not taken for a wrong clock's.
+        schedules.learn(vec!["7d".to_owned()]);
+        assert_eq!((holds().as_str(), schedules.pause_max()), ("5s,5s", 7 * day * 6 / 5));
+    }
+}

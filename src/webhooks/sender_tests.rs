@@ -1,0 +1,160 @@
+//! What follows from attempts, on a real endpoint of a real store; the client's way to addresses is in the test's hand.
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver as Notes, unbounded};
+use futures_util::future::{BoxFuture, ready};
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use millrace_base::event::DeliveryId;
+
+use super::*;
+use crate::client::{ClientConfig, Found, NameFiles, Resolve, Roots, Unresolved};
+use crate::lease::{Lease, Leases};
+use crate::schedule::RetrySchedule;
+use crate::schedules::Schedules;
+use crate::secret::{SecretBox, WebhookSecret};
+use crate::target::TargetPolicy;
+use crate::test_store::TestStore;
+use crate::unrecorded::Unrecorded;
+
+/// Panics in the attempt itself, or knows nothing for reasons of its own.
+struct Resolver {
+    panics: bool,
+}
+
+impl Resolve for Resolver {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
+        Box::pin(ready(Err(Unresolved::Resolver)))
+    }
+
+    fn generation(&self) -> BoxFuture<'_, u64> {
+        assert!(!self.panics, "as told");
+        Box::pin(ready(0))
+    }
+}
+
+/// A sender with one endpoint, and what it tells the recorder.
+struct Fixture {
+    sender: Sender,
+    endpoint: Arc<LiveEndpoint>,
+    notes: Notes<Note>,
+    _dir: tempfile::TempDir,
+}
+
+fn fixture(resolver: Resolver) -> Fixture {
+    let secrets = Arc::new(SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap());
+    let seal = |id| (secrets.seal(id, &WebhookSecret::generate().unwrap()).unwrap(), secrets.fingerprints());
+    let TestStore { store, endpoint: id, dir, .. } = TestStore::new(seal);
+    let clock = Arc::<DeliveryClock>::default();
+    let schedules = Arc::new(Schedules::new(RetrySchedule::parse(limits::WEBHOOK_RETRY_SCHEDULE_DEFAULT).unwrap()));
+    let policy = TargetPolicy::default();
+    let directory = Arc::new(Directory::new(secrets, policy, Arc::clone(&clock), Arc::clone(&schedules)));
+    directory.refresh_all(&*store).unwrap();
+    let endpoint = directory.get(id).unwrap();
+    let client = ClientConfig {
+        policy: TargetPolicy::default(),
+        timeout: limits::WEBHOOK_TIMEOUT_DEFAULT,
+        connect_timeout: limits::WEBHOOK_CONNECT_TIMEOUT_DEFAULT,
+        response_bytes_max: 1024,
+        roots: Roots::Webpki,
+        ca_file: None,
+        proxy: None,
+        name_files: NameFiles::default(),
+    };
+    let (to_recorder, notes) = unbounded();
+    let sender = Sender {
+        inbox: mpsc::unbounded_channel().1,
+        notes: to_recorder,
+        directory,
+        room: Room::new(32).0,
+        client: WebhookClient::with_resolver(client, Arc::new(resolver)).unwrap(),
+        clock,
+        schedules,
+        timeout: limits::WEBHOOK_TIMEOUT_DEFAULT,
+        unrecorded: Arc::new(Unrecorded::new(limits::DELIVERY_LEASE_MARGIN)),
+        is_held_up: false,
+        metrics: Metrics::new(1),
+        stop: Arc::new(watch::channel(None).1),
+        fair: Fair::new(32),
+        attempts: JoinSet::new(),
+        circuits: HashMap::new(),
+        healed: HashMap::new(),
+        prune_at: None,
+        open_circuits: 0,
+    };
+    Fixture { sender, endpoint, notes, _dir: dir }
+}
+
+impl Fixture {
+    fn outgoing(&self) -> Outgoing {
+        let lease = Lease::begin(&self.sender.clock, self.sender.timeout + limits::DELIVERY_LEASE_MARGIN);
+        Outgoing {
+            hold: Arc::<Leases>::default().hold(DeliveryId(Uuid::now_v7()), lease).unwrap(),
+            event: EventId(Uuid::now_v7()),
+            endpoint: self.endpoint.id,
+            rate_limit_per_second: None,
+            body: Bytes::from_static(b"{}"),
+            received_at: Timestamp::now(),
+            attempts_made: 0,
+            schedule_step: 0,
+            reservation: Room::new(1).0.reserve(&Arc::default(), 0, Instant::now()).unwrap(),
+        }
+    }
+
+    /// One delivery from its turn to what follows; what the recorder was told of it.
+    fn send(&mut self) -> Note {
+        let outgoing = self.outgoing();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            self.sender.take(vec![outgoing]);
+            self.sender.start_attempts();
+            let ended = self.sender.attempts.join_next().await.unwrap();
+            self.sender.settle(ended);
+        });
+        self.notes.try_recv().unwrap()
+    }
+}
+
+#[test]
+fn a_panic_is_this_servers_own_failure_and_nothing_is_held_against_the_endpoint() {
+    let mut fixture = fixture(Resolver { panics: true });
+    for _ in 0..2 * limits::BREAKER_FAILURES {
+        // It is an attempt all the same, with the next one on schedule: what always panics must come to an end.
+        let Note::Attempted(result, ..) = fixture.send() else { panic!("it is recorded") };
+        assert_eq!(result.attempt.error.as_deref(), Some("internal_error"));
+        assert!(matches!(result.next, Next::RetryAt(_)));
+        assert!(fixture.notes.is_empty() && fixture.sender.circuits.is_empty());
+    }
+}
+
+#[test]
+fn what_is_put_off_is_given_back_and_its_endpoint_left_alone_for_a_little() {
+    let mut fixture = fixture(Resolver { panics: false });
+    for _ in 0..2 * limits::BREAKER_FAILURES {
+        assert!(matches!(fixture.send(), Note::GivenBack(..)));
+        assert!(fixture.notes.is_empty() && fixture.sender.circuits.is_empty());
+    }
+    let (share, room) = (&fixture.endpoint.share, &fixture.sender.room);
+    assert!(!share.is_resting());
+    assert_eq!(room.free_for(share, Instant::now()), 0);
+    assert!(room.free_for(share, Instant::now() + limits::WEBHOOK_PUT_OFF) > 1);
+}
+
+#[test]
+fn while_nothing_is_sent_a_turn_that_has_come_keeps_nobody_awake() {
+    let mut fixture = fixture(Resolver { panics: false });
+    let (id, now) = (fixture.endpoint.id, Instant::now());
+    let before = now.checked_sub(Duration::from_secs(5)).unwrap();
+    for _ in 0..2 {
+        let outgoing = fixture.outgoing();
+        fixture.sender.fair.push(id, Some(1), outgoing);
+    }
+    assert!(matches!(fixture.sender.fair.next(before, |_| false), Some(Turn::Send(_))));
+    assert!(fixture.sender.fair.next(before, |_| false).is_none());
+    assert!(fixture.sender.wake_at(now).unwrap() < now, "its rate allows the next one");
+    fixture.sender.unrecorded = Arc::new(Unrecorded::new(Duration::ZERO));
+    fixture.sender.unrecorded.begin(now);
+    fixture.sender.start_attempts();
+    assert!(fixture.sender.attempts.is_empty() && fixture.sender.wake_at(now).unwrap() > now);
+}

@@ -1,0 +1,386 @@
+//! HOLDER: the events that cannot be stored while others can, off the writers.
+//!
+//! Bounded in events and bytes; each keeps its slot in the queue, so memory is what it was. The `holder` thread tries each
+//! again with growing pauses: what can be stored by then is stored, what is refused for its data goes to
+//! `quarantined_events`, and what that table does not take stays here, too. A writer is kept by none of them.
+//!
+//! What is held must not keep old segments of the journal: once it is all that keeps one, the `holder-journal` thread has it
+//! written over into the segment in use. That thread also writes down what is held, for `journal inspect`.
+//!
+//! Writers put events in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use millrace_base::clock::Timestamp;
+use millrace_base::event::{Event, Origin};
+use millrace_base::limits;
+use millrace_base::retry::sleep_unless;
+use millrace_journal::Rewriter;
+use millrace_journal::held_list::{HeldEvent, HeldList};
+use millrace_metrics::HeldReason;
+
+use super::{Attempt, Shared};
+
+/// How often the thread looks for what is due.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the log says that events are held, and that there is no room for more.
+const REPEAT: Duration = Duration::from_secs(10);
+/// How often what is held is written down, at most.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why an event is not stored.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// Whose fault it is, as far as one knows.
+    pub reason: HeldReason,
+    /// What the database calls it.
+    pub code: String,
+    /// In words.
+    pub why: String,
+}
+
+struct Held {
+    event: Event,
+    cause: Cause,
+    since: Instant,
+    retry_at: Instant,
+    pause: Duration,
+    /// Whether it was tried after the end was near.
+    was_tried_at_end: bool,
+}
+
+/// Where they are held.
+pub struct Room {
+    events_max: usize,
+    held: Mutex<Content>,
+    is_ending: AtomicBool,
+    said_at: Mutex<[Option<Instant>; 5]>,
+    /// Events set aside that no line has told of yet.
+    untold: AtomicU64,
+}
+
+#[derive(Default)]
+struct Content {
+    by_ticket: BTreeMap<u64, Held>,
+    next_ticket: u64,
+    bytes: usize,
+    /// Counts what was put in, taken out, and refused for another reason than before.
+    changes: u64,
+}
+
+/// What is said at most once in [`REPEAT`].
+#[derive(Clone, Copy)]
+enum Line {
+    Held = 0,
+    Full = 1,
+    Quarantine = 2,
+    SetAside = 3,
+    List = 4,
+}
+
+impl Room {
+    /// For a queue of so many slots.
+    pub fn new(queue_events_max: usize) -> Self {
+        Self {
+            events_max: limits::STORE_HELD_EVENTS_MAX.min(queue_events_max / 4).max(1),
+            held: Mutex::default(),
+            is_ending: AtomicBool::new(false),
+            said_at: Mutex::default(),
+            untold: AtomicU64::new(0),
+        }
+    }
+
+    /// Holds an event that is tried again after `pause`; gives it back where there is no room.
+    ///
+    /// # Errors
+    /// The event.
+    pub fn put(&self, event: Event, cause: &Cause, pause: Duration) -> Result<(), Event> {
+        let now = Instant::now();
+        let count = {
+            let mut content = self.lock();
+            if content.by_ticket.len() >= self.events_max
+                || content.bytes + event.weight() > limits::STORE_HELD_BYTES_MAX
+            {
+                return Err(event);
+            }
+            content.bytes += event.weight();
+            let ticket = content.next_ticket;
+            content.next_ticket += 1;
+            content.changes += 1;
+            let held = Held {
+                event: event.clone(),
+                cause: cause.clone(),
+                since: now,
+                retry_at: now + pause,
+                pause: limits::STORE_HELD_PAUSE_MIN,
+                was_tried_at_end: false,
+            };
+            content.by_ticket.insert(ticket, held);
+            content.by_ticket.len()
+        };
+        // A refused one goes to quarantine in a moment, and is said there.
+        if cause.reason != HeldReason::Refused && self.is_due(Line::Held) {
+            let Cause { code, why, .. } = cause;
+            tracing::warn!(
+                held = count, event = %event.id, org = %event.org, code, why,
+                "events cannot be stored while others are; they are held and tried again"
+            );
+        }
+        Ok(())
+    }
+
+    /// There is no room for one more: what the operator has to know.
+    pub fn say_full(&self, cause: &Cause) {
+        if self.is_due(Line::Full) {
+            let Cause { code, why, .. } = cause;
+            tracing::error!(
+                held = self.len(),
+                code,
+                why,
+                "there is no room for more events that cannot be stored; each further one holds up a writer until the \
+                 database takes it, or takes it into quarantined_events: mend what it says"
+            );
+        }
+    }
+
+    /// How many are held for this reason.
+    pub fn count(&self, reason: HeldReason) -> usize {
+        self.lock().by_ticket.values().filter(|held| held.cause.reason == reason).count()
+    }
+
+    /// How many are held.
+    pub fn len(&self) -> usize {
+        self.lock().by_ticket.len()
+    }
+
+    /// What kept everybody is over: all are tried again.
+    pub fn retry_all(&self) {
+        let now = Instant::now();
+        self.lock().by_ticket.values_mut().for_each(|held| held.retry_at = now);
+    }
+
+    /// The writers have ended: one more attempt for each.
+    pub fn end(&self) {
+        self.is_ending.store(true, Ordering::Release);
+        self.retry_all();
+    }
+
+    fn due(&self) -> Option<(u64, Event, Cause)> {
+        let now = Instant::now();
+        let content = self.lock();
+        let (ticket, held) = content.by_ticket.iter().min_by_key(|(_, held)| held.retry_at)?;
+        (held.retry_at <= now).then(|| (*ticket, held.event.clone(), held.cause.clone()))
+    }
+
+    /// Takes an event out that is stored; as it is by now.
+    fn remove(&self, ticket: u64) -> Option<Event> {
+        let mut content = self.lock();
+        let held = content.by_ticket.remove(&ticket)?;
+        content.bytes -= held.event.weight();
+        content.changes += 1;
+        Some(held.event)
+    }
+
+    /// Notes that an attempt that took so long came to nothing. `pause_max` bounds the pause to the next.
+    fn put_back(&self, ticket: u64, cause: Cause, is_unknown: bool, took: Duration, pause_max: Duration) {
+        let now = Instant::now();
+        let mut content = self.lock();
+        let Some(held) = content.by_ticket.get_mut(&ticket) else { return };
+        let is_other = held.cause.code != cause.code;
+        held.cause = cause;
+        if is_unknown {
+            held.event.note_may_be_stored();
+        }
+        held.was_tried_at_end = self.is_ending.load(Ordering::Acquire);
+        // One that takes long must not have the thread for itself.
+        held.retry_at = now + held.pause.min(pause_max) + took * 4;
+        held.pause = (held.pause * 2).min(limits::STORE_HELD_PAUSE_MAX);
+        content.changes += u64::from(is_other);
+    }
+
+    /// What is held, where that is not what it was at the count `noted`, which is moved on.
+    fn changed_since(&self, noted: &mut u64) -> Option<HeldList> {
+        let content = self.lock();
+        if content.changes == *noted {
+            return None;
+        }
+        *noted = content.changes;
+        let now = Timestamp::now();
+        let events = content.by_ticket.values().map(|held| HeldEvent {
+            id: held.event.id.to_string(),
+            org_id: held.event.org.to_string(),
+            event_type: String::from_utf8_lossy(held.event.event_type()).into_owned(),
+            held_since: before(now, held.since.elapsed()).to_rfc3339(),
+            code: held.cause.code.clone(),
+            reason: held.cause.why.clone(),
+        });
+        Some(HeldList { as_of: now.to_rfc3339(), events: events.collect() })
+    }
+
+    /// How many are in each segment of the journal.
+    fn by_origin(&self) -> HashMap<Origin, u32> {
+        let mut by_origin = HashMap::new();
+        for held in self.lock().by_ticket.values().filter(|held| held.event.origin != Origin::NONE) {
+            *by_origin.entry(held.event.origin).or_default() += 1;
+        }
+        by_origin
+    }
+
+    /// As many of those in these segments as are written over at a time.
+    fn in_segments(&self, origins: &[Origin]) -> Vec<(u64, Event)> {
+        let mut bytes = 0;
+        let content = self.lock();
+        let there = content.by_ticket.iter().filter(|(_, held)| origins.contains(&held.event.origin));
+        there
+            .take_while(|(_, held)| {
+                let is_first = bytes == 0;
+                bytes += held.event.weight();
+                is_first || bytes <= limits::STORE_HELD_REWRITE_BYTES
+            })
+            .map(|(ticket, held)| (*ticket, held.event.clone()))
+            .collect()
+    }
+
+    /// The event is durable in another segment, too; `false` where it is not held any more.
+    fn moved(&self, ticket: u64, origin: Origin) -> bool {
+        match self.lock().by_ticket.get_mut(&ticket) {
+            Some(held) => {
+                held.event.origin = origin;
+                // Both records would be replayed.
+                held.event.note_may_be_stored();
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn since(&self, ticket: u64) -> Option<Instant> {
+        self.lock().by_ticket.get(&ticket).map(|held| held.since)
+    }
+
+    fn is_done(&self, is_journaled: bool) -> bool {
+        self.is_ending.load(Ordering::Acquire)
+            && self.lock().by_ticket.values().all(|held| is_journaled && held.was_tried_at_end)
+    }
+
+    fn is_due(&self, line: Line) -> bool {
+        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let said_at = &mut said_at[line as usize];
+        let is_due = said_at.is_none_or(|at| at.elapsed() >= REPEAT);
+        if is_due {
+            *said_at = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// An event was set aside. One line tells of all since the line before.
+    pub fn say_set_aside(&self, event: &Event, reason: &str) {
+        self.untold.fetch_add(1, Ordering::Relaxed);
+        if self.is_due(Line::SetAside) {
+            tracing::warn!(
+                events = self.untold.swap(0, Ordering::Relaxed), event = %event.id, org = %event.org, reason,
+                "the database refused events for their data; they are in quarantined_events (`millrace quarantine list`)"
+            );
+        }
+    }
+
+    /// `quarantined_events` does not take an event.
+    pub fn say_not_quarantined(&self, event: &Event, why: &str) {
+        if self.is_due(Line::Quarantine) {
+            tracing::error!(
+                held = self.len(), event = %event.id, why,
+                "the table quarantined_events does not take a refused event; it is held until it does"
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn before(now: Timestamp, elapsed: Duration) -> Timestamp {
+    Timestamp::from_micros(now.as_micros().saturating_sub(elapsed.as_micros() as i64))
+}
+
+/// The `holder` thread, until nothing is held after [`Room::end`], or time is up.
+pub(super) fn run(shared: &Shared) {
+    while !shared.give_up.load(Ordering::Relaxed) {
+        let Some((ticket, event, cause)) = shared.room.due() else {
+            if shared.room.is_done(shared.ledger.is_some()) {
+                return;
+            }
+            thread::sleep(LOOK_INTERVAL);
+            continue;
+        };
+        let began = Instant::now();
+        match shared.try_one(&event, &cause) {
+            Attempt::Settled => {
+                if let Some(event) = shared.room.remove(ticket) {
+                    shared.settle(std::slice::from_ref(&event));
+                }
+            }
+            Attempt::Failed { cause, is_unknown } => {
+                // Where nothing else was stored since, it may be everybody's trouble, and over soon.
+                let since = shared.room.since(ticket).unwrap_or(began);
+                let pause_max = if shared.refusals.stored_since(since) {
+                    limits::STORE_HELD_PAUSE_MAX
+                } else {
+                    2 * limits::STORE_BACKOFF_MAX
+                };
+                shared.room.put_back(ticket, cause, is_unknown, began.elapsed(), pause_max);
+            }
+        }
+    }
+}
+
+/// The `holder-journal` thread.
+pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
+    let Some(ledger) = &shared.ledger else { return };
+    let (mut noted, mut noted_at) = (0, None::<Instant>);
+    while !shared.give_up.load(Ordering::Relaxed) {
+        thread::sleep(LOOK_INTERVAL);
+        if noted_at.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL)
+            && let Some(held) = shared.room.changed_since(&mut noted)
+        {
+            noted_at = Some(Instant::now());
+            write_down(shared, rewriter, &held);
+        }
+        let held = shared.room.by_origin();
+        if held.is_empty() {
+            continue;
+        }
+        let (tickets, mut events): (Vec<u64>, Vec<Event>) =
+            shared.room.in_segments(&rewriter.kept_by_these_alone(&held)).into_iter().unzip();
+        if events.is_empty() {
+            continue;
+        }
+        let written = rewriter.rewrite(&events);
+        let bytes: usize = events.iter().map(Event::weight).sum();
+        for ((ticket, event), origin) in tickets.into_iter().zip(&mut events).zip(written) {
+            let Some(origin) = origin else { continue };
+            // The old record is not needed any more; or, where the event was settled meanwhile, the new one is not.
+            if !shared.room.moved(ticket, origin) {
+                event.origin = origin;
+            }
+            ledger.commit(std::slice::from_ref(event));
+        }
+        let seconds = bytes as f64 / limits::STORE_HELD_REWRITE_BYTES as f64;
+        sleep_unless(&shared.give_up, Duration::from_secs_f64(seconds.max(0.1)));
+    }
+    if let Some(held) = shared.room.changed_since(&mut noted) {
+        write_down(shared, rewriter, &held);
+    }
+}
+
+fn write_down(shared: &Shared, rewriter: &Rewriter, held: &HeldList) {
+    if let Err(error) = rewriter.write_down(held)
+        && shared.room.is_due(Line::List)
+    {
+        tracing::warn!(%error, "what is held cannot be written down; `journal inspect` does not know of it");
+    }
+}

@@ -1,0 +1,143 @@
+//! What the log says of trouble with the store: the store's as a whole, not one writer's.
+//!
+//! An outage begins when failures have come for a while and nothing was stored, and ends when something is. Failures of some
+//! while others are stored are said in other words. Nothing is logged under the lock.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use millrace_store::StoreError;
+
+/// How long nothing but failures must have come before it is an outage: a deadlock or a restart of a backend is none.
+const QUIET_MIN: Duration = Duration::from_millis(500);
+/// How often one thing is said.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Default)]
+pub struct Outage {
+    state: Mutex<State>,
+    /// Whether there is anything in `state` for a success to end.
+    is_any: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// When the first call that failed since something was stored had begun.
+    failing_since: Option<Instant>,
+    /// When the latest of the calls began that stored something.
+    stored_at: Option<Instant>,
+    /// Whether the outage was said to have begun, and so has to be said to have ended.
+    is_said: bool,
+    outage_said_at: Option<Instant>,
+    some_said_at: Option<Instant>,
+}
+
+enum Words {
+    Outage(Duration),
+    Some,
+}
+
+impl Outage {
+    /// A call that began at `began` failed; `waiting` events are not stored.
+    pub fn note(&self, error: &StoreError, began: Instant, waiting: usize) {
+        match self.failed(began, Instant::now()) {
+            None => {}
+            Some(Words::Some) => {
+                tracing::warn!(%error, waiting, "some events cannot be stored, others are; trying again");
+            }
+            Some(Words::Outage(lasting)) => {
+                let seconds = lasting.as_secs();
+                match error {
+                    StoreError::RowRefused(_) => tracing::error!(
+                        %error,
+                        seconds,
+                        waiting,
+                        "every event is refused: the table events takes none. All are held and none is put into \
+                         quarantine until this is mended; trying again"
+                    ),
+                    StoreError::Misconfigured(_)
+                    | StoreError::Unexplained(_)
+                    | StoreError::Conflict(_)
+                    | StoreError::TooMany(_) => {
+                        tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again");
+                    }
+                    StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) => {
+                        tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A call that began at `began` stored something. Whether an outage was said to have begun, and is over.
+    pub fn stored(&self, began: Instant) -> bool {
+        if !self.is_any.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Some(lasted) = self.succeeded(began) else { return false };
+        tracing::info!(seconds = lasted.as_secs_f32(), "events are being stored again");
+        true
+    }
+
+    fn failed(&self, began: Instant, now: Instant) -> Option<Words> {
+        let is_due = |said_at: Option<Instant>| said_at.is_none_or(|at| now.duration_since(at) >= REPEAT);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_any.store(true, Ordering::Relaxed);
+        if state.stored_at.is_some_and(|stored_at| stored_at > began) {
+            // Others were stored meanwhile.
+            if !is_due(state.some_said_at) {
+                return None;
+            }
+            state.some_said_at = Some(now);
+            return Some(Words::Some);
+        }
+        let lasting = now.duration_since(*state.failing_since.get_or_insert(began));
+        if lasting < QUIET_MIN || !is_due(state.outage_said_at) {
+            return None;
+        }
+        state.is_said = true;
+        state.outage_said_at = Some(now);
+        Some(Words::Outage(lasting))
+    }
+
+    fn succeeded(&self, began: Instant) -> Option<Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stored_at = state.stored_at.max(Some(began));
+        let since = state.failing_since.take();
+        std::mem::take(&mut state.is_said).then(|| since.map_or(Duration::ZERO, |since| since.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_the_stores_and_not_one_writers() {
+        let outage = Outage::default();
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let failed = |began, ended| match outage.failed(at(began), at(ended)) {
+            None => "",
+            Some(Words::Some) => "some",
+            Some(Words::Outage(_)) => "outage",
+        };
+        assert_eq!(failed(0, 10), "", "one failure is none");
+        assert_eq!(failed(300, 600), "outage");
+        assert_eq!(failed(600, 900), "", "said already");
+        assert_eq!(failed(600, 10_700), "outage", "it lasts");
+        assert!(outage.succeeded(at(10_800)).is_some());
+        assert!(outage.succeeded(at(10_900)).is_none(), "said already");
+        // From now on one fails again and again while others are stored.
+        let mut said = Vec::new();
+        for n in 0..100 {
+            let now = 11_000 + n * 100;
+            outage.succeeded(at(now + 10));
+            said.push(failed(now, now + 50));
+        }
+        said.retain(|words| !words.is_empty());
+        assert_eq!(said, ["some"]);
+    }
+}

@@ -1,0 +1,335 @@
+//! One batch's way into the store: whole where it can be, else in parts, until each event is stored or known to be the one
+//! that is not.
+//!
+//! - too much at a time: in halves, and [`BatchSize`](super::size::BatchSize) remembers it;
+//! - an error that may be one row's, whatever its code: in halves, down to that row. Where nothing at all can be stored,
+//!   some rows are tried by themselves, and if none of them can it is everybody's trouble: the batch is held, with backoff;
+//! - the database away: the same again, with backoff;
+//! - a lock, with deliveries planned: what owes none first, by itself.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use millrace_base::event::Event;
+use millrace_base::limits;
+use millrace_base::retry::sleep_unless;
+use millrace_metrics::HeldReason;
+use millrace_store::StoreError;
+
+use super::holder::Cause;
+use super::{Shared, jittered};
+
+/// How the next part is chosen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// From the front.
+    Halving,
+    /// The largest part that is left, whole: is everybody's trouble over?
+    Whole,
+    /// Single rows out of the middle of what is left: can any be stored?
+    Probing,
+}
+
+/// See the module.
+pub(super) struct Pass<'a> {
+    shared: &'a Shared,
+    events: Vec<Event>,
+    /// Deliveries of each event; empty where none owes any.
+    owed: Vec<u32>,
+    opened_at: Instant,
+    /// Parts that are neither stored nor found guilty.
+    work: Vec<Range<usize>>,
+    /// Rows that could not be stored by themselves.
+    suspects: Vec<(usize, Cause)>,
+    /// Parts that wait for a lock on `deliveries`, and how long one attempt took.
+    put_off: Vec<Range<usize>>,
+    put_off_for: Duration,
+    mode: Mode,
+    /// Since when nothing was stored, as far as this batch knows.
+    failed_at: Option<Instant>,
+    /// The refusals of this batch are counted.
+    is_noted: bool,
+    /// Attempts that found the database away, since when, while it may have been there for others.
+    away: Option<(u32, Instant)>,
+    pause: Duration,
+}
+
+/// What was not stored.
+#[derive(Default)]
+pub(super) struct Left {
+    /// What cannot be, with the reason, and whether others could be.
+    pub suspects: Vec<(Event, Cause, bool)>,
+    /// What waits for a lock, and for how long to leave it alone.
+    pub put_off: Vec<Event>,
+    /// See `put_off`.
+    pub pause: Duration,
+    /// The end came first.
+    pub is_given_up: bool,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(shared: &'a Shared, events: Vec<Event>, owed: Vec<u32>, opened_at: Instant) -> Self {
+        let whole = 0..events.len();
+        Self {
+            shared,
+            events,
+            owed,
+            opened_at,
+            work: vec![whole],
+            suspects: Vec::new(),
+            put_off: Vec::new(),
+            put_off_for: Duration::ZERO,
+            mode: Mode::Halving,
+            failed_at: None,
+            is_noted: false,
+            away: None,
+            pause: limits::STORE_BACKOFF_MIN,
+        }
+    }
+
+    pub fn run(mut self) -> Left {
+        while let Some(part) = self.next() {
+            if self.shared.is_given_up() {
+                return Left { is_given_up: true, ..Left::default() };
+            }
+            let part = self.cut(part);
+            let began = Instant::now();
+            match self.shared.store(&self.events[part.clone()], self.opened_at) {
+                Ok(()) => self.stored(part),
+                Err(error) => self.failed(part, &error, began),
+            }
+            if self.mode == Mode::Probing {
+                self.judge();
+            }
+        }
+        self.finish()
+    }
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        if self.mode != Mode::Halving && self.is_stored_since() {
+            self.mode = Mode::Halving;
+        }
+        if self.mode == Mode::Halving {
+            return self.work.pop();
+        }
+        let largest = (0..self.work.len()).max_by_key(|n| self.work[*n].len())?;
+        let part = self.work.swap_remove(largest);
+        if self.mode == Mode::Whole || part.len() == 1 {
+            return Some(part);
+        }
+        let middle = part.start + part.len() / 2;
+        for rest in [middle + 1..part.end, part.start..middle] {
+            self.push(rest);
+        }
+        Some(middle..middle + 1)
+    }
+
+    fn push(&mut self, part: Range<usize>) {
+        if !part.is_empty() {
+            self.work.push(part);
+        }
+    }
+
+    /// As much of `part` as goes into one transaction; the rest comes next.
+    fn cut(&mut self, part: Range<usize>) -> Range<usize> {
+        let most = self.shared.gatherer.size().most();
+        let (mut bytes, mut deliveries, mut end) = (0, 0, part.start);
+        while end < part.end {
+            bytes += self.events[end].weight();
+            deliveries += self.owed.get(end).map_or(0, |owed| *owed as usize);
+            let fits = end - part.start < most.events && bytes <= most.bytes && deliveries <= most.deliveries;
+            if !fits && end > part.start {
+                break;
+            }
+            end += 1;
+        }
+        self.push(end..part.end);
+        part.start..end
+    }
+
+    fn stored(&mut self, part: Range<usize>) {
+        self.shared.settle(&self.events[part.clone()]);
+        if self.owes(part) {
+            self.shared.turns.succeed();
+        }
+        self.mode = Mode::Halving;
+        self.pause = limits::STORE_BACKOFF_MIN;
+    }
+
+    fn failed(&mut self, part: Range<usize>, error: &StoreError, began: Instant) {
+        let cause = |reason, code: &str, why| Cause { reason, code: code.to_owned(), why };
+        let cause = match error {
+            StoreError::Unavailable(why) => {
+                self.mark_unknown(part.clone());
+                if !self.is_away_for_these_alone() {
+                    return self.again(part, error, began);
+                }
+                cause(HeldReason::Unexplained, "unavailable", why.clone())
+            }
+            StoreError::Locked(_) if self.owes(part.clone()) => return self.set_apart(part, began),
+            StoreError::Locked(_) | StoreError::Conflict(_) | StoreError::TooMany(_) => {
+                return self.again(part, error, began);
+            }
+            StoreError::TooMuch(why) => {
+                self.mark_unknown(part.clone());
+                self.shared.outage.note(error, began, self.shared.slots.events());
+                if self.owes(part.clone()) && self.owes_nothing_in(part.clone()) {
+                    return self.set_apart(part, began);
+                }
+                cause(HeldReason::TooMuch, "too_much", why.clone())
+            }
+            StoreError::RowRefused(refusal) => cause(HeldReason::Refused, &refusal.code, refusal.why.clone()),
+            StoreError::Unexplained(refusal) => cause(HeldReason::Unexplained, &refusal.code, refusal.why.clone()),
+            StoreError::Misconfigured(why) => cause(HeldReason::Unexplained, "misconfigured", why.clone()),
+        };
+        self.failed_at.get_or_insert_with(Instant::now);
+        if part.len() > 1 {
+            if self.mode == Mode::Whole && cause.reason != HeldReason::TooMuch {
+                self.mode = Mode::Probing;
+                self.work.push(part);
+            } else {
+                let middle = part.start + part.len() / 2;
+                self.work.push(middle..part.end);
+                self.work.push(part.start..middle);
+            }
+            return;
+        }
+        self.suspects.push((part.start, cause));
+        if !self.is_stored_since() {
+            self.mode = Mode::Probing;
+        }
+    }
+
+    /// Whether nothing can be stored at all, once enough rows have been tried.
+    fn judge(&mut self) {
+        let left: usize = self.work.iter().map(Range::len).sum::<usize>() + self.suspects.len();
+        let Some((_, cause)) = self.suspects.first().cloned() else { return };
+        let enough = match cause.reason {
+            // Each takes its time.
+            HeldReason::TooMuch => 1,
+            _ if left < limits::STORE_REFUSED_ALIKE_EVENTS => left,
+            _ => limits::STORE_REFUSED_PROBES,
+        };
+        if self.suspects.len() < enough || self.is_stored_since() {
+            return;
+        }
+        let is_alike = self.suspects.iter().all(|(_, other)| other.code == cause.code);
+        let since = self.failed_at.unwrap_or_else(Instant::now);
+        let is_everybody = match cause.reason {
+            HeldReason::TooMuch => true,
+            _ if !is_alike => false,
+            _ if self.is_noted => self.shared.refusals.is_everything(&cause.code),
+            _ => {
+                self.is_noted = true;
+                self.shared.refusals.note(&cause.code, left, since)
+            }
+        };
+        if !is_everybody {
+            // Few: each is tried by itself, and held.
+            self.mode = Mode::Halving;
+            return;
+        }
+        let suspects: Vec<usize> = self.suspects.drain(..).map(|(n, _)| n).collect();
+        self.work.extend(suspects.into_iter().map(|n| n..n + 1));
+        let error = match cause.reason {
+            HeldReason::TooMuch => StoreError::TooMuch(cause.why),
+            HeldReason::Refused => StoreError::RowRefused(millrace_store::Refusal::new(cause.code, cause.why)),
+            HeldReason::Unexplained if cause.code == "misconfigured" => StoreError::Misconfigured(cause.why),
+            HeldReason::Unexplained => StoreError::Unexplained(millrace_store::Refusal::new(cause.code, cause.why)),
+        };
+        self.wait(&error, since);
+        self.mode = Mode::Whole;
+        self.failed_at = None;
+    }
+
+    /// Whether the database was away for these events many times while it took others: one of them may bring it down.
+    fn is_away_for_these_alone(&mut self) -> bool {
+        let (tries, since) = self.away.get_or_insert((0, Instant::now()));
+        *tries += 1;
+        let is_alone = *tries > limits::STORE_AWAY_TRIES && self.shared.refusals.stored_since(*since);
+        if *tries > limits::STORE_AWAY_TRIES {
+            self.away = None;
+        }
+        is_alone
+    }
+
+    /// The same again, after a while.
+    fn again(&mut self, part: Range<usize>, error: &StoreError, began: Instant) {
+        self.work.push(part);
+        self.wait(error, began);
+    }
+
+    fn wait(&mut self, error: &StoreError, began: Instant) {
+        self.shared.outage.note(error, began, self.shared.slots.events());
+        sleep_unless(&self.shared.give_up, jittered(self.pause));
+        self.pause = (self.pause * 2).min(limits::STORE_BACKOFF_MAX);
+    }
+
+    /// Storing deliveries is stuck: what of `part` owes none goes first, and what does waits beside the writers.
+    fn set_apart(&mut self, part: Range<usize>, began: Instant) {
+        self.shared.turns.fail();
+        let is_by_itself = !self.owes_nothing_in(part.clone());
+        let mut parts = std::mem::take(&mut self.work);
+        parts.push(part);
+        let (mut owing, mut others) = (Vec::new(), Vec::new());
+        for part in parts {
+            let middle = self.sort(part.clone());
+            owing.push(middle..part.end);
+            others.push(part.start..middle);
+        }
+        if is_by_itself {
+            self.put_off_for = self.put_off_for.max(began.elapsed());
+            self.put_off.append(&mut owing);
+        }
+        owing.into_iter().chain(others).for_each(|part| self.push(part));
+    }
+
+    /// Moves what owes nothing to the front of `part`, each half in the order it was; returns where the rest begins.
+    fn sort(&mut self, part: Range<usize>) -> usize {
+        let owed = self.owed[part.clone()].to_vec();
+        let events = self.events.splice(part.clone(), std::iter::empty());
+        let mut sorted: Vec<(Event, u32)> = events.zip(owed).collect();
+        sorted.sort_by_key(|(_, owed)| *owed > 0);
+        let middle = part.start + sorted.iter().take_while(|(_, owed)| *owed == 0).count();
+        self.owed.splice(part.clone(), sorted.iter().map(|(_, owed)| *owed));
+        self.events.splice(part.start..part.start, sorted.into_iter().map(|(event, _)| event));
+        middle
+    }
+
+    fn owes(&self, part: Range<usize>) -> bool {
+        self.owed.get(part).is_some_and(|owed| owed.iter().any(|owed| *owed > 0))
+    }
+
+    /// Whether anything in it owes nothing.
+    fn owes_nothing_in(&self, part: Range<usize>) -> bool {
+        self.owed.get(part).is_none_or(|owed| owed.contains(&0))
+    }
+
+    fn mark_unknown(&mut self, part: Range<usize>) {
+        self.events[part].iter_mut().for_each(Event::note_may_be_stored);
+    }
+
+    /// Whether the database took other events since it did not take these.
+    fn is_stored_since(&self) -> bool {
+        self.failed_at.is_some_and(|at| self.shared.refusals.stored_since(at))
+    }
+
+    fn finish(self) -> Left {
+        let are_others_stored = self.is_stored_since();
+        let mut left = Left { pause: self.put_off_for, ..Left::default() };
+        if self.suspects.is_empty() && self.put_off.is_empty() {
+            return left;
+        }
+        let mut suspects: Vec<Option<Cause>> = vec![None; self.events.len()];
+        self.suspects.into_iter().for_each(|(n, cause)| suspects[n] = Some(cause));
+        let put_off = self.put_off;
+        for (n, event) in self.events.into_iter().enumerate() {
+            if let Some(cause) = suspects[n].take() {
+                left.suspects.push((event, cause, are_others_stored));
+            } else if put_off.iter().any(|part| part.contains(&n)) {
+                left.put_off.push(event);
+            }
+        }
+        left
+    }
+}
