@@ -473,14 +473,15 @@ def shared_arguments(parser):
     parser.add_argument("--no-write", action="store_true", help="print the report only")
 
 
-def build(args, examples=()):
-    """Builds what is measured; returns the directory of the binaries."""
+def build(args, programs=()):
+    """Builds the server and these programs of `src/bin`; returns the directory of the binaries."""
     if not args.no_build:
         say("building the release profile")
-        command = ["cargo", "build", "--release", "--locked", "--bin", "millrace"]
-        for example in examples:
-            command += ["--example", example]
-        run(command, BUILD_SECONDS, cwd=ROOT)
+        # Two commands: in one, features that only the programs need would be built into the server.
+        run(["cargo", "build", "--release", "--locked", "--package", "millrace"], BUILD_SECONDS, cwd=ROOT)
+        if programs:
+            command = ["cargo", "build", "--release", "--locked", "--package", "millrace-perf"]
+            run([*command, *(f"--bin={program}" for program in programs)], BUILD_SECONDS, cwd=ROOT)
     return target_directory() / "release"
 
 
@@ -521,18 +522,18 @@ def warn_where_busy(facts):
 
 
 def keep(args, name, facts, text, plots=None):
-    """Prints the report, and writes it, the raw data and the plots ({suffix: SVG}) under perf/runs."""
+    """Prints the report, and writes it, the raw data and the plots ({suffix: SVG}) to `perf` in the target directory."""
     stem = f"{facts['date'][:10]}-{facts['commit']}-{name}"
     plots = {f"{stem}-{suffix}.svg" if suffix else f"{stem}.svg": drawing for suffix, drawing in (plots or {}).items()}
     text += "".join(f"\n![{suffix}]({suffix})\n" for suffix in plots)
     print(text)
     if args.no_write:
         return
-    directory = ROOT / "perf/runs"
-    directory.mkdir(exist_ok=True)
+    directory = target_directory() / "perf"
+    directory.mkdir(parents=True, exist_ok=True)
     for file, content in {f"{stem}.md": text, f"{stem}.json": json.dumps(facts, indent=1) + "\n", **plots}.items():
         (directory / file).write_text(content)
-        say(f"written: perf/runs/{file}")
+        say(f"written: {directory / file}")
 
 
 def main(name, measure):

@@ -19,7 +19,7 @@ usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' perf/profile.sh; }
 case "${1-}" in
     build)
         RUSTFLAGS="${RUSTFLAGS-} -Cforce-frame-pointers=yes" \
-            exec cargo build --release --locked --bin millrace --examples --target-dir target/profiling
+            exec cargo build --release --locked --workspace --bins --target-dir target/profiling
         ;;
     '' | -h | --help) usage; exit 0 ;;
     *[!0-9]*) usage >&2; exit 2 ;;

@@ -705,46 +705,6 @@ pub const SHUTDOWN_GRACE_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest shutdown grace that can be configured.
 pub const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(3600);
 
-// ---- bench -------------------------------------------------------------------------------------------------
-
-/// Highest rate the load generator can be asked for, in events per second: beyond any machine's.
-pub const BENCH_RATE_MAX: u64 = 100_000_000;
-/// Rates of one series.
-pub const BENCH_RATES_MAX: usize = 64;
-/// Its connections, about 200 bytes and a descriptor each; one address has about so many ports to connect from.
-pub const BENCH_CONNECTIONS_MAX: u32 = 50_000;
-/// Its threads, three histograms of about 180 KiB each.
-pub const BENCH_THREADS_MAX: u32 = 64;
-/// Longest load at one rate.
-pub const BENCH_DURATION_MAX: Duration = Duration::from_secs(3600);
-/// Longest load before it that is not measured.
-pub const BENCH_WARMUP_MAX: Duration = Duration::from_secs(600);
-/// How long an answer may take, where nothing else is said; it is also how late at most a load ends.
-pub const BENCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// Longest that may be said.
-pub const BENCH_TIMEOUT_MAX: Duration = Duration::from_secs(300);
-/// Longest latency that is told from a longer one: what is due at the beginning may be answered at the end.
-pub const BENCH_LATENCY_MAX: Duration = Duration::from_secs(2 * 3600);
-/// Connections being made at a time, of each thread: fewer than a listener's backlog.
-pub const BENCH_OPENING_MAX: usize = 128;
-/// Requests made beforehand, in bytes, all keys, types and threads together.
-pub const BENCH_REQUESTS_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Largest answer that is read, in bytes: one to the largest batch has 200 an event.
-pub const BENCH_ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// Kinds of answers that are told apart, by status and code; further ones are counted together.
-pub const BENCH_ANSWER_KINDS_MAX: usize = 64;
-/// API keys that it takes turns with.
-pub const BENCH_KEYS_MAX: usize = 10_000;
-/// Size of the file with them, in bytes: a key has about 70.
-pub const BENCH_KEY_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Event types that it takes turns with.
-pub const BENCH_TYPES_MAX: usize = 1000;
-/// How long a connection rests after a refusal where no rate is kept: a full queue empties in a moment, and a refusal costs
-/// both sides as much as an acceptance.
-pub const BENCH_REFUSAL_PAUSE: Duration = Duration::from_millis(20);
-/// Pause before a connection is made again.
-pub const BENCH_RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-
 const _: () = assert!(PAYLOAD_BYTES_MAX < EVENT_BODY_BYTES_MAX);
 const _: () = assert!(EVENT_BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 // A fully escaped dedup_id (12 bytes a character) and type fit beside the largest payload.
@@ -851,13 +811,6 @@ const _: () = assert!(KEY_ROTATION_GRACE_DEFAULT.as_secs() <= KEY_ROTATION_GRACE
 const _: () = assert!(WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_DEFAULT.as_secs());
 const _: () = assert!(WEBHOOK_TIMEOUT_DEFAULT.as_secs() <= WEBHOOK_TIMEOUT_MAX.as_secs());
 const _: () = assert!(WEBHOOK_CONCURRENCY_DEFAULT <= WEBHOOK_CONCURRENCY_MAX);
-const _: () = assert!(
-    BENCH_DURATION_MAX.as_secs() + BENCH_WARMUP_MAX.as_secs() + BENCH_TIMEOUT_MAX.as_secs()
-        < BENCH_LATENCY_MAX.as_secs()
-);
-const _: () =
-    assert!(BENCH_OPENING_MAX * 2 <= LISTEN_BACKLOG as usize && BENCH_ANSWER_BYTES_MAX >= BATCH_EVENTS_MAX * 200);
-const _: () = assert!(BENCH_KEYS_MAX as u64 * 100 <= BENCH_KEY_FILE_BYTES_MAX);
 const _: () = assert!(SECRET_OVERLAP_DEFAULT.as_secs() <= SECRET_OVERLAP_MAX.as_secs());
 // A full page can be made of rows that all fit the filters.
 const _: () =

@@ -1,12 +1,11 @@
 //! Reads one answer, and tells acceptance from refusal from what no Millrace says. Pure: no I/O, no clock.
 //!
 //! Takes what Millrace and servers like it send: a status line, fields, a body of `Content-Length` bytes. The head has at
-//! most [`REQUEST_HEAD_BYTES_MAX`](millrace_base::limits::REQUEST_HEAD_BYTES_MAX) bytes, all of it at most
-//! [`BENCH_ANSWER_BYTES_MAX`].
+//! most [`ANSWER_HEAD_BYTES_MAX`] bytes, all of it at most [`ANSWER_BYTES_MAX`].
 
 use memchr::memmem;
 
-use millrace_base::limits::{BENCH_ANSWER_BYTES_MAX, REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, ANSWER_FIELDS_MAX, ANSWER_HEAD_BYTES_MAX};
 
 /// What the bytes received so far are.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,11 +40,11 @@ pub enum Verdict<'a> {
 
 /// Reads `received`.
 pub fn read(received: &[u8]) -> Reading<'_> {
-    let mut fields = [httparse::EMPTY_HEADER; REQUEST_HEADERS_MAX];
+    let mut fields = [httparse::EMPTY_HEADER; ANSWER_FIELDS_MAX];
     let mut head = httparse::Response::new(&mut fields);
     let head_bytes = match head.parse(received) {
         Ok(httparse::Status::Complete(bytes)) => bytes,
-        Ok(httparse::Status::Partial) if received.len() <= REQUEST_HEAD_BYTES_MAX => return Reading::Incomplete,
+        Ok(httparse::Status::Partial) if received.len() <= ANSWER_HEAD_BYTES_MAX => return Reading::Incomplete,
         Ok(httparse::Status::Partial) | Err(_) => return Reading::Garbage,
     };
     let status = head.code.expect("a complete head has a status");
@@ -58,7 +57,7 @@ pub fn read(received: &[u8]) -> Reading<'_> {
             closes = field.value.eq_ignore_ascii_case(b"close");
         }
     }
-    let Some(length) = length.filter(|length| *length <= BENCH_ANSWER_BYTES_MAX) else { return Reading::Garbage };
+    let Some(length) = length.filter(|length| *length <= ANSWER_BYTES_MAX) else { return Reading::Garbage };
     let body = &received[head_bytes..];
     match body.len() {
         present if present < length => Reading::Incomplete,
@@ -162,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_head_without_end_is_no_answer() {
-        let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(REQUEST_HEAD_BYTES_MAX));
+        let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(ANSWER_HEAD_BYTES_MAX));
         assert_eq!(read(endless.as_bytes()), Reading::Garbage);
     }
 

@@ -1,4 +1,4 @@
-//! BENCH: the load generator of `millrace bench`, and what it measures.
+//! The load generator of `millrace bench`, and what it measures.
 //!
 //! Owns its connections to a server and nothing of a server. Threads `bench-N`, each with its own epoll instance, its
 //! share of the connections and of the schedule, and its own counts, merged at the end: nothing is shared while the load
@@ -7,13 +7,14 @@
 //! Invariants: a latency counts from the moment its request was due, not from when it could be sent, so a server that
 //! stalls pays for every request that was due meanwhile (no coordinated omission). What is due and cannot be sent is a
 //! number, never a queue. A request belongs to the measured time if it was *sent* in it. Everything ends: the load by its
-//! duration, an answer by the timeout, both bounded in `limits.rs`.
+//! duration, an answer by the timeout, both bounded in [`limits`].
 //!
 //! It costs a core what it takes from the server beside it: a request is one write of bytes made beforehand, an answer one
 //! read into a buffer of the thread's.
 
 mod answer;
 mod connection;
+pub mod limits;
 mod pool;
 mod request;
 mod schedule;
@@ -44,7 +45,7 @@ pub enum Pace {
     Closed,
 }
 
-/// One run against one server. Its numbers are in the bounds of `limits.rs`; whoever makes one sees to that.
+/// One run against one server. Its numbers are in the bounds of [`limits`]; whoever makes one sees to that.
 pub struct Plan<'a> {
     /// Which run with these requests it is: none repeats another's `dedup_id`s.
     pub nth: u64,

@@ -2,7 +2,7 @@
 //! instance that watches them. Knows nothing of what is sent.
 //!
 //! A connection is opened for as long as the load runs: where one ends, the next attempt follows
-//! [`BENCH_RECONNECT_PAUSE`] later, at most [`BENCH_OPENING_MAX`] of them at a time.
+//! [`RECONNECT_PAUSE`] later, at most [`OPENING_MAX`] of them at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,11 +14,10 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
-use millrace_base::limits::{BENCH_OPENING_MAX, BENCH_RECONNECT_PAUSE, BENCH_REFUSAL_PAUSE};
-
 use super::connection::{Connection, Phase};
 use super::tally::Tally;
 use super::target::Target;
+use crate::limits::{OPENING_MAX, RECONNECT_PAUSE, REFUSAL_PAUSE};
 
 /// See the module. A connection is known by its place. Times are nanoseconds on the worker's clock.
 pub struct Pool<'a> {
@@ -103,10 +102,10 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// It is free after [`BENCH_REFUSAL_PAUSE`].
+    /// It is free after [`REFUSAL_PAUSE`].
     pub fn rest(&mut self, nth: usize, now: u64) {
         self.connections[nth].phase = Phase::Idle;
-        self.resting.push_back((now + nanos(BENCH_REFUSAL_PAUSE), nth));
+        self.resting.push_back((now + nanos(REFUSAL_PAUSE), nth));
     }
 
     /// Frees what has rested and opens what is to be opened.
@@ -119,7 +118,7 @@ impl<'a> Pool<'a> {
                 self.give_idle(nth);
             }
         }
-        while self.opening < BENCH_OPENING_MAX
+        while self.opening < OPENING_MAX
             && let Some((at_ns, nth)) = self.closed.front().copied()
             && at_ns <= now
         {
@@ -163,7 +162,7 @@ impl<'a> Pool<'a> {
     /// Closes it; it is opened again.
     pub fn close(&mut self, nth: usize, now: u64) {
         self.connections[nth].close();
-        self.closed.push_back((now + nanos(BENCH_RECONNECT_PAUSE), nth));
+        self.closed.push_back((now + nanos(RECONNECT_PAUSE), nth));
     }
 
     /// Has epoll watch for what the connection waits for; rarely a change.
@@ -183,7 +182,7 @@ impl<'a> Pool<'a> {
     /// When [`Self::tend`] has something to do.
     pub fn next_wake_ns(&self) -> u64 {
         let rested = self.resting.front().map(|(until_ns, _)| *until_ns);
-        let reopened = self.closed.front().map(|(at_ns, _)| *at_ns).filter(|_| self.opening < BENCH_OPENING_MAX);
+        let reopened = self.closed.front().map(|(at_ns, _)| *at_ns).filter(|_| self.opening < OPENING_MAX);
         rested.into_iter().chain(reopened).min().unwrap_or(u64::MAX)
     }
 

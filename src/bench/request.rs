@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
-use millrace_base::limits::{BENCH_DURATION_MAX, BENCH_RATE_MAX, BENCH_RATES_MAX, BENCH_WARMUP_MAX};
+use crate::limits::{DURATION_MAX, RATE_MAX, RATES_MAX, WARMUP_MAX};
 
 /// What requests are made of.
 pub struct Recipe<'a> {
@@ -50,8 +50,8 @@ const DEDUP_DIGITS: usize = 16;
 const DEDUP_PLACE: &str = "################";
 
 const _: () = assert!(DEDUP_PLACE.len() == DEDUP_DIGITS);
-const _: () = assert!(BENCH_RATE_MAX * (BENCH_DURATION_MAX.as_secs() + BENCH_WARMUP_MAX.as_secs()) < RUN_EVENTS_MAX);
-const _: () = assert!((BENCH_RATES_MAX as u64 + 1) * RUN_EVENTS_MAX < 10u64.pow(DEDUP_DIGITS as u32));
+const _: () = assert!(RATE_MAX * (DURATION_MAX.as_secs() + WARMUP_MAX.as_secs()) < RUN_EVENTS_MAX);
+const _: () = assert!((RATES_MAX as u64 + 1) * RUN_EVENTS_MAX < 10u64.pow(DEDUP_DIGITS as u32));
 
 impl Recipe<'_> {
     /// Bytes of a request's body, at most.

@@ -92,10 +92,10 @@ mod tests {
 
     #[test]
     fn the_longest_run_at_the_highest_rate_fits() {
-        use millrace_base::limits::{BENCH_DURATION_MAX, BENCH_RATE_MAX, BENCH_WARMUP_MAX};
-        let end = BENCH_DURATION_MAX + BENCH_WARMUP_MAX;
-        let schedule = schedule(BENCH_RATE_MAX, 1, 0, 1);
-        assert_eq!(schedule.waiting(end.as_nanos() as u64), BENCH_RATE_MAX * end.as_secs());
+        use crate::limits::{DURATION_MAX, RATE_MAX, WARMUP_MAX};
+        let end = DURATION_MAX + WARMUP_MAX;
+        let schedule = schedule(RATE_MAX, 1, 0, 1);
+        assert_eq!(schedule.waiting(end.as_nanos() as u64), RATE_MAX * end.as_secs());
     }
 
     #[test]

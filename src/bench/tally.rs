@@ -1,21 +1,20 @@
 //! What was counted: one instance a thread, merged when all have ended.
 //!
-//! Times in nanoseconds, to a microsecond and three digits, up to [`BENCH_LATENCY_MAX`]; about 180 KiB a histogram.
+//! Times in nanoseconds, to a microsecond and three digits, up to [`LATENCY_MAX`]; about 180 KiB a histogram.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use millrace_base::limits::{BENCH_ANSWER_KINDS_MAX, BENCH_LATENCY_MAX};
-
 use super::answer::{Answer, Verdict};
+use crate::limits::{ANSWER_KINDS_MAX, LATENCY_MAX};
 
 const LATENCY_RESOLUTION_NS: u64 = 1000;
 const LATENCY_DIGITS: u8 = 3;
 
 /// An empty histogram of times.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(LATENCY_RESOLUTION_NS, BENCH_LATENCY_MAX.as_nanos() as u64, LATENCY_DIGITS)
+    Histogram::new_with_bounds(LATENCY_RESOLUTION_NS, LATENCY_MAX.as_nanos() as u64, LATENCY_DIGITS)
         .expect("the bounds are constants, and fit")
 }
 
@@ -76,7 +75,7 @@ pub struct Tally {
     pub refused: u64,
     /// Requests that were due when the load ended and had not been sent.
     pub unsent: u64,
-    /// Answers by kind; at most [`BENCH_ANSWER_KINDS_MAX`], the last of them `other`.
+    /// Answers by kind; at most [`ANSWER_KINDS_MAX`], the last of them `other`.
     pub answers: Vec<AnswerKind>,
     /// From the start on, warming up included.
     pub errors: Errors,
@@ -143,11 +142,11 @@ impl Tally {
         let known = self.answers.iter().position(|kind| kind.status == status && kind.code == code);
         match known {
             Some(at) => self.answers[at].count += count,
-            None if self.answers.len() < BENCH_ANSWER_KINDS_MAX - 1 => {
+            None if self.answers.len() < ANSWER_KINDS_MAX - 1 => {
                 self.answers.push(AnswerKind { status, code: code.to_owned(), count });
             }
             // The server has more codes than anybody could read.
-            None => match self.answers.get_mut(BENCH_ANSWER_KINDS_MAX - 1) {
+            None => match self.answers.get_mut(ANSWER_KINDS_MAX - 1) {
                 Some(other) => other.count += count,
                 None => self.answers.push(AnswerKind { status: 0, code: "other".to_owned(), count }),
             },
@@ -259,10 +258,10 @@ mod tests {
             tally.answered(status, "x", 2);
         }
         tally.answered(3, "x", 1);
-        assert_eq!(tally.answers.len(), BENCH_ANSWER_KINDS_MAX);
+        assert_eq!(tally.answers.len(), ANSWER_KINDS_MAX);
         assert_eq!(tally.answers.iter().map(|kind| kind.count).sum::<u64>(), 2001);
         let both = tally.clone().and(tally);
-        assert_eq!(both.answers.len(), BENCH_ANSWER_KINDS_MAX);
+        assert_eq!(both.answers.len(), ANSWER_KINDS_MAX);
         assert_eq!(both.answers.iter().map(|kind| kind.count).sum::<u64>(), 4002);
         assert_eq!(both.answers[3], AnswerKind { status: 3, code: "x".to_owned(), count: 6 });
     }
@@ -270,7 +269,7 @@ mod tests {
     #[test]
     fn times_are_kept_to_three_digits_and_clamped() {
         let mut times = histogram();
-        for (ns, kept) in [(0, 0), (1_234_567, 1_234_567), (u64::MAX, BENCH_LATENCY_MAX.as_nanos() as u64)] {
+        for (ns, kept) in [(0, 0), (1_234_567, 1_234_567), (u64::MAX, LATENCY_MAX.as_nanos() as u64)] {
             times.saturating_record(ns);
             let found = times.max();
             assert!(found.abs_diff(kept) <= kept / 1000 + LATENCY_RESOLUTION_NS, "{ns}: {found}");

@@ -7,12 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use url::Url;
-
-use millrace_webhooks::client::Roots;
-use millrace_webhooks::client::tls::client_config;
 
 /// A server that was reached once.
 #[derive(Debug)]
@@ -26,7 +24,7 @@ pub struct Target {
     /// The first of its addresses that took a connection.
     pub addr: SocketAddr,
     /// How TLS is spoken, and who must answer.
-    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 /// Why there is no target.
@@ -74,10 +72,31 @@ impl Target {
     }
 }
 
+/// Trusts the public authorities that are built in, and those in `ca_file`.
 fn tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
-    let mut config = client_config(Roots::Webpki, ca_file)?;
+    let mut trusted = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        add_file(&mut trusted, path).map_err(|why| format!("CA file {}: {why}", path.display()))?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the ring provider has both versions' cipher suites")
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn add_file(trusted: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = certificates.map_err(|error| error.to_string())?;
+    if certificates.is_empty() {
+        return Err("no certificate in it; it must be PEM".to_owned());
+    }
+    for certificate in certificates {
+        trusted.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, impl Display + use<>> {

@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use millrace_base::event::is_event_type;
 use millrace_base::limits;
+use millrace_bench::limits as bench_limits;
 use millrace_bench::{Pace, Plan, Recipe, Requests, Snapshot, Tally, Target, TargetError};
 
 use super::Invocation;
@@ -27,7 +28,7 @@ use crate::boot::raise_descriptor_limit;
 use report::{Report, Run, Setting};
 
 /// Descriptors for all but the connections: standard streams, an epoll instance a thread, what the runtime has open.
-const DESCRIPTORS_BESIDE: usize = 32 + limits::BENCH_THREADS_MAX as usize;
+const DESCRIPTORS_BESIDE: usize = 32 + bench_limits::THREADS_MAX as usize;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -64,7 +65,7 @@ pub struct Bench {
     rate: Vec<Pace>,
     /// Connections, each with one request at a time
     #[arg(long, value_name = "N", default_value_t = 64,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::BENCH_CONNECTIONS_MAX)))]
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(bench_limits::CONNECTIONS_MAX)))]
     connections: u32,
     /// How long each rate is measured, such as `10s` or `5m`
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
@@ -97,7 +98,7 @@ pub struct Bench {
     timeout: Duration,
     /// Threads of the load; by default half of the cores, as the server may need the others
     #[arg(long, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::BENCH_THREADS_MAX)))]
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(bench_limits::THREADS_MAX)))]
     threads: Option<u32>,
     /// Count any 2xx as acceptance, whatever its body: for other servers with the same routes
     #[arg(long)]
@@ -112,11 +113,11 @@ pub struct Bench {
 
 pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
     let keys = keys::read(bench.api_key_file.as_deref())?;
-    if bench.rate.len() > limits::BENCH_RATES_MAX || bench.types.len() > limits::BENCH_TYPES_MAX {
+    if bench.rate.len() > bench_limits::RATES_MAX || bench.types.len() > bench_limits::TYPES_MAX {
         return Err(Failure::Argument(format!(
             "a series has at most {} rates, and events at most {} types",
-            limits::BENCH_RATES_MAX,
-            limits::BENCH_TYPES_MAX
+            bench_limits::RATES_MAX,
+            bench_limits::TYPES_MAX
         )));
     }
     let target = Target::find(&bench.url, bench.ca_file.as_deref(), bench.timeout).map_err(|error| match error {
@@ -175,7 +176,7 @@ impl Bench {
     /// As many as are asked for, else half of the cores: the server, if it is here, needs the others.
     fn threads(&self, invocation: &Invocation) -> usize {
         let threads = self.threads.map_or(invocation.core_count().div_ceil(2), |threads| threads as usize);
-        threads.min(self.connections as usize).min(limits::BENCH_THREADS_MAX as usize)
+        threads.min(self.connections as usize).min(bench_limits::THREADS_MAX as usize)
     }
 
     fn requests(&self, keys: &keys::Keys, target: &Target, threads: usize) -> Result<Requests, Failure> {
@@ -196,10 +197,10 @@ impl Bench {
                 limits::BATCH_BODY_BYTES_MAX
             )));
         }
-        if recipe.bytes().saturating_mul(threads) > limits::BENCH_REQUESTS_BYTES_MAX {
+        if recipe.bytes().saturating_mul(threads) > bench_limits::REQUESTS_BYTES_MAX {
             return Err(Failure::Argument(format!(
                 "requests of all keys and types would take more than {} MiB: take fewer, or smaller payloads",
-                limits::BENCH_REQUESTS_BYTES_MAX / (1024 * 1024)
+                bench_limits::REQUESTS_BYTES_MAX / (1024 * 1024)
             )));
         }
         Ok(Requests::new(&recipe))
@@ -257,20 +258,20 @@ fn pace(text: &str) -> Result<Pace, String> {
     if text == "max" {
         return Ok(Pace::Closed);
     }
-    let rate = text.parse().ok().and_then(NonZeroU64::new).filter(|rate| rate.get() <= limits::BENCH_RATE_MAX);
-    rate.map(Pace::Open).ok_or_else(|| format!("events per second, 1 to {}, or max", limits::BENCH_RATE_MAX))
+    let rate = text.parse().ok().and_then(NonZeroU64::new).filter(|rate| rate.get() <= bench_limits::RATE_MAX);
+    rate.map(Pace::Open).ok_or_else(|| format!("events per second, 1 to {}, or max", bench_limits::RATE_MAX))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    time(text, Duration::from_millis(100), limits::BENCH_DURATION_MAX)
+    time(text, Duration::from_millis(100), bench_limits::DURATION_MAX)
 }
 
 fn warmup(text: &str) -> Result<Duration, String> {
-    time(text, Duration::ZERO, limits::BENCH_WARMUP_MAX)
+    time(text, Duration::ZERO, bench_limits::WARMUP_MAX)
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    time(text, Duration::from_millis(10), limits::BENCH_TIMEOUT_MAX)
+    time(text, Duration::from_millis(10), bench_limits::TIMEOUT_MAX)
 }
 
 /// `500ms`, `10s`, `5m`; a bare number is seconds.

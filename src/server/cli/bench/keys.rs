@@ -6,7 +6,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use millrace_base::limits::{BENCH_KEY_FILE_BYTES_MAX, BENCH_KEYS_MAX};
+use millrace_bench::limits::{KEY_FILE_BYTES_MAX, KEYS_MAX};
 
 use super::super::failure::Failure;
 use crate::config::{API_KEY_ENV, api_key_from_environment};
@@ -35,8 +35,8 @@ pub fn read(file: Option<&Path>) -> Result<Keys, Failure> {
         .filter(|key| !key.is_empty())
         .map(|key| Zeroizing::new(key.to_owned()))
         .collect();
-    if keys.len() > BENCH_KEYS_MAX {
-        return Err(Failure::Argument(format!("there are more than {BENCH_KEYS_MAX} API keys")));
+    if keys.len() > KEYS_MAX {
+        return Err(Failure::Argument(format!("there are more than {KEYS_MAX} API keys")));
     }
     if keys.iter().any(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
         return Err(Failure::Argument("an API key has characters that no key has".to_owned()));
@@ -50,13 +50,12 @@ pub const NEW_KEY: &str =
 
 fn read_file(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut text = Zeroizing::new(String::new());
-    let read = File::open(path).and_then(|file| file.take(BENCH_KEY_FILE_BYTES_MAX + 1).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(KEY_FILE_BYTES_MAX + 1).read_to_string(&mut text));
     match read {
-        Ok(bytes) if bytes as u64 <= BENCH_KEY_FILE_BYTES_MAX => Ok(text),
-        Ok(_) => Err(Failure::Argument(format!(
-            "the key file {} has more than {BENCH_KEY_FILE_BYTES_MAX} bytes",
-            path.display()
-        ))),
+        Ok(bytes) if bytes as u64 <= KEY_FILE_BYTES_MAX => Ok(text),
+        Ok(_) => {
+            Err(Failure::Argument(format!("the key file {} has more than {KEY_FILE_BYTES_MAX} bytes", path.display())))
+        }
         Err(error) => Err(Failure::Argument(format!("the key file {} cannot be read: {error}", path.display()))),
     }
 }

@@ -1,6 +1,6 @@
 //! Bad clients for `perf/attacks`: each mode does one wrong thing for a number of seconds and says what it was answered.
 //!
-//!     cargo run --release --example attacker -- MODE ADDRESS:PORT SECONDS CONNECTIONS [RATE]
+//!     cargo run --release -p millrace-perf --bin attacker -- MODE ADDRESS:PORT SECONDS CONNECTIONS [RATE]
 //!
 //! | mode | each connection |
 //! |---|---|

@@ -10,9 +10,9 @@
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::print_stdout, reason = "its purpose")]
 
-#[path = "../tests/common/ingest_paths.rs"]
+#[path = "../../../tests/common/ingest_paths.rs"]
 mod ingest_paths;
-#[path = "../tests/common/replay.rs"]
+#[path = "../../../tests/common/replay.rs"]
 mod replay;
 
 use std::rc::Rc;
