@@ -19,8 +19,8 @@ use serde_json::Value;
 use millrace_base::key::API_KEY_LEN;
 use millrace_base::limits;
 use millrace_base::problem::{Problem, reason_phrase};
-use millrace_webhooks::definition;
-use millrace_webhooks::secret::WebhookSecret;
+use millrace_webhooks::endpoint::secret::WebhookSecret;
+use millrace_webhooks::endpoint::validate;
 use millrace_wire::routes::{Method, OPENAPI_JSON, TABLE, route};
 
 fn document() -> Value {
@@ -300,7 +300,7 @@ fn headers_of_an_endpoint_are_described_as_they_are_read() {
     let schema = &document["components"]["schemas"]["EndpointHeaders"];
     let pattern = |schema: &Value| Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
     let (names, values) = (pattern(&schema["propertyNames"]), pattern(&schema["additionalProperties"]));
-    let taken = |name: &str, value: &str| definition::own_headers(vec![(name.to_owned(), value.to_owned())]).is_ok();
+    let taken = |name: &str, value: &str| validate::own_headers(vec![(name.to_owned(), value.to_owned())]).is_ok();
     for byte in 0..=0x100_u32 {
         let character = char::from_u32(byte).unwrap();
         for text in [character.to_string(), format!("a{character}"), format!("{character}a"), format!("a{character}a")]

@@ -9,9 +9,9 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits::{SECRET_OVERLAP_DEFAULT, SECRET_OVERLAP_MAX};
 use millrace_base::problem::Problem;
 use millrace_store::webhooks::EndpointChange;
-use millrace_webhooks::definition;
-use millrace_webhooks::secret::WebhookSecret;
-use millrace_webhooks::target::TargetPolicy;
+use millrace_webhooks::endpoint::secret::WebhookSecret;
+use millrace_webhooks::endpoint::target_policy::TargetPolicy;
+use millrace_webhooks::endpoint::validate;
 
 use super::body::{Body, Message, count, named_texts, or_null, switch, text, texts};
 
@@ -91,23 +91,23 @@ pub(super) fn recovery(body: &[u8]) -> Result<std::ops::Range<Timestamp>, Proble
 }
 
 fn url(policy: &TargetPolicy, value: &RawValue) -> Result<String, Message> {
-    definition::url(policy, &text(value)?).map_err(Message::from)
+    validate::url(policy, &text(value)?).map_err(Message::from)
 }
 
 fn description(value: &RawValue) -> Result<String, Message> {
-    definition::description(text(value)?).map_err(Message::from)
+    validate::description(text(value)?).map_err(Message::from)
 }
 
 fn event_types(value: &RawValue) -> Result<Vec<String>, Message> {
-    definition::event_types(texts(value)?).map_err(Message::from)
+    validate::event_types(texts(value)?).map_err(Message::from)
 }
 
 fn headers(value: &RawValue) -> Result<Vec<(String, String)>, Message> {
-    definition::own_headers(named_texts(value)?).map_err(Message::from)
+    validate::own_headers(named_texts(value)?).map_err(Message::from)
 }
 
 fn rate_limit(value: &RawValue) -> Result<u32, Message> {
-    definition::rate_limit(count(value)?).map_err(|why| format!("{why}, or null for no limit").into())
+    validate::rate_limit(count(value)?).map_err(|why| format!("{why}, or null for no limit").into())
 }
 
 fn secret(value: &RawValue) -> Result<WebhookSecret, Message> {

@@ -1,7 +1,7 @@
 //! An organisation's webhook endpoints: made, listed, changed, deleted; their secrets rotated; tested and recovered.
 //!
 //! A secret is shown in the answer that makes it and never again. Every change is told to
-//! [`Management::on_change`](millrace_webhooks::management::Management) before it is answered.
+//! [`Management::on_change`](millrace_webhooks::endpoint::management::Management) before it is answered.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
 use millrace_store::StoreError;
 use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
-use millrace_webhooks::secret::WebhookSecret;
+use millrace_webhooks::endpoint::secret::WebhookSecret;
 
 use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, push_string};
 use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};

@@ -14,9 +14,9 @@ use millrace_store::{
     CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
     StoreId, StoredEvent,
 };
-use millrace_webhooks::management::Management;
-use millrace_webhooks::secret::SecretBox;
-use millrace_webhooks::target::TargetPolicy;
+use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::secret::SecretBox;
+use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 
 use super::fake_webhooks::FakeWebhooks;
 

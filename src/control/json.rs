@@ -9,7 +9,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits::WEBHOOK_SECRET_BYTES_MAX;
 use millrace_store::webhooks::{Attempt, DeliveryRecord, Endpoint};
 use millrace_store::{KeyInfo, StoredEvent};
-use millrace_webhooks::outcome::word_and_detail;
+use millrace_webhooks::delivery::outcome::word_and_detail;
 
 use super::cursor;
 

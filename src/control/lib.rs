@@ -53,7 +53,7 @@ use millrace_base::key::{Argon2Cost, KeyId};
 use millrace_base::problem::Problem;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
-use millrace_webhooks::management::Management;
+use millrace_webhooks::endpoint::management::Management;
 
 use complaint::{Complaints, Trouble};
 

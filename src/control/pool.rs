@@ -25,7 +25,7 @@ use millrace_base::limits::{CONTROL_KEY_WORKERS, CONTROL_QUEUE_WAIT_MAX, CONTROL
 use millrace_base::problem::Problem;
 use millrace_metrics::Metrics;
 use millrace_store::Store;
-use millrace_webhooks::management::Management;
+use millrace_webhooks::endpoint::management::Management;
 
 use super::admission::{Admission, ReplyHold, Seat};
 use super::complaint::{Complaints, Trouble};

@@ -38,7 +38,7 @@ use millrace_store::Store;
 use millrace_store::open::{ServerStores, database_hosts, open_for_server};
 use millrace_tenant::feed::Feed;
 use millrace_tenant::verifier::Verifier;
-use millrace_webhooks::directory::Directory;
+use millrace_webhooks::plan::endpoint_cache::Directory;
 use millrace_webhooks::{Deliver, OwnPlaces};
 use millrace_write::Writers;
 

@@ -39,22 +39,22 @@ use self::failure::Begun;
 use self::lookup::Lookups;
 use self::pool::{Gate, Key, Lease, Pool};
 use self::proxy::Proxy;
-use super::outcome::{self, Answer, ErrorClass, Outcome, Trouble};
-use super::target::TargetPolicy;
+use crate::delivery::outcome::{self, Answer, ErrorClass, Outcome, Trouble};
+use crate::endpoint::target_policy::TargetPolicy;
 
 mod connect;
 mod connection;
 mod failure;
 mod lookup;
-mod names;
-mod places;
+mod lookup_slots;
 mod pool;
 mod proxy;
 mod stream;
+mod system_resolver;
 pub mod tls;
 
 pub use self::lookup::{Found, Resolve, Unresolved};
-pub use self::names::{NameFiles, SystemResolver};
+pub use self::system_resolver::{NameFiles, SystemResolver};
 
 /// Which public certificate authorities are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl fmt::Debug for ClientConfig {
 /// One request: a POST.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Where to: [`super::target::request_uri`] of the endpoint's URL, which is made once and cheap to clone.
+    /// Where to: [`crate::endpoint::target_policy::request_uri`] of the endpoint's URL, which is made once and cheap to clone.
     pub url: Uri,
     /// All headers but `Host` and `Content-Length`.
     pub headers: HeaderMap,

@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::client::{ClientConfig, NameFiles, Roots};
-use super::schedule::RetrySchedule;
-use super::secret::SecretBox;
-use super::target::{DatabaseAddresses, TargetPolicy};
+use crate::client::{ClientConfig, NameFiles, Roots};
+use crate::delivery::schedule::RetrySchedule;
+use crate::endpoint::secret::SecretBox;
+use crate::endpoint::target_policy::{DatabaseAddresses, TargetPolicy};
 
 /// The file in the data directory that holds the key secrets are sealed with, where none is configured.
 pub const SECRET_KEY_FILE: &str = "webhook-secret.key";

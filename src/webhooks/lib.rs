@@ -19,37 +19,14 @@
 //! **Nothing here delays ingestion**, beyond the rows themselves: what finds no room in memory waits in the database.
 //! Never: a lock held across a request, a secret or a URL in a log or a label.
 
-mod breaker;
-mod claims;
 pub mod client;
-pub mod clock;
 pub mod config;
-mod database_names;
-pub mod definition;
-pub mod directory;
-mod fair;
-pub mod filter;
-pub mod headers;
-mod judgement;
-mod lease;
-mod lookout;
-pub mod management;
-pub mod outbox;
-pub mod outcome;
-mod outgoing;
-#[cfg(test)]
-mod pace_tests;
-mod recorder;
-mod room;
-pub mod schedule;
-mod schedules;
-pub mod secret;
-mod sender;
-pub mod signature;
-pub mod target;
+pub mod delivery;
+pub mod endpoint;
+pub mod plan;
+pub mod send;
 #[cfg(test)]
 mod test_store;
-mod unrecorded;
 
 use std::collections::HashMap;
 use std::io;
@@ -66,28 +43,28 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use self::config::DeliverConfig;
-pub use self::management::Management;
+pub use self::endpoint::management::Management;
 
 use millrace_base::{critical_thread, limits};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
 use millrace_tenant::feed::Feed;
 
-use self::claims::Claims;
 use self::client::WebhookClient;
-use self::clock::DeliveryClock;
-use self::database_names::DatabaseNames;
-use self::directory::Directory;
-use self::fair::Fair;
-use self::lease::Leases;
-use self::outbox::Outbox;
-use self::recorder::Recorder;
-use self::room::Room;
-use self::schedules::Schedules;
-use self::secret::SecretBox;
-use self::sender::{Sender, Stop};
-use self::target::{DatabaseAddresses, TargetPolicy};
-use self::unrecorded::Unrecorded;
+use self::delivery::clock::DeliveryClock;
+use self::delivery::fleet_schedule::Schedules;
+use self::delivery::lease::Leases;
+use self::endpoint::database_hosts::DatabaseNames;
+use self::endpoint::secret::SecretBox;
+use self::endpoint::target_policy::{DatabaseAddresses, TargetPolicy};
+use self::plan::budget::Room;
+use self::plan::endpoint_cache::Directory;
+use self::plan::planner::Outbox;
+use self::send::claimer::Claims;
+use self::send::fair_queue::Fair;
+use self::send::recorder::Recorder;
+use self::send::recording_lag::Unrecorded;
+use self::send::sender::{Sender, Stop};
 
 /// Where the server and its database are.
 pub struct OwnPlaces {

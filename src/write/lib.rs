@@ -36,7 +36,7 @@ use millrace_journal::queue::{Accepted, Slots};
 use millrace_journal::{Ledger, Rewriter};
 use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryReason};
 use millrace_store::{Store, StoreError};
-use millrace_webhooks::outbox::Outbox;
+use millrace_webhooks::plan::planner::Outbox;
 
 use self::holder::{Cause, Room};
 use self::outage::Outage;

@@ -19,9 +19,9 @@ use millrace_metrics::Metrics;
 use millrace_store::open::{StoreConfig, open};
 use millrace_tenant::feed::Feed;
 use millrace_tenant::verifier::Verifier;
-use millrace_webhooks::management::Management;
-use millrace_webhooks::secret::SecretBox;
-use millrace_webhooks::target::TargetPolicy;
+use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::secret::SecretBox;
+use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 use millrace_wire::client_address::Trust;
 
 /// Far above what can be sent in a minute: every request is counted against it, none is refused.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use millrace_webhooks::client::ClientConfig;
-use millrace_webhooks::outcome::ErrorClass;
-use millrace_webhooks::target::TargetPolicy;
+use millrace_webhooks::delivery::outcome::ErrorClass;
+use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 
 use crate::certificates::Authority;
 use crate::fixture::{Fixture, Names, answered, failed, insecure, secure};

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use millrace_webhooks::client::ClientConfig;
-use millrace_webhooks::outcome::{ErrorClass, Outcome};
+use millrace_webhooks::delivery::outcome::{ErrorClass, Outcome};
 
 use crate::fixture::{Fixture, answered, failed, insecure};
 use crate::receiver::{Receiver, Step, answer, reset, send};

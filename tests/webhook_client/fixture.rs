@@ -16,8 +16,8 @@ use millrace_base::event::OrgId;
 use millrace_webhooks::client::{
     ClientConfig, Found, NameFiles, Request, Resolve, Roots, Unresolved, Unsent, WebhookClient,
 };
-use millrace_webhooks::outcome::{Answer, ErrorClass, Outcome};
-use millrace_webhooks::target::TargetPolicy;
+use millrace_webhooks::delivery::outcome::{Answer, ErrorClass, Outcome};
+use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 
 /// Long enough for everything that is not meant to time out.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use millrace_webhooks::client::ClientConfig;
-use millrace_webhooks::outcome::{ErrorClass, Outcome};
+use millrace_webhooks::delivery::outcome::{ErrorClass, Outcome};
 
 use crate::certificates::Authority;
 use crate::fixture::{BODY, Fixture, answered, failed, secure};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hickory_resolver::proto::op::ResponseCode;
 
 use millrace_webhooks::client::{ClientConfig, NameFiles};
-use millrace_webhooks::outcome::ErrorClass;
+use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::fixture::{Fixture, answered, failed, insecure};
 use crate::name_server::{NO_SUCH_NAME, NameServer, Said, address, files};
@@ -248,7 +248,11 @@ fn an_address_that_is_remembered_is_vetted_like_another() {
     let mixed = addresses(&["127.0.0.1", "10.0.0.1"]);
     let server = NameServer::start(move |_| Said::Addresses(mixed.clone(), 3600));
     let name_files = server.files(dir.path(), "", "127.0.0.1 listed.test\n");
-    let config = ClientConfig { policy: millrace_webhooks::target::TargetPolicy::default(), name_files, ..insecure() };
+    let config = ClientConfig {
+        policy: millrace_webhooks::endpoint::target_policy::TargetPolicy::default(),
+        name_files,
+        ..insecure()
+    };
     let fixture = Fixture::new(config);
     for host in ["mixed.test", "mixed.test", "listed.test", "localhost"] {
         let url = format!("https://{host}:{}/", receiver.port());

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use millrace_webhooks::client::{ClientConfig, WebhookClient};
-use millrace_webhooks::outcome::ErrorClass;
+use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::certificates::Authority;
 use crate::fixture::{Fixture, Names, answered, failed, insecure, secure};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millrace_webhooks::outcome::ErrorClass;
+use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::fixture::{Fixture, answered, failed, insecure};
 use crate::receiver::{Receiver, Step, answer, answer_with};

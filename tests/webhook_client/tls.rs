@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 
 use millrace_webhooks::client::{ClientConfig, Roots, WebhookClient};
-use millrace_webhooks::outcome::ErrorClass;
+use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::certificates::{Authority, self_signed};
 use crate::fixture::{Fixture, answered, failed, secure};
 use crate::receiver::{Receiver, answer};
 
 /// What comes of a receiver with this configuration, where `authority` is trusted.
-fn outcome_of(authority: &Authority, tls: ServerConfig) -> millrace_webhooks::outcome::Outcome {
+fn outcome_of(authority: &Authority, tls: ServerConfig) -> millrace_webhooks::delivery::outcome::Outcome {
     let dir = tempfile::tempdir().unwrap();
     let receiver = Receiver::start_tls(tls, |_| answer(200, "ok"));
     Fixture::new(ClientConfig { ca_file: Some(authority.file(dir.path())), ..secure() }).post(&receiver.url("/"))

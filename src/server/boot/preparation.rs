@@ -19,7 +19,7 @@ use millrace_journal::{DroppedUntil, Journal};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
 use millrace_tenant::feed::Feed;
-use millrace_webhooks::directory::Directory;
+use millrace_webhooks::plan::endpoint_cache::Directory;
 
 use super::Welcome;
 use super::housekeeping::Housekeeping;

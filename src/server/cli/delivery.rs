@@ -7,7 +7,7 @@ use millrace_base::event::{DeliveryId, EndpointId};
 use millrace_base::limits;
 use millrace_control::delivery_document;
 use millrace_store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
-use millrace_webhooks::outcome::word_and_detail;
+use millrace_webhooks::delivery::outcome::word_and_detail;
 
 use super::Invocation;
 use super::failure::Failure;

@@ -17,7 +17,7 @@ use millrace_base::event::EndpointId;
 use millrace_base::limits;
 use millrace_control::{endpoint_document, test_event};
 use millrace_store::webhooks::{self, EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, Rotation, Unreadable};
-use millrace_webhooks::secret::{SecretBox, WebhookSecret};
+use millrace_webhooks::endpoint::secret::{SecretBox, WebhookSecret};
 
 use super::Invocation;
 use super::failure::Failure;

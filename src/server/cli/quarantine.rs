@@ -7,7 +7,7 @@ use uuid::Uuid;
 use millrace_base::limits;
 use millrace_store::StoreError;
 use millrace_store::quarantine::{QuarantineId, QuarantineQuery, Quarantined, Retried};
-use millrace_webhooks::outbox::plan_for_any_server;
+use millrace_webhooks::plan::planner::plan_for_any_server;
 
 use super::Invocation;
 use super::failure::Failure;

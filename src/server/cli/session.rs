@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millrace_base::key::ApiKey;
 use millrace_store::open::{is_there, open};
 use millrace_store::{Store, StoreError};
-use millrace_webhooks::secret::SecretBox;
+use millrace_webhooks::endpoint::secret::SecretBox;
 
 use super::Invocation;
 use super::failure::Failure;

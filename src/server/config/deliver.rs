@@ -7,7 +7,7 @@ use url::Url;
 use millrace_base::limits;
 use millrace_webhooks::client::{NameFiles, Roots};
 use millrace_webhooks::config::{DeliverConfig, SecretKey};
-use millrace_webhooks::schedule::RetrySchedule;
+use millrace_webhooks::delivery::schedule::RetrySchedule;
 
 use super::error::ConfigError;
 use super::layer::Values;

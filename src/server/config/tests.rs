@@ -3,7 +3,7 @@
 use clap::{Command, FromArgMatches as _};
 
 use millrace_webhooks::client::Roots;
-use millrace_webhooks::schedule::RetrySchedule;
+use millrace_webhooks::delivery::schedule::RetrySchedule;
 
 use super::setting::{Preset, SETTINGS};
 use super::*;

@@ -32,8 +32,8 @@ use super::lookup::{Lookups, Unresolved};
 use super::proxy::Proxy;
 use super::stream::Stream;
 use super::{Unsent, tls};
-use crate::outcome::{ErrorClass, Trouble};
-use crate::target::TargetPolicy;
+use crate::delivery::outcome::{ErrorClass, Trouble};
+use crate::endpoint::target_policy::TargetPolicy;
 
 /// Whose lookups of the proxy's name are.
 const NOBODY: OrgId = OrgId(Uuid::nil());

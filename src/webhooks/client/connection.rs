@@ -22,7 +22,7 @@ use millrace_base::limits::{
 use super::Request;
 use super::failure::{Begun, Failure, is_refusal, trouble_of};
 use super::stream::{Heard, Stream};
-use crate::outcome::{ErrorClass, Trouble};
+use crate::delivery::outcome::{ErrorClass, Trouble};
 
 type Body = Full<Bytes>;
 pub type Http1 = http1::SendRequest<Body>;

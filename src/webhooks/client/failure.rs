@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 
 use super::tls;
-use crate::outcome::{ErrorClass, Trouble};
+use crate::delivery::outcome::{ErrorClass, Trouble};
 
 /// Why no answer came.
 pub struct Failure {

@@ -24,7 +24,7 @@ use millrace_base::limits::{
     WEBHOOK_NAME_KNOWN_TIME_MAX, WEBHOOK_NAMES_KNOWN_MAX, WEBHOOK_VETTED_ADDRESSES_MAX,
 };
 
-use super::places::{Place, Places};
+use super::lookup_slots::{Place, Places};
 
 /// Who knows the addresses of names. Its futures run on the sender's runtime, several at a time, and must not block it.
 pub trait Resolve: Send + Sync {

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use millrace_base::limits::WEBHOOK_TLS_SESSIONS_MAX;
 
 use super::Roots;
-use crate::outcome::{ErrorClass, Trouble};
+use crate::delivery::outcome::{ErrorClass, Trouble};
 
 /// TLS 1.2 and 1.3, HTTP/2 offered before HTTP/1.1.
 ///

@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
-use millrace_webhooks::definition;
-use millrace_webhooks::secret::WebhookSecret;
-use millrace_webhooks::target::DatabaseAddresses;
+use millrace_webhooks::endpoint::secret::WebhookSecret;
+use millrace_webhooks::endpoint::target_policy::DatabaseAddresses;
+use millrace_webhooks::endpoint::validate;
 
 use crate::cli::failure::Failure;
 use crate::cli::time::{self, Time};
@@ -181,9 +181,9 @@ impl Given {
         let headers: Option<Vec<_>> = self.headers.iter().map(header).collect();
         let headers = headers.ok_or_else(|| wrong("--header", "must be 'Name: value'"))?;
         Ok(Checked {
-            description: refuse("--description", self.description, definition::description)?,
-            event_types: refuse("--event-type", some(self.event_types), definition::event_types)?,
-            headers: refuse("--header", some(headers), definition::own_headers)?,
+            description: refuse("--description", self.description, validate::description)?,
+            event_types: refuse("--event-type", some(self.event_types), validate::event_types)?,
+            headers: refuse("--header", some(headers), validate::own_headers)?,
             rate_limit: self.rate_limit,
         })
     }
@@ -191,7 +191,7 @@ impl Given {
 
 /// An endpoint's URL, by the rules that hold without a server.
 pub(super) fn url(config: &Config, text: &str) -> Result<String, Failure> {
-    definition::url(&config.deliver.policy(&[], &DatabaseAddresses::default()), text)
+    validate::url(&config.deliver.policy(&[], &DatabaseAddresses::default()), text)
         .map_err(|why| wrong("the URL", &why))
 }
 

@@ -2,7 +2,7 @@
 
 use millrace_control::endpoint_document;
 use millrace_store::webhooks::Endpoint;
-use millrace_webhooks::secret::WebhookSecret;
+use millrace_webhooks::endpoint::secret::WebhookSecret;
 
 use crate::cli::failure::Failure;
 use crate::cli::output::{fields, json_line_of, show, to_the_second};

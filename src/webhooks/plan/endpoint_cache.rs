@@ -26,15 +26,15 @@ use millrace_base::limits;
 use millrace_store::webhooks::{Endpoint, EndpointRow, Unreadable};
 use millrace_store::{Store, StoreError};
 
-use super::clock::DeliveryClock;
-use super::config::SECRET_KEY_FILE;
-use super::filter::{self, EventTypeFilter};
-use super::headers;
-use super::outcome::ErrorClass;
-use super::room::Share;
-use super::schedules::Schedules;
-use super::secret::{SecretBox, WebhookSecret};
-use super::target::{TargetPolicy, request_uri};
+use crate::config::SECRET_KEY_FILE;
+use crate::delivery::clock::DeliveryClock;
+use crate::delivery::fleet_schedule::Schedules;
+use crate::delivery::outcome::ErrorClass;
+use crate::endpoint::filter::{self, EventTypeFilter};
+use crate::endpoint::headers;
+use crate::endpoint::secret::{SecretBox, WebhookSecret};
+use crate::endpoint::target_policy::{TargetPolicy, request_uri};
+use crate::plan::budget::Share;
 
 /// One endpoint, ready for use.
 pub struct LiveEndpoint {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use millrace_store::{Store, StoreError};
 
-use super::schedule::RetrySchedule;
+use crate::delivery::schedule::RetrySchedule;
 
 /// See the module. Shared by the threads that send and claim.
 #[derive(Debug)]

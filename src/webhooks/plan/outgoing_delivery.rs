@@ -5,8 +5,8 @@ use bytes::Bytes;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, EventId};
 
-use super::lease::Hold;
-use super::room::Reservation;
+use crate::delivery::lease::Hold;
+use crate::plan::budget::Reservation;
 
 /// One delivery that this server holds the lease of.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use millrace_base::event::OrgId;
 use millrace_store::StoreError;
 
-use super::secret::SecretBox;
-use super::target::TargetPolicy;
+use crate::endpoint::secret::SecretBox;
+use crate::endpoint::target_policy::TargetPolicy;
 
 /// Where endpoints may be, what seals their secrets, and who is told of changes.
 pub struct Management {

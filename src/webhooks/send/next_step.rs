@@ -7,9 +7,9 @@ use millrace_base::event::DeliveryId;
 use millrace_metrics::DeliveryOutcome;
 use millrace_store::webhooks::{Attempt, AttemptResult, Next};
 
-use super::outcome::{Outcome, Trouble, Verdict};
-use super::outgoing::Outgoing;
-use super::schedule::RetrySchedule;
+use crate::delivery::outcome::{Outcome, Trouble, Verdict};
+use crate::delivery::schedule::RetrySchedule;
+use crate::plan::outgoing_delivery::Outgoing;
 
 /// One attempt that was made.
 #[derive(Clone, Debug)]
@@ -68,5 +68,5 @@ fn random(delivery: DeliveryId, number: u32) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "judgement_tests.rs"]
+#[path = "next_step_tests.rs"]
 mod tests;

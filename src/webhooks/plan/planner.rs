@@ -20,24 +20,24 @@ use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
 use millrace_store::webhooks::{Endpoint, PlannedDelivery};
 use millrace_store::{Store, StoreError};
 
-use super::clock::DeliveryClock;
-use super::directory::{Directory, LiveEndpoint};
-use super::filter::EventTypeFilter;
-use super::lease::{Lease, Leases};
-use super::outgoing::{Outgoing, body, body_len};
-use super::room::{Reservation, Room};
+use crate::delivery::clock::DeliveryClock;
+use crate::delivery::lease::{Lease, Leases};
+use crate::endpoint::filter::EventTypeFilter;
+use crate::plan::budget::{Reservation, Room};
+use crate::plan::endpoint_cache::{Directory, LiveEndpoint};
+use crate::plan::outgoing_delivery::{Outgoing, body, body_len};
 
 /// What the writers need to know of webhooks.
 pub struct Outbox {
-    pub(super) directory: Arc<Directory>,
-    pub(super) room: Arc<Room>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) room: Arc<Room>,
     /// To the sender. Bounded by the reservations that travel through it.
-    pub(super) sender: UnboundedSender<Vec<Outgoing>>,
-    pub(super) clock: Arc<DeliveryClock>,
-    pub(super) leases: Arc<Leases>,
+    pub(crate) sender: UnboundedSender<Vec<Outgoing>>,
+    pub(crate) clock: Arc<DeliveryClock>,
+    pub(crate) leases: Arc<Leases>,
     /// How long a lease lasts.
-    pub(super) lease: Duration,
-    pub(super) is_closed: AtomicBool,
+    pub(crate) lease: Duration,
+    pub(crate) is_closed: AtomicBool,
 }
 
 /// The deliveries of one batch; dropping it gives up the places that were reserved.

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
 
-use super::fair::{Fair, Turn};
-use super::room::{Reservation, Room, Share};
+use crate::plan::budget::{Reservation, Room, Share};
+use crate::send::fair_queue::{Fair, Turn};
 
 const CONCURRENCY: usize = 32;
 const TIMEOUT: Duration = limits::WEBHOOK_TIMEOUT_DEFAULT;

@@ -22,10 +22,10 @@ use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::AttemptResult;
 use millrace_store::{Store, StoreError};
 
-use super::clock::DeliveryClock;
-use super::lease::Hold;
-use super::room::Reservation;
-use super::unrecorded::Unrecorded;
+use crate::delivery::clock::DeliveryClock;
+use crate::delivery::lease::Hold;
+use crate::plan::budget::Reservation;
+use crate::send::recording_lag::Unrecorded;
 
 /// Results are gathered this long, so that a commit is worth its synchronisation.
 const GATHER: Duration = Duration::from_millis(10);

@@ -29,19 +29,19 @@ use millrace_base::limits;
 use millrace_metrics::Metrics;
 use millrace_store::webhooks::Next;
 
-use super::breaker::{Breaker, Change, Gate};
-use super::client::{Ready, Request, Unsent, WebhookClient};
-use super::clock::DeliveryClock;
-use super::directory::{Directory, LiveEndpoint, Outfit};
-use super::fair::{Fair, Turn};
-use super::judgement::{Made, counted, judge};
-use super::outcome::{ErrorClass, Outcome, Trouble, Verdict};
-use super::outgoing::Outgoing;
-use super::recorder::Note;
-use super::room::{Room, Share};
-use super::schedules::Schedules;
-use super::signature;
-use super::unrecorded::Unrecorded;
+use crate::client::{Ready, Request, Unsent, WebhookClient};
+use crate::delivery::clock::DeliveryClock;
+use crate::delivery::fleet_schedule::Schedules;
+use crate::delivery::outcome::{ErrorClass, Outcome, Trouble, Verdict};
+use crate::plan::budget::{Room, Share};
+use crate::plan::endpoint_cache::{Directory, LiveEndpoint, Outfit};
+use crate::plan::outgoing_delivery::Outgoing;
+use crate::send::breaker::{Breaker, Change, Gate};
+use crate::send::fair_queue::{Fair, Turn};
+use crate::send::next_step::{Made, counted, judge};
+use crate::send::recorder::Note;
+use crate::send::recording_lag::Unrecorded;
+use crate::send::signature;
 
 /// How often circuits are looked through for endpoints that are gone, while there are any.
 const PRUNE: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use millrace_base::clock::Timestamp;
 use millrace_base::event::DeliveryId;
 
-use super::clock::DeliveryClock;
+use crate::delivery::clock::DeliveryClock;
 
 /// Until when a delivery is this server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

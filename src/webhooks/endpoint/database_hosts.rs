@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use millrace_base::limits::DATABASE_NAMES_INTERVAL;
 
-use super::target::DatabaseAddresses;
+use crate::endpoint::target_policy::DatabaseAddresses;
 
 /// The hosts of `DATABASE_URL`, and what is known of them.
 pub struct DatabaseNames {
@@ -62,7 +62,7 @@ impl DatabaseNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::TargetPolicy;
+    use crate::endpoint::target_policy::TargetPolicy;
 
     #[test]
     fn addresses_are_known_at_once_and_names_once_they_are_looked_up() {

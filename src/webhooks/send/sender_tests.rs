@@ -10,13 +10,13 @@ use millrace_base::event::DeliveryId;
 
 use super::*;
 use crate::client::{ClientConfig, Found, NameFiles, Resolve, Roots, Unresolved};
-use crate::lease::{Lease, Leases};
-use crate::schedule::RetrySchedule;
-use crate::schedules::Schedules;
-use crate::secret::{SecretBox, WebhookSecret};
-use crate::target::TargetPolicy;
+use crate::delivery::fleet_schedule::Schedules;
+use crate::delivery::lease::{Lease, Leases};
+use crate::delivery::schedule::RetrySchedule;
+use crate::endpoint::secret::{SecretBox, WebhookSecret};
+use crate::endpoint::target_policy::TargetPolicy;
+use crate::send::recording_lag::Unrecorded;
 use crate::test_store::TestStore;
-use crate::unrecorded::Unrecorded;
 
 /// Panics in the attempt itself, or knows nothing for reasons of its own.
 struct Resolver {

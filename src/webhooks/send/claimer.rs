@@ -32,14 +32,14 @@ use millrace_store::webhooks::{
 use millrace_store::{CredentialChange, Store, StoreError};
 use millrace_tenant::feed::Feed;
 
-use super::clock::DeliveryClock;
-use super::directory::{Directory, LiveEndpoint};
-use super::lease::{Claiming, Hold, Lease, Leases};
-use super::lookout::{Look, Lookout};
-use super::outgoing::{Outgoing, body};
-use super::room::{Reservation, Room};
-use super::schedules::Schedules;
-use super::unrecorded::Unrecorded;
+use crate::delivery::clock::DeliveryClock;
+use crate::delivery::fleet_schedule::Schedules;
+use crate::delivery::lease::{Claiming, Hold, Lease, Leases};
+use crate::plan::budget::{Reservation, Room};
+use crate::plan::endpoint_cache::{Directory, LiveEndpoint};
+use crate::plan::outgoing_delivery::{Outgoing, body};
+use crate::send::due_scan::{Look, Lookout};
+use crate::send::recording_lag::Unrecorded;
 
 /// How often it looks for due deliveries whatever happens.
 const POLL: Duration = Duration::from_secs(1);

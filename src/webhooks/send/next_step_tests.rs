@@ -11,9 +11,9 @@ use millrace_store::Store;
 use millrace_store::webhooks::{Claimed, DeliveryStatus, KeyFingerprint, PlannedDelivery, SealedSecret, Wanted};
 
 use super::*;
-use crate::lease::{Lease, Leases};
-use crate::outcome::{Answer, ErrorClass};
-use crate::room::{Room, Share};
+use crate::delivery::lease::{Lease, Leases};
+use crate::delivery::outcome::{Answer, ErrorClass};
+use crate::plan::budget::{Room, Share};
 use crate::test_store::TestStore;
 
 const STANDARD: &str = "5s,5m,30m,2h,5h,10h,14h,20h,24h";

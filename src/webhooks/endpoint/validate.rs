@@ -4,9 +4,8 @@
 
 use millrace_base::limits;
 
-use super::filter;
-use super::headers;
-use super::target::TargetPolicy;
+use crate::endpoint::target_policy::TargetPolicy;
+use crate::endpoint::{filter, headers};
 
 /// Where requests go, as the parser of URLs understands it: what is shown is what is meant, in ASCII.
 ///

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
-use super::secret::WebhookSecret;
+use crate::endpoint::secret::WebhookSecret;
 
 /// `v1,` and 44 characters of base64.
 const SIGNATURE_LEN: usize = 47;

@@ -214,5 +214,5 @@ fn is_localhost(name: &str) -> bool {
 }
 
 #[cfg(test)]
-#[path = "target_tests.rs"]
+#[path = "target_policy_tests.rs"]
 mod tests;

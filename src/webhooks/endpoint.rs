@@ -1,0 +1,10 @@
+//! A webhook endpoint as its owner defines it: URL, event types, headers, rate and secret, and the rules for each. Used by
+//! the control API, the command line, planning and sending alike.
+
+pub(crate) mod database_hosts;
+pub mod filter;
+pub mod headers;
+pub mod management;
+pub mod secret;
+pub mod target_policy;
+pub mod validate;

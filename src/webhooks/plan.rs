@@ -1,0 +1,6 @@
+//! Which deliveries an event needs, and which of them this server holds in memory. Runs on the writer threads.
+
+pub(crate) mod budget;
+pub mod endpoint_cache;
+pub(crate) mod outgoing_delivery;
+pub mod planner;
