@@ -174,7 +174,7 @@ fn every_refusal_of_the_code_is_described_and_no_other() {
         .map(|code| code.as_str().unwrap())
         .collect();
     let rows: Vec<_> = every_problem().iter().map(Problem::row).collect();
-    assert_eq!(listed, rows.iter().map(|row| row.code).collect::<BTreeSet<_>>());
+    assert_eq!(listed, rows.iter().map(|row| row.code.as_str()).collect::<BTreeSet<_>>());
 
     // The refusals as operations list them: (status, code, whether it carries Retry-After).
     let mut described = BTreeSet::new();
@@ -192,7 +192,7 @@ fn every_refusal_of_the_code_is_described_and_no_other() {
             }
         }
     }
-    let expected: BTreeSet<_> = rows.iter().map(|row| (row.status, row.code, row.retry_after.is_some())).collect();
+    let expected: BTreeSet<_> = rows.iter().map(|row| (row.status, row.code.as_str(), row.retry_after.is_some())).collect();
     assert_eq!(described, expected);
 }
 

@@ -118,13 +118,77 @@ pub enum Problem {
     Internal,
 }
 
+macro_rules! codes {
+    ($($name:ident = $status:literal $text:literal,)*) => {
+        /// The fixed `code` of a refusal. Several problems may share one; a code has one status.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "each variant is named as its text is")]
+        pub enum Code {
+            $($name,)*
+        }
+
+        impl Code {
+            /// All of them, sorted by their text.
+            pub const ALL: [Self; [$($status),*].len()] = [$(Self::$name),*];
+
+            /// As documents and metrics spell it.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            /// HTTP status.
+            pub const fn status(self) -> u16 {
+                match self {
+                    $(Self::$name => $status,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    AuthBusy = 429 "auth_busy",
+    BadRequest = 400 "bad_request",
+    EndpointDisabled = 409 "endpoint_disabled",
+    ExpectationFailed = 417 "expectation_failed",
+    HeadersTooLarge = 431 "headers_too_large",
+    HttpVersionNotSupported = 505 "http_version_not_supported",
+    InternalError = 500 "internal_error",
+    InvalidApiKey = 401 "invalid_api_key",
+    InvalidEndpoint = 422 "invalid_endpoint",
+    InvalidEvent = 422 "invalid_event",
+    InvalidJson = 400 "invalid_json",
+    JournalUnavailable = 503 "journal_unavailable",
+    LengthRequired = 411 "length_required",
+    MethodNotAllowed = 405 "method_not_allowed",
+    MissingApiKey = 401 "missing_api_key",
+    NotFound = 404 "not_found",
+    NotImplemented = 501 "not_implemented",
+    OrgDisabled = 403 "org_disabled",
+    PayloadTooLarge = 413 "payload_too_large",
+    QueueFull = 429 "queue_full",
+    RateLimited = 429 "rate_limited",
+    RequestTimeout = 408 "request_timeout",
+    SecretUnavailable = 503 "secret_unavailable",
+    ShuttingDown = 503 "shutting_down",
+    StoreUnavailable = 503 "store_unavailable",
+    TooManyConnections = 503 "too_many_connections",
+    TooManyEndpoints = 422 "too_many_endpoints",
+    TooManyKeys = 422 "too_many_keys",
+    UnsupportedMediaType = 415 "unsupported_media_type",
+    UnsupportedTransferCoding = 501 "unsupported_transfer_coding",
+    UriTooLong = 414 "uri_too_long",
+}
+
 /// How a problem looks on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// HTTP status.
     pub status: u16,
     /// The fixed `code`.
-    pub code: &'static str,
+    pub code: Code,
     /// `Retry-After` in seconds.
     pub retry_after: Option<u32>,
 }
@@ -132,44 +196,91 @@ pub struct Row {
 impl Problem {
     /// Status, code and retry in one row.
     pub fn row(&self) -> Row {
-        let (status, code, retry_after) = match self {
-            Self::BadRequest(_) | Self::BadHead(_) | Self::BadQuery(_) => (400, "bad_request", None),
-            Self::InvalidJson { .. } => (400, "invalid_json", None),
-            Self::MissingApiKey => (401, "missing_api_key", None),
-            Self::InvalidApiKey | Self::MalformedApiKey => (401, "invalid_api_key", None),
-            Self::OrgDisabled => (403, "org_disabled", None),
-            Self::NotFound | Self::NoSuch(_) => (404, "not_found", None),
-            Self::MethodNotAllowed(_) => (405, "method_not_allowed", None),
-            Self::RequestTimeout => (408, "request_timeout", None),
-            Self::EndpointDisabled => (409, "endpoint_disabled", None),
-            Self::LengthRequired => (411, "length_required", None),
-            Self::PayloadTooLarge(_) => (413, "payload_too_large", None),
-            Self::UriTooLong => (414, "uri_too_long", None),
-            Self::UnsupportedMediaType(_) | Self::UnsupportedContentCoding => (415, "unsupported_media_type", None),
-            Self::ExpectationFailed => (417, "expectation_failed", None),
-            Self::InvalidEvent(_) => (422, "invalid_event", None),
-            Self::InvalidEndpoint(_) => (422, "invalid_endpoint", None),
-            Self::TooManyEndpoints => (422, "too_many_endpoints", None),
-            Self::TooManyKeys => (422, "too_many_keys", None),
-            Self::RateLimited { retry_after } | Self::ControlLimited { retry_after, .. } => {
-                (429, "rate_limited", Some((*retry_after).max(1)))
-            }
-            Self::TooManyWaiting => (429, "rate_limited", Some(1)),
-            Self::QueueFull => (429, "queue_full", Some(1)),
-            Self::AuthBusy => (429, "auth_busy", Some(1)),
-            Self::AuthThrottled { retry_after } => (429, "auth_busy", Some((*retry_after).max(1))),
-            Self::HeadersTooLarge => (431, "headers_too_large", None),
-            Self::Internal => (500, "internal_error", None),
-            Self::UnsupportedTransferCoding => (501, "unsupported_transfer_coding", None),
-            Self::UnknownMethod => (501, "not_implemented", None),
-            Self::ShuttingDown => (503, "shutting_down", Some(5)),
-            Self::StoreUnavailable | Self::ControlBusy => (503, "store_unavailable", Some(1)),
-            Self::SecretUnavailable => (503, "secret_unavailable", Some(60)),
-            Self::JournalUnavailable(_) => (503, "journal_unavailable", Some(2)),
-            Self::TooManyConnections => (503, "too_many_connections", Some(1)),
-            Self::HttpVersionNotSupported => (505, "http_version_not_supported", None),
-        };
-        Row { status, code, retry_after }
+        let code = self.code();
+        Row { status: code.status(), code, retry_after: self.retry_after() }
+    }
+
+    /// The `code` of the answer.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::BadRequest(_) | Self::BadHead(_) | Self::BadQuery(_) => Code::BadRequest,
+            Self::InvalidJson { .. } => Code::InvalidJson,
+            Self::MissingApiKey => Code::MissingApiKey,
+            Self::InvalidApiKey | Self::MalformedApiKey => Code::InvalidApiKey,
+            Self::OrgDisabled => Code::OrgDisabled,
+            Self::NotFound | Self::NoSuch(_) => Code::NotFound,
+            Self::MethodNotAllowed(_) => Code::MethodNotAllowed,
+            Self::RequestTimeout => Code::RequestTimeout,
+            Self::EndpointDisabled => Code::EndpointDisabled,
+            Self::LengthRequired => Code::LengthRequired,
+            Self::PayloadTooLarge(_) => Code::PayloadTooLarge,
+            Self::UriTooLong => Code::UriTooLong,
+            Self::UnsupportedMediaType(_) | Self::UnsupportedContentCoding => Code::UnsupportedMediaType,
+            Self::ExpectationFailed => Code::ExpectationFailed,
+            Self::InvalidEvent(_) => Code::InvalidEvent,
+            Self::InvalidEndpoint(_) => Code::InvalidEndpoint,
+            Self::TooManyEndpoints => Code::TooManyEndpoints,
+            Self::TooManyKeys => Code::TooManyKeys,
+            Self::RateLimited { .. } | Self::ControlLimited { .. } | Self::TooManyWaiting => Code::RateLimited,
+            Self::QueueFull => Code::QueueFull,
+            Self::AuthBusy | Self::AuthThrottled { .. } => Code::AuthBusy,
+            Self::HeadersTooLarge => Code::HeadersTooLarge,
+            Self::Internal => Code::InternalError,
+            Self::UnsupportedTransferCoding => Code::UnsupportedTransferCoding,
+            Self::UnknownMethod => Code::NotImplemented,
+            Self::ShuttingDown => Code::ShuttingDown,
+            Self::StoreUnavailable | Self::ControlBusy => Code::StoreUnavailable,
+            Self::SecretUnavailable => Code::SecretUnavailable,
+            Self::JournalUnavailable(_) => Code::JournalUnavailable,
+            Self::TooManyConnections => Code::TooManyConnections,
+            Self::HttpVersionNotSupported => Code::HttpVersionNotSupported,
+        }
+    }
+
+    /// Seconds for `Retry-After`; `None` where sending the same again is of no use, or no time can be named.
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::RateLimited { retry_after }
+            | Self::ControlLimited { retry_after, .. }
+            | Self::AuthThrottled { retry_after } => Some((*retry_after).max(1)),
+            Self::TooManyWaiting
+            | Self::QueueFull
+            | Self::AuthBusy
+            | Self::StoreUnavailable
+            | Self::ControlBusy
+            | Self::TooManyConnections => Some(1),
+            Self::JournalUnavailable(_) => Some(2),
+            Self::ShuttingDown => Some(5),
+            Self::SecretUnavailable => Some(60),
+            Self::BadRequest(_)
+            | Self::BadHead(_)
+            | Self::BadQuery(_)
+            | Self::InvalidJson { .. }
+            | Self::MissingApiKey
+            | Self::InvalidApiKey
+            | Self::MalformedApiKey
+            | Self::OrgDisabled
+            | Self::NotFound
+            | Self::NoSuch(_)
+            | Self::MethodNotAllowed(_)
+            | Self::RequestTimeout
+            | Self::EndpointDisabled
+            | Self::LengthRequired
+            | Self::PayloadTooLarge(_)
+            | Self::UriTooLong
+            | Self::UnsupportedMediaType(_)
+            | Self::UnsupportedContentCoding
+            | Self::ExpectationFailed
+            | Self::InvalidEvent(_)
+            | Self::InvalidEndpoint(_)
+            | Self::TooManyEndpoints
+            | Self::TooManyKeys
+            | Self::HeadersTooLarge
+            | Self::Internal
+            | Self::UnsupportedTransferCoding
+            | Self::UnknownMethod
+            | Self::HttpVersionNotSupported => None,
+        }
     }
 
     /// Whether the server had no room for an event, a test event among them: nothing was wrong with it, nothing of it was
@@ -282,7 +393,7 @@ impl Problem {
             r#type: "about:blank",
             title: reason_phrase(row.status),
             status: row.status,
-            code: row.code,
+            code: row.code.as_str(),
             detail: &detail,
             offset: if let Self::InvalidJson { offset, .. } = self { *offset } else { None },
             errors: if let Self::InvalidEvent(fields) | Self::InvalidEndpoint(fields) = self {
@@ -323,5 +434,19 @@ pub fn reason_phrase(status: u16) -> &'static str {
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
         _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_sorted_and_have_known_statuses() {
+        assert!(Code::ALL.windows(2).all(|pair| pair[0].as_str() < pair[1].as_str()));
+        for (position, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, position);
+            assert_ne!(reason_phrase(code.status()), "Unknown", "{code:?}");
+        }
     }
 }

@@ -110,6 +110,8 @@ fn parse_grace(body: &[u8]) -> Result<Duration, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_base::problem::Code;
+
     use super::*;
 
     #[test]
@@ -152,7 +154,7 @@ mod tests {
             ("5", "object"),
         ] {
             let problem = parse_grace(body.as_bytes()).expect_err(body);
-            assert_eq!(problem.row().code, "bad_request", "{body}");
+            assert_eq!(problem.code(), Code::BadRequest, "{body}");
             assert!(problem.detail().contains(part), "{body}: {}", problem.detail());
             assert!(problem.detail().len() < 300);
         }

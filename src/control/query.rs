@@ -183,12 +183,13 @@ fn hex_digit(byte: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use millrace_base::event::EventId;
+    use millrace_base::problem::Code;
 
     use super::*;
 
     fn detail(query: &str) -> String {
         let problem = events(query).expect_err(query);
-        assert_eq!(problem.row().code, "bad_request");
+        assert_eq!(problem.code(), Code::BadRequest);
         problem.detail().into_owned()
     }
 

@@ -188,7 +188,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
     let accepted = results.iter().filter(|result| result.is_ok()).count();
     let refusal = (accepted == 0).then(|| {
         let row = Problem::InvalidEvent(Vec::new()).row();
-        let (status, code) = (row.status, row.code);
+        let (status, code) = (row.status, row.code.as_str());
         let detail = "no event of the batch was accepted; `results` says why, one by one";
         Refusal { r#type: "about:blank", title: reason_phrase(status), status, code, detail }
     });
@@ -196,7 +196,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
         Ok(taken) => Item::Id(taken.id),
         Err(problem) => {
             shard.metrics.rejected_total.inc(problem);
-            Item::Error { code: problem.row().code, detail: item_detail(problem) }
+            Item::Error { code: problem.code().as_str(), detail: item_detail(problem) }
         }
     });
     let body = Body { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };

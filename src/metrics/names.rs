@@ -409,38 +409,3 @@ pub(super) const STATUSES: [u16; 24] = [
 ];
 /// Stands in [`STATUSES`] for one that is not; shown as `other`.
 pub(super) const OTHER_STATUS: u16 = 0;
-
-/// Values of the label `code` of `rejected_total`: the codes of [`Problem`](millrace_base::problem::Problem).
-pub(super) const CODES: [&str; 31] = [
-    "auth_busy",
-    "bad_request",
-    "endpoint_disabled",
-    "expectation_failed",
-    "headers_too_large",
-    "http_version_not_supported",
-    "internal_error",
-    "invalid_api_key",
-    "invalid_endpoint",
-    "invalid_event",
-    "invalid_json",
-    "journal_unavailable",
-    "length_required",
-    "method_not_allowed",
-    "missing_api_key",
-    "not_found",
-    "not_implemented",
-    "org_disabled",
-    "payload_too_large",
-    "queue_full",
-    "rate_limited",
-    "request_timeout",
-    "secret_unavailable",
-    "shutting_down",
-    "store_unavailable",
-    "too_many_connections",
-    "too_many_endpoints",
-    "too_many_keys",
-    "unsupported_media_type",
-    "unsupported_transfer_coding",
-    "uri_too_long",
-];

@@ -8,6 +8,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use millrace_base::logging;
+use millrace_base::problem::Code;
 
 use super::cells::{Bounds, Count, Counts, Latency, LatencySnapshot};
 use super::names::{self, Definition, HeldReason, Label, OTHER_STATUS, Route, STATUSES};
@@ -126,9 +127,9 @@ fn http_requests(shards: &[Arc<ShardMetrics>]) -> MetricFamily {
 }
 
 fn rejections(shards: &[Arc<ShardMetrics>]) -> MetricFamily {
-    let metrics = names::CODES.iter().map(|code| {
-        let value: u64 = shards.iter().map(|shard| shard.rejected_total.get(code)).sum();
-        with_labels(counter_metric(value as f64), [("code", code)])
+    let metrics = Code::ALL.iter().map(|code| {
+        let value: u64 = shards.iter().map(|shard| shard.rejected_total.get(*code)).sum();
+        with_labels(counter_metric(value as f64), [("code", code.as_str())])
     });
     family(&names::REJECTED, MetricType::COUNTER, metrics.collect())
 }
