@@ -192,7 +192,8 @@ fn every_refusal_of_the_code_is_described_and_no_other() {
             }
         }
     }
-    let expected: BTreeSet<_> = rows.iter().map(|row| (row.status, row.code.as_str(), row.retry_after.is_some())).collect();
+    let expected: BTreeSet<_> =
+        rows.iter().map(|row| (row.status, row.code.as_str(), row.retry_after.is_some())).collect();
     assert_eq!(described, expected);
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use millrace_base::limits::CONTROL_COMPLAINT_INTERVAL;
+use millrace_base::retry::LogThrottle;
 
 /// What an operator can tell apart and mend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +27,14 @@ pub(super) enum Trouble {
 
 const TROUBLES: usize = Trouble::Panic as usize + 1;
 
-#[derive(Clone, Copy, Default)]
-struct Tally {
-    logged_at: Option<Instant>,
-    withheld: u64,
+pub(super) struct Complaints {
+    throttles: Mutex<[LogThrottle; TROUBLES]>,
 }
 
-#[derive(Default)]
-pub(super) struct Complaints {
-    tallies: Mutex<[Tally; TROUBLES]>,
+impl Default for Complaints {
+    fn default() -> Self {
+        Self { throttles: Mutex::new([LogThrottle::new(CONTROL_COMPLAINT_INTERVAL); TROUBLES]) }
+    }
 }
 
 impl Complaints {
@@ -52,14 +52,8 @@ impl Complaints {
 
     /// How many were withheld since the last line, where it is time for the next.
     fn due(&self, trouble: Trouble, now: Instant) -> Option<u64> {
-        let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        let tally = &mut tallies[trouble as usize];
-        if tally.logged_at.is_some_and(|at| now.duration_since(at) < CONTROL_COMPLAINT_INTERVAL) {
-            tally.withheld += 1;
-            return None;
-        }
-        tally.logged_at = Some(now);
-        Some(std::mem::take(&mut tally.withheld))
+        let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
+        throttles[trouble as usize].pass_at(now)
     }
 }
 

@@ -21,6 +21,7 @@ use rustls::{HandshakeKind, ServerConfig};
 
 use millrace_base::limits;
 use millrace_base::problem::Problem;
+use millrace_base::retry::LogThrottle;
 use millrace_metrics::TlsHandshake;
 use millrace_wire::proxy_protocol;
 
@@ -33,7 +34,7 @@ use super::turn;
 pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     const PAUSE: Duration = Duration::from_millis(100);
     const REPEAT: Duration = Duration::from_secs(10);
-    let mut complained_at: Option<Instant> = None;
+    let mut throttle = LogThrottle::new(REPEAT);
     let mut in_row = 0;
     loop {
         if in_row == limits::ACCEPTED_IN_ROW_MAX {
@@ -49,8 +50,7 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(error) => {
                 // Out of descriptors or memory: wait for some to come back instead of spinning.
-                if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
-                    complained_at = Some(Instant::now());
+                if throttle.pass().is_some() {
                     tracing::error!(%error, "connections cannot be accepted; raise the limit on open files");
                 }
                 monoio::time::sleep(PAUSE).await;

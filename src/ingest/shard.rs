@@ -25,6 +25,7 @@ use millrace_base::event::EventId;
 use millrace_base::health::Readiness;
 use millrace_base::key::KeyId;
 use millrace_base::limits;
+use millrace_base::retry::LogThrottle;
 use millrace_control::ControlPool;
 use millrace_journal::queue::Queue;
 use millrace_journal::{Appender, Journal};
@@ -122,8 +123,8 @@ pub struct Shard {
     /// What an answer says of the time in which the next request may come, as a whole header line.
     pub(super) keep_alive_field: Box<[u8]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
-    /// When a wrong key was last logged, and how many were refused since.
-    wrong_keys: Cell<(Option<Instant>, u64)>,
+    /// How often the log names a refused key.
+    wrong_keys: Cell<LogThrottle>,
 }
 
 /// Time-ordered ids of one shard.
@@ -168,7 +169,7 @@ impl Shard {
             neighbours,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),
-            wrong_keys: Cell::default(),
+            wrong_keys: Cell::new(LogThrottle::new(limits::WRONG_KEY_LOG_INTERVAL)),
         })
     }
 
@@ -212,12 +213,10 @@ impl Shard {
 
     /// Says that the verifier refused a key; some of many, with how many were not named.
     pub(super) fn log_wrong_key(&self, key: KeyId, from: IpAddr) {
-        let now = Instant::now();
-        let (logged_at, withheld) = self.wrong_keys.get();
-        if logged_at.is_some_and(|at| now.duration_since(at) < limits::WRONG_KEY_LOG_INTERVAL) {
-            return self.wrong_keys.set((logged_at, withheld + 1));
-        }
-        self.wrong_keys.set((Some(now), 0));
+        let mut throttle = self.wrong_keys.get();
+        let withheld = throttle.pass();
+        self.wrong_keys.set(throttle);
+        let Some(withheld) = withheld else { return };
         tracing::info!(%key, %from, withheld, "an API key was refused: unknown, wrong, expired or revoked");
     }
 

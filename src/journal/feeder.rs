@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, Origin};
 use millrace_base::limits;
+use millrace_base::retry::{LogThrottle, sleep_unless};
 
 use super::Journal;
 use super::expiry::Expiry;
@@ -60,14 +61,13 @@ pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
     let started = Instant::now();
     let mut replayed = Replayed::default();
     let mut unreadable = None;
-    let mut complained_at: Option<Instant> = None;
+    let mut throttle = LogThrottle::new(COMPLAINT_INTERVAL);
     loop {
-        let (more, error) = pass(journal, queue, stop, complained_at.is_none());
+        let (more, error) = pass(journal, queue, stop, unreadable.is_none());
         replayed.add(more);
         let is_done = journal.kepts.unread().is_empty();
         if let Some(error) = error {
-            if complained_at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
-                complained_at = Some(Instant::now());
+            if throttle.pass().is_some() {
                 tracing::error!(%error, "a segment of the journal cannot be read; it stays, and the others are read");
             }
             unreadable = Some(error);
@@ -78,10 +78,7 @@ pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
         if is_done {
             break;
         }
-        let again_at = Instant::now() + limits::JOURNAL_REREAD_INTERVAL;
-        while Instant::now() < again_at && !stop.load(Ordering::Relaxed) {
-            thread::sleep(limits::JOURNAL_KEEPER_INTERVAL);
-        }
+        sleep_unless(stop, limits::JOURNAL_REREAD_INTERVAL);
     }
     let Replayed { segments, events, lost } = replayed;
     tracing::info!(segments, events, seconds = started.elapsed().as_secs_f32(), "replayed the journal");
@@ -107,7 +104,7 @@ fn pass(journal: &Journal, queue: &Queue, stop: &AtomicBool, is_first: bool) -> 
     let mut chain = Chain::default();
     let mut replayed = Replayed::default();
     let mut unreadable = None;
-    let mut said_at = Instant::now();
+    let mut progress = LogThrottle::after_interval(PROGRESS_INTERVAL);
     let mut expiry = Expiry::new(journal.dropped_until.get());
     let unread = journal.kepts.unread();
     for id in &unread {
@@ -121,8 +118,7 @@ fn pass(journal: &Journal, queue: &Queue, stop: &AtomicBool, is_first: bool) -> 
                 unreadable.get_or_insert(error);
             }
         }
-        if said_at.elapsed() >= PROGRESS_INTERVAL {
-            said_at = Instant::now();
+        if progress.pass().is_some() {
             let Replayed { events, segments, .. } = replayed;
             tracing::info!(events, segments, of = unread.len(), "replaying");
         }

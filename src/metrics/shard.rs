@@ -10,8 +10,8 @@ use millrace_base::problem::{Code, Problem};
 
 use super::cells::{Count, Counts, Latency};
 use super::names::{
-    AUTH_BOUNDS, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES,
-    TimeoutPhase, TlsHandshake, ValidationErrorKind,
+    AUTH_BOUNDS, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES, TimeoutPhase,
+    TlsHandshake, ValidationErrorKind,
 };
 
 /// The counters of one shard, named as the metrics are. Two cache lines of alignment: neighbouring shards

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use millrace_base::limits;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::Backoff;
 use millrace_store::{CredentialChange, Store};
 
 /// The side that publishes, shared with the verifier.
@@ -116,7 +116,7 @@ impl Feed {
     /// Watches `store` until `stop`, reconnecting with backoff; `heard` is told of each change when all others were. Runs on a
     /// thread of its own.
     pub fn watch(&self, store: &dyn Store, stop: &AtomicBool, heard: impl Fn(CredentialChange)) {
-        let mut pause = limits::STORE_BACKOFF_MIN;
+        let mut backoff = Backoff::for_store();
         let mut is_failing = false;
         while !stop.load(Ordering::Relaxed) {
             let watched = store.watch_credentials(stop, &mut |change| {
@@ -124,7 +124,7 @@ impl Feed {
                 if std::mem::take(&mut is_failing) {
                     tracing::info!("credential changes are being received again");
                 }
-                pause = limits::STORE_BACKOFF_MIN;
+                backoff.reset();
                 if change.concerns_credentials() {
                     self.publish(change);
                 }
@@ -140,8 +140,7 @@ impl Feed {
                 if !std::mem::replace(&mut is_failing, true) {
                     tracing::warn!(%error, "credential changes cannot be received; cached keys stay valid until their TTL");
                 }
-                sleep_unless(stop, pause);
-                pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
+                backoff.wait(stop);
             }
         }
     }

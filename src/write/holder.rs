@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, Origin};
 use millrace_base::limits;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::{LogThrottle, sleep_unless};
 use millrace_journal::Rewriter;
 use millrace_journal::held_list::{HeldEvent, HeldList};
 use millrace_metrics::HeldReason;
@@ -58,7 +58,7 @@ pub struct Room {
     events_max: usize,
     held: Mutex<Content>,
     is_ending: AtomicBool,
-    said_at: Mutex<[Option<Instant>; 5]>,
+    throttles: Mutex<[LogThrottle; 5]>,
     /// Events set aside that no line has told of yet.
     untold: AtomicU64,
 }
@@ -89,7 +89,7 @@ impl Room {
             events_max: limits::STORE_HELD_EVENTS_MAX.min(queue_events_max / 4).max(1),
             held: Mutex::default(),
             is_ending: AtomicBool::new(false),
-            said_at: Mutex::default(),
+            throttles: Mutex::new([LogThrottle::new(REPEAT); 5]),
             untold: AtomicU64::new(0),
         }
     }
@@ -268,13 +268,8 @@ impl Room {
     }
 
     fn is_due(&self, line: Line) -> bool {
-        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let said_at = &mut said_at[line as usize];
-        let is_due = said_at.is_none_or(|at| at.elapsed() >= REPEAT);
-        if is_due {
-            *said_at = Some(Instant::now());
-        }
-        is_due
+        let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
+        throttles[line as usize].pass().is_some()
     }
 
     /// An event was set aside. One line tells of all since the line before.

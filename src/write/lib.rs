@@ -23,14 +23,13 @@ pub mod size;
 mod turns;
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use millrace_base::event::{Event, EventId};
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::Backoff;
 use millrace_base::{critical_thread, limits};
 use millrace_journal::queue::{Accepted, Slots};
 use millrace_journal::{Ledger, Rewriter};
@@ -229,7 +228,7 @@ impl Shared {
 
     /// Deliveries of each event, once the endpoints are known; `None` where time is up.
     fn owed(&self, events: &[Event]) -> Option<Vec<u32>> {
-        let mut pause = limits::STORE_BACKOFF_MIN;
+        let mut backoff = Backoff::for_store().with_jitter();
         while !self.is_given_up() {
             let began = Instant::now();
             match self.outbox.owed(events) {
@@ -237,8 +236,7 @@ impl Shared {
                 Err(error) => self.outage.note(&error, began, self.slots.events()),
             }
             self.metrics.store.batch_retried(RetryReason::Unavailable);
-            sleep_unless(&self.give_up, jittered(pause));
-            pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
+            backoff.wait(&self.give_up);
         }
         None
     }
@@ -281,12 +279,11 @@ impl Shared {
             HeldReason::Refused => limits::STORE_REFUSED_GRACE,
             HeldReason::Unexplained | HeldReason::TooMuch => limits::STORE_HELD_PAUSE_MIN,
         };
-        let mut wait = limits::STORE_BACKOFF_MIN;
+        let mut backoff = Backoff::for_store().with_jitter();
         while let Err(back) = self.room.put(event, &cause, pause) {
             event = back;
             self.room.say_full(&cause);
-            sleep_unless(&self.give_up, jittered(wait));
-            wait = (wait * 2).min(limits::STORE_BACKOFF_MAX);
+            backoff.wait(&self.give_up);
             if self.is_given_up() {
                 return;
             }
@@ -453,10 +450,4 @@ fn take_copies(events: &mut Vec<Event>) -> Vec<Event> {
     let (originals, copies) = std::mem::take(events).into_iter().partition(|event| seen.insert(event.id));
     *events = originals;
     copies
-}
-
-/// Between half of `pause` and all of it, so that writers that failed together do not return together.
-fn jittered(pause: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0);
-    pause.mul_f64(0.5 + (random % 1024) as f64 / 2048.0)
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use millrace_base::retry::LogThrottle;
 use millrace_store::StoreError;
 
 /// How long nothing but failures must have come before it is an outage: a deadlock or a restart of a backend is none.
@@ -22,7 +23,6 @@ pub struct Outage {
     is_any: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
     /// When the first call that failed since something was stored had begun.
     failing_since: Option<Instant>,
@@ -30,8 +30,20 @@ struct State {
     stored_at: Option<Instant>,
     /// Whether the outage was said to have begun, and so has to be said to have ended.
     is_said: bool,
-    outage_said_at: Option<Instant>,
-    some_said_at: Option<Instant>,
+    outage_line: LogThrottle,
+    some_line: LogThrottle,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            failing_since: None,
+            stored_at: None,
+            is_said: false,
+            outage_line: LogThrottle::new(REPEAT),
+            some_line: LogThrottle::new(REPEAT),
+        }
+    }
 }
 
 enum Words {
@@ -82,23 +94,18 @@ impl Outage {
     }
 
     fn failed(&self, began: Instant, now: Instant) -> Option<Words> {
-        let is_due = |said_at: Option<Instant>| said_at.is_none_or(|at| now.duration_since(at) >= REPEAT);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_any.store(true, Ordering::Relaxed);
         if state.stored_at.is_some_and(|stored_at| stored_at > began) {
             // Others were stored meanwhile.
-            if !is_due(state.some_said_at) {
-                return None;
-            }
-            state.some_said_at = Some(now);
-            return Some(Words::Some);
+            return state.some_line.pass_at(now).map(|_| Words::Some);
         }
         let lasting = now.duration_since(*state.failing_since.get_or_insert(began));
-        if lasting < QUIET_MIN || !is_due(state.outage_said_at) {
+        if lasting < QUIET_MIN {
             return None;
         }
+        state.outage_line.pass_at(now)?;
         state.is_said = true;
-        state.outage_said_at = Some(now);
         Some(Words::Outage(lasting))
     }
 

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use millrace_base::event::Event;
 use millrace_base::limits;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::Backoff;
 use millrace_metrics::HeldReason;
 use millrace_store::StoreError;
 
+use super::Shared;
 use super::holder::Cause;
-use super::{Shared, jittered};
 
 /// How the next part is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(super) struct Pass<'a> {
     is_noted: bool,
     /// Attempts that found the database away, since when, while it may have been there for others.
     away: Option<(u32, Instant)>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 /// What was not stored.
@@ -83,7 +83,7 @@ impl<'a> Pass<'a> {
             failed_at: None,
             is_noted: false,
             away: None,
-            pause: limits::STORE_BACKOFF_MIN,
+            backoff: Backoff::for_store().with_jitter(),
         }
     }
 
@@ -153,7 +153,7 @@ impl<'a> Pass<'a> {
             self.shared.turns.succeed();
         }
         self.mode = Mode::Halving;
-        self.pause = limits::STORE_BACKOFF_MIN;
+        self.backoff.reset();
     }
 
     fn failed(&mut self, part: Range<usize>, error: &StoreError, began: Instant) {
@@ -261,8 +261,7 @@ impl<'a> Pass<'a> {
 
     fn wait(&mut self, error: &StoreError, began: Instant) {
         self.shared.outage.note(error, began, self.shared.slots.events());
-        sleep_unless(&self.shared.give_up, jittered(self.pause));
-        self.pause = (self.pause * 2).min(limits::STORE_BACKOFF_MAX);
+        self.backoff.wait(&self.shared.give_up);
     }
 
     /// Storing deliveries is stuck: what of `part` owes none goes first, and what does waits beside the writers.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use millrace_base::clock::{RetentionClock, Timestamp};
 use millrace_base::event::DeliveryId;
 use millrace_base::limits;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::{LogThrottle, sleep_unless};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::{created_at, first_id_at};
 use millrace_store::{Store, StoreError};
@@ -95,13 +95,14 @@ struct Task {
     failure: &'static str,
     /// And where it does not any more.
     success: &'static str,
-    /// The failure that it told of last, and when.
-    said: Option<(StoreError, Instant)>,
+    /// The failure that it told of last.
+    failed: Option<StoreError>,
+    throttle: LogThrottle,
 }
 
 impl Task {
     fn new(due_at: Instant, failure: &'static str, success: &'static str) -> Self {
-        Self { due_at, failure, success, said: None }
+        Self { due_at, failure, success, failed: None, throttle: LogThrottle::new(EVERY) }
     }
 
     /// Does it where it is due.
@@ -110,20 +111,24 @@ impl Task {
             return;
         }
         let done = work();
-        let now = Instant::now();
-        self.due_at = now + if done.is_ok() { EVERY } else { RETRY_AFTER };
+        self.due_at = Instant::now() + if done.is_ok() { EVERY } else { RETRY_AFTER };
         let (failure, success) = (self.failure, self.success);
         match done {
             Ok(()) => {
-                if self.said.take().is_some() {
+                if self.failed.take().is_some() {
+                    self.throttle.reset();
                     tracing::info!("{success}");
                 }
             }
-            Err(error) if self.said.as_ref().is_none_or(|(last, at)| *last != error || at.elapsed() >= EVERY) => {
-                tracing::warn!(%error, "{failure}; trying again every minute");
-                self.said = Some((error, now));
+            Err(error) => {
+                if self.failed.as_ref() != Some(&error) {
+                    self.throttle.reset();
+                }
+                if self.throttle.pass().is_some() {
+                    tracing::warn!(%error, "{failure}; trying again every minute");
+                }
+                self.failed = Some(error);
             }
-            Err(_) => {}
         }
     }
 }

@@ -7,11 +7,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millrace_base::health::Stage;
 use millrace_base::key::ApiKey;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::{Backoff, LogThrottle, sleep_unless};
 use millrace_base::{critical_thread, limits};
 use millrace_control::{OwnChanges, log_heard};
 use millrace_journal::queue::Queue;
@@ -103,21 +103,19 @@ impl Preparation {
     /// Tries until `step` succeeds; `None` where the server was stopped first.
     fn until_done<T, E: fmt::Display>(&self, what: &str, mut step: impl FnMut() -> Result<T, E>) -> Option<T> {
         const REPEAT: Duration = Duration::from_secs(10);
-        let mut pause = limits::STORE_BACKOFF_MIN;
-        let mut complained_at: Option<Instant> = None;
+        let mut backoff = Backoff::for_store();
+        let mut throttle = LogThrottle::new(REPEAT);
         while !self.stop.load(Ordering::Relaxed) {
             match step() {
                 Ok(done) => return Some(done),
                 Err(error) => {
                     self.stage.is_held_up_by(&format_args!("{what}: {error}"));
-                    if complained_at.is_none_or(|at| at.elapsed() >= REPEAT) {
-                        complained_at = Some(Instant::now());
+                    if throttle.pass().is_some() {
                         tracing::warn!(%error, "{what}; the server answers 503 meanwhile");
                     }
                 }
             }
-            sleep_unless(&self.stop, pause);
-            pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
+            backoff.wait(&self.stop);
         }
         None
     }
@@ -144,15 +142,15 @@ impl Preparation {
         const REPEAT: Duration = Duration::from_secs(10);
         let (store, stop) = (Arc::clone(&self.store), Arc::clone(&self.stop));
         Box::new(move |day| {
-            let mut said_at: Option<Instant> = None;
+            let mut throttle = LogThrottle::new(REPEAT);
             while !stop.load(Ordering::Relaxed) {
                 match store.dropped_until(day) {
                     Ok(until) => return until,
-                    Err(error) if said_at.is_none_or(|at| at.elapsed() >= REPEAT) => {
-                        said_at = Some(Instant::now());
-                        tracing::warn!(%error, "the database cannot be asked which days were dropped; the replay waits for it");
+                    Err(error) => {
+                        if throttle.pass().is_some() {
+                            tracing::warn!(%error, "the database cannot be asked which days were dropped; the replay waits for it");
+                        }
                     }
-                    Err(_) => {}
                 }
                 sleep_unless(&stop, limits::STORE_BACKOFF_MAX);
             }

@@ -19,6 +19,7 @@ use tokio_postgres::error::SqlState;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::limits;
+use millrace_base::retry::LogThrottle;
 
 use super::columns::At;
 use super::error::{CallError, schema_error};
@@ -147,7 +148,7 @@ async fn apply(
 async fn with_progress<T>(name: &str, stop: &AtomicBool, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     let began = Instant::now();
-    let mut said_at = began;
+    let mut progress = LogThrottle::after_interval(PROGRESS_INTERVAL);
     loop {
         if let Ok(done) = timeout(limits::STOP_POLL_INTERVAL, work.as_mut()).await {
             return Some(done);
@@ -155,8 +156,7 @@ async fn with_progress<T>(name: &str, stop: &AtomicBool, work: impl Future<Outpu
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        if said_at.elapsed() >= PROGRESS_INTERVAL {
-            said_at = Instant::now();
+        if progress.pass().is_some() {
             let seconds = began.elapsed().as_secs();
             tracing::info!(migration = name, seconds, "a migration of the database is running");
         }

@@ -38,6 +38,7 @@ use millrace_base::clock::{Day, Timestamp};
 use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
+use millrace_base::retry::LogThrottle;
 
 use self::file::StoreFile;
 use super::pool::{Pool, Pooled};
@@ -59,11 +60,16 @@ pub struct SqliteStore {
     call_time: Duration,
 }
 
-/// When the log was last tried to be cut because it was too long, and when that was last complained about.
-#[derive(Default)]
+/// When cutting a log that is too long was last tried, and how often the log says that it cannot be cut.
 struct LogWatch {
     tried_at: Option<Instant>,
-    complained_at: Option<Instant>,
+    throttle: LogThrottle,
+}
+
+impl Default for LogWatch {
+    fn default() -> Self {
+        Self { tried_at: None, throttle: LogThrottle::new(limits::SQLITE_WAL_COMPLAINT_INTERVAL) }
+    }
 }
 
 impl SqliteStore {
@@ -110,11 +116,9 @@ impl SqliteStore {
         }
         let cut = writer.cut_log(limits::SQLITE_WAL_CUT_PATIENCE);
         watch.tried_at = Some(Instant::now());
-        if cut == Ok(true) || watch.complained_at.is_some_and(|at| at.elapsed() < limits::SQLITE_WAL_COMPLAINT_INTERVAL)
-        {
+        if cut == Ok(true) || watch.throttle.pass().is_none() {
             return;
         }
-        watch.complained_at = watch.tried_at;
         let error = cut.err().map(|error| error.to_string());
         tracing::warn!(
             file = %self.file.path.display(), wal_bytes = bytes, error,

@@ -17,7 +17,7 @@ use crossbeam_channel::Receiver;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
-use millrace_base::retry::sleep_unless;
+use millrace_base::retry::Backoff;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::AttemptResult;
 use millrace_store::{Store, StoreError};
@@ -183,7 +183,7 @@ impl Recorder {
 
     /// Runs `call` until the database has done it or refuses the data; `None` where it refuses, or time is up.
     fn persist<T>(&self, mut call: impl FnMut(&dyn Store) -> Result<T, StoreError>) -> Option<T> {
-        let mut pause = limits::STORE_BACKOFF_MIN;
+        let mut backoff = Backoff::for_store();
         let mut is_logged = false;
         while !self.give_up.load(Ordering::Relaxed) {
             match self.metrics.store.timed(DbOperation::RecordAttempts, || call(&*self.store)) {
@@ -197,8 +197,7 @@ impl Recorder {
                     if !std::mem::replace(&mut is_logged, true) {
                         tracing::warn!(%error, "what came of webhook attempts cannot be recorded; trying again");
                     }
-                    sleep_unless(&self.give_up, pause);
-                    pause = (pause * 2).min(limits::STORE_BACKOFF_MAX);
+                    backoff.wait(&self.give_up);
                 }
             }
         }
