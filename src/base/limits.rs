@@ -188,7 +188,7 @@ pub const AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX: u32 = 600;
 /// A key that was looked up and refused is answered after a multiple of this: far above what tells one lookup from another.
 pub const AUTH_REFUSAL_STEP: Duration = Duration::from_millis(2);
 /// Changes waiting for one shard, or for the claiming thread; past it the shard drops its whole cache instead.
-pub const CREDENTIAL_CHANGES_MAX: usize = 1024;
+pub const STORE_CHANGES_MAX: usize = 1024;
 
 // ---- queue and writers -------------------------------------------------------------------------------------
 
@@ -631,16 +631,16 @@ pub const KEY_ROTATION_GRACE_DEFAULT: Duration = SECRET_OVERLAP_DEFAULT;
 pub const KEY_ROTATION_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// One kind of trouble on the control threads is logged at most this often.
 pub const CONTROL_COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
-/// How often credential changes made by other processes are looked for on SQLite.
-pub const CREDENTIAL_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the change feed reads the embedded store for changes of other processes.
+pub const STORE_CHANGE_POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a thread that waits for something else looks whether it should stop.
 pub const STOP_POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the connection that brings credential changes from Postgres is proven alive.
-pub const CREDENTIAL_PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long it may take to answer that.
-pub const CREDENTIAL_PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the embedded store keeps its record of credential changes.
-pub const CREDENTIAL_CHANGES_KEPT: Duration = Duration::from_secs(3600);
+/// How often the change feed's connection to Postgres is proven alive.
+pub const STORE_CHANGE_PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the answer to that may take.
+pub const STORE_CHANGE_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the embedded store keeps its record of changes.
+pub const STORE_CHANGES_KEPT: Duration = Duration::from_secs(3600);
 
 /// Changes that this server made and has not heard of from the database yet. At 40 bytes each: 40 KiB. Past it the log says
 /// of the oldest that they were made elsewhere.
@@ -763,7 +763,7 @@ const _: () = assert!(MIGRATION_LOCK_TIMEOUT.as_secs() < STORE_LOCK_TIMEOUT.as_s
 // A page by days ahead, today and yesterday is one range.
 const _: () = assert!(PARTITIONS_AT_ONCE_MAX > PARTITION_DAYS_AHEAD as usize + 2);
 const _: () = assert!(AUTH_CACHE_REFRESH_AGE.as_secs() < AUTH_CACHE_TTL.as_secs());
-const _: () = assert!(CREDENTIAL_POLL_INTERVAL.as_millis() < 1000);
+const _: () = assert!(STORE_CHANGE_POLL_INTERVAL.as_millis() < 1000);
 const _: () = assert!(CONNECTION_READ_BYTES < REQUEST_HEAD_BYTES_MAX);
 const _: () =
     assert!(LINGER_SILENCE_MAX.as_secs() < LINGER_TIMEOUT.as_secs() && BATCH_BODY_BYTES_MAX < LINGER_BYTES_MAX);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use millrace_base::limits::{OWN_CHANGES_KEPT, OWN_CHANGES_MAX};
-use millrace_store::{CredentialChange, Store};
+use millrace_store::{Store, StoreChange};
 
 use super::{Caller, Request};
 
@@ -21,27 +21,27 @@ pub(super) fn log(by: &Caller, change: &'static str, id: &dyn Display) {
 
 /// Says what was heard of a change that no request to this server made. An organisation is looked up: what it is now says
 /// what was done.
-pub fn log_heard(change: CredentialChange, store: &dyn Store) {
+pub fn log_heard(change: StoreChange, store: &dyn Store) {
     match change {
-        CredentialChange::Key(key) => tracing::info!(%key, "an API key was replaced or revoked elsewhere"),
-        CredentialChange::Endpoints(org) => tracing::info!(%org, "an organisation's endpoints were changed elsewhere"),
-        CredentialChange::Org(id) => {
+        StoreChange::Key(key) => tracing::info!(%key, "an API key was replaced or revoked elsewhere"),
+        StoreChange::Endpoints(org) => tracing::info!(%org, "an organisation's endpoints were changed elsewhere"),
+        StoreChange::Organization(id) => {
             let is = store.organization(&id.to_string()).ok();
             let (name, disabled) = (is.as_ref().map(|org| &*org.name), is.as_ref().map(|org| org.disabled));
             let rate_limit = is.as_ref().and_then(|org| org.rate_limit_per_minute);
             tracing::info!(org = %id, name, disabled, rate_limit, "an organisation was changed");
         }
-        CredentialChange::Due(_) | CredentialChange::All => {}
+        StoreChange::DeliveriesDue(_) | StoreChange::Everything => {}
     }
 }
 
 /// What this server has changed and not heard of yet. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct OwnChanges(Arc<Mutex<VecDeque<(CredentialChange, Instant)>>>);
+pub struct OwnChanges(Arc<Mutex<VecDeque<(StoreChange, Instant)>>>);
 
 impl OwnChanges {
     /// Before it is made. Where too many are noted, or not heard of for long, the oldest are forgotten.
-    pub(super) fn note(&self, change: CredentialChange) {
+    pub(super) fn note(&self, change: StoreChange) {
         let mut noted = self.noted();
         let is_old = |(_, at): &(_, Instant)| at.elapsed() > OWN_CHANGES_KEPT;
         while noted.len() >= OWN_CHANGES_MAX || noted.front().is_some_and(is_old) {
@@ -51,26 +51,26 @@ impl OwnChanges {
     }
 
     /// Whether it is one of ours; each counts once.
-    pub fn take(&self, change: CredentialChange) -> bool {
+    pub fn take(&self, change: StoreChange) -> bool {
         let mut noted = self.noted();
         let at = noted.iter().position(|(noted, at)| *noted == change && at.elapsed() <= OWN_CHANGES_KEPT);
         at.and_then(|at| noted.remove(at)).is_some()
     }
 
-    fn noted(&self) -> MutexGuard<'_, VecDeque<(CredentialChange, Instant)>> {
+    fn noted(&self) -> MutexGuard<'_, VecDeque<(StoreChange, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What the servers will be told when this request is done, if it changes something that they are told of.
-pub(super) fn announced(request: &Request, by: &Caller) -> Option<CredentialChange> {
+pub(super) fn announced(request: &Request, by: &Caller) -> Option<StoreChange> {
     match request {
         Request::CreateEndpoint(_)
         | Request::UpdateEndpoint(..)
         | Request::DeleteEndpoint(_)
-        | Request::RotateEndpointSecret(..) => Some(CredentialChange::Endpoints(by.org)),
-        Request::RotateKey(_) => Some(CredentialChange::Key(by.key)),
-        Request::DeleteKey(id) => Some(CredentialChange::Key(*id)),
+        | Request::RotateEndpointSecret(..) => Some(StoreChange::Endpoints(by.org)),
+        Request::RotateKey(_) => Some(StoreChange::Key(by.key)),
+        Request::DeleteKey(id) => Some(StoreChange::Key(*id)),
         Request::GetEvent(_)
         | Request::ListEvents(_)
         | Request::ListEventDeliveries(..)
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_change_of_ours_is_taken_once_and_what_is_kept_is_bounded() {
-        let change = |n| CredentialChange::Org(OrgId(Uuid::from_u128(n)));
+        let change = |n| StoreChange::Organization(OrgId(Uuid::from_u128(n)));
         let own = OwnChanges::default();
         assert!(!own.take(change(0)));
         own.note(change(0));

@@ -11,7 +11,7 @@ use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use millrace_store::webhooks::{PlannedDelivery, StoredBatch};
 use millrace_store::{
-    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
     StoreId, StoredEvent,
 };
 use millrace_webhooks::endpoint::management::Management;
@@ -170,7 +170,7 @@ impl Store for FakeStore {
         unreachable!("control verifies no keys")
     }
 
-    fn watch_credentials(&self, _: &AtomicBool, _: &mut dyn FnMut(CredentialChange)) -> Result<(), StoreError> {
+    fn watch_changes(&self, _: &AtomicBool, _: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
         unreachable!("control watches nothing")
     }
 

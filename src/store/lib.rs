@@ -116,35 +116,36 @@ pub struct EventQuery {
     pub limit: u32,
 }
 
-/// A change that makes something cached stale: credentials, endpoints, or when the sender looks next.
+/// What the change feed reports ([`Store::watch_changes`]): rows that some process changed, so that what others cache of
+/// them is stale, or deliveries that became due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CredentialChange {
-    /// One key was rotated, revoked or given an expiry.
+pub enum StoreChange {
+    /// A key was rotated, revoked or given an expiry.
     Key(KeyId),
     /// An organisation's limit, name or state changed.
-    Org(OrgId),
-    /// An organisation's endpoints changed: one was made, changed, deleted, enabled or disabled.
+    Organization(OrgId),
+    /// An endpoint of the organisation was created, changed, deleted, enabled or disabled.
     Endpoints(OrgId),
-    /// Somebody asked for deliveries to this endpoint: some are due now.
-    Due(EndpointId),
-    /// Changes may have been missed (the connection that brings them was lost): ask about everything again.
-    All,
+    /// Deliveries to this endpoint became due before their time: somebody asked for them.
+    DeliveriesDue(EndpointId),
+    /// Changes may have been missed, because the connection that brings them was lost: read everything again.
+    Everything,
 }
 
-impl CredentialChange {
-    /// Whether it may make a known endpoint stale, or a delivery due.
+impl StoreChange {
+    /// Whether it may make a cached endpoint stale, or a delivery due.
     pub const fn concerns_webhooks(self) -> bool {
         match self {
-            Self::Endpoints(_) | Self::Due(_) | Self::Org(_) | Self::All => true,
+            Self::Endpoints(_) | Self::DeliveriesDue(_) | Self::Organization(_) | Self::Everything => true,
             Self::Key(_) => false,
         }
     }
 
-    /// Whether it may make a cached credential stale.
+    /// Whether it may make a cached key stale.
     pub const fn concerns_credentials(self) -> bool {
         match self {
-            Self::Key(_) | Self::Org(_) | Self::All => true,
-            Self::Endpoints(_) | Self::Due(_) => false,
+            Self::Key(_) | Self::Organization(_) | Self::Everything => true,
+            Self::Endpoints(_) | Self::DeliveriesDue(_) => false,
         }
     }
 }
@@ -286,14 +287,10 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// Notes that the key was verified now.
     fn touch_key(&self, id: KeyId) -> Result<(), StoreError>;
 
-    /// Reports changes made by any process until `stop` is set, within a second of each; blocks.
-    /// Calls `on_change(CredentialChange::All)` first and whenever changes may have been missed. Returns at
-    /// the first error (the caller reconnects with backoff).
-    fn watch_credentials(
-        &self,
-        stop: &AtomicBool,
-        on_change: &mut dyn FnMut(CredentialChange),
-    ) -> Result<(), StoreError>;
+    /// Reports changes made by any process, each within a second, until `stop` is set; blocks. Calls
+    /// `on_change(StoreChange::Everything)` first and whenever changes may have been missed. Returns at the first error;
+    /// the caller reconnects with backoff.
+    fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError>;
 
     /// Creates an organisation with its first key. `Conflict` where the name is taken.
     fn create_organization(

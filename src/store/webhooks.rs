@@ -88,7 +88,7 @@ pub trait WebhookStore {
 
     /// Deletes one; `false` where it is not there. What it had pending fails as by [`Self::end_deleted`], which is called
     /// once, so that the call stays short; where there may be more the change feed reports
-    /// [`CredentialChange::Due`](super::CredentialChange::Due), and servers do the rest. What was delivered stays listed.
+    /// [`StoreChange::DeliveriesDue`](super::StoreChange::DeliveriesDue), and servers do the rest. What was delivered stays listed.
     fn delete_endpoint(&self, org: OrgId, id: EndpointId) -> Result<bool, StoreError>;
 
     /// Whose endpoint it is, whether it is enabled or not; `None` where it is not there.

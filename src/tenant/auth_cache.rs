@@ -25,7 +25,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::key::KeyId;
 use millrace_base::limits;
 use millrace_base::problem::Problem;
-use millrace_store::CredentialChange;
+use millrace_store::StoreChange;
 
 use crate::feed::Feed;
 use crate::{Grant, Verdict};
@@ -280,14 +280,14 @@ impl AuthCache {
         self.seen_epoch = self.feed.epoch();
         let Self { feed, valid, pending, shard, .. } = self;
         let all_are_known = feed.drain(*shard, |change| {
-            if change == CredentialChange::All {
+            if change == StoreChange::Everything {
                 valid.iter().for_each(|(_, entry)| entry.fresh_until.set(entry.verified_at()));
             } else {
                 valid.retain(|_, entry| !entry.tenant.grant.concerns(change));
             }
             for pending in pending.values_mut() {
                 // Which organisation a pending key belongs to is not known yet.
-                pending.is_outdated |= !matches!(change, CredentialChange::Key(key) if key != pending.key);
+                pending.is_outdated |= !matches!(change, StoreChange::Key(key) if key != pending.key);
             }
         });
         if !all_are_known {
@@ -432,9 +432,9 @@ mod tests {
     #[test]
     fn changes_drop_exactly_what_they_concern() {
         for (change, hits) in [
-            (CredentialChange::Key(KeyId::parse(KEY).unwrap()), ["miss", "hit"]),
-            (CredentialChange::Org(OrgId(Uuid::from_u128(2))), ["hit", "miss"]),
-            (CredentialChange::All, ["miss", "miss"]),
+            (StoreChange::Key(KeyId::parse(KEY).unwrap()), ["miss", "hit"]),
+            (StoreChange::Organization(OrgId(Uuid::from_u128(2))), ["hit", "miss"]),
+            (StoreChange::Everything, ["miss", "miss"]),
         ] {
             let feed = Feed::new(1);
             let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
@@ -452,16 +452,16 @@ mod tests {
         let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
-        feed.publish_for_test(CredentialChange::All);
+        feed.publish_for_test(StoreChange::Everything);
         assert_eq!(look(&mut cache, b"k", now), "miss");
         assert!(verified(&mut cache, b"k", away, now).is_ok(), "the database is away again");
         assert_eq!(look(&mut cache, b"k", now), "hit");
-        feed.publish_for_test(CredentialChange::All);
+        feed.publish_for_test(StoreChange::Everything);
         assert!(verified(&mut cache, b"k", invalid, now).is_err(), "it was revoked meanwhile");
         // Changes that were received and did not fit are another matter.
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
-        for _ in 0..=limits::CREDENTIAL_CHANGES_MAX {
-            feed.publish_for_test(CredentialChange::Key(KeyId::parse("bbbbbbbbbbbb").unwrap()));
+        for _ in 0..=limits::STORE_CHANGES_MAX {
+            feed.publish_for_test(StoreChange::Key(KeyId::parse("bbbbbbbbbbbb").unwrap()));
         }
         assert_eq!(look(&mut cache, b"k", now), "miss");
         assert!(verified(&mut cache, b"k", away, now).is_err());
@@ -474,7 +474,7 @@ mod tests {
         let now = Instant::now();
         let hash = cache.hash(b"k");
         let _answer = cache.begin(hash, KeyId::parse(KEY).unwrap());
-        feed.publish_for_test(CredentialChange::Key(KeyId::parse(KEY).unwrap()));
+        feed.publish_for_test(StoreChange::Key(KeyId::parse(KEY).unwrap()));
         cache.complete(hash, grant(KEY, 1, None)(now), now);
         assert_eq!(look(&mut cache, b"k", now), "miss");
     }

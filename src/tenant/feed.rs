@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use millrace_base::limits;
 use millrace_base::retry::Backoff;
-use millrace_store::{CredentialChange, Store};
+use millrace_store::{Store, StoreChange};
 
 /// The side that publishes, shared with the verifier.
 #[derive(Debug)]
@@ -30,25 +30,25 @@ pub struct Feed {
 
 #[derive(Debug)]
 struct Inbox {
-    sender: Sender<CredentialChange>,
-    receiver: Receiver<CredentialChange>,
+    sender: Sender<StoreChange>,
+    receiver: Receiver<StoreChange>,
     overflowed: AtomicBool,
 }
 
 impl Inbox {
     fn new() -> Self {
-        let (sender, receiver) = bounded(limits::CREDENTIAL_CHANGES_MAX);
+        let (sender, receiver) = bounded(limits::STORE_CHANGES_MAX);
         Self { sender, receiver, overflowed: AtomicBool::new(false) }
     }
 
-    fn put(&self, change: CredentialChange) {
+    fn put(&self, change: StoreChange) {
         if let Err(TrySendError::Full(_)) = self.sender.try_send(change) {
             self.overflowed.store(true, Ordering::Release);
         }
     }
 
     /// `false` where there were others that did not fit.
-    fn drain(&self, mut apply: impl FnMut(CredentialChange)) -> bool {
+    fn drain(&self, mut apply: impl FnMut(StoreChange)) -> bool {
         let has_overflowed = self.overflowed.swap(false, Ordering::AcqRel);
         while let Ok(change) = self.receiver.try_recv() {
             apply(change);
@@ -76,32 +76,32 @@ impl Feed {
     }
 
     /// Hands shard `shard` its waiting changes. `false` where there were others that did not fit its inbox.
-    pub fn drain(&self, shard: usize, apply: impl FnMut(CredentialChange)) -> bool {
+    pub fn drain(&self, shard: usize, apply: impl FnMut(StoreChange)) -> bool {
         self.inboxes[shard].drain(apply)
     }
 
     /// Hands the verifier its waiting changes. `false` where there were others that did not fit.
-    pub fn drain_verifier(&self, apply: impl FnMut(CredentialChange)) -> bool {
+    pub fn drain_verifier(&self, apply: impl FnMut(StoreChange)) -> bool {
         self.verifier.drain(apply)
     }
 
     /// Ready when changes wait for [`Self::drain_webhooks`]; not to be received from.
-    pub fn webhook_changes(&self) -> &Receiver<CredentialChange> {
+    pub fn webhook_changes(&self) -> &Receiver<StoreChange> {
         &self.webhooks.receiver
     }
 
     /// Hands the claiming thread what has changed of endpoints and deliveries. `false` where something did not fit.
-    pub fn drain_webhooks(&self, apply: impl FnMut(CredentialChange)) -> bool {
+    pub fn drain_webhooks(&self, apply: impl FnMut(StoreChange)) -> bool {
         self.webhooks.drain(apply)
     }
 
     /// As the watching thread does, for tests of the shards' side.
     #[cfg(test)]
-    pub fn publish_for_test(&self, change: CredentialChange) {
+    pub fn publish_for_test(&self, change: StoreChange) {
         self.publish(change);
     }
 
-    fn publish(&self, change: CredentialChange) {
+    fn publish(&self, change: StoreChange) {
         // Before the shards' inboxes: a shard may find the change while it looks for an earlier one, and what it asks the
         // verifier from then on must not be answered from a verdict of before the change.
         self.verifier.put(change);
@@ -115,11 +115,11 @@ impl Feed {
 
     /// Watches `store` until `stop`, reconnecting with backoff; `heard` is told of each change when all others were. Runs on a
     /// thread of its own.
-    pub fn watch(&self, store: &dyn Store, stop: &AtomicBool, heard: impl Fn(CredentialChange)) {
+    pub fn watch(&self, store: &dyn Store, stop: &AtomicBool, heard: impl Fn(StoreChange)) {
         let mut backoff = Backoff::for_store();
         let mut is_failing = false;
         while !stop.load(Ordering::Relaxed) {
-            let watched = store.watch_credentials(stop, &mut |change| {
+            let watched = store.watch_changes(stop, &mut |change| {
                 self.is_connected.store(true, Ordering::Relaxed);
                 if std::mem::take(&mut is_failing) {
                     tracing::info!("credential changes are being received again");

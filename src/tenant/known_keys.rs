@@ -23,7 +23,7 @@ use quick_cache::unsync::{Cache, DefaultLifecycle};
 use millrace_base::clock::Timestamp;
 use millrace_base::key::KeyId;
 use millrace_base::limits;
-use millrace_store::CredentialChange;
+use millrace_store::StoreChange;
 
 use super::feed::Feed;
 use super::{Grant, Verdict};
@@ -201,7 +201,7 @@ impl KnownKeys {
             refused.clear();
         };
         let all_are_known = feed.drain_verifier(|change| {
-            if change == CredentialChange::All {
+            if change == StoreChange::Everything {
                 for (_, known) in valid.iter() {
                     known.good_until.set(known.grant.verified_at);
                     known.away_until.set(None);
@@ -210,7 +210,7 @@ impl KnownKeys {
                 valid.retain(|_, known| !known.grant.concerns(change));
             }
             // Which organisation a pending key belongs to is not known yet.
-            outdate(&|pending| !matches!(change, CredentialChange::Key(key) if key != pending.key));
+            outdate(&|pending| !matches!(change, StoreChange::Key(key) if key != pending.key));
         });
         if !all_are_known {
             // What was thrown away concerned somebody for certain.
@@ -311,9 +311,9 @@ mod tests {
         assert_eq!(shard.verdict(AWAY), "known to be away, known");
         shard.now += AWAY_PAUSE;
         assert_eq!(shard.verdict(AWAY), "asked in vain, known");
-        shard.feed.publish_for_test(CredentialChange::All);
+        shard.feed.publish_for_test(StoreChange::Everything);
         assert_eq!(shard.verdict(AWAY), "asked in vain, known", "it is back, or not for long");
-        shard.feed.publish_for_test(CredentialChange::All);
+        shard.feed.publish_for_test(StoreChange::Everything);
         assert_eq!(shard.verdict(Verdict::Invalid), "refused", "revoked meanwhile");
         shard.now += REFUSED_TTL;
         assert_eq!(shard.verdict(AWAY), "away");
@@ -326,10 +326,10 @@ mod tests {
     fn a_change_drops_what_it_concerns() {
         let other = KeyId::parse("bbbbbbbbbbbb").unwrap();
         for (change, then) in [
-            (CredentialChange::Key(key()), "away"),
-            (CredentialChange::Key(other), "known"),
-            (CredentialChange::Org(OrgId(Uuid::from_u128(1))), "away"),
-            (CredentialChange::Org(OrgId(Uuid::from_u128(2))), "known"),
+            (StoreChange::Key(key()), "away"),
+            (StoreChange::Key(other), "known"),
+            (StoreChange::Organization(OrgId(Uuid::from_u128(1))), "away"),
+            (StoreChange::Organization(OrgId(Uuid::from_u128(2))), "known"),
         ] {
             let mut shard = Shard::new();
             shard.verdict(shard.valid());
@@ -338,8 +338,8 @@ mod tests {
         }
         let mut shard = Shard::new();
         shard.verdict(shard.valid());
-        for _ in 0..=limits::CREDENTIAL_CHANGES_MAX {
-            shard.feed.publish_for_test(CredentialChange::Key(other));
+        for _ in 0..=limits::STORE_CHANGES_MAX {
+            shard.feed.publish_for_test(StoreChange::Key(other));
         }
         assert_eq!(shard.verdict(AWAY), "away", "one did not fit, and may have been this key's");
     }
@@ -350,7 +350,7 @@ mod tests {
         let (first, mut one) = shard.ask();
         let (joined, mut two) = shard.ask();
         assert!(first.is_some() && joined.is_none() && two.try_recv().unwrap().is_none());
-        shard.feed.publish_for_test(CredentialChange::Key(key()));
+        shard.feed.publish_for_test(StoreChange::Key(key()));
         let (second, mut three) = shard.ask();
         assert!(second.is_some() && second != first, "the first one's verdict is of before the change");
         let valid = shard.valid();

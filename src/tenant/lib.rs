@@ -17,7 +17,7 @@ use std::time::Instant;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::OrgId;
 use millrace_base::key::KeyId;
-use millrace_store::CredentialChange;
+use millrace_store::StoreChange;
 
 use crate::rate_limit::Minutes;
 
@@ -42,12 +42,12 @@ pub struct Grant {
 
 impl Grant {
     /// Whether it may be another after this change.
-    pub fn concerns(&self, change: CredentialChange) -> bool {
+    pub fn concerns(&self, change: StoreChange) -> bool {
         match change {
-            CredentialChange::Key(key) => self.key == key,
-            CredentialChange::Org(org) => self.org == org,
-            CredentialChange::All => true,
-            CredentialChange::Endpoints(_) | CredentialChange::Due(_) => false,
+            StoreChange::Key(key) => self.key == key,
+            StoreChange::Organization(org) => self.org == org,
+            StoreChange::Everything => true,
+            StoreChange::Endpoints(_) | StoreChange::DeliveriesDue(_) => false,
         }
     }
 }

@@ -11,7 +11,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::OrgId;
 use millrace_base::key::KeyId;
 use millrace_base::limits;
-use millrace_store::{CredentialChange, OrganizationChange, Store, StoreError};
+use millrace_store::{OrganizationChange, Store, StoreChange, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, key, on_both_stores};
@@ -242,17 +242,16 @@ fn a_taken_key_id_changes_nothing(fixture: &Fixture) {
 }
 
 /// What a watching instance was told, and when.
-type Heard = Mutex<Vec<(CredentialChange, Instant)>>;
+type Heard = Mutex<Vec<(StoreChange, Instant)>>;
 
 fn watching(store: &dyn Store, then: impl FnOnce(&Heard)) {
     let stop = AtomicBool::new(false);
     let heard = Heard::default();
     thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            store.watch_credentials(&stop, &mut |change| heard.lock().unwrap().push((change, Instant::now())))
-        });
+        let watcher = scope
+            .spawn(|| store.watch_changes(&stop, &mut |change| heard.lock().unwrap().push((change, Instant::now()))));
         wait_for("the first word", || !heard.lock().unwrap().is_empty());
-        assert_eq!(heard.lock().unwrap()[0].0, CredentialChange::All);
+        assert_eq!(heard.lock().unwrap()[0].0, StoreChange::Everything);
         then(&heard);
         stop.store(true, Ordering::Relaxed);
         assert_eq!(watcher.join().unwrap(), Ok(()));
@@ -265,7 +264,7 @@ fn other_instances_hear_of_changes_within_a_second(fixture: &Fixture) {
     let org = store.create_organization("acme", None, (old, &verifier)).unwrap().id;
     watching(&*fixture.open(), |heard| {
         let (new, verifier) = key();
-        let expect = |change: CredentialChange, cause: &dyn Fn()| {
+        let expect = |change: StoreChange, cause: &dyn Fn()| {
             heard.lock().unwrap().clear();
             cause();
             let caused = Instant::now();
@@ -274,12 +273,12 @@ fn other_instances_hear_of_changes_within_a_second(fixture: &Fixture) {
             assert_eq!(told, change);
             assert!(at.saturating_duration_since(caused) < Duration::from_secs(1));
         };
-        expect(CredentialChange::Key(old), &|| {
+        expect(StoreChange::Key(old), &|| {
             store.rotate_key(old, (new, &verifier), Duration::from_secs(60)).unwrap();
         });
-        expect(CredentialChange::Key(new), &|| assert!(store.revoke_key(None, new).unwrap()));
+        expect(StoreChange::Key(new), &|| assert!(store.revoke_key(None, new).unwrap()));
         let change = OrganizationChange { disabled: Some(true), ..OrganizationChange::default() };
-        expect(CredentialChange::Org(org), &|| {
+        expect(StoreChange::Organization(org), &|| {
             store.update_organization(org, &change).unwrap();
         });
     });

@@ -13,7 +13,7 @@ use millrace_base::limits;
 use millrace_store::webhooks::{
     DeliveryStatus, EndedStep, Endpoint, EndpointChange, KeyFingerprint, NewEndpoint, Next, Rotation, SealedSecret,
 };
-use millrace_store::{CredentialChange, OrganizationChange, Store, StoreError};
+use millrace_store::{OrganizationChange, Store, StoreChange, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, event, on_both_stores, org as no_org};
@@ -368,10 +368,9 @@ fn other_instances_hear_of_every_change(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = organization(&*store);
     let (watcher, stop) = (fixture.open(), AtomicBool::new(false));
-    let heard: Mutex<Vec<CredentialChange>> = Mutex::default();
+    let heard: Mutex<Vec<StoreChange>> = Mutex::default();
     thread::scope(|scope| {
-        let watching =
-            scope.spawn(|| watcher.watch_credentials(&stop, &mut |change| heard.lock().unwrap().push(change)));
+        let watching = scope.spawn(|| watcher.watch_changes(&stop, &mut |change| heard.lock().unwrap().push(change)));
         wait_for("the first word", || !heard.lock().unwrap().is_empty());
         expect_changes(&*store, org, &heard);
         stop.store(true, Ordering::Relaxed);
@@ -379,8 +378,8 @@ fn other_instances_hear_of_every_change(fixture: &Fixture) {
     });
 }
 
-fn expect_changes(store: &dyn Store, org: OrgId, heard: &Mutex<Vec<CredentialChange>>) {
-    let expect = |expected: &[CredentialChange], cause: &dyn Fn()| {
+fn expect_changes(store: &dyn Store, org: OrgId, heard: &Mutex<Vec<StoreChange>>) {
+    let expect = |expected: &[StoreChange], cause: &dyn Fn()| {
         heard.lock().unwrap().clear();
         cause();
         wait_for("the changes", || heard.lock().unwrap().len() >= expected.len());
@@ -388,7 +387,7 @@ fn expect_changes(store: &dyn Store, org: OrgId, heard: &Mutex<Vec<CredentialCha
     };
     let new = new_endpoint(org);
     let id = new.id;
-    let (endpoints, due) = (CredentialChange::Endpoints(org), CredentialChange::Due(id));
+    let (endpoints, due) = (StoreChange::Endpoints(org), StoreChange::DeliveriesDue(id));
     expect(&[endpoints], &|| drop(store.create_endpoint(&new).unwrap()));
     let update = |enabled| EndpointChange { enabled, ..EndpointChange::default() };
     expect(&[endpoints], &|| drop(store.update_endpoint(org, id, &update(None)).unwrap()));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace_store::{CredentialChange, Store, StoreError};
+use millrace_store::{Store, StoreChange, StoreError};
 
 use crate::common::postgres::{Cluster, Options, wait_for};
 use crate::fixture::{Fixture, StorePlain, event, key, org};
@@ -147,8 +147,8 @@ fn a_watcher_notices_that_its_server_is_frozen_or_gone() {
         let listening = AtomicBool::new(false);
         thread::scope(|scope| {
             let watcher = scope.spawn(|| {
-                store.watch_credentials(&never, &mut |change| {
-                    assert_eq!(change, CredentialChange::All);
+                store.watch_changes(&never, &mut |change| {
+                    assert_eq!(change, StoreChange::Everything);
                     listening.store(true, Ordering::Relaxed);
                 })
             });
@@ -171,7 +171,7 @@ fn a_watcher_of_a_frozen_server_still_stops() {
     let (cluster, _fixture, store) = cluster_and_store();
     let (stop, listening) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
-        let watcher = scope.spawn(|| store.watch_credentials(&stop, &mut |_| listening.store(true, Ordering::Relaxed)));
+        let watcher = scope.spawn(|| store.watch_changes(&stop, &mut |_| listening.store(true, Ordering::Relaxed)));
         wait_for("the watcher to listen", || listening.load(Ordering::Relaxed));
         cluster.freeze();
         // Until it has asked the server for a sign of life and waits for the answer.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use millrace_base::clock::Timestamp;
-use millrace_store::{CredentialChange, Store};
+use millrace_store::{Store, StoreChange};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, event, key, on_both_stores, stored};
@@ -99,23 +99,23 @@ fn the_change_feed_goes_on_where_it_was(fixture: &Fixture) {
     let org = store.create_organization("acme", None, (keys[0].0, &keys[0].1)).unwrap().id;
     store.create_key(org, (keys[1].0, &keys[1].1)).unwrap();
     assert_eq!(store.revoke_key(None, keys[0].0), Ok(true));
-    let (stop, heard) = (AtomicBool::new(false), Mutex::<Vec<CredentialChange>>::default());
+    let (stop, heard) = (AtomicBool::new(false), Mutex::<Vec<StoreChange>>::default());
     thread::scope(|scope| {
         // Somebody who was watching when the schema changed.
-        let watching = scope.spawn(|| store.watch_credentials(&stop, &mut |change| heard.lock().unwrap().push(change)));
+        let watching = scope.spawn(|| store.watch_changes(&stop, &mut |change| heard.lock().unwrap().push(change)));
         wait_for("the first word", || !heard.lock().unwrap().is_empty());
         assert_eq!(fixture.open().migrate(), Ok(later(fixture)));
         heard.lock().unwrap().clear();
         assert_eq!(store.revoke_key(None, keys[1].0), Ok(true));
         wait_for("the change", || !heard.lock().unwrap().is_empty());
-        assert_eq!(*heard.lock().unwrap(), [CredentialChange::Key(keys[1].0)]);
+        assert_eq!(*heard.lock().unwrap(), [StoreChange::Key(keys[1].0)]);
         // As the version before says it.
         fixture.sql(
             &format!("SELECT pg_notify('millrace_credentials', 'org:{org}')"),
             &format!("INSERT INTO credential_changes (kind, id, changed_at) VALUES ('org', '{org}', 0)"),
         );
         wait_for("the other change", || heard.lock().unwrap().len() == 2);
-        assert_eq!(heard.lock().unwrap()[1], CredentialChange::Org(org));
+        assert_eq!(heard.lock().unwrap()[1], StoreChange::Organization(org));
         stop.store(true, Ordering::Relaxed);
         assert_eq!(watching.join().unwrap(), Ok(()));
     });

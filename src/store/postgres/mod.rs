@@ -41,7 +41,7 @@ use self::target::Target;
 use super::pool::{Connector, Pool, Pooled};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
-    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
     StoreId, StoredEvent,
 };
 
@@ -171,11 +171,7 @@ impl Store for PostgresStore {
         credentials::touch_key(&mut *self.session()?, id)
     }
 
-    fn watch_credentials(
-        &self,
-        stop: &AtomicBool,
-        on_change: &mut dyn FnMut(CredentialChange),
-    ) -> Result<(), StoreError> {
+    fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
         watch::watch(&self.target, stop, on_change)
     }
 

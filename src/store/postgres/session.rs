@@ -217,7 +217,7 @@ impl Session {
 
     /// Asks the server for a sign of life; `None` where `stop` was set meanwhile.
     pub(super) fn ping(&mut self, stop: &AtomicBool) -> Option<Result<(), CallError>> {
-        self.deadline = Instant::now() + limits::CREDENTIAL_PING_TIMEOUT;
+        self.deadline = Instant::now() + limits::STORE_CHANGE_PING_TIMEOUT;
         self.within(async |conversation: &mut Conversation| {
             unless_stopped(conversation.client.batch_execute("SELECT 1"), Some(stop)).await.transpose()
         })

@@ -1,6 +1,6 @@
 //! Hears of changes to credentials, endpoints and what is due: a session of its own that listens to `millrace_credentials`.
 //!
-//! Notifications are not kept for who is away, so every (re)connection begins with [`CredentialChange::All`],
+//! Notifications are not kept for who is away, so every (re)connection begins with [`StoreChange::Everything`],
 //! after LISTEN has taken effect. A connection that has died in silence is found out by a periodic ping.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,22 +15,22 @@ use millrace_base::limits;
 
 use super::session::{Session, Times};
 use super::target::Target;
-use crate::{CredentialChange, StoreError};
+use crate::{StoreChange, StoreError};
 
 /// Reports changes until `stop` is set or the connection fails.
 pub(super) fn watch(
     target: &Target,
     stop: &AtomicBool,
-    on_change: &mut dyn FnMut(CredentialChange),
+    on_change: &mut dyn FnMut(StoreChange),
 ) -> Result<(), StoreError> {
-    let (sender, mut changes) = mpsc::channel(limits::CREDENTIAL_CHANGES_MAX);
+    let (sender, mut changes) = mpsc::channel(limits::STORE_CHANGES_MAX);
     let mut session = match Session::connect(target, Times::USUAL, Some(sender), Some(stop)) {
         Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
         connected => connected?,
     };
     session.begin_call();
     session.execute("LISTEN millrace_credentials", &[])?;
-    on_change(CredentialChange::All);
+    on_change(StoreChange::Everything);
     let mut pinged = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         match session.wait(limits::STOP_POLL_INTERVAL, changes.next()) {
@@ -38,7 +38,7 @@ pub(super) fn watch(
             Some(None) => return Err(StoreError::Unavailable("the listening connection was lost".to_owned())),
             None => {}
         }
-        if pinged.elapsed() >= limits::CREDENTIAL_PING_INTERVAL {
+        if pinged.elapsed() >= limits::STORE_CHANGE_PING_INTERVAL {
             match session.ping(stop) {
                 Some(alive) => alive?,
                 None => break,
@@ -50,16 +50,16 @@ pub(super) fn watch(
 }
 
 /// What a payload says; what a newer version says in words not known here may concern anything.
-fn parse(payload: &str) -> CredentialChange {
+fn parse(payload: &str) -> StoreChange {
     let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match payload.split_once(':') {
-        Some(("key", id)) => KeyId::parse(id).map(CredentialChange::Key),
-        Some(("org", id)) => uuid(id).map(|id| CredentialChange::Org(OrgId(id))),
-        Some(("endpoints", id)) => uuid(id).map(|id| CredentialChange::Endpoints(OrgId(id))),
-        Some(("due", id)) => uuid(id).map(|id| CredentialChange::Due(EndpointId(id))),
+        Some(("key", id)) => KeyId::parse(id).map(StoreChange::Key),
+        Some(("org", id)) => uuid(id).map(|id| StoreChange::Organization(OrgId(id))),
+        Some(("endpoints", id)) => uuid(id).map(|id| StoreChange::Endpoints(OrgId(id))),
+        Some(("due", id)) => uuid(id).map(|id| StoreChange::DeliveriesDue(EndpointId(id))),
         _ => None,
     };
-    known.unwrap_or(CredentialChange::All)
+    known.unwrap_or(StoreChange::Everything)
 }
 
 #[cfg(test)]
@@ -69,12 +69,12 @@ mod tests {
     #[test]
     fn an_unknown_word_drops_everything() {
         let org = OrgId(uuid::Uuid::from_u128(7));
-        assert_eq!(parse("key:abcdefghijkl"), CredentialChange::Key(KeyId::parse("abcdefghijkl").unwrap()));
-        assert_eq!(parse(&format!("org:{org}")), CredentialChange::Org(org));
-        assert_eq!(parse(&format!("endpoints:{org}")), CredentialChange::Endpoints(org));
-        assert_eq!(parse(&format!("due:{org}")), CredentialChange::Due(EndpointId(org.0)));
+        assert_eq!(parse("key:abcdefghijkl"), StoreChange::Key(KeyId::parse("abcdefghijkl").unwrap()));
+        assert_eq!(parse(&format!("org:{org}")), StoreChange::Organization(org));
+        assert_eq!(parse(&format!("endpoints:{org}")), StoreChange::Endpoints(org));
+        assert_eq!(parse(&format!("due:{org}")), StoreChange::DeliveriesDue(EndpointId(org.0)));
         for payload in ["", "key:", "key:short", "org:7", "due:7", "endpoints:", "weather:7"] {
-            assert_eq!(parse(payload), CredentialChange::All, "{payload}");
+            assert_eq!(parse(payload), StoreChange::Everything, "{payload}");
         }
     }
 }

@@ -16,7 +16,7 @@ use millrace_base::limits;
 
 use super::connection::Answer;
 use super::watch::note_change;
-use crate::{CredentialChange, KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, cut_keys};
+use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreChange, StoreError, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
 /// When a key was revoked or expired; null where it was neither, and has no end either.
@@ -103,7 +103,7 @@ pub(super) fn update_organization(
     let Some(organization) = transaction.query_row(&sql, params, organization_of).optional()? else {
         return Ok(conflict(format!("there is no organisation {id}")));
     };
-    note_change(transaction, CredentialChange::Org(id))?;
+    note_change(transaction, StoreChange::Organization(id))?;
     Ok(Ok(organization))
 }
 
@@ -165,7 +165,7 @@ pub(super) fn rotate_key(
     if !grace.is_zero() && live_keys(transaction, org, now)? >= limits::LIVE_KEYS_PER_ORG_MAX {
         return Ok(Err(StoreError::too_many_keys()));
     }
-    note_change(transaction, CredentialChange::Key(old))?;
+    note_change(transaction, StoreChange::Key(old))?;
     Ok(insert_key(transaction, org, new)?.map(|()| expires_at))
 }
 
@@ -175,7 +175,7 @@ pub(super) fn revoke_key(transaction: &Transaction<'_>, org: Option<OrgId>, id: 
     let org = org.map(|org| org.0.into_bytes());
     let found = transaction.execute(sql, params![id.as_str(), org, Timestamp::now().as_micros()])? > 0;
     if found {
-        note_change(transaction, CredentialChange::Key(id))?;
+        note_change(transaction, StoreChange::Key(id))?;
     }
     Ok(found)
 }

@@ -18,7 +18,7 @@ use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json,
 };
-use crate::{CredentialChange, StoreError};
+use crate::{StoreChange, StoreError};
 
 /// What a row is made of, and what `endpoint_of` reads.
 macro_rules! columns {
@@ -138,7 +138,7 @@ pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> Answer
         ],
         endpoint_of,
     )?;
-    note_change(transaction, CredentialChange::Endpoints(new.org))?;
+    note_change(transaction, StoreChange::Endpoints(new.org))?;
     Ok(Ok(created))
 }
 
@@ -180,9 +180,9 @@ pub(super) fn update(
     ];
     let updated = transaction.prepare_cached(UPDATE)?.query_row(params, endpoint_of).optional()?;
     if updated.is_some() {
-        note_change(transaction, CredentialChange::Endpoints(org))?;
+        note_change(transaction, StoreChange::Endpoints(org))?;
         if change.enabled == Some(true) {
-            note_change(transaction, CredentialChange::Due(id))?;
+            note_change(transaction, StoreChange::DeliveriesDue(id))?;
         }
     }
     Ok(updated)
@@ -198,9 +198,9 @@ pub(super) fn delete(transaction: &Transaction<'_>, org: OrgId, id: EndpointId) 
     if transaction.execute(DELETE, [org.0.as_bytes(), id.0.as_bytes()])? == 0 {
         return Ok(false);
     }
-    note_change(transaction, CredentialChange::Endpoints(org))?;
+    note_change(transaction, StoreChange::Endpoints(org))?;
     if deliveries::end_deleted(transaction, id, Timestamp::MIN, Timestamp::now())?.next.is_some() {
-        note_change(transaction, CredentialChange::Due(id))?;
+        note_change(transaction, StoreChange::DeliveriesDue(id))?;
     }
     Ok(true)
 }
@@ -226,7 +226,7 @@ pub(super) fn rotate_secret(
     ];
     let rotated = transaction.prepare_cached(ROTATE_SECRET)?.query_row(params, endpoint_of).optional()?;
     if rotated.is_some() {
-        note_change(transaction, CredentialChange::Endpoints(org))?;
+        note_change(transaction, StoreChange::Endpoints(org))?;
     }
     Ok(Ok(rotated))
 }
@@ -235,7 +235,7 @@ pub(super) fn disable(transaction: &Transaction<'_>, id: EndpointId, reason: &st
     let params = params![id.0.as_bytes(), reason];
     let org = transaction.query_row(DISABLE, params, |row| Ok(OrgId(Uuid::from_bytes(row.get(0)?)))).optional()?;
     if let Some(org) = org {
-        note_change(transaction, CredentialChange::Endpoints(org))?;
+        note_change(transaction, StoreChange::Endpoints(org))?;
     }
     Ok(org.is_some())
 }

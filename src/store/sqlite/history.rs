@@ -15,7 +15,7 @@ use millrace_base::limits;
 use super::deliveries::uuid;
 use super::events::Scan;
 use super::watch::note_change;
-use crate::CredentialChange;
+use crate::StoreChange;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
 /// What `delivery_of` reads.
@@ -137,7 +137,7 @@ pub(super) fn retry(
     let params = params![org.0.as_bytes(), id.0.as_bytes(), now.as_micros()];
     let retried = transaction.prepare_cached(RETRY)?.query_row(params, delivery_of).optional()?;
     if let Some(delivery) = &retried {
-        note_change(transaction, CredentialChange::Due(delivery.endpoint))?;
+        note_change(transaction, StoreChange::DeliveriesDue(delivery.endpoint))?;
     }
     Ok(retried)
 }
@@ -160,7 +160,7 @@ pub(super) fn recover(
         now.as_micros(),
     ])?;
     if recovered > 0 {
-        note_change(transaction, CredentialChange::Due(endpoint))?;
+        note_change(transaction, StoreChange::DeliveriesDue(endpoint))?;
     }
     Ok(recovered as u64)
 }

@@ -44,7 +44,7 @@ use self::file::StoreFile;
 use super::pool::{Pool, Pooled};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
-    CredentialChange, EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreError,
+    EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
     StoreId, StoredEvent, check_organization_name,
 };
 
@@ -245,11 +245,7 @@ impl Store for SqliteStore {
         self.writer()?.write(|transaction| credentials::touch_key(transaction, id))
     }
 
-    fn watch_credentials(
-        &self,
-        stop: &AtomicBool,
-        on_change: &mut dyn FnMut(CredentialChange),
-    ) -> Result<(), StoreError> {
+    fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
         let read_since = |seen| self.reader()?.read(|connection| watch::changes_since(connection, seen));
         watch::watch(stop, read_since, on_change)
     }

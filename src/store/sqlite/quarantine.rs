@@ -13,7 +13,7 @@ use super::events::{self, Text};
 use super::watch::note_change;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::PlannedDelivery;
-use crate::{CredentialChange, StoreError};
+use crate::{StoreChange, StoreError};
 
 /// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
 macro_rules! columns {
@@ -144,7 +144,7 @@ fn retry(transaction: &Transaction<'_>, id: QuarantineId, planned: &[PlannedDeli
         return Ok(Retried::StoredBefore);
     }
     for planned in planned {
-        note_change(transaction, CredentialChange::Due(planned.endpoint))?;
+        note_change(transaction, StoreChange::DeliveriesDue(planned.endpoint))?;
     }
     Ok(Retried::Stored(stored.deliveries.len()))
 }

@@ -1,7 +1,7 @@
 //! Changes to credentials and endpoints, and what is due, between the processes on one file: a numbered table, read five times a second.
 //!
 //! A change is noted in the transaction that makes it, so whoever reads the number sees the change. Notes are
-//! trimmed after [`limits::CREDENTIAL_CHANGES_KEPT`]; a watcher that slept longer finds a gap in the numbers
+//! trimmed after [`limits::STORE_CHANGES_KEPT`]; a watcher that slept longer finds a gap in the numbers
 //! and drops everything.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +13,16 @@ use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::key::KeyId;
 use millrace_base::limits;
 
-use crate::{CredentialChange, StoreError};
+use crate::{StoreChange, StoreError};
 
-/// Notes a change for the other processes; [`CredentialChange::All`] has no note.
-pub(super) fn note_change(transaction: &Transaction<'_>, change: CredentialChange) -> rusqlite::Result<()> {
+/// Notes a change for the other processes; [`StoreChange::Everything`] has no note.
+pub(super) fn note_change(transaction: &Transaction<'_>, change: StoreChange) -> rusqlite::Result<()> {
     let (kind, id) = match change {
-        CredentialChange::Key(id) => ("key", id.to_string()),
-        CredentialChange::Org(id) => ("org", id.to_string()),
-        CredentialChange::Endpoints(id) => ("endpoints", id.to_string()),
-        CredentialChange::Due(id) => ("due", id.to_string()),
-        CredentialChange::All => return Ok(()),
+        StoreChange::Key(id) => ("key", id.to_string()),
+        StoreChange::Organization(id) => ("org", id.to_string()),
+        StoreChange::Endpoints(id) => ("endpoints", id.to_string()),
+        StoreChange::DeliveriesDue(id) => ("due", id.to_string()),
+        StoreChange::Everything => return Ok(()),
     };
     note(transaction, kind, &id)
 }
@@ -34,7 +34,7 @@ pub(super) fn note_everything(transaction: &Transaction<'_>) -> rusqlite::Result
 
 fn note(transaction: &Transaction<'_>, kind: &str, id: &str) -> rusqlite::Result<()> {
     let now = Timestamp::now();
-    let kept_since = now.as_micros() - limits::CREDENTIAL_CHANGES_KEPT.as_micros() as i64;
+    let kept_since = now.as_micros() - limits::STORE_CHANGES_KEPT.as_micros() as i64;
     transaction.execute("DELETE FROM credential_changes WHERE changed_at < ?1", [kept_since])?;
     transaction.execute(
         "INSERT INTO credential_changes (kind, id, changed_at) VALUES (?1, ?2, ?3)",
@@ -47,17 +47,17 @@ fn note(transaction: &Transaction<'_>, kind: &str, id: &str) -> rusqlite::Result
 pub(super) fn watch(
     stop: &AtomicBool,
     mut read_since: impl FnMut(i64) -> Result<Changes, StoreError>,
-    on_change: &mut dyn FnMut(CredentialChange),
+    on_change: &mut dyn FnMut(StoreChange),
 ) -> Result<(), StoreError> {
     let mut seen = read_since(0)?.last;
-    on_change(CredentialChange::All);
+    on_change(StoreChange::Everything);
     while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(limits::CREDENTIAL_POLL_INTERVAL);
+        std::thread::sleep(limits::STORE_CHANGE_POLL_INTERVAL);
         let changes = read_since(seen)?;
         if changes.complete {
             changes.list.into_iter().for_each(&mut *on_change);
         } else {
-            on_change(CredentialChange::All);
+            on_change(StoreChange::Everything);
         }
         seen = changes.last;
     }
@@ -66,7 +66,7 @@ pub(super) fn watch(
 
 /// What happened after a number.
 pub(super) struct Changes {
-    list: Vec<CredentialChange>,
+    list: Vec<StoreChange>,
     /// Whether `list` is all of it.
     complete: bool,
     /// The newest number given out.
@@ -83,26 +83,26 @@ pub(super) fn changes_since(connection: &Connection, seen: i64) -> rusqlite::Res
         .unwrap_or(0);
     let new = last - seen;
     // Below zero where the file was replaced by an older one.
-    if !(1..=limits::CREDENTIAL_CHANGES_MAX as i64).contains(&new) {
+    if !(1..=limits::STORE_CHANGES_MAX as i64).contains(&new) {
         return Ok(Changes { list: Vec::new(), complete: new == 0, last });
     }
     let mut select =
         connection.prepare_cached("SELECT kind, id FROM credential_changes WHERE seq > ?1 AND seq <= ?2")?;
-    let changes: Vec<CredentialChange> = select
+    let changes: Vec<StoreChange> = select
         .query_map([seen, last], |row| Ok(parse(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
     Ok(Changes { complete: changes.len() as i64 == new, list: changes, last })
 }
 
 /// What a note says; what a newer version says in words not known here may concern anything.
-fn parse(kind: &str, id: &str) -> CredentialChange {
+fn parse(kind: &str, id: &str) -> StoreChange {
     let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match kind {
-        "key" => KeyId::parse(id).map(CredentialChange::Key),
-        "org" => uuid(id).map(|id| CredentialChange::Org(OrgId(id))),
-        "endpoints" => uuid(id).map(|id| CredentialChange::Endpoints(OrgId(id))),
-        "due" => uuid(id).map(|id| CredentialChange::Due(EndpointId(id))),
+        "key" => KeyId::parse(id).map(StoreChange::Key),
+        "org" => uuid(id).map(|id| StoreChange::Organization(OrgId(id))),
+        "endpoints" => uuid(id).map(|id| StoreChange::Endpoints(OrgId(id))),
+        "due" => uuid(id).map(|id| StoreChange::DeliveriesDue(EndpointId(id))),
         _ => None,
     };
-    known.unwrap_or(CredentialChange::All)
+    known.unwrap_or(StoreChange::Everything)
 }

@@ -12,7 +12,7 @@ use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
     EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation, Wanted, WebhookStore,
 };
-use crate::{CredentialChange, StoreError};
+use crate::{StoreChange, StoreError};
 
 impl WebhookStore for SqliteStore {
     fn sealing_key(&self) -> Result<Option<KeyFingerprint>, StoreError> {
@@ -157,7 +157,7 @@ impl WebhookStore for SqliteStore {
         let (batch, planned) = (std::slice::from_ref(event), std::slice::from_ref(planned));
         self.writer()?.write(|transaction| {
             events::store(transaction, batch, planned)?;
-            note_change(transaction, CredentialChange::Due(planned[0].endpoint))
+            note_change(transaction, StoreChange::DeliveriesDue(planned[0].endpoint))
         })
     }
 }

@@ -29,7 +29,7 @@ use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::{
     Attempt, AttemptResult, Claimed, Claims as Claimable, DueEndpoint, Next, Orphan, Wanted, WebhookStore,
 };
-use millrace_store::{CredentialChange, Store, StoreError};
+use millrace_store::{Store, StoreChange, StoreError};
 use millrace_tenant::feed::Feed;
 
 use crate::delivery::clock::DeliveryClock;
@@ -148,15 +148,15 @@ impl Claims {
         let mut missed = false;
         let mut announced = Vec::new();
         is_stale |= !self.feed.drain_webhooks(|change| match change {
-            CredentialChange::Endpoints(org) | CredentialChange::Org(org) => {
+            StoreChange::Endpoints(org) | StoreChange::Organization(org) => {
                 orgs.insert(org);
             }
             // The look that follows finds it. Of an endpoint that is not there any more what waits fails, due or not.
-            CredentialChange::Due(id) => {
+            StoreChange::DeliveriesDue(id) => {
                 looks.lookout.forget(id);
                 announced.push(id);
             }
-            CredentialChange::Key(_) | CredentialChange::All => missed = true,
+            StoreChange::Key(_) | StoreChange::Everything => missed = true,
         });
         if is_stale || missed {
             looks.lookout.forget_all();
