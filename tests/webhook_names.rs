@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use millrace_server::boot;
 use millrace_server::config::{self, Flags};
-use millrace_webhooks::client::NameFiles;
+use millrace_webhooks::client::ResolverFiles;
 
 use crate::common::server::{Client, Options, PATIENCE, eventually};
 use crate::name_server::{NameServer, Said, address};
@@ -40,7 +40,7 @@ struct InProcessServer {
 }
 
 impl InProcessServer {
-    fn start(name_files: NameFiles) -> Self {
+    fn start(resolver_files: ResolverFiles) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("millrace.toml");
         let text = format!(
@@ -51,7 +51,7 @@ impl InProcessServer {
         std::fs::write(&file, text).unwrap();
         let mut config =
             config::load(Some(&file), &Flags::default(), 1).unwrap_or_else(|error| panic!("{error}")).config;
-        config.deliver.name_files = name_files;
+        config.deliver.resolver_files = resolver_files;
         let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let (welcome, welcomed) = mpsc::channel();
         *WELCOME.lock().unwrap() = Some(welcome);

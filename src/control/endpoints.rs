@@ -1,7 +1,7 @@
 //! An organisation's webhook endpoints: made, listed, changed, deleted; their secrets rotated; tested and recovered.
 //!
 //! A secret is shown in the answer that makes it and never again. Every change is told to
-//! [`Management::on_change`](millrace_webhooks::endpoint::management::Management) before it is answered.
+//! [`EndpointManagement::on_change`](millrace_webhooks::endpoint::management::EndpointManagement) before it is answered.
 
 use std::time::Instant;
 

@@ -14,7 +14,7 @@ use millrace_store::{
     EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
     StoreId, StoredEvent,
 };
-use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::management::EndpointManagement;
 use millrace_webhooks::endpoint::secret::SecretBox;
 use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 
@@ -209,16 +209,16 @@ pub(super) fn key_info(id: KeyId, org: OrgId, created_at: Timestamp) -> KeyInfo 
 }
 
 /// A key of its own, public https targets only, and nobody to tell of changes.
-pub(super) fn management() -> Arc<Management> {
+pub(super) fn management() -> Arc<EndpointManagement> {
     management_telling(|_| ())
 }
 
 /// The same, with somebody.
-pub(super) fn management_telling(on_change: impl Fn(OrgId) + Send + Sync + 'static) -> Arc<Management> {
+pub(super) fn management_telling(on_change: impl Fn(OrgId) + Send + Sync + 'static) -> Arc<EndpointManagement> {
     let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
     let on_change = Box::new(move |org| {
         on_change(org);
         Ok(())
     });
-    Arc::new(Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change })
+    Arc::new(EndpointManagement { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change })
 }

@@ -9,7 +9,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits::WEBHOOK_SECRET_BYTES_MAX;
 use millrace_store::webhooks::{Attempt, DeliveryRecord, Endpoint};
 use millrace_store::{KeyInfo, StoredEvent};
-use millrace_webhooks::delivery::outcome::word_and_detail;
+use millrace_webhooks::delivery::outcome::split_recorded;
 
 use super::cursor;
 
@@ -134,7 +134,7 @@ fn push_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     out.extend_from_slice(b",\"status_code\":");
     push_number(out, attempt.status_code);
     out.extend_from_slice(b",\"error\":");
-    let (error, detail) = attempt.error.as_deref().map(word_and_detail).unzip();
+    let (error, detail) = attempt.error.as_deref().map(split_recorded).unzip();
     push_optional(out, error);
     out.extend_from_slice(b",\"error_detail\":");
     push_optional(out, detail.flatten());

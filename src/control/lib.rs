@@ -53,7 +53,7 @@ use millrace_base::key::{Argon2Cost, KeyId};
 use millrace_base::problem::Problem;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
-use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::management::EndpointManagement;
 
 use complaint::{Complaints, Trouble};
 
@@ -273,7 +273,7 @@ struct Desk {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     argon2: Argon2Cost,
-    management: Arc<Management>,
+    management: Arc<EndpointManagement>,
     own_changes: OwnChanges,
     complaints: Complaints,
 }

@@ -25,7 +25,7 @@ use millrace_base::limits::{CONTROL_KEY_WORKERS, CONTROL_QUEUE_WAIT_MAX, CONTROL
 use millrace_base::problem::Problem;
 use millrace_metrics::Metrics;
 use millrace_store::Store;
-use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::management::EndpointManagement;
 
 use super::admission::{Admission, ReplyHold, Seat};
 use super::complaint::{Complaints, Trouble};
@@ -84,7 +84,7 @@ impl ControlPool {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
         argon2: Argon2Cost,
-        management: Arc<Management>,
+        management: Arc<EndpointManagement>,
         workers: usize,
         queue_max: usize,
     ) -> io::Result<Self> {

@@ -38,8 +38,8 @@ use millrace_store::Store;
 use millrace_store::open::{ServerStores, database_hosts, open_for_server};
 use millrace_tenant::feed::Feed;
 use millrace_tenant::verifier::Verifier;
-use millrace_webhooks::plan::endpoint_cache::Directory;
-use millrace_webhooks::{Deliver, OwnPlaces};
+use millrace_webhooks::plan::endpoint_cache::EndpointCache;
+use millrace_webhooks::{OwnAddresses, Webhooks};
 use millrace_write::Writers;
 
 use self::identity::Ownership;
@@ -117,7 +117,7 @@ pub fn serve(
         ownership.check_at_start(&store).map_err(|foreign| ServeError::Configuration(foreign.to_string()))?;
     }
     let stage = Arc::new(Stage::default());
-    let webhooks: Arc<OnceLock<Arc<Directory>>> = Arc::default();
+    let webhooks: Arc<OnceLock<Arc<EndpointCache>>> = Arc::default();
     let ready = readiness(Arc::clone(&stage), journal.clone(), Arc::clone(&store), Arc::clone(&webhooks));
     set_gauges(&metrics, &store, &ready);
     let ops_state = OpsState { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) };
@@ -126,9 +126,9 @@ pub fn serve(
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
     let feed = Feed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
-    let own = own_places(&config, [listen_addr, ops_addr]);
+    let own = own_addresses(&config, [listen_addr, ops_addr]);
     let deliver =
-        Deliver::start(&config.deliver, &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
+        Webhooks::start(&config.deliver, &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
     let control = start_control(&config, control_store, &metrics, &deliver).map_err(thread_error)?;
     let own_changes = control.own_changes();
     let neighbours = Neighbours {
@@ -149,7 +149,7 @@ pub fn serve(
         clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
         certificates,
     };
-    let endpoints = deliver.directory();
+    let endpoints = deliver.endpoint_cache();
     let _ = webhooks.set(Arc::clone(&endpoints));
     let running = Running {
         draining: Arc::clone(&neighbours.draining),
@@ -217,12 +217,13 @@ fn readiness(
     stage: Arc<Stage>,
     journal: Option<Arc<Journal>>,
     store: Arc<dyn Store>,
-    webhooks: Arc<OnceLock<Arc<Directory>>>,
+    webhooks: Arc<OnceLock<Arc<EndpointCache>>>,
 ) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
     Arc::new(move || match stage.readiness() {
         Readiness::Ready => match journal.as_ref().and_then(|journal| journal.closed()) {
             None => {
-                let trouble = store.trouble().or_else(|| webhooks.get().and_then(|webhooks| webhooks.trouble()));
+                let trouble =
+                    store.trouble().or_else(|| webhooks.get().and_then(|webhooks| webhooks.not_ready_reason()));
                 trouble.map_or(Readiness::Ready, |why| Readiness::NotReady(why.into()))
             }
             Some(why) => Readiness::NotReady(why.reason().into()),
@@ -278,25 +279,25 @@ fn start_writers(
     store: &Arc<dyn Store>,
     accepted: Accepted,
     journal: Option<&Arc<Journal>>,
-    deliver: &Deliver,
+    deliver: &Webhooks,
     metrics: &Arc<Metrics>,
 ) -> std::io::Result<Writers> {
     let ledger = journal.map(|journal| journal.ledger());
     let rewriter = journal.and_then(|journal| journal.rewriter());
-    Writers::start(config.writers, store, accepted, ledger, rewriter, deliver.outbox(), metrics)
+    Writers::start(config.writers, store, accepted, ledger, rewriter, deliver.planner(), metrics)
 }
 
 /// Where no webhook may go.
-fn own_places(config: &Config, listens: [SocketAddr; 2]) -> OwnPlaces {
+fn own_addresses(config: &Config, listen_addresses: [SocketAddr; 2]) -> OwnAddresses {
     let database_hosts = database_hosts(&config.store(store_connections(config.writers)));
-    OwnPlaces { listens: listens.map(|address| address.ip()).to_vec(), database_hosts }
+    OwnAddresses { listen_addresses: listen_addresses.map(|address| address.ip()).to_vec(), database_hosts }
 }
 
 fn start_control(
     config: &Config,
     store: Arc<dyn Store>,
     metrics: &Arc<Metrics>,
-    deliver: &Deliver,
+    deliver: &Webhooks,
 ) -> std::io::Result<ControlPool> {
     let metrics = Arc::clone(metrics);
     let management = Arc::new(deliver.management());

@@ -36,7 +36,7 @@ use millrace_base::logging::{self, LogFormat};
 use millrace_ingest::certificates::CertificateFiles;
 use millrace_ingest::shard::IoDriver;
 use millrace_store::open::{StoreConfig, check_database_url};
-use millrace_webhooks::config::DeliverConfig;
+use millrace_webhooks::config::WebhookConfig;
 use millrace_wire::client_address::{ForwardedField, Trust};
 
 use environment::Environment;
@@ -105,7 +105,7 @@ pub struct Config {
     /// Whether `serve` applies migrations.
     pub migrate_on_start: bool,
     /// How webhooks are kept and sent.
-    pub deliver: DeliverConfig,
+    pub deliver: WebhookConfig,
     /// Cost of hashing a new key.
     pub argon2: Argon2Cost,
     /// A filter that [`logging::parse_filter`] takes.

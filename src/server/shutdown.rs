@@ -14,7 +14,7 @@ use signal_hook::iterator::Signals as SignalIterator;
 use millrace_base::health::Stage;
 use millrace_base::logging;
 use millrace_journal::{Journal, Left};
-use millrace_webhooks::Deliver;
+use millrace_webhooks::Webhooks;
 use millrace_write::Writers;
 
 /// How long a shard that was told to leave may take, however short the grace is.
@@ -55,7 +55,7 @@ pub struct Running {
     /// The writers.
     pub writers: Writers,
     /// The webhooks' threads.
-    pub deliver: Deliver,
+    pub deliver: Webhooks,
     /// Whether everything accepted is in the journal.
     pub is_journaling: bool,
     /// How long all of it may take.

@@ -3,7 +3,7 @@
 //! Owns the connections to receivers; runs on the sender's runtime (one thread), where any number of [`WebhookClient::send`]s
 //! run beside each other; how many is the caller's bound.
 //!
-//! - [`WebhookClient::connected`] comes first, a connection that is open; else [`WebhookClient::prepare`], the addresses of
+//! - [`WebhookClient::pooled_route`] comes first, a connection that is open; else [`WebhookClient::resolve_route`], the addresses of
 //!   the name. What that waits for is on this side, so its time is none of the attempt's, and what goes wrong on this side is
 //!   no attempt at all.
 //! - An attempt ends within the configured timeout, whatever the receiver or the proxy do; no request goes out after that,
@@ -34,12 +34,12 @@ use url::Url;
 use millrace_base::event::OrgId;
 use millrace_base::limits::{ANSWER_BODY_SHOWN_BYTES_MAX, WEBHOOK_REFUSALS_MAX};
 
-use self::connect::{Connector, Target};
-use self::failure::Begun;
-use self::lookup::Lookups;
-use self::pool::{Gate, Key, Lease, Pool};
+use self::connect::{Connector, ResolvedTarget};
+use self::failure::RetrySafety;
+use self::lookup::LookupCache;
+use self::pool::{ConnectGate, Origin, Pool, PooledConnection};
 use self::proxy::Proxy;
-use crate::delivery::outcome::{self, Answer, ErrorClass, Outcome, Trouble};
+use crate::delivery::outcome::{self, AttemptError, ErrorClass, Outcome, ReceiverResponse};
 use crate::endpoint::target_policy::TargetPolicy;
 
 mod connect;
@@ -53,12 +53,12 @@ mod stream;
 mod system_resolver;
 pub mod tls;
 
-pub use self::lookup::{Found, Resolve, Unresolved};
-pub use self::system_resolver::{NameFiles, SystemResolver};
+pub use self::lookup::{Resolve, ResolvedName, Unresolved};
+pub use self::system_resolver::{ResolverFiles, SystemResolver};
 
 /// Which public certificate authorities are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Roots {
+pub enum TrustRoots {
     /// Mozilla's, as built in.
     #[default]
     Webpki,
@@ -78,13 +78,13 @@ pub struct ClientConfig {
     /// Most that is read of an answer's body, in bytes; past it the connection is closed, and the answer stands.
     pub response_bytes_max: usize,
     /// Who is trusted.
-    pub roots: Roots,
+    pub roots: TrustRoots,
     /// Certificates (PEM) that are trusted beside them.
     pub ca_file: Option<PathBuf>,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
     /// Where it says how names are looked up.
-    pub name_files: NameFiles,
+    pub resolver_files: ResolverFiles,
 }
 
 impl fmt::Debug for ClientConfig {
@@ -98,7 +98,7 @@ impl fmt::Debug for ClientConfig {
             .field("ca_file", &self.ca_file)
             // It may hold a password.
             .field("proxy", &self.proxy.as_ref().map(|_| "***"))
-            .field("name_files", &self.name_files)
+            .field("resolver_files", &self.resolver_files)
             .finish()
     }
 }
@@ -115,29 +115,29 @@ pub struct Request {
 }
 
 /// What an attempt begins with.
-pub struct Ready {
-    key: Key,
+pub struct Route {
+    origin: Origin,
     org: OrgId,
-    way: Way,
+    kind: RouteKind,
 }
 
-enum Way {
-    Open(Lease),
-    To(Target),
+enum RouteKind {
+    Connection(PooledConnection),
+    Target(ResolvedTarget),
 }
 
 /// Why a request was not sent.
 #[derive(Debug)]
 pub enum Unsent {
     /// Because of the endpoint: an attempt like another.
-    Failed(Trouble),
+    Failed(AttemptError),
     /// Because of something on this side, which says nothing about the endpoint.
-    PutOff(&'static str),
+    Postponed(&'static str),
 }
 
-impl From<Trouble> for Unsent {
-    fn from(trouble: Trouble) -> Self {
-        Self::Failed(trouble)
+impl From<AttemptError> for Unsent {
+    fn from(error: AttemptError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -162,7 +162,7 @@ impl WebhookClient {
     /// # Errors
     /// What is wrong with them, or with the proxy.
     pub fn new(config: ClientConfig) -> Result<Self, String> {
-        let resolver = Arc::new(SystemResolver::new(config.name_files.clone()));
+        let resolver = Arc::new(SystemResolver::new(config.resolver_files.clone()));
         Self::with_resolver(config, resolver)
     }
 
@@ -173,7 +173,7 @@ impl WebhookClient {
     pub fn with_resolver(config: ClientConfig, resolver: Arc<dyn Resolve>) -> Result<Self, String> {
         let connector = Connector {
             policy: config.policy,
-            lookups: Lookups::new(resolver),
+            lookups: LookupCache::new(resolver),
             proxy: config.proxy.as_ref().map(Proxy::parse).transpose()?,
             tls: Arc::new(tls::client_config(config.roots, config.ca_file.as_deref())?),
             timeout: config.connect_timeout,
@@ -187,10 +187,10 @@ impl WebhookClient {
     }
 
     /// Ready for an attempt for something of `org` where a connection is open.
-    pub fn connected(&self, url: &Uri, org: OrgId) -> Option<Ready> {
-        let key = Key::of(url)?;
-        let way = Way::Open(self.pool.take(&key, false)?);
-        Some(Ready { key, org, way })
+    pub fn pooled_route(&self, url: &Uri, org: OrgId) -> Option<Route> {
+        let origin = Origin::of(url)?;
+        let kind = RouteKind::Connection(self.pool.take(&origin, false)?);
+        Some(Route { origin, org, kind })
     }
 
     /// Gets ready for an attempt for something of `org` where none is: finds out where to open one. Ends by `until`, and
@@ -198,60 +198,60 @@ impl WebhookClient {
     ///
     /// # Errors
     /// That there is nowhere to send it, which is an attempt that failed; or that it is put off.
-    pub async fn prepare(&self, url: &Uri, org: OrgId, until: std::time::Instant) -> Result<Ready, Unsent> {
-        let key = Key::of(url).ok_or(ErrorClass::AddressNotAllowed)?;
-        let way = Way::To(self.connector.target(url, org, until.into()).await?);
-        Ok(Ready { key, org, way })
+    pub async fn resolve_route(&self, url: &Uri, org: OrgId, until: std::time::Instant) -> Result<Route, Unsent> {
+        let origin = Origin::of(url).ok_or(ErrorClass::AddressNotAllowed)?;
+        let kind = RouteKind::Target(self.connector.target(url, org, until.into()).await?);
+        Ok(Route { origin, org, kind })
     }
 
     /// Makes one attempt, at the URL that it was prepared for; ends within the timeout, whatever happens.
     ///
     /// # Errors
     /// Why it is put off: the receiver has seen nothing of it.
-    pub async fn send(&self, ready: Ready, request: Request) -> Result<Outcome, &'static str> {
+    pub async fn send(&self, route: Route, request: Request) -> Result<Outcome, &'static str> {
         let deadline = Instant::now() + self.timeout;
-        match self.head(ready, &request, deadline).await {
-            Ok((lease, response)) => Ok(self.rest(lease, response, deadline).await),
-            Err(Unsent::Failed(trouble)) => Ok(Outcome { answer: None, error: Some(trouble) }),
-            Err(Unsent::PutOff(why)) => Err(why),
+        match self.exchange(route, &request, deadline).await {
+            Ok((connection, response)) => Ok(self.read_response(connection, response, deadline).await),
+            Err(Unsent::Failed(error)) => Ok(Outcome { answer: None, error: Some(error) }),
+            Err(Unsent::Postponed(why)) => Err(why),
         }
     }
 
     /// Sends the request and waits for the answer's head. A connection that had been used before may have been closed
     /// meanwhile; then the request goes out once more, on a new one. One that the receiver refused to begin with goes out
     /// again at once.
-    async fn head(
+    async fn exchange(
         &self,
-        ready: Ready,
+        route: Route,
         request: &Request,
         deadline: Instant,
-    ) -> Result<(Lease, Response<Incoming>), Unsent> {
-        let Ready { key, org, way } = ready;
-        let (mut way, mut refusals, mut again) = (Some(way), 0, false);
+    ) -> Result<(PooledConnection, Response<Incoming>), Unsent> {
+        let Route { origin, org, kind } = route;
+        let (mut kind, mut refusals, mut again) = (Some(kind), 0, false);
         loop {
             // Opening one is seldom and large: in a box, it takes no room in the others' tasks.
-            let mut lease = match way.take() {
-                Some(Way::Open(lease)) => lease,
-                Some(Way::To(target)) => Box::pin(self.open(&key, target, false, deadline)).await?,
-                None => Box::pin(self.open_anew(&key, &request.url, org, deadline)).await?,
+            let mut connection = match kind.take() {
+                Some(RouteKind::Connection(connection)) => connection,
+                Some(RouteKind::Target(target)) => Box::pin(self.open(&origin, target, false, deadline)).await?,
+                None => Box::pin(self.open_fresh(&origin, &request.url, org, deadline)).await?,
             };
             // The process stood still, or this thread did: what goes out now may be sent by somebody else as well.
             if Instant::now() >= deadline {
-                lease.keep();
-                return Err(Unsent::PutOff("this server was held up for longer than an attempt may take"));
+                connection.keep();
+                return Err(Unsent::Postponed("this server was held up for longer than an attempt may take"));
             }
-            match timeout_at(deadline, lease.send(request)).await {
-                Ok(Ok(response)) => return Ok((lease, response)),
+            match timeout_at(deadline, connection.send(request)).await {
+                Ok(Ok(response)) => return Ok((connection, response)),
                 Ok(Err(failure)) => {
-                    lease.retire();
-                    match failure.begun {
-                        Begun::No if refusals < WEBHOOK_REFUSALS_MAX => refusals += 1,
-                        Begun::Hardly if lease.is_reused() && !again => again = true,
-                        _ => return Err(failure.trouble.into()),
+                    connection.retire();
+                    match failure.retry {
+                        RetrySafety::Safe if refusals < WEBHOOK_REFUSALS_MAX => refusals += 1,
+                        RetrySafety::IfReused if connection.is_reused() && !again => again = true,
+                        _ => return Err(failure.error.into()),
                     }
                 }
                 Err(_) => {
-                    lease.retire_if_silent();
+                    connection.retire_if_silent();
                     return Err(ErrorClass::Timeout.into());
                 }
             }
@@ -259,59 +259,76 @@ impl WebhookClient {
     }
 
     /// A connection that has not been idle.
-    async fn open_anew(&self, key: &Key, url: &Uri, org: OrgId, deadline: Instant) -> Result<Lease, Unsent> {
-        if let Some(lease) = self.pool.take(key, true) {
-            return Ok(lease);
+    async fn open_fresh(
+        &self,
+        origin: &Origin,
+        url: &Uri,
+        org: OrgId,
+        deadline: Instant,
+    ) -> Result<PooledConnection, Unsent> {
+        if let Some(connection) = self.pool.take(origin, true) {
+            return Ok(connection);
         }
         let target = self.connector.target(url, org, deadline).await?;
-        Ok(self.open(key, target, true, deadline).await?)
+        Ok(self.open(origin, target, true, deadline).await?)
     }
 
     /// A new connection, or one that is there by now.
-    async fn open(&self, key: &Key, target: Target, fresh: bool, deadline: Instant) -> Result<Lease, Trouble> {
-        if let Some(lease) = self.pool.take(key, fresh) {
-            return Ok(lease);
+    async fn open(
+        &self,
+        origin: &Origin,
+        target: ResolvedTarget,
+        fresh: bool,
+        deadline: Instant,
+    ) -> Result<PooledConnection, AttemptError> {
+        if let Some(connection) = self.pool.take(origin, fresh) {
+            return Ok(connection);
         }
-        let _ours = match self.pool.gate(key) {
-            Gate::Open => None,
-            Gate::Ours(ours) => Some(ours),
-            Gate::Theirs(mut open) => {
+        let _guard = match self.pool.gate(origin) {
+            ConnectGate::NotNeeded => None,
+            ConnectGate::Holder(guard) => Some(guard),
+            ConnectGate::Wait(mut open) => {
                 let deadline = deadline.min(Instant::now() + self.connector.timeout);
                 if timeout_at(deadline, open.changed()).await.is_err() {
                     return Err(ErrorClass::ConnectTimeout.into());
                 }
-                if let Some(lease) = self.pool.take(key, fresh) {
-                    return Ok(lease);
+                if let Some(connection) = self.pool.take(origin, fresh) {
+                    return Ok(connection);
                 }
                 None
             }
         };
         let stream = self.connector.connect(&target, deadline).await?;
         // An HTTP/2 receiver's settings are waited for: within the attempt's time, too.
-        let begun = timeout_at(deadline, connection::begin(stream)).await;
-        let (sender, heard) = begun.map_err(|_| Trouble::from(ErrorClass::Timeout))??;
-        Ok(self.pool.opened(key, sender, heard))
+        let started = timeout_at(deadline, connection::handshake(stream)).await;
+        let (sender, monitor) = started.map_err(|_| AttemptError::from(ErrorClass::Timeout))??;
+        Ok(self.pool.opened(origin, sender, monitor))
     }
 
     /// Reads the body, of which only the beginning is kept.
-    async fn rest(&self, lease: Lease, response: Response<Incoming>, deadline: Instant) -> Outcome {
+    async fn read_response(
+        &self,
+        connection: PooledConnection,
+        response: Response<Incoming>,
+        deadline: Instant,
+    ) -> Outcome {
         let (head, mut body) = response.into_parts();
         let mut shown = Vec::new();
         let error = match timeout_at(deadline, drain(&mut body, &mut shown, self.response_bytes_max)).await {
             Ok(Ok(Drained::Whole)) => {
-                lease.keep();
+                connection.keep();
                 None
             }
             Ok(Ok(Drained::Cut)) => None,
-            Ok(Err(_)) if lease.heard_too_much() => Some(ErrorClass::InvalidResponse.into()),
-            Ok(Err(error)) => Some(failure::trouble_of(&error)),
+            Ok(Err(_)) if connection.is_over_limit() => Some(ErrorClass::InvalidResponse.into()),
+            Ok(Err(error)) => Some(failure::attempt_error(&error)),
             Err(_) => Some(ErrorClass::Timeout.into()),
         };
         let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let answer = Answer {
+        let answer = ReceiverResponse {
             status: head.status.as_u16(),
             retry_after: retry_after.and_then(|text| outcome::retry_after(text, SystemTime::now())),
-            body: outcome::shown_body(&shown),
+            body: outcome::body_excerpt(&shown),
         };
         Outcome { answer: Some(answer), error }
     }

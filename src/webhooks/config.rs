@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use url::Url;
 use zeroize::Zeroizing;
 
-use crate::client::{ClientConfig, NameFiles, Roots};
+use crate::client::{ClientConfig, ResolverFiles, TrustRoots};
 use crate::delivery::schedule::RetrySchedule;
 use crate::endpoint::secret::SecretBox;
 use crate::endpoint::target_policy::{DatabaseAddresses, TargetPolicy};
@@ -21,7 +21,7 @@ pub const SECRET_KEY_FILE: &str = "webhook-secret.key";
 
 /// How webhooks are kept and sent.
 #[derive(Clone)]
-pub struct DeliverConfig {
+pub struct WebhookConfig {
     /// Whether endpoints may be plain http and on any address.
     pub allow_insecure: bool,
     /// Networks that endpoints may be in although they are special.
@@ -41,13 +41,13 @@ pub struct DeliverConfig {
     /// Certificates (PEM) that are trusted beside the roots.
     pub ca_file: Option<PathBuf>,
     /// Whose certificates endpoints' are verified with.
-    pub roots: Roots,
+    pub roots: TrustRoots,
     /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
     pub proxy: Option<Url>,
     /// How long deliveries that have ended are kept, with their attempts.
     pub retention: Duration,
     /// Where it says how names are looked up: the system's files.
-    pub name_files: NameFiles,
+    pub resolver_files: ResolverFiles,
 }
 
 /// The configured key or keys, as text that [`SecretBox::from_config`] takes. Wiped when dropped.
@@ -71,7 +71,7 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-impl DeliverConfig {
+impl WebhookConfig {
     /// Where requests may go: not to where the server listens or the database is, except where everything is allowed.
     pub fn policy(&self, listens: &[IpAddr], database: &DatabaseAddresses) -> TargetPolicy {
         let mut policy = TargetPolicy {
@@ -97,7 +97,7 @@ impl DeliverConfig {
             roots: self.roots,
             ca_file: self.ca_file.clone(),
             proxy: self.proxy.clone(),
-            name_files: self.name_files.clone(),
+            resolver_files: self.resolver_files.clone(),
         }
     }
 
@@ -137,7 +137,7 @@ impl DeliverConfig {
     }
 }
 
-impl fmt::Debug for DeliverConfig {
+impl fmt::Debug for WebhookConfig {
     /// With its secrets masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeliverConfig")
@@ -153,7 +153,7 @@ impl fmt::Debug for DeliverConfig {
             .field("roots", &self.roots)
             .field("proxy", &self.shown_proxy())
             .field("retention", &self.retention)
-            .field("name_files", &self.name_files)
+            .field("resolver_files", &self.resolver_files)
             .finish()
     }
 }

@@ -35,7 +35,7 @@ use millrace_journal::queue::{Accepted, Slots};
 use millrace_journal::{Ledger, Rewriter};
 use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryReason};
 use millrace_store::{Store, StoreError};
-use millrace_webhooks::plan::planner::Outbox;
+use millrace_webhooks::plan::planner::DeliveryPlanner;
 
 use self::holder::{Cause, Room};
 use self::outage::Outage;
@@ -59,7 +59,7 @@ struct Shared {
     gatherer: Gatherer,
     slots: Arc<Slots>,
     /// What the events owe their organisations' endpoints.
-    outbox: Arc<Outbox>,
+    planner: Arc<DeliveryPlanner>,
     /// The journal's, where there is one.
     ledger: Option<Arc<Ledger>>,
     outage: Outage,
@@ -94,7 +94,7 @@ impl Writers {
         accepted: Accepted,
         ledger: Option<Arc<Ledger>>,
         rewriter: Option<Rewriter>,
-        outbox: Arc<Outbox>,
+        planner: Arc<DeliveryPlanner>,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let room = Arc::new(Room::new(accepted.slots.events_max()));
@@ -107,7 +107,7 @@ impl Writers {
             metrics: Arc::clone(metrics),
             gatherer: Gatherer::new(accepted.receiver),
             slots: accepted.slots,
-            outbox,
+            planner,
             ledger,
             outage: Outage::default(),
             refusals: Refusals::default(),
@@ -231,7 +231,7 @@ impl Shared {
         let mut backoff = Backoff::for_store().with_jitter();
         while !self.is_given_up() {
             let began = Instant::now();
-            match self.outbox.owed(events) {
+            match self.planner.deliveries_per_event(events) {
                 Ok(owed) => return Some(owed),
                 Err(error) => self.outage.note(&error, began, self.slots.events()),
             }
@@ -340,7 +340,7 @@ impl Shared {
     fn store(&self, events: &[Event], opened_at: Instant) -> Result<(), StoreError> {
         let began = Instant::now();
         // Anew for each attempt: leases and places in memory are not held through an outage.
-        let plan = self.outbox.plan(events)?;
+        let plan = self.planner.plan(events)?;
         let load = Load {
             events: events.len(),
             bytes: events.iter().map(Event::weight).sum(),
@@ -358,7 +358,7 @@ impl Shared {
                 }
                 self.metrics.store.stored_by(stored.way);
                 self.count(events, stored.new_events, opened_at);
-                self.outbox.committed(plan, events, &stored.deliveries);
+                self.planner.committed(plan, events, &stored.deliveries);
                 Ok(())
             }
             Err(error) => {

@@ -19,7 +19,7 @@ use millrace_metrics::Metrics;
 use millrace_store::open::{StoreConfig, open};
 use millrace_tenant::feed::Feed;
 use millrace_tenant::verifier::Verifier;
-use millrace_webhooks::endpoint::management::Management;
+use millrace_webhooks::endpoint::management::EndpointManagement;
 use millrace_webhooks::endpoint::secret::SecretBox;
 use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 use millrace_wire::client_address::Trust;
@@ -58,8 +58,11 @@ impl InProcess {
         let feed = Feed::new(shards);
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
         let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").expect("a key");
-        let management =
-            Management { policy: TargetPolicy::default(), secrets: Arc::new(secrets), on_change: Box::new(|_| Ok(())) };
+        let management = EndpointManagement {
+            policy: TargetPolicy::default(),
+            secrets: Arc::new(secrets),
+            on_change: Box::new(|_| Ok(())),
+        };
         let control = ControlPool::start(
             Arc::clone(&store),
             Arc::clone(&metrics),

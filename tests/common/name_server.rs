@@ -14,7 +14,7 @@ use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::rdata::CNAME;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
-use millrace_webhooks::client::NameFiles;
+use millrace_webhooks::client::ResolverFiles;
 
 /// What is said about a name.
 pub enum Said {
@@ -110,7 +110,7 @@ impl NameServer {
     }
 
     /// Files in `dir` that name it, with more lines of resolv.conf, and of the hosts file.
-    pub fn files(&self, dir: &Path, more: &str, hosts: &str) -> NameFiles {
+    pub fn files(&self, dir: &Path, more: &str, hosts: &str) -> ResolverFiles {
         let resolv_conf = format!("nameserver {}\noptions timeout:1 attempts:1\n{more}", self.address);
         files(dir, &resolv_conf, hosts, self.port)
     }
@@ -125,13 +125,13 @@ impl Drop for NameServer {
 }
 
 /// These files in `dir`.
-pub fn files(dir: &Path, resolv_conf: &str, hosts: &str, port: u16) -> NameFiles {
+pub fn files(dir: &Path, resolv_conf: &str, hosts: &str, port: u16) -> ResolverFiles {
     let write = |name: &str, text: &str| -> PathBuf {
         let path = dir.join(name);
         std::fs::write(&path, text).unwrap();
         path
     };
-    NameFiles { resolv_conf: write("resolv.conf", resolv_conf), hosts: write("hosts", hosts), port }
+    ResolverFiles { resolv_conf: write("resolv.conf", resolv_conf), hosts: write("hosts", hosts), port }
 }
 
 /// Answers what is asked on a connection, each question behind its length.

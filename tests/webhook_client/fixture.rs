@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use millrace_base::event::OrgId;
 use millrace_webhooks::client::{
-    ClientConfig, Found, NameFiles, Request, Resolve, Roots, Unresolved, Unsent, WebhookClient,
+    ClientConfig, Request, Resolve, ResolvedName, ResolverFiles, TrustRoots, Unresolved, Unsent, WebhookClient,
 };
-use millrace_webhooks::delivery::outcome::{Answer, ErrorClass, Outcome};
+use millrace_webhooks::delivery::outcome::{ErrorClass, Outcome, ReceiverResponse};
 use millrace_webhooks::endpoint::target_policy::TargetPolicy;
 
 /// Long enough for everything that is not meant to time out.
@@ -32,10 +32,10 @@ pub fn insecure() -> ClientConfig {
         timeout: PATIENCE,
         connect_timeout: PATIENCE,
         response_bytes_max: 64 * 1024,
-        roots: Roots::Webpki,
+        roots: TrustRoots::Webpki,
         ca_file: None,
         proxy: None,
-        name_files: NameFiles::default(),
+        resolver_files: ResolverFiles::default(),
     }
 }
 
@@ -67,7 +67,7 @@ impl Names {
 }
 
 impl Resolve for Names {
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ResolvedName, Unresolved>> {
         self.asked.lock().unwrap().push(name.to_owned());
         let mut answers = self.answers.lock().unwrap();
         let addresses = match answers.get_mut(name) {
@@ -75,7 +75,7 @@ impl Resolve for Names {
             Some(answers) => answers[0].clone(),
             None => Vec::new(),
         };
-        let found = Found { addresses, ttl: Duration::ZERO };
+        let found = ResolvedName { addresses, ttl: Duration::ZERO };
         let is_none = found.addresses.is_empty();
         Box::pin(ready(if is_none { Err(Unresolved::Name("there is no such name")) } else { Ok(found) }))
     }
@@ -149,14 +149,14 @@ async fn attempt(client: &WebhookClient, request: Request) -> Outcome {
 
 async fn whole_attempt(client: &WebhookClient, request: Request) -> Result<Outcome, &'static str> {
     let (org, until) = (OrgId(Uuid::nil()), Instant::now() + PATIENCE);
-    let ready = match client.connected(&request.url, org) {
-        Some(ready) => Ok(ready),
-        None => client.prepare(&request.url, org, until).await,
+    let route = match client.pooled_route(&request.url, org) {
+        Some(route) => Ok(route),
+        None => client.resolve_route(&request.url, org, until).await,
     };
-    match ready {
-        Ok(ready) => client.send(ready, request).await,
+    match route {
+        Ok(route) => client.send(route, request).await,
         Err(Unsent::Failed(trouble)) => Ok(Outcome { answer: None, error: Some(trouble) }),
-        Err(Unsent::PutOff(why)) => Err(why),
+        Err(Unsent::Postponed(why)) => Err(why),
     }
 }
 
@@ -168,7 +168,7 @@ pub fn request(url: &str) -> Request {
 }
 
 pub fn answered(status: u16, body: &str) -> Outcome {
-    Outcome { answer: Some(Answer { status, retry_after: None, body: body.to_owned() }), error: None }
+    Outcome { answer: Some(ReceiverResponse { status, retry_after: None, body: body.to_owned() }), error: None }
 }
 
 pub fn failed(error: ErrorClass) -> Outcome {

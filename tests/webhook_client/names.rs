@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::proto::op::ResponseCode;
 
-use millrace_webhooks::client::{ClientConfig, NameFiles};
+use millrace_webhooks::client::{ClientConfig, ResolverFiles};
 use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::fixture::{Fixture, answered, failed, insecure};
@@ -19,8 +19,8 @@ fn receiver() -> Receiver {
     Receiver::start(|_| answer_with(200, "Connection: close\r\n", "ok"))
 }
 
-fn fixture(name_files: NameFiles) -> Fixture {
-    Fixture::new(ClientConfig { name_files, ..insecure() })
+fn fixture(resolver_files: ResolverFiles) -> Fixture {
+    Fixture::new(ClientConfig { resolver_files, ..insecure() })
 }
 
 fn said(fixture: &Fixture, url: &str) -> String {
@@ -103,7 +103,8 @@ fn name_servers_that_answer_nobody_are_no_endpoints_failure() {
     }
     // Nobody listens: without the file, and with one that is empty, it is this machine that is asked.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let absent = NameFiles { resolv_conf: "/nowhere/resolv.conf".into(), hosts: "/nowhere/hosts".into(), port: nobody };
+    let absent =
+        ResolverFiles { resolv_conf: "/nowhere/resolv.conf".into(), hosts: "/nowhere/hosts".into(), port: nobody };
     let empty = tempfile::tempdir().unwrap();
     for files in
         [absent, files(empty.path(), "", "", nobody), files(empty.path(), "nonsense\n\0\u{ff}", "1.2.3", nobody)]
@@ -247,10 +248,10 @@ fn an_address_that_is_remembered_is_vetted_like_another() {
     let addresses = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect::<Vec<IpAddr>>();
     let mixed = addresses(&["127.0.0.1", "10.0.0.1"]);
     let server = NameServer::start(move |_| Said::Addresses(mixed.clone(), 3600));
-    let name_files = server.files(dir.path(), "", "127.0.0.1 listed.test\n");
+    let resolver_files = server.files(dir.path(), "", "127.0.0.1 listed.test\n");
     let config = ClientConfig {
         policy: millrace_webhooks::endpoint::target_policy::TargetPolicy::default(),
-        name_files,
+        resolver_files,
         ..insecure()
     };
     let fixture = Fixture::new(config);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 
-use millrace_webhooks::client::{ClientConfig, Roots, WebhookClient};
+use millrace_webhooks::client::{ClientConfig, TrustRoots, WebhookClient};
 use millrace_webhooks::delivery::outcome::ErrorClass;
 
 use crate::certificates::{Authority, self_signed};
@@ -222,7 +222,7 @@ fn certificate_files_that_cannot_be_used_are_named() {
 #[test]
 fn the_systems_roots_can_be_used() {
     // What a machine has is its own affair; there is a client or a reason.
-    if let Err(complaint) = WebhookClient::new(ClientConfig { roots: Roots::System, ..secure() }) {
+    if let Err(complaint) = WebhookClient::new(ClientConfig { roots: TrustRoots::System, ..secure() }) {
         assert!(complaint.contains("ca-certificates"), "{complaint}");
     }
 }

@@ -19,7 +19,7 @@ use millrace_journal::{DroppedUntil, Journal};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
 use millrace_tenant::feed::Feed;
-use millrace_webhooks::plan::endpoint_cache::Directory;
+use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 
 use super::Welcome;
 use super::housekeeping::Housekeeping;
@@ -30,7 +30,7 @@ use crate::config::{Config, Overflow};
 pub(super) struct Preparation {
     pub(super) welcome: Welcome,
     pub(super) store: Arc<dyn Store>,
-    pub(super) endpoints: Arc<Directory>,
+    pub(super) endpoints: Arc<EndpointCache>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) feed: Arc<Feed>,
     pub(super) own_changes: OwnChanges,

@@ -7,7 +7,7 @@ use millrace_base::event::{DeliveryId, EndpointId};
 use millrace_base::limits;
 use millrace_control::delivery_document;
 use millrace_store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
-use millrace_webhooks::delivery::outcome::word_and_detail;
+use millrace_webhooks::delivery::outcome::split_recorded;
 
 use super::Invocation;
 use super::failure::Failure;
@@ -96,7 +96,7 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
 fn row(record: &DeliveryRecord) -> [String; 7] {
     let delivery = &record.delivery;
     let last = record.attempts.last().map_or("-".to_owned(), |attempt| match (&attempt.error, attempt.status_code) {
-        (Some(error), _) => word_and_detail(error).0.to_owned(),
+        (Some(error), _) => split_recorded(error).0.to_owned(),
         (None, Some(status)) => status.to_string(),
         (None, None) => "-".to_owned(),
     });

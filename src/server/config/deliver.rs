@@ -1,12 +1,12 @@
-//! The webhooks' settings as one checked [`DeliverConfig`].
+//! The webhooks' settings as one checked [`WebhookConfig`].
 
 use std::time::Duration;
 
 use url::Url;
 
 use millrace_base::limits;
-use millrace_webhooks::client::{NameFiles, Roots};
-use millrace_webhooks::config::{DeliverConfig, SecretKey};
+use millrace_webhooks::client::{ResolverFiles, TrustRoots};
+use millrace_webhooks::config::{SecretKey, WebhookConfig};
 use millrace_webhooks::delivery::schedule::RetrySchedule;
 
 use super::error::ConfigError;
@@ -14,7 +14,7 @@ use super::layer::Values;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
+pub(super) fn deliver(values: &Values) -> Result<WebhookConfig, ConfigError> {
     let key = "webhook_secret_key";
     let secret_key = given(values, key).map(SecretKey::parse).transpose().map_err(|rule| refuse(values, key, rule))?;
     let key = "webhook_retry_schedule";
@@ -29,7 +29,7 @@ pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
             timeout.as_secs()
         )));
     }
-    Ok(DeliverConfig {
+    Ok(WebhookConfig {
         allow_insecure: values.switch("allow_insecure_webhooks"),
         allowed_networks: super::networks(values, "webhook_allowed_networks", limits::WEBHOOK_NETWORKS_MAX)?,
         secret_key,
@@ -39,10 +39,10 @@ pub(super) fn deliver(values: &Values) -> Result<DeliverConfig, ConfigError> {
         concurrency: values.count("webhook_concurrency") as usize,
         response_bytes_max: values.count("webhook_response_bytes_max") as usize,
         ca_file: given(values, "webhook_ca_file").map(Into::into),
-        roots: if values.text("webhook_roots") == "system" { Roots::System } else { Roots::Webpki },
+        roots: if values.text("webhook_roots") == "system" { TrustRoots::System } else { TrustRoots::Webpki },
         proxy: proxy(values)?,
         retention: DAY * values.count("webhook_retention_days") as u32,
-        name_files: NameFiles::default(),
+        resolver_files: ResolverFiles::default(),
     })
 }
 

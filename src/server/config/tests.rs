@@ -2,7 +2,7 @@
 
 use clap::{Command, FromArgMatches as _};
 
-use millrace_webhooks::client::Roots;
+use millrace_webhooks::client::TrustRoots;
 use millrace_webhooks::delivery::schedule::RetrySchedule;
 
 use super::setting::{Preset, SETTINGS};
@@ -117,7 +117,7 @@ fn the_contract_s_defaults_hold() {
     let deliver = config.deliver;
     assert_eq!(deliver.schedule, RetrySchedule::parse("5s,5m,30m,2h,5h,10h,14h,20h,24h").unwrap());
     assert_eq!((deliver.timeout, deliver.connect_timeout), (Duration::from_secs(15), Duration::from_secs(5)));
-    assert_eq!((deliver.concurrency, deliver.response_bytes_max, deliver.roots), (32, 65_536, Roots::Webpki));
+    assert_eq!((deliver.concurrency, deliver.response_bytes_max, deliver.roots), (32, 65_536, TrustRoots::Webpki));
     assert_eq!((deliver.allowed_networks, deliver.ca_file, deliver.proxy), (vec![], None, None));
     assert!(deliver.secret_key.is_none());
     assert_eq!(deliver.retention, Duration::from_secs(30 * 24 * 3600));

@@ -28,15 +28,15 @@ use uuid::Uuid;
 use millrace_base::event::OrgId;
 use millrace_base::limits::{WEBHOOK_ADDRESSES_MAX, WEBHOOK_NEXT_ADDRESS_AFTER};
 
-use super::lookup::{Lookups, Unresolved};
+use super::lookup::{LookupCache, Unresolved};
 use super::proxy::Proxy;
 use super::stream::Stream;
 use super::{Unsent, tls};
-use crate::delivery::outcome::{ErrorClass, Trouble};
+use crate::delivery::outcome::{AttemptError, ErrorClass};
 use crate::endpoint::target_policy::TargetPolicy;
 
 /// Whose lookups of the proxy's name are.
-const NOBODY: OrgId = OrgId(Uuid::nil());
+const NO_ORG: OrgId = OrgId(Uuid::nil());
 
 /// A host as a URL names it.
 pub enum Host {
@@ -65,13 +65,13 @@ impl fmt::Display for Host {
 }
 
 /// Where a URL leads.
-pub struct Place {
+pub struct Destination {
     pub https: bool,
     pub host: Host,
     pub port: u16,
 }
 
-impl Place {
+impl Destination {
     /// `None` for what [`TargetPolicy::parse_url`] would not have taken.
     fn of(uri: &Uri) -> Option<Self> {
         let https = match uri.scheme() {
@@ -95,15 +95,15 @@ impl Place {
 /// Makes connections.
 pub struct Connector {
     pub policy: TargetPolicy,
-    pub lookups: Lookups,
+    pub lookups: LookupCache,
     pub proxy: Option<Proxy>,
     pub tls: Arc<rustls::ClientConfig>,
     pub timeout: Duration,
 }
 
 /// A place, and the addresses it is reached by: its own, or those of the proxy.
-pub struct Target {
-    place: Place,
+pub struct ResolvedTarget {
+    destination: Destination,
     addresses: Arc<[IpAddr]>,
 }
 
@@ -112,62 +112,65 @@ impl Connector {
     ///
     /// # Errors
     /// That it leads nowhere, or nowhere it may; or that it is not known for reasons on this side.
-    pub async fn target(&self, uri: &Uri, org: OrgId, until: Instant) -> Result<Target, Unsent> {
-        let place = Place::of(uri).ok_or(ErrorClass::AddressNotAllowed)?;
-        if !place.https && !self.policy.allow_insecure {
+    pub async fn target(&self, uri: &Uri, org: OrgId, until: Instant) -> Result<ResolvedTarget, Unsent> {
+        let destination = Destination::of(uri).ok_or(ErrorClass::AddressNotAllowed)?;
+        if !destination.https && !self.policy.allow_insecure {
             return Err(ErrorClass::AddressNotAllowed.into());
         }
-        if let Host::Address(address) = place.host {
-            self.vet(&[address])?;
+        if let Host::Address(address) = destination.host {
+            self.check(&[address])?;
         }
-        let addresses = match (&self.proxy, &place.host) {
+        let addresses = match (&self.proxy, &destination.host) {
             (Some(Proxy { host: Host::Name(name), .. }), _) => {
-                let found = self.lookups.addresses(name, NOBODY, until).await;
-                found.map_err(|_| Unsent::PutOff("the name of the proxy is not found"))?
+                let found = self.lookups.addresses(name, NO_ORG, until).await;
+                found.map_err(|_| Unsent::Postponed("the name of the proxy is not found"))?
             }
             (Some(Proxy { host: Host::Address(address), .. }), _) | (None, Host::Address(address)) => {
                 Arc::from([*address])
             }
             (None, Host::Name(name)) => {
                 self.lookups.addresses(name, org, until).await.map_err(|unresolved| match unresolved {
-                    Unresolved::Name(why) => Unsent::Failed(Trouble::new(ErrorClass::DnsFailed, why)),
-                    Unresolved::Resolver => Unsent::PutOff("the name servers do not answer, or not yet"),
+                    Unresolved::Name(why) => Unsent::Failed(AttemptError::new(ErrorClass::DnsFailed, why)),
+                    Unresolved::Resolver => Unsent::Postponed("the name servers do not answer, or not yet"),
                 })?
             }
         };
-        Ok(Target { place, addresses })
+        Ok(ResolvedTarget { destination, addresses })
     }
 
     /// Connects.
     ///
     /// # Errors
     /// Why not; [`ErrorClass::ConnectTimeout`] after the connector's timeout, or at `deadline` if that is earlier.
-    pub async fn connect(&self, target: &Target, deadline: Instant) -> Result<Stream, Trouble> {
+    pub async fn connect(&self, target: &ResolvedTarget, deadline: Instant) -> Result<Stream, AttemptError> {
         let deadline = deadline.min(Instant::now() + self.timeout);
-        timeout_at(deadline, self.stages(target)).await.unwrap_or(Err(ErrorClass::ConnectTimeout.into()))
+        timeout_at(deadline, self.connect_steps(target)).await.unwrap_or(Err(ErrorClass::ConnectTimeout.into()))
     }
 
-    async fn stages(&self, Target { place, addresses }: &Target) -> Result<Stream, Trouble> {
+    async fn connect_steps(
+        &self,
+        ResolvedTarget { destination, addresses }: &ResolvedTarget,
+    ) -> Result<Stream, AttemptError> {
         let tcp = if let Some(proxy) = &self.proxy {
             let tcp = dial(addresses, proxy.port).await?;
-            proxy.tunnel(tcp, place).await.map_err(|_| ErrorClass::ConnectFailed)?
+            proxy.tunnel(tcp, destination).await.map_err(|_| ErrorClass::ConnectFailed)?
         } else {
-            self.vet(addresses)?;
-            dial(addresses, place.port).await?
+            self.check(addresses)?;
+            dial(addresses, destination.port).await?
         };
-        if !place.https {
+        if !destination.https {
             return Ok(Stream::plain(tcp));
         }
-        let name = match &place.host {
+        let name = match &destination.host {
             Host::Name(name) => ServerName::try_from(name.clone())
-                .map_err(|_| Trouble::new(ErrorClass::TlsFailed, "no certificate can be for this name"))?,
+                .map_err(|_| AttemptError::new(ErrorClass::TlsFailed, "no certificate can be for this name"))?,
             Host::Address(address) => ServerName::IpAddress((*address).into()),
         };
         let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await;
-        tls.map(Stream::tls).map_err(|error| tls::handshake_trouble(&error))
+        tls.map(Stream::tls).map_err(|error| tls::handshake_error(&error))
     }
 
-    fn vet(&self, addresses: &[IpAddr]) -> Result<(), Trouble> {
+    fn check(&self, addresses: &[IpAddr]) -> Result<(), AttemptError> {
         let allowed = addresses.iter().all(|address| self.policy.allows(*address));
         if allowed { Ok(()) } else { Err(ErrorClass::AddressNotAllowed.into()) }
     }
@@ -177,7 +180,7 @@ impl Connector {
 /// is tried beside it, so that one which swallows packets costs that much and not the whole connect time; a refusal
 /// starts the next at once.
 async fn dial(addresses: &[IpAddr], port: u16) -> Result<TcpStream, ErrorClass> {
-    let mut next = in_turns(addresses).into_iter().take(WEBHOOK_ADDRESSES_MAX).peekable();
+    let mut next = alternate_families(addresses).into_iter().take(WEBHOOK_ADDRESSES_MAX).peekable();
     let mut dials = FuturesUnordered::new();
     let mut failure = ErrorClass::ConnectFailed;
     loop {
@@ -219,7 +222,7 @@ fn class_of(error: &io::Error) -> ErrorClass {
 }
 
 /// The families take turns, beginning with the resolver's choice: where one has no route the other is next.
-fn in_turns(addresses: &[IpAddr]) -> Vec<IpAddr> {
+fn alternate_families(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
     let mut ours = addresses.iter().filter(|address| address.is_ipv4() == first.is_ipv4());
     let mut others = addresses.iter().filter(|address| address.is_ipv4() != first.is_ipv4());
@@ -244,7 +247,7 @@ mod tests {
             (&["::1", "::2", "1.1.1.1"], &["::1", "1.1.1.1", "::2"]),
             (&["1.1.1.1", "1.1.1.2", "::1", "::2", "::3"], &["1.1.1.1", "::1", "1.1.1.2", "::2", "::3"]),
         ] {
-            assert_eq!(in_turns(&parse(given)), parse(expected));
+            assert_eq!(alternate_families(&parse(given)), parse(expected));
         }
     }
 
@@ -260,8 +263,12 @@ mod tests {
             ("ftp://example.com/", None),
             ("/path", None),
         ] {
-            let place = Place::of(&uri.parse().unwrap());
-            assert_eq!(place.map(|place| format!("{}:{}", place.host, place.port)).as_deref(), expected, "{uri}");
+            let destination = Destination::of(&uri.parse().unwrap());
+            assert_eq!(
+                destination.map(|destination| format!("{}:{}", destination.host, destination.port)).as_deref(),
+                expected,
+                "{uri}"
+            );
         }
     }
 }

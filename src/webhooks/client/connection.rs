@@ -20,9 +20,9 @@ use millrace_base::limits::{
 };
 
 use super::Request;
-use super::failure::{Begun, Failure, is_refusal, trouble_of};
-use super::stream::{Heard, Stream};
-use crate::delivery::outcome::{ErrorClass, Trouble};
+use super::failure::{RetrySafety, SendFailure, attempt_error, is_refusal};
+use super::stream::{ReceiveMonitor, Stream};
+use crate::delivery::outcome::{AttemptError, ErrorClass};
 
 type Body = Full<Bytes>;
 pub type Http1 = http1::SendRequest<Body>;
@@ -30,15 +30,15 @@ pub type Http2 = http2::SendRequest<Body>;
 
 /// The end that requests are put into. The connection lives as long as its sender (HTTP/2: and its clones) and what is
 /// under way.
-pub enum Sender {
+pub enum HttpSender {
     Http1(Http1),
     Http2(Http2),
 }
 
 /// Begins to speak HTTP; the task that does it ends with the connection. Over HTTP/2 waits a little for the receiver's
 /// settings: how many requests it takes at a time is to be known before there are more than one.
-pub async fn begin(stream: Stream) -> Result<(Sender, Heard), Trouble> {
-    let heard = stream.heard();
+pub async fn handshake(stream: Stream) -> Result<(HttpSender, ReceiveMonitor), AttemptError> {
+    let monitor = stream.monitor();
     let sender = if stream.speaks_http2() {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_max_send_streams(WEBHOOK_STREAMS_PER_CONNECTION_MAX)
@@ -47,75 +47,83 @@ pub async fn begin(stream: Stream) -> Result<(Sender, Heard), Trouble> {
             .max_header_list_size(WEBHOOK_RESPONSE_HEAD_BYTES_MAX as u32)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| trouble_of(&error))?;
+            .map_err(|error| attempt_error(&error))?;
         let (ends, ended) = oneshot::channel::<()>();
         // The attempts see what goes wrong with it.
         tokio::spawn(async move {
             drop(connection.await);
             drop(ends);
         });
-        let settings = pin!(heard.settings());
+        let settings = pin!(monitor.settings());
         if let Ok(Either::Right(_)) = timeout(WEBHOOK_SETTLE_TIMEOUT, select(settings, ended)).await {
             // It ended without what HTTP/2 begins with.
-            let spoke = heard.anything();
+            let spoke = monitor.has_received();
             return Err(if spoke { ErrorClass::InvalidResponse } else { ErrorClass::ConnectionClosed }.into());
         }
-        Sender::Http2(sender)
+        HttpSender::Http2(sender)
     } else {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(WEBHOOK_RESPONSE_HEAD_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| trouble_of(&error))?;
+            .map_err(|error| attempt_error(&error))?;
         tokio::spawn(async move { drop(connection.await) });
-        Sender::Http1(sender)
+        HttpSender::Http1(sender)
     };
-    Ok((sender, heard))
+    Ok((sender, monitor))
 }
 
 // The parser's own default; setting it would move its table from the stack to the heap.
 const _: () = assert!(WEBHOOK_RESPONSE_HEADERS_MAX == 100);
 
 /// Sends the request and waits for the answer's head.
-pub async fn send_http1(sender: &mut Http1, request: &Request, heard: &Heard) -> Result<Response<Incoming>, Failure> {
-    heard.forget();
-    heard.wait_for_head();
+pub async fn send_http1(
+    sender: &mut Http1,
+    request: &Request,
+    monitor: &ReceiveMonitor,
+) -> Result<Response<Incoming>, SendFailure> {
+    monitor.reset();
+    monitor.wait_for_head();
     let mut message = http1_request(request);
-    let counts = heard.clone();
+    let counts = monitor.clone();
     on_informational(&mut message, move |_| counts.interim_answer());
     let sent = sender.try_send_request(message).await;
-    heard.head_came();
+    monitor.head_came();
     match sent {
         // The last of them came with the answer.
-        Ok(_) if heard.too_much() => {
-            Err(Failure { trouble: ErrorClass::InvalidResponse.into(), begun: Begun::Perhaps })
+        Ok(_) if monitor.is_over_limit() => {
+            Err(SendFailure { error: ErrorClass::InvalidResponse.into(), retry: RetrySafety::Unsafe })
         }
         Ok(response) => Ok(response),
-        Err(error) => Err(failure(error, heard)),
+        Err(error) => Err(failure(error, monitor)),
     }
 }
 
 /// The same; other requests are under way on the connection.
-pub async fn send_http2(sender: &mut Http2, request: &Request, heard: &Heard) -> Result<Response<Incoming>, Failure> {
-    heard.forget();
-    heard.request_sent();
-    sender.try_send_request(http2_request(request)).await.map_err(|error| failure(error, heard))
+pub async fn send_http2(
+    sender: &mut Http2,
+    request: &Request,
+    monitor: &ReceiveMonitor,
+) -> Result<Response<Incoming>, SendFailure> {
+    monitor.reset();
+    monitor.request_sent();
+    sender.try_send_request(http2_request(request)).await.map_err(|error| failure(error, monitor))
 }
 
-fn failure(mut error: TrySendError<hyper::Request<Body>>, heard: &Heard) -> Failure {
-    let trouble = trouble_of(error.error());
+fn failure(mut error: TrySendError<hyper::Request<Body>>, monitor: &ReceiveMonitor) -> SendFailure {
+    let trouble = attempt_error(error.error());
     let unsent = error.take_message().is_some();
-    let is_invalid = heard.too_much() || unsent && heard.anything() && !is_refusal(error.error());
-    let in_silence = trouble.class == ErrorClass::ConnectionClosed && !heard.anything();
-    let begun = if is_refusal(error.error()) {
-        Begun::No
-    } else if unsent || in_silence && !heard.too_much() {
-        Begun::Hardly
+    let is_invalid = monitor.is_over_limit() || unsent && monitor.has_received() && !is_refusal(error.error());
+    let in_silence = trouble.class == ErrorClass::ConnectionClosed && !monitor.has_received();
+    let retry = if is_refusal(error.error()) {
+        RetrySafety::Safe
+    } else if unsent || in_silence && !monitor.is_over_limit() {
+        RetrySafety::IfReused
     } else {
-        Begun::Perhaps
+        RetrySafety::Unsafe
     };
     // It spoke before it was asked, or brings nothing.
-    Failure { trouble: if is_invalid { ErrorClass::InvalidResponse.into() } else { trouble }, begun }
+    SendFailure { error: if is_invalid { ErrorClass::InvalidResponse.into() } else { trouble }, retry }
 }
 
 fn http1_request(request: &Request) -> hyper::Request<Body> {

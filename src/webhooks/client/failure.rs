@@ -4,31 +4,31 @@ use std::error::Error;
 use std::io;
 
 use super::tls;
-use crate::delivery::outcome::{ErrorClass, Trouble};
+use crate::delivery::outcome::{AttemptError, ErrorClass};
 
 /// Why no answer came.
-pub struct Failure {
-    pub trouble: Trouble,
-    pub begun: Begun,
+pub struct SendFailure {
+    pub error: AttemptError,
+    pub retry: RetrySafety,
 }
 
 /// Whether the receiver has begun with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum RetrySafety {
     /// It may have.
-    Perhaps,
+    Unsafe,
     /// It has not, as far as can be told: nothing was sent, or nothing came back before the connection ended.
-    Hardly,
+    IfReused,
     /// It says that it has not.
-    No,
+    Safe,
 }
 
 /// As attempts show it.
-pub fn trouble_of(error: &hyper::Error) -> Trouble {
+pub fn attempt_error(error: &hyper::Error) -> AttemptError {
     let class = class_of(error);
     let tls = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(tls::explain));
     match tls {
-        Some(detail) if class == ErrorClass::TlsFailed => Trouble::new(class, detail),
+        Some(detail) if class == ErrorClass::TlsFailed => AttemptError::new(class, detail),
         _ => class.into(),
     }
 }

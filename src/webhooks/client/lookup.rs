@@ -2,7 +2,7 @@
 //! remembered.
 //!
 //! - A lookup is a task of its own, which ends by itself; attempts wait for it no longer than they may. At most
-//!   [`WEBHOOK_LOOKUPS_MAX`] run, and organisations share them (`places.rs`): names that do not answer cost their own
+//!   [`WEBHOOK_LOOKUPS_MAX`] run, and organisations share them (`slots.rs`): names that do not answer cost their own
 //!   organisation's places.
 //! - Addresses are remembered for their time to live, a name that has none for [`WEBHOOK_NAME_FAILED_TIME`]; all of it
 //!   is forgotten when the system's files change. Nothing is remembered of what says nothing about the name.
@@ -24,12 +24,12 @@ use millrace_base::limits::{
     WEBHOOK_NAME_KNOWN_TIME_MAX, WEBHOOK_NAMES_KNOWN_MAX, WEBHOOK_VETTED_ADDRESSES_MAX,
 };
 
-use super::lookup_slots::{Place, Places};
+use super::lookup_slots::{LookupSlot, LookupSlots};
 
 /// Who knows the addresses of names. Its futures run on the sender's runtime, several at a time, and must not block it.
 pub trait Resolve: Send + Sync {
     /// All addresses of `name`, in lower case, the preferred ones first. Ends by itself within [`WEBHOOK_LOOKUP_WAIT`].
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>>;
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ResolvedName, Unresolved>>;
 
     /// Which state of its sources it answers from: with another one nothing holds that it said before.
     fn generation(&self) -> BoxFuture<'_, u64> {
@@ -39,7 +39,7 @@ pub trait Resolve: Send + Sync {
 
 /// What a name has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct ResolvedName {
     /// At least one.
     pub addresses: Vec<IpAddr>,
     /// How long they may be used.
@@ -55,43 +55,43 @@ pub enum Unresolved {
     Resolver,
 }
 
-type Answer = Result<Arc<[IpAddr]>, Unresolved>;
+type LookupResult = Result<Arc<[IpAddr]>, Unresolved>;
 
 #[derive(Clone)]
-struct Known {
-    answer: Answer,
+struct CachedLookup {
+    answer: LookupResult,
     until: Instant,
     generation: u64,
 }
 
 /// The lookups that run, and what came of those that ran.
-pub struct Lookups {
+pub struct LookupCache {
     resolver: Arc<dyn Resolve>,
-    known: Arc<Cache<String, Known>>,
-    running: Running,
-    places: Places,
+    known: Arc<Cache<String, CachedLookup>>,
+    running: RunningLookups,
+    slots: LookupSlots,
 }
 
-impl Lookups {
+impl LookupCache {
     pub fn new(resolver: Arc<dyn Resolve>) -> Self {
         Self {
             resolver,
             known: Arc::new(Cache::new(WEBHOOK_NAMES_KNOWN_MAX)),
-            running: Running::default(),
-            places: Places::new(WEBHOOK_LOOKUPS_MAX),
+            running: RunningLookups::default(),
+            slots: LookupSlots::new(WEBHOOK_LOOKUPS_MAX),
         }
     }
 
     /// All addresses of `name`, at least one, for something of `org`; [`Unresolved::Resolver`] where they are not there
     /// by `until`, or within [`WEBHOOK_LOOKUP_WAIT`].
-    pub async fn addresses(&self, name: &str, org: OrgId, until: Instant) -> Answer {
+    pub async fn addresses(&self, name: &str, org: OrgId, until: Instant) -> LookupResult {
         let until = until.min(Instant::now() + WEBHOOK_LOOKUP_WAIT);
         timeout_at(until, self.find(name, org)).await.unwrap_or(Err(Unresolved::Resolver))
     }
 
-    async fn find(&self, name: &str, org: OrgId) -> Answer {
+    async fn find(&self, name: &str, org: OrgId) -> LookupResult {
         let generation = self.resolver.generation().await;
-        let mut place = None;
+        let mut slot = None;
         let mut answer = loop {
             if let Some(known) = self.known(name, generation) {
                 return known;
@@ -99,27 +99,27 @@ impl Lookups {
             if let Some(running) = self.running.find(name) {
                 break running;
             }
-            match place.take() {
-                Some(place) => break self.begin(name, place, generation),
+            match slot.take() {
+                Some(slot) => break self.begin(name, slot, generation),
                 // While it waits another one may begin, or be over.
-                None => place = Some(self.places.take(org).await),
+                None => slot = Some(self.slots.take(org).await),
             }
         };
-        drop(place);
+        drop(slot);
         // An error means that the resolver panicked, or that the runtime goes away.
         let answer = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
         answer.unwrap_or(Err(Unresolved::Resolver))
     }
 
-    fn known(&self, name: &str, generation: u64) -> Option<Answer> {
+    fn known(&self, name: &str, generation: u64) -> Option<LookupResult> {
         let known = self.known.get(name)?;
         (known.until > Instant::now() && known.generation == generation).then_some(known.answer)
     }
 
-    fn begin(&self, name: &str, place: Place, generation: u64) -> watch::Receiver<Option<Answer>> {
+    fn begin(&self, name: &str, slot: LookupSlot, generation: u64) -> watch::Receiver<Option<LookupResult>> {
         let (sender, answer) = watch::channel(None);
         self.running.lock().insert(name.to_owned(), answer.clone());
-        let entry = Entry { running: self.running.clone(), name: name.to_owned() };
+        let entry = RunningEntry { running: self.running.clone(), name: name.to_owned() };
         let (resolver, known) = (Arc::clone(&self.resolver), Arc::clone(&self.known));
         tokio::spawn(async move {
             let found = resolver.resolve(&entry.name).await.and_then(|found| match found.addresses.len() {
@@ -132,40 +132,40 @@ impl Lookups {
                 Err(Unresolved::Name(_)) => WEBHOOK_NAME_FAILED_TIME,
                 Err(Unresolved::Resolver) => Duration::ZERO,
             };
-            let answer: Answer = found.map(|found| found.addresses.into());
+            let answer: LookupResult = found.map(|found| found.addresses.into());
             if kept_for > Duration::ZERO {
                 let until = Instant::now() + kept_for;
-                known.insert(entry.name.clone(), Known { answer: answer.clone(), until, generation });
+                known.insert(entry.name.clone(), CachedLookup { answer: answer.clone(), until, generation });
             }
             // Whoever comes from now on finds it there, or asks anew.
             drop(entry);
             sender.send_replace(Some(answer));
-            drop(place);
+            drop(slot);
         });
         answer
     }
 }
 
 #[derive(Clone, Default)]
-struct Running(Arc<Mutex<HashMap<String, watch::Receiver<Option<Answer>>>>>);
+struct RunningLookups(Arc<Mutex<HashMap<String, watch::Receiver<Option<LookupResult>>>>>);
 
-impl Running {
-    fn find(&self, name: &str) -> Option<watch::Receiver<Option<Answer>>> {
+impl RunningLookups {
+    fn find(&self, name: &str) -> Option<watch::Receiver<Option<LookupResult>>> {
         self.lock().get(name).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Answer>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<LookupResult>>>> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 
 /// Ends the entry of a lookup, also when the resolver panics or the runtime goes away.
-struct Entry {
-    running: Running,
+struct RunningEntry {
+    running: RunningLookups,
     name: String,
 }
 
-impl Drop for Entry {
+impl Drop for RunningEntry {
     fn drop(&mut self) {
         self.running.lock().remove(&self.name);
     }

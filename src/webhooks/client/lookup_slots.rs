@@ -4,7 +4,7 @@
 //! names of one do not answer; those that wait are let in by organisation in turn. Owned by the lookups, all of them on
 //! the sender's thread: the lock is never contended, and is never held across an await.
 //!
-//! Invariant: an organisation is in `turns` exactly once where something of it waits; where nothing of it waits and it
+//! Invariant: an organisation is in `next_orgs` exactly once where something of it waits; where nothing of it waits and it
 //! holds nothing it is not in `orgs`.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,88 +16,88 @@ use millrace_base::event::OrgId;
 
 /// All places.
 #[derive(Clone)]
-pub struct Places(Arc<Mutex<State>>);
+pub struct LookupSlots(Arc<Mutex<SlotState>>);
 
-struct State {
+struct SlotState {
     free: usize,
-    orgs: HashMap<OrgId, Org>,
-    turns: VecDeque<OrgId>,
+    orgs: HashMap<OrgId, OrgQueue>,
+    next_orgs: VecDeque<OrgId>,
 }
 
 #[derive(Default)]
-struct Org {
+struct OrgQueue {
     held: usize,
     waiting: VecDeque<oneshot::Sender<()>>,
 }
 
 /// One place, free again when this is dropped.
-pub struct Place {
-    places: Places,
+pub struct LookupSlot {
+    slots: LookupSlots,
     org: OrgId,
 }
 
-impl Drop for Place {
+impl Drop for LookupSlot {
     fn drop(&mut self) {
-        let state = &mut *self.places.lock();
+        let state = &mut *self.slots.lock();
         state.give_back(self.org);
         state.grant();
     }
 }
 
 /// Waits; gives a place back that came after nobody wanted it any more.
-struct Waiting {
-    places: Places,
+struct WaitingForSlot {
+    slots: LookupSlots,
     org: OrgId,
     granted: oneshot::Receiver<()>,
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingForSlot {
     fn drop(&mut self) {
         self.granted.close();
         if self.granted.try_recv().is_ok() {
-            drop(Place { places: self.places.clone(), org: self.org });
+            drop(LookupSlot { slots: self.slots.clone(), org: self.org });
         }
     }
 }
 
-impl Places {
-    pub fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: places, orgs: HashMap::new(), turns: VecDeque::new() })))
+impl LookupSlots {
+    pub fn new(slots: usize) -> Self {
+        Self(Arc::new(Mutex::new(SlotState { free: slots, orgs: HashMap::new(), next_orgs: VecDeque::new() })))
     }
 
     /// Waits for a place.
-    pub async fn take(&self, org: OrgId) -> Place {
+    pub async fn take(&self, org: OrgId) -> LookupSlot {
         let mut waiting = {
             let (grant, granted) = oneshot::channel();
             let state = &mut *self.lock();
             let queue = state.orgs.entry(org).or_default();
-            // Where those in front have gone away meanwhile the organisation is in `turns` all the same.
+            // Where those in front have gone away meanwhile the organisation is in `next_orgs` all the same.
             if queue.waiting.is_empty() {
-                state.turns.push_back(org);
+                state.next_orgs.push_back(org);
             }
             queue.waiting.push_back(grant);
             state.grant();
-            Waiting { places: self.clone(), org, granted }
+            WaitingForSlot { slots: self.clone(), org, granted }
         };
         (&mut waiting.granted).await.expect("what waits is let in or goes away");
-        Place { places: self.clone(), org }
+        LookupSlot { slots: self.clone(), org }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 
-impl State {
+impl SlotState {
     /// Lets in who may come in.
     fn grant(&mut self) {
         // Each organisation is asked once after the last that was let in.
         let mut refused = 0;
-        while self.free > 0 && refused < self.turns.len() {
-            let Some(org) = self.turns.pop_front() else { return };
+        while self.free > 0 && refused < self.next_orgs.len() {
+            let Some(org) = self.next_orgs.pop_front() else { return };
             let Some(queue) = self.orgs.get_mut(&org) else { continue };
             if queue.held > 0 && queue.held >= usize::midpoint(self.free, queue.held) {
-                self.turns.push_back(org);
+                self.next_orgs.push_back(org);
                 refused += 1;
                 continue;
             }
@@ -111,7 +111,7 @@ impl State {
                 }
             }
             if !queue.waiting.is_empty() {
-                self.turns.push_back(org);
+                self.next_orgs.push_back(org);
             } else if queue.held == 0 {
                 self.orgs.remove(&org);
             }
@@ -139,47 +139,47 @@ mod tests {
         OrgId(Uuid::from_u128(n))
     }
 
-    fn take(places: &Places, n: u128) -> Option<Place> {
-        places.take(org(n)).now_or_never()
+    fn take(slots: &LookupSlots, n: u128) -> Option<LookupSlot> {
+        slots.take(org(n)).now_or_never()
     }
 
     #[test]
     fn one_has_half_of_what_is_free_and_however_many_come_all_get_in_in_turn() {
-        let places = Places::new(64);
-        let first: Vec<Place> = std::iter::from_fn(|| take(&places, 1)).collect();
+        let slots = LookupSlots::new(64);
+        let first: Vec<LookupSlot> = std::iter::from_fn(|| take(&slots, 1)).collect();
         assert_eq!(first.len(), 32);
-        let second: Vec<Place> = std::iter::from_fn(|| take(&places, 2)).collect();
+        let second: Vec<LookupSlot> = std::iter::from_fn(|| take(&slots, 2)).collect();
         assert_eq!(second.len(), 16);
-        let rest: Vec<Place> = (3..200).filter_map(|n| take(&places, n)).collect();
+        let rest: Vec<LookupSlot> = (3..200).filter_map(|n| take(&slots, n)).collect();
         assert_eq!(rest.len(), 16, "each of them one");
         // All are taken: who waits comes in by organisation, and not by when it came.
-        let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(places.take(org(1)))).collect();
+        let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(slots.take(org(1)))).collect();
         for one in &mut waiting {
             assert!(one.as_mut().now_or_never().is_none());
         }
-        let mut late = Box::pin(places.take(org(999)));
+        let mut late = Box::pin(slots.take(org(999)));
         assert!(late.as_mut().now_or_never().is_none());
         drop(rest.into_iter().take(1).collect::<Vec<_>>());
         assert!(late.as_mut().now_or_never().is_some());
         drop((waiting, late, first, second));
-        let state = places.lock();
-        assert!(state.free >= 64 - 16 && state.turns.is_empty());
+        let state = slots.lock();
+        assert!(state.free >= 64 - 16 && state.next_orgs.is_empty());
     }
 
     #[test]
     fn what_goes_away_while_it_waits_takes_no_place() {
-        let places = Places::new(1);
-        let only = take(&places, 1).unwrap();
-        let mut gone = Box::pin(places.take(org(2)));
+        let slots = LookupSlots::new(1);
+        let only = take(&slots, 1).unwrap();
+        let mut gone = Box::pin(slots.take(org(2)));
         assert!(gone.as_mut().now_or_never().is_none());
-        let mut waits = Box::pin(places.take(org(3)));
+        let mut waits = Box::pin(slots.take(org(3)));
         assert!(waits.as_mut().now_or_never().is_none());
         // It was let in, and goes away before it knows.
         drop(only);
         drop(gone);
         assert!(waits.as_mut().now_or_never().is_some());
         drop(waits);
-        let state = places.lock();
-        assert_eq!((state.free, state.orgs.len(), state.turns.len()), (1, 0, 0));
+        let state = slots.lock();
+        assert_eq!((state.free, state.orgs.len(), state.next_orgs.len()), (1, 0, 0));
     }
 }

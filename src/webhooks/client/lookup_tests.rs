@@ -8,23 +8,23 @@ use uuid::Uuid;
 
 use super::*;
 
-type Said = Result<Found, Unresolved>;
+type ResolveResult = Result<ResolvedName, Unresolved>;
 
 /// Holds every lookup until it is let go; counts them.
-struct Held {
+struct HeldResolver {
     begun: AtomicUsize,
     generation: AtomicU64,
-    go: tokio::sync::Mutex<mpsc::UnboundedReceiver<Said>>,
+    go: tokio::sync::Mutex<mpsc::UnboundedReceiver<ResolveResult>>,
 }
 
-fn held() -> (Arc<Held>, mpsc::UnboundedSender<Said>) {
+fn held() -> (Arc<HeldResolver>, mpsc::UnboundedSender<ResolveResult>) {
     let (let_go, go) = mpsc::unbounded_channel();
     let (begun, generation) = Default::default();
-    (Arc::new(Held { begun, generation, go: tokio::sync::Mutex::new(go) }), let_go)
+    (Arc::new(HeldResolver { begun, generation, go: tokio::sync::Mutex::new(go) }), let_go)
 }
 
-impl Resolve for Held {
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Said> {
+impl Resolve for HeldResolver {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ResolveResult> {
         self.begun.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             assert_ne!(name, "panic", "as told");
@@ -40,9 +40,9 @@ impl Resolve for Held {
     }
 }
 
-fn found(last: &[u8], ttl: u64) -> Found {
+fn found(last: &[u8], ttl: u64) -> ResolvedName {
     let addresses = last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
-    Found { addresses, ttl: Duration::from_secs(ttl) }
+    ResolvedName { addresses, ttl: Duration::from_secs(ttl) }
 }
 
 const NO_NAME: Unresolved = Unresolved::Name("there is no such name");
@@ -51,8 +51,8 @@ fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test);
 }
 
-impl Lookups {
-    async fn of(&self, name: &str, org: u128) -> Answer {
+impl LookupCache {
+    async fn of(&self, name: &str, org: u128) -> LookupResult {
         let until = Instant::now() + Duration::from_secs(60);
         self.addresses(name, OrgId(Uuid::from_u128(org)), until).await
     }
@@ -64,7 +64,7 @@ const A_WHILE: Duration = Duration::from_millis(100);
 fn one_lookup_serves_all_who_wait_for_the_name() {
     run(async {
         let (resolver, let_go) = held();
-        let lookups = Lookups::new(resolver.clone());
+        let lookups = LookupCache::new(resolver.clone());
         let waiting = futures_util::future::join_all((0..50).map(|n| lookups.of("slow", n)));
         let later = async {
             sleep(A_WHILE).await;
@@ -85,7 +85,7 @@ fn one_lookup_serves_all_who_wait_for_the_name() {
 fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
     run(async {
         let (resolver, let_go) = held();
-        let lookups = Lookups::new(resolver.clone());
+        let lookups = LookupCache::new(resolver.clone());
         for _ in 0..3 {
             assert!(timeout(A_WHILE, lookups.of("slow", 1)).await.is_err());
             let until = Instant::now() + A_WHILE;
@@ -106,7 +106,7 @@ fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
 fn names_of_one_organisation_leave_places_for_the_others() {
     run(async {
         let (resolver, let_go) = held();
-        let lookups = Lookups::new(resolver.clone());
+        let lookups = LookupCache::new(resolver.clone());
         let names = (0..2 * WEBHOOK_LOOKUPS_MAX).map(|n| format!("slow{n}")).collect::<Vec<_>>();
         let all = futures_util::future::join_all(names.iter().map(|name| lookups.of(name, 1)));
         assert!(timeout(A_WHILE, all).await.is_err());
@@ -123,7 +123,7 @@ fn names_of_one_organisation_leave_places_for_the_others() {
 fn what_a_name_has_or_has_not_is_remembered_and_trouble_of_our_own_is_not() {
     run(async {
         let (resolver, let_go) = held();
-        let lookups = Lookups::new(resolver.clone());
+        let lookups = LookupCache::new(resolver.clone());
         let begun = |expected: usize| assert_eq!(resolver.begun.load(Ordering::Relaxed), expected);
         let_go.send(Err(NO_NAME)).unwrap();
         for _ in 0..3 {

@@ -28,18 +28,18 @@ use tokio::time::{Instant, sleep_until, timeout};
 use millrace_base::limits::{WEBHOOK_IDLE_CONNECTIONS_MAX, WEBHOOK_IDLE_TIMEOUT, WEBHOOK_SETTLE_TIMEOUT};
 
 use super::Request;
-use super::connection::{Http1, Http2, Sender, send_http1, send_http2};
-use super::failure::Failure;
-use super::stream::Heard;
+use super::connection::{Http1, Http2, HttpSender, send_http1, send_http2};
+use super::failure::SendFailure;
+use super::stream::ReceiveMonitor;
 
 /// What connections are alike by: the scheme, host and port of a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct Origin {
     https: bool,
     authority: Authority,
 }
 
-impl Key {
+impl Origin {
     /// `None` for a URL without a host.
     pub fn of(uri: &Uri) -> Option<Self> {
         Some(Self { https: uri.scheme() == Some(&Scheme::HTTPS), authority: uri.authority()?.clone() })
@@ -49,35 +49,35 @@ impl Key {
 /// Grows with every connection that is opened or becomes idle.
 type Serial = u64;
 
-struct State {
+struct PoolState {
     idle_max: usize,
     idle_timeout: Duration,
-    hosts: HashMap<Key, Host>,
-    ages: BTreeMap<Serial, (Key, Instant)>,
-    gates: HashMap<Key, watch::Receiver<()>>,
+    hosts: HashMap<Origin, HostConnections>,
+    ages: BTreeMap<Serial, (Origin, Instant)>,
+    gates: HashMap<Origin, watch::Receiver<()>>,
     serial: Serial,
     sweeping: bool,
 }
 
 #[derive(Default)]
-struct Host {
+struct HostConnections {
     leases: usize,
     /// Its last connection spoke HTTP/1.1.
     http1: bool,
-    idle: VecDeque<Idle>,
-    shared: Vec<Shared>,
+    idle: VecDeque<IdleConnection>,
+    shared: Vec<SharedConnection>,
 }
 
-struct Idle {
+struct IdleConnection {
     age: Serial,
     sender: Http1,
-    heard: Heard,
+    monitor: ReceiveMonitor,
 }
 
-struct Shared {
+struct SharedConnection {
     id: Serial,
     sender: Http2,
-    heard: Heard,
+    monitor: ReceiveMonitor,
     leases: usize,
     /// Where it has none.
     age: Option<Serial>,
@@ -85,28 +85,28 @@ struct Shared {
 
 /// The connections of one client.
 #[derive(Clone)]
-pub struct Pool(Arc<Mutex<State>>);
+pub struct Pool(Arc<Mutex<PoolState>>);
 
 /// Who may open a connection to a host that may speak HTTP/2.
-pub enum Gate {
+pub enum ConnectGate {
     /// Anybody.
-    Open,
+    NotNeeded,
     /// The caller; the others wait until this is dropped.
-    Ours(Ours),
+    Holder(ConnectGuard),
     /// Somebody else does; its connection can perhaps be shared. Ends with an error when that is known.
-    Theirs(watch::Receiver<()>),
+    Wait(watch::Receiver<()>),
 }
 
-/// See [`Gate::Ours`].
-pub struct Ours {
+/// See [`ConnectGate::Holder`].
+pub struct ConnectGuard {
     pool: Pool,
-    key: Key,
-    _opens: watch::Sender<()>,
+    origin: Origin,
+    _closes_on_drop: watch::Sender<()>,
 }
 
-impl Drop for Ours {
+impl Drop for ConnectGuard {
     fn drop(&mut self) {
-        self.pool.lock().gates.remove(&self.key);
+        self.pool.lock().gates.remove(&self.origin);
     }
 }
 
@@ -118,7 +118,7 @@ impl Default for Pool {
 
 impl Pool {
     fn new(idle_max: usize, idle_timeout: Duration) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(PoolState {
             idle_max,
             idle_timeout,
             hosts: HashMap::new(),
@@ -129,110 +129,124 @@ impl Pool {
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 
     /// A connection that is open, as far as is known. With `fresh`, none that was idle: one that is shared and in use,
     /// at most.
-    pub fn take(&self, key: &Key, fresh: bool) -> Option<Lease> {
+    pub fn take(&self, origin: &Origin, fresh: bool) -> Option<PooledConnection> {
         let state = &mut *self.lock();
-        let host = state.hosts.get_mut(key)?;
+        let host = state.hosts.get_mut(origin)?;
         let found = host.share(&mut state.ages).or_else(|| if fresh { None } else { host.wake(&mut state.ages) });
-        let Some((held, heard)) = found else {
-            state.forget_if_empty(key);
+        let Some((held, monitor)) = found else {
+            state.forget_if_empty(origin);
             return None;
         };
         host.leases += 1;
-        Some(Lease { pool: self.clone(), key: key.clone(), held, heard, reused: true, retired: false })
+        Some(PooledConnection {
+            pool: self.clone(),
+            origin: origin.clone(),
+            held,
+            monitor,
+            reused: true,
+            retired: false,
+        })
     }
 
     /// Asks before a connection is opened. Where HTTP/2 is possible one attempt goes ahead, so that a burst does not
     /// open a connection for each of its requests.
-    pub fn gate(&self, key: &Key) -> Gate {
+    pub fn gate(&self, origin: &Origin) -> ConnectGate {
         let state = &mut *self.lock();
-        if !key.https || state.hosts.get(key).is_some_and(|host| host.http1) {
-            return Gate::Open;
+        if !origin.https || state.hosts.get(origin).is_some_and(|host| host.http1) {
+            return ConnectGate::NotNeeded;
         }
-        match state.gates.entry(key.clone()) {
-            Entry::Occupied(entry) => Gate::Theirs(entry.get().clone()),
+        match state.gates.entry(origin.clone()) {
+            Entry::Occupied(entry) => ConnectGate::Wait(entry.get().clone()),
             Entry::Vacant(entry) => {
                 let (opens, wait) = watch::channel(());
                 entry.insert(wait);
-                Gate::Ours(Ours { pool: self.clone(), key: key.clone(), _opens: opens })
+                ConnectGate::Holder(ConnectGuard { pool: self.clone(), origin: origin.clone(), _closes_on_drop: opens })
             }
         }
     }
 
     /// Takes a new connection in, and leases it.
-    pub fn opened(&self, key: &Key, sender: Sender, heard: Heard) -> Lease {
+    pub fn opened(&self, origin: &Origin, sender: HttpSender, monitor: ReceiveMonitor) -> PooledConnection {
         let state = &mut *self.lock();
         state.serial += 1;
-        let host = state.hosts.entry(key.clone()).or_default();
+        let host = state.hosts.entry(origin.clone()).or_default();
         host.leases += 1;
-        host.http1 = matches!(sender, Sender::Http1(_));
+        host.http1 = matches!(sender, HttpSender::Http1(_));
         let held = match sender {
-            Sender::Http1(sender) => Held::Http1(sender),
-            Sender::Http2(sender) => {
+            HttpSender::Http1(sender) => LeasedSender::Http1(sender),
+            HttpSender::Http2(sender) => {
                 let id = state.serial;
-                host.shared.push(Shared { id, sender: sender.clone(), heard: heard.clone(), leases: 1, age: None });
-                Held::Http2(id, sender)
+                host.shared.push(SharedConnection {
+                    id,
+                    sender: sender.clone(),
+                    monitor: monitor.clone(),
+                    leases: 1,
+                    age: None,
+                });
+                LeasedSender::Http2(id, sender)
             }
         };
         self.have_swept(state);
-        Lease { pool: self.clone(), key: key.clone(), held, heard, reused: false, retired: false }
+        PooledConnection { pool: self.clone(), origin: origin.clone(), held, monitor, reused: false, retired: false }
     }
 
-    fn have_swept(&self, state: &mut State) {
+    fn have_swept(&self, state: &mut PoolState) {
         if !state.sweeping {
             state.sweeping = true;
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
     }
 
-    fn put_back(&self, key: Key, sender: Http1, heard: Heard) {
+    fn put_back(&self, origin: Origin, sender: Http1, monitor: ReceiveMonitor) {
         let state = &mut *self.lock();
-        let age = state.age(&key);
-        let host = state.hosts.entry(key).or_default();
+        let age = state.age(&origin);
+        let host = state.hosts.entry(origin).or_default();
         host.http1 = true;
-        host.idle.push_back(Idle { age, sender, heard });
+        host.idle.push_back(IdleConnection { age, sender, monitor });
         // The host may have been forgotten while this connection settled, and the sweep have ended.
         self.have_swept(state);
     }
 }
 
-impl State {
-    /// Notes that a connection to `key` becomes idle, and makes room for it.
-    fn age(&mut self, key: &Key) -> Serial {
+impl PoolState {
+    /// Notes that a connection to `origin` becomes idle, and makes room for it.
+    fn age(&mut self, origin: &Origin) -> Serial {
         if self.ages.len() >= self.idle_max {
             self.close_oldest();
         }
         self.serial += 1;
-        self.ages.insert(self.serial, (key.clone(), Instant::now()));
+        self.ages.insert(self.serial, (origin.clone(), Instant::now()));
         self.serial
     }
 
     fn close_oldest(&mut self) {
-        let Some((age, (key, _))) = self.ages.pop_first() else { return };
-        let host = self.hosts.get_mut(&key).expect("a host is kept while it has a connection");
+        let Some((age, (origin, _))) = self.ages.pop_first() else { return };
+        let host = self.hosts.get_mut(&origin).expect("a host is kept while it has a connection");
         // What is oldest of all is oldest of its host.
         if host.idle.front().is_some_and(|idle| idle.age == age) {
             host.idle.pop_front();
         } else {
             host.shared.retain(|shared| shared.age != Some(age));
         }
-        self.forget_if_empty(&key);
+        self.forget_if_empty(&origin);
     }
 
-    fn forget_if_empty(&mut self, key: &Key) {
-        if self.hosts.get(key).is_some_and(|host| host.leases == 0 && host.idle.is_empty() && host.shared.is_empty()) {
-            self.hosts.remove(key);
+    fn forget_if_empty(&mut self, origin: &Origin) {
+        if self.hosts.get(origin).is_some_and(|host| host.leases == 0 && host.idle.is_empty() && host.shared.is_empty())
+        {
+            self.hosts.remove(origin);
         }
     }
 
     /// Gives a lease's part of the host back.
-    fn release(&mut self, key: &Key, shared: Option<Serial>, broken: bool) {
-        let host = self.hosts.get_mut(key).expect("a host is kept while it has a lease");
+    fn release(&mut self, origin: &Origin, shared: Option<Serial>, broken: bool) {
+        let host = self.hosts.get_mut(origin).expect("a host is kept while it has a lease");
         host.leases -= 1;
         let at = shared.and_then(|id| host.shared.iter().position(|shared| shared.id == id));
         if let Some(at) = at {
@@ -241,19 +255,19 @@ impl State {
                 // The other leases go on with their own clones.
                 host.shared.swap_remove(at);
             } else if host.shared[at].leases == 0 {
-                let age = self.age(key);
-                let host = self.hosts.get_mut(key).expect("it has this connection");
+                let age = self.age(origin);
+                let host = self.hosts.get_mut(origin).expect("it has this connection");
                 if let Some(shared) = host.shared.iter_mut().find(|candidate| Some(candidate.id) == shared) {
                     shared.age = Some(age);
                 }
             }
         }
-        self.forget_if_empty(key);
+        self.forget_if_empty(origin);
     }
 }
 
-impl Host {
-    fn share(&mut self, ages: &mut BTreeMap<Serial, (Key, Instant)>) -> Option<(Held, Heard)> {
+impl HostConnections {
+    fn share(&mut self, ages: &mut BTreeMap<Serial, (Origin, Instant)>) -> Option<(LeasedSender, ReceiveMonitor)> {
         self.shared.retain(|shared| {
             let open = !shared.sender.is_closed();
             if let (false, Some(age)) = (open, shared.age) {
@@ -261,20 +275,20 @@ impl Host {
             }
             open
         });
-        let shared = self.shared.iter_mut().find(|shared| shared.leases < shared.heard.streams_max())?;
+        let shared = self.shared.iter_mut().find(|shared| shared.leases < shared.monitor.streams_max())?;
         shared.leases += 1;
         if let Some(age) = shared.age.take() {
             ages.remove(&age);
         }
-        Some((Held::Http2(shared.id, shared.sender.clone()), shared.heard.clone()))
+        Some((LeasedSender::Http2(shared.id, shared.sender.clone()), shared.monitor.clone()))
     }
 
-    fn wake(&mut self, ages: &mut BTreeMap<Serial, (Key, Instant)>) -> Option<(Held, Heard)> {
+    fn wake(&mut self, ages: &mut BTreeMap<Serial, (Origin, Instant)>) -> Option<(LeasedSender, ReceiveMonitor)> {
         while let Some(idle) = self.idle.pop_back() {
             ages.remove(&idle.age);
             // Not so where the receiver has closed it, or has sent something nobody asked for.
             if idle.sender.is_ready() {
-                return Some((Held::Http1(idle.sender), idle.heard));
+                return Some((LeasedSender::Http1(idle.sender), idle.monitor));
             }
         }
         None
@@ -282,7 +296,7 @@ impl Host {
 }
 
 /// Closes what has been idle for too long; ends when there is no connection at all.
-async fn sweep(pool: Weak<Mutex<State>>) {
+async fn sweep(pool: Weak<Mutex<PoolState>>) {
     loop {
         let wake = {
             let Some(pool) = pool.upgrade().map(Pool) else { return };
@@ -301,35 +315,35 @@ async fn sweep(pool: Weak<Mutex<State>>) {
     }
 }
 
-enum Held {
+enum LeasedSender {
     Http1(Http1),
     Http2(Serial, Http2),
     /// Given back.
     Nothing,
 }
 
-/// A connection for one request. Dropped without [`Lease::keep`], an HTTP/1.1 connection is closed.
-pub struct Lease {
+/// A connection for one request. Dropped without [`PooledConnection::keep`], an HTTP/1.1 connection is closed.
+pub struct PooledConnection {
     pool: Pool,
-    key: Key,
-    held: Held,
-    heard: Heard,
+    origin: Origin,
+    held: LeasedSender,
+    monitor: ReceiveMonitor,
     reused: bool,
     retired: bool,
 }
 
-impl Lease {
+impl PooledConnection {
     /// Whether it has been used before, so that the receiver may have closed it meanwhile.
     pub fn is_reused(&self) -> bool {
         self.reused
     }
 
     /// Sends the request and waits for the answer's head.
-    pub async fn send(&mut self, request: &Request) -> Result<hyper::Response<Incoming>, Failure> {
+    pub async fn send(&mut self, request: &Request) -> Result<hyper::Response<Incoming>, SendFailure> {
         match &mut self.held {
-            Held::Http1(sender) => send_http1(sender, request, &self.heard).await,
-            Held::Http2(_, sender) => send_http2(sender, request, &self.heard).await,
-            Held::Nothing => unreachable!("a lease that was given back is gone"),
+            LeasedSender::Http1(sender) => send_http1(sender, request, &self.monitor).await,
+            LeasedSender::Http2(_, sender) => send_http2(sender, request, &self.monitor).await,
+            LeasedSender::Nothing => unreachable!("a lease that was given back is gone"),
         }
     }
 
@@ -340,38 +354,38 @@ impl Lease {
 
     /// The same where the receiver has been silent since the request: the connection may lead nowhere any more.
     pub fn retire_if_silent(&mut self) {
-        self.retired |= !self.heard.anything();
+        self.retired |= !self.monitor.has_received();
     }
 
     /// Whether the receiver has sent more than is taken of what brings nothing.
-    pub fn heard_too_much(&self) -> bool {
-        self.heard.too_much()
+    pub fn is_over_limit(&self) -> bool {
+        self.monitor.is_over_limit()
     }
 
     /// The answer has been read to its end.
     pub fn keep(mut self) {
-        if matches!(self.held, Held::Http2(..)) {
+        if matches!(self.held, LeasedSender::Http2(..)) {
             return;
         }
-        let Held::Http1(mut sender) = std::mem::replace(&mut self.held, Held::Nothing) else { return };
-        let (pool, key, heard) = (self.pool.clone(), self.key.clone(), self.heard.clone());
+        let LeasedSender::Http1(mut sender) = std::mem::replace(&mut self.held, LeasedSender::Nothing) else { return };
+        let (pool, origin, monitor) = (self.pool.clone(), self.origin.clone(), self.monitor.clone());
         if sender.is_ready() {
-            pool.put_back(key, sender, heard);
+            pool.put_back(origin, sender, monitor);
         } else if !sender.is_closed() {
             // The receiver answered before it had read the whole request.
             tokio::spawn(async move {
                 if let Ok(Ok(())) = timeout(WEBHOOK_SETTLE_TIMEOUT, sender.ready()).await {
-                    pool.put_back(key, sender, heard);
+                    pool.put_back(origin, sender, monitor);
                 }
             });
         }
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
-        let shared = if let Held::Http2(id, _) = self.held { Some(id) } else { None };
-        self.pool.lock().release(&self.key, shared, self.retired);
+        let shared = if let LeasedSender::Http2(id, _) = self.held { Some(id) } else { None };
+        self.pool.lock().release(&self.origin, shared, self.retired);
     }
 }
 

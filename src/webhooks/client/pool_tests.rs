@@ -6,7 +6,7 @@ use std::thread;
 
 use tokio::time::sleep;
 
-use super::super::connection::begin;
+use super::super::connection::handshake;
 use super::super::stream::Stream;
 use super::*;
 
@@ -14,21 +14,21 @@ fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }
 
-fn key(host: &str) -> Key {
-    Key::of(&format!("http://{host}/").parse().unwrap()).unwrap()
+fn origin(host: &str) -> Origin {
+    Origin::of(&format!("http://{host}/").parse().unwrap()).unwrap()
 }
 
 /// A new connection, leased, and its other end.
-async fn open(pool: &Pool, host: &str) -> (Lease, TcpStream) {
+async fn open(pool: &Pool, host: &str) -> (PooledConnection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (sender, heard) = begin(Stream::plain(tcp)).await.unwrap();
-    (pool.opened(&key(host), sender, heard), listener.accept().unwrap().0)
+    let (sender, monitor) = handshake(Stream::plain(tcp)).await.unwrap();
+    (pool.opened(&origin(host), sender, monitor), listener.accept().unwrap().0)
 }
 
 /// As if it had had its answer.
-async fn keep(lease: Lease) {
-    lease.keep();
+async fn keep(connection: PooledConnection) {
+    connection.keep();
     settle().await;
 }
 
@@ -59,19 +59,19 @@ fn over_all_hosts_the_oldest_goes_first() {
         let (second, mut second_end) = open(&pool, "second").await;
         let (third, mut third_end) = open(&pool, "first").await;
         assert_eq!(sizes(&pool), (0, 2), "a lease is not idle");
-        for lease in [first, second, third] {
-            keep(lease).await;
+        for connection in [first, second, third] {
+            keep(connection).await;
         }
         assert_eq!(sizes(&pool), (2, 2));
         settle().await;
         assert!(is_closed(&mut first_end) && !is_closed(&mut second_end) && !is_closed(&mut third_end));
-        assert!(pool.take(&key("other"), false).is_none());
-        assert!(pool.take(&key("first"), true).is_none(), "an idle one is not fresh");
-        let lease = pool.take(&key("first"), false).unwrap();
-        assert!(lease.is_reused());
-        assert!(pool.take(&key("first"), false).is_none(), "one lease at a time");
+        assert!(pool.take(&origin("other"), false).is_none());
+        assert!(pool.take(&origin("first"), true).is_none(), "an idle one is not fresh");
+        let connection = pool.take(&origin("first"), false).unwrap();
+        assert!(connection.is_reused());
+        assert!(pool.take(&origin("first"), false).is_none(), "one lease at a time");
         assert_eq!(sizes(&pool), (1, 2));
-        drop(lease);
+        drop(connection);
         assert_eq!(sizes(&pool), (1, 1), "nothing is left of a host without connections");
         settle().await;
         assert!(is_closed(&mut third_end), "what is not kept is closed");
@@ -86,7 +86,7 @@ fn the_last_one_back_is_used_first() {
         let (second, mut second_end) = open(&pool, "host").await;
         keep(first).await;
         keep(second).await;
-        drop(pool.take(&key("host"), false).unwrap());
+        drop(pool.take(&origin("host"), false).unwrap());
         settle().await;
         assert!(is_closed(&mut second_end));
         assert_eq!(sizes(&pool), (1, 1));
@@ -103,7 +103,7 @@ fn what_the_other_end_has_closed_is_not_leased() {
         keep(second).await;
         drop((first_end, second_end));
         settle().await;
-        assert!(pool.take(&key("host"), false).is_none());
+        assert!(pool.take(&origin("host"), false).is_none());
         assert_eq!(sizes(&pool), (0, 0));
     });
 }
@@ -112,16 +112,16 @@ fn what_the_other_end_has_closed_is_not_leased() {
 fn idle_connections_end_on_their_own() {
     run(async {
         let pool = Pool::new(10, Duration::from_millis(200));
-        let (lease, mut end) = open(&pool, "host").await;
-        keep(lease).await;
+        let (connection, mut end) = open(&pool, "host").await;
+        keep(connection).await;
         assert_eq!(sizes(&pool), (1, 1));
         sleep(Duration::from_millis(700)).await;
         assert_eq!(sizes(&pool), (0, 0));
         assert!(is_closed(&mut end));
         assert!(!pool.lock().sweeping);
         // And again: the sweep has ended and begins anew.
-        let (lease, _end) = open(&pool, "host").await;
-        keep(lease).await;
+        let (connection, _end) = open(&pool, "host").await;
+        keep(connection).await;
         sleep(Duration::from_millis(700)).await;
         assert_eq!(sizes(&pool), (0, 0));
     });
@@ -131,19 +131,21 @@ fn idle_connections_end_on_their_own() {
 fn one_goes_ahead_where_http2_is_possible() {
     run(async {
         let pool = Pool::new(10, LONG);
-        assert!(matches!(pool.gate(&key("host")), Gate::Open), "not without TLS");
-        let https = Key::of(&"https://host/".parse().unwrap()).unwrap();
-        let Gate::Ours(ours) = pool.gate(&https) else { panic!("the first goes ahead") };
-        let Gate::Theirs(mut wait) = pool.gate(&https) else { panic!("the second waits") };
+        assert!(matches!(pool.gate(&origin("host")), ConnectGate::NotNeeded), "not without TLS");
+        let https = Origin::of(&"https://host/".parse().unwrap()).unwrap();
+        let ConnectGate::Holder(ours) = pool.gate(&https) else { panic!("the first goes ahead") };
+        let ConnectGate::Wait(mut wait) = pool.gate(&https) else { panic!("the second waits") };
         assert!(wait.has_changed().is_ok());
         let dropped = thread::spawn(move || drop(ours));
         assert!(wait.changed().await.is_err());
         dropped.join().unwrap();
-        assert!(matches!(pool.gate(&https), Gate::Ours(_)));
+        assert!(matches!(pool.gate(&https), ConnectGate::Holder(_)));
         assert!(pool.lock().gates.is_empty());
         // Known not to be: nobody waits.
         let (_lease, _end) = open(&pool, "host").await;
-        pool.lock().hosts.insert(https.clone(), Host { leases: 1, http1: true, ..Host::default() });
-        assert!(matches!(pool.gate(&https), Gate::Open));
+        pool.lock()
+            .hosts
+            .insert(https.clone(), HostConnections { leases: 1, http1: true, ..HostConnections::default() });
+        assert!(matches!(pool.gate(&https), ConnectGate::NotNeeded));
     });
 }

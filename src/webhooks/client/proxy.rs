@@ -13,7 +13,7 @@ use url::Url;
 
 use millrace_base::limits::{WEBHOOK_PROXY_HEAD_BYTES_MAX, WEBHOOK_PROXY_HEADERS_MAX};
 
-use super::connect::{Host, Place};
+use super::connect::{Destination, Host};
 
 /// Where the proxy is, and what it wants to be told.
 pub struct Proxy {
@@ -50,12 +50,12 @@ impl Proxy {
         Ok(Self { host, port, authorization })
     }
 
-    /// Asks for a tunnel to `place` on a connection to the proxy.
+    /// Asks for a tunnel to `destination` on a connection to the proxy.
     ///
     /// # Errors
     /// The connection's, or [`io::ErrorKind::InvalidData`] where the proxy refuses or speaks something else.
-    pub async fn tunnel(&self, mut tcp: TcpStream, place: &Place) -> io::Result<TcpStream> {
-        let authority = format!("{}:{}", place.host, place.port);
+    pub async fn tunnel(&self, mut tcp: TcpStream, destination: &Destination) -> io::Result<TcpStream> {
+        let authority = format!("{}:{}", destination.host, destination.port);
         let authorization = &self.authorization;
         let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{authorization}\r\n");
         tcp.write_all(request.as_bytes()).await?;

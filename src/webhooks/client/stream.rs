@@ -29,14 +29,14 @@ const HEAD_BYTES_MAX: usize = 2 * WEBHOOK_RESPONSE_HEAD_BYTES_MAX + WEBHOOK_INTE
 /// What the receiver has sent. Written by the connection's task and the attempt's; both run on one thread, so no ordering is
 /// needed.
 #[derive(Clone, Default)]
-pub struct Heard(Arc<State>);
+pub struct ReceiveMonitor(Arc<MonitorState>);
 
 #[derive(Default)]
-struct State {
-    /// Anything since [`Heard::forget`]. Tells a connection that was closed while it was idle from an answer that broke off.
-    anything: AtomicBool,
+struct MonitorState {
+    /// Anything since [`ReceiveMonitor::reset`]. Tells a connection that was closed while it was idle from an answer that broke off.
+    has_received: AtomicBool,
     /// More than is taken; for good.
-    too_much: AtomicBool,
+    is_over_limit: AtomicBool,
     /// Over HTTP/1.1, whether an answer's head is waited for, and what has come instead: interim answers, and bytes in all.
     waits_for_head: AtomicBool,
     interim: AtomicUsize,
@@ -49,18 +49,18 @@ struct State {
     settings_came: Notify,
 }
 
-impl Heard {
-    pub fn forget(&self) {
-        self.0.anything.store(false, Ordering::Relaxed);
+impl ReceiveMonitor {
+    pub fn reset(&self) {
+        self.0.has_received.store(false, Ordering::Relaxed);
     }
 
-    pub fn anything(&self) -> bool {
-        self.0.anything.load(Ordering::Relaxed)
+    pub fn has_received(&self) -> bool {
+        self.0.has_received.load(Ordering::Relaxed)
     }
 
     /// Whether it has sent more than is taken of what brings nothing.
-    pub fn too_much(&self) -> bool {
-        self.0.too_much.load(Ordering::Relaxed)
+    pub fn is_over_limit(&self) -> bool {
+        self.0.is_over_limit.load(Ordering::Relaxed)
     }
 
     /// Over HTTP/1.1: an answer's head is waited for from here on.
@@ -78,7 +78,7 @@ impl Heard {
     /// An interim answer came instead.
     pub fn interim_answer(&self) {
         if self.0.interim.fetch_add(1, Ordering::Relaxed) >= WEBHOOK_INTERIM_ANSWERS_MAX {
-            self.0.too_much.store(true, Ordering::Relaxed);
+            self.0.is_over_limit.store(true, Ordering::Relaxed);
         }
     }
 
@@ -115,16 +115,16 @@ impl Heard {
     }
 
     fn bytes_came(&self, bytes: usize) {
-        self.0.anything.store(true, Ordering::Relaxed);
+        self.0.has_received.store(true, Ordering::Relaxed);
         if self.0.waits_for_head.load(Ordering::Relaxed)
             && self.0.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > HEAD_BYTES_MAX
         {
-            self.0.too_much.store(true, Ordering::Relaxed);
+            self.0.is_over_limit.store(true, Ordering::Relaxed);
         }
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.too_much() {
+        if self.is_over_limit() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too much that brings nothing"));
         }
         Ok(())
@@ -133,28 +133,28 @@ impl Heard {
 
 /// Counts HTTP/2 frames that bring no part of an answer: all but DATA, and DATA of next to nothing. Requests and time earn
 /// what is taken of them. Reads SETTINGS on the way: neither hyper nor h2 says when they come.
-struct FrameMeter {
+struct FrameLimiter {
     /// Of the header of the frame that is being read.
-    header: [u8; FrameMeter::HEADER],
+    header: [u8; FrameLimiter::HEADER],
     read: usize,
     /// Of its payload, still to come.
     left: usize,
     /// Frames that are still taken.
-    ahead: u32,
+    credit: u32,
     refilled_at: Instant,
     /// The settings that are being read: of one of them its bytes so far.
-    settings: Option<Settings>,
-    heard: Heard,
+    settings: Option<SettingsParser>,
+    monitor: ReceiveMonitor,
 }
 
 #[derive(Default)]
-struct Settings {
+struct SettingsParser {
     one: [u8; 6],
     read: usize,
     streams_max: Option<u32>,
 }
 
-impl Settings {
+impl SettingsParser {
     const MAX_CONCURRENT_STREAMS: u16 = 3;
 
     fn take(&mut self, mut bytes: &[u8]) {
@@ -173,7 +173,7 @@ impl Settings {
     }
 }
 
-impl FrameMeter {
+impl FrameLimiter {
     const HEADER: usize = 9;
     const DATA: u8 = 0;
     const SETTINGS: u8 = 4;
@@ -181,15 +181,15 @@ impl FrameMeter {
     /// DATA of fewer bytes counts as well.
     const DATA_MIN: usize = 64;
 
-    fn new(now: Instant, heard: Heard) -> Self {
+    fn new(now: Instant, monitor: ReceiveMonitor) -> Self {
         Self {
             header: [0; Self::HEADER],
             read: 0,
             left: 0,
-            ahead: WEBHOOK_FRAMES_AHEAD_MAX / 8,
+            credit: WEBHOOK_FRAMES_AHEAD_MAX / 8,
             refilled_at: now,
             settings: None,
-            heard,
+            monitor,
         }
     }
 
@@ -199,7 +199,7 @@ impl FrameMeter {
             self.refilled_at = now;
         }
         let by_time = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(WEBHOOK_FRAMES_A_SECOND);
-        self.ahead = self.ahead.saturating_add(earned).saturating_add(by_time).min(WEBHOOK_FRAMES_AHEAD_MAX);
+        self.credit = self.credit.saturating_add(earned).saturating_add(by_time).min(WEBHOOK_FRAMES_AHEAD_MAX);
     }
 
     /// Whether all of `bytes` is still taken.
@@ -213,7 +213,7 @@ impl FrameMeter {
             if self.left == 0
                 && let Some(settings) = self.settings.take()
             {
-                self.heard.note_settings(settings.streams_max);
+                self.monitor.note_settings(settings.streams_max);
             }
             let part = (Self::HEADER - self.read).min(bytes.len());
             self.header[self.read..self.read + part].copy_from_slice(&bytes[..part]);
@@ -225,21 +225,21 @@ impl FrameMeter {
             (self.read, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
             if kind == Self::SETTINGS && flags & Self::ACK == 0 {
                 if self.left == 0 {
-                    self.heard.note_settings(None);
+                    self.monitor.note_settings(None);
                 } else {
-                    self.settings = Some(Settings::default());
+                    self.settings = Some(SettingsParser::default());
                 }
             }
             if kind != Self::DATA || self.left < Self::DATA_MIN {
-                let Some(ahead) = self.ahead.checked_sub(1) else { return false };
-                self.ahead = ahead;
+                let Some(credit) = self.credit.checked_sub(1) else { return false };
+                self.credit = credit;
             }
         }
         true
     }
 }
 
-enum Inner {
+enum Transport {
     Plain(TcpStream),
     // The session's state is over a kilobyte.
     Tls(Box<TlsStream<TcpStream>>),
@@ -247,26 +247,26 @@ enum Inner {
 
 /// What HTTP is spoken over.
 pub struct Stream {
-    inner: Inner,
-    heard: Heard,
+    inner: Transport,
+    monitor: ReceiveMonitor,
     /// Over HTTP/2.
-    frames: Option<FrameMeter>,
+    frames: Option<FrameLimiter>,
 }
 
 impl Stream {
     pub fn plain(tcp: TcpStream) -> Self {
-        Self { inner: Inner::Plain(tcp), heard: Heard::default(), frames: None }
+        Self { inner: Transport::Plain(tcp), monitor: ReceiveMonitor::default(), frames: None }
     }
 
     pub fn tls(tls: TlsStream<TcpStream>) -> Self {
         let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let heard = Heard::default();
-        let frames = is_http2.then(|| FrameMeter::new(Instant::now(), heard.clone()));
-        Self { inner: Inner::Tls(Box::new(tls)), heard, frames }
+        let monitor = ReceiveMonitor::default();
+        let frames = is_http2.then(|| FrameLimiter::new(Instant::now(), monitor.clone()));
+        Self { inner: Transport::Tls(Box::new(tls)), monitor, frames }
     }
 
-    pub fn heard(&self) -> Heard {
-        self.heard.clone()
+    pub fn monitor(&self) -> ReceiveMonitor {
+        self.monitor.clone()
     }
 
     /// Whether the receiver chose HTTP/2.
@@ -278,31 +278,31 @@ impl Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.heard.check()?;
+        this.monitor.check()?;
         let before = buf.filled().len();
         ready!(match &mut this.inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Inner::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
         let came = &buf.filled()[before..];
         if !came.is_empty() {
-            this.heard.bytes_came(came.len());
+            this.monitor.bytes_came(came.len());
             if let Some(frames) = &mut this.frames {
-                frames.earn(this.heard.0.earned.swap(0, Ordering::Relaxed), Instant::now());
+                frames.earn(this.monitor.0.earned.swap(0, Ordering::Relaxed), Instant::now());
                 if !frames.take(came) {
-                    this.heard.0.too_much.store(true, Ordering::Relaxed);
+                    this.monitor.0.is_over_limit.store(true, Ordering::Relaxed);
                 }
             }
         }
-        Poll::Ready(this.heard.check())
+        Poll::Ready(this.monitor.check())
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Inner::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
         }
     }
 
@@ -312,29 +312,29 @@ impl AsyncWrite for Stream {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
-            Inner::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.inner {
-            Inner::Plain(tcp) => tcp.is_write_vectored(),
-            Inner::Tls(tls) => tls.is_write_vectored(),
+            Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Inner::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Inner::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }
@@ -357,10 +357,10 @@ mod tests {
         let frames = [(4, 36), (6, 8), (0, 0), (0, 3), (8, 4), (0, 16_384), (0, 64)];
         let bytes: Vec<u8> = frames.iter().flat_map(|(kind, payload)| frame(*kind, *payload)).collect();
         for cut in [1, 2, 8, 9, 10, 17, 1000, bytes.len()] {
-            let mut meter = FrameMeter::new(Instant::now(), Heard::default());
-            let begun_with = meter.ahead;
-            assert!(bytes.chunks(cut).all(|bytes| meter.take(bytes)));
-            assert_eq!((begun_with - meter.ahead, meter.left, meter.read), (5, 0, 0), "{cut}");
+            let mut limiter = FrameLimiter::new(Instant::now(), ReceiveMonitor::default());
+            let begun_with = limiter.credit;
+            assert!(bytes.chunks(cut).all(|bytes| limiter.take(bytes)));
+            assert_eq!((begun_with - limiter.credit, limiter.left, limiter.read), (5, 0, 0), "{cut}");
         }
     }
 
@@ -370,42 +370,42 @@ mod tests {
             |payload: &[u8], flags: u8| [&[0, 0, payload.len() as u8, 4, flags, 0, 0, 0, 0][..], payload].concat();
         let (window, streams) = ([0, 4, 0, 0, 255, 255], |max: u8| [0, 3, 0, 0, 0, max]);
         for cut in [1, 5, 6, 7, 9, 15, 1000] {
-            let heard = Heard::default();
-            let mut meter = FrameMeter::new(Instant::now(), heard.clone());
-            let mut take = |bytes: &[u8]| bytes.chunks(cut).all(|bytes| meter.take(bytes));
-            assert_eq!(heard.streams_max(), 1);
+            let monitor = ReceiveMonitor::default();
+            let mut limiter = FrameLimiter::new(Instant::now(), monitor.clone());
+            let mut take = |bytes: &[u8]| bytes.chunks(cut).all(|bytes| limiter.take(bytes));
+            assert_eq!(monitor.streams_max(), 1);
             // What only answers ours says nothing.
             assert!(take(&settings(&[], 1)));
-            assert_eq!(heard.streams_max(), 1);
+            assert_eq!(monitor.streams_max(), 1);
             assert!(take(&settings(&window, 0)));
-            assert_eq!(heard.streams_max(), WEBHOOK_STREAMS_PER_CONNECTION_MAX);
+            assert_eq!(monitor.streams_max(), WEBHOOK_STREAMS_PER_CONNECTION_MAX);
             assert!(take(&settings(&[window, streams(7)].concat(), 0)));
-            assert_eq!(heard.streams_max(), 7);
+            assert_eq!(monitor.streams_max(), 7);
             // Of another kind, with the same bytes in it.
             assert!(take(&[&[0, 0, 6, 99, 0, 0, 0, 0, 0][..], &streams(9)].concat()));
             assert!(take(&settings(&[], 0)) && take(&settings(&window, 0)));
-            assert_eq!(heard.streams_max(), 7);
+            assert_eq!(monitor.streams_max(), 7);
             assert!(take(&settings(&streams(0), 0)));
-            assert_eq!(heard.streams_max(), 0);
+            assert_eq!(monitor.streams_max(), 0);
         }
     }
 
     #[test]
     fn requests_and_time_earn_what_is_taken() {
         let now = Instant::now();
-        let mut meter = FrameMeter::new(now, Heard::default());
+        let mut limiter = FrameLimiter::new(now, ReceiveMonitor::default());
         let settings = frame(4, 0);
-        let begun_with = meter.ahead;
+        let begun_with = limiter.credit;
         for _ in 0..begun_with {
-            assert!(meter.take(&settings));
+            assert!(limiter.take(&settings));
         }
-        assert!(!meter.take(&settings));
-        meter.earn(2, now + Duration::from_millis(10));
-        assert!(meter.take(&settings) && meter.take(&settings));
-        assert!(!meter.take(&settings));
-        meter.earn(0, now + Duration::from_secs(1));
-        assert_eq!(meter.ahead, WEBHOOK_FRAMES_A_SECOND);
-        meter.earn(u32::MAX, now + Duration::from_secs(1_000_000));
-        assert_eq!(meter.ahead, WEBHOOK_FRAMES_AHEAD_MAX);
+        assert!(!limiter.take(&settings));
+        limiter.earn(2, now + Duration::from_millis(10));
+        assert!(limiter.take(&settings) && limiter.take(&settings));
+        assert!(!limiter.take(&settings));
+        limiter.earn(0, now + Duration::from_secs(1));
+        assert_eq!(limiter.credit, WEBHOOK_FRAMES_A_SECOND);
+        limiter.earn(u32::MAX, now + Duration::from_secs(1_000_000));
+        assert_eq!(limiter.credit, WEBHOOK_FRAMES_AHEAD_MAX);
     }
 }

@@ -40,17 +40,17 @@ use millrace_base::limits::{
     WEBHOOK_NEXT_ADDRESS_AFTER,
 };
 
-use super::lookup::{Found, Resolve, Unresolved};
+use super::lookup::{Resolve, ResolvedName, Unresolved};
 
 /// How long it holds that name servers answer for the root, or do not.
-const PROBE_HOLDS: Duration = Duration::from_secs(1);
+const PROBE_VALID_FOR: Duration = Duration::from_secs(1);
 
 /// How long a name server that was silent where another one was not is asked after the others.
-const PASSED_OVER_FOR: Duration = Duration::from_secs(30);
+const SKIPPED_FOR: Duration = Duration::from_secs(30);
 
 /// Where the system says how names are looked up.
 #[derive(Clone, Debug)]
-pub struct NameFiles {
+pub struct ResolverFiles {
     /// Name servers, search list and options.
     pub resolv_conf: PathBuf,
     /// Names that have addresses without a name server.
@@ -59,7 +59,7 @@ pub struct NameFiles {
     pub port: u16,
 }
 
-impl Default for NameFiles {
+impl Default for ResolverFiles {
     fn default() -> Self {
         Self { resolv_conf: "/etc/resolv.conf".into(), hosts: "/etc/hosts".into(), port: 53 }
     }
@@ -67,25 +67,25 @@ impl Default for NameFiles {
 
 /// See the module.
 pub struct SystemResolver {
-    files: Arc<NameFiles>,
+    files: Arc<ResolverFiles>,
     /// Held while the files are read: one reader, and the others wait for what it finds.
-    current: tokio::sync::Mutex<Option<Current>>,
+    current: tokio::sync::Mutex<Option<LoadedSetup>>,
     /// Whether the last that was heard of the name servers is nothing.
     are_silent: Arc<AtomicBool>,
 }
 
-struct Current {
+struct LoadedSetup {
     checked_at: Instant,
-    stamps: [Stamp; 2],
+    stamps: [FileStamp; 2],
     generation: u64,
-    system: Arc<System>,
+    setup: Arc<ResolverSetup>,
 }
 
 /// What tells that a file has changed; `None` where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp(Option<[i64; 4]>);
+struct FileStamp(Option<[i64; 4]>);
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> Self {
         let of = |file: Metadata| [file.mtime(), file.mtime_nsec(), file.ino() as i64, file.size() as i64];
         Self(fs::metadata(path).ok().map(of))
@@ -94,51 +94,51 @@ impl Stamp {
 
 impl SystemResolver {
     /// Reads nothing yet.
-    pub fn new(files: NameFiles) -> Self {
+    pub fn new(files: ResolverFiles) -> Self {
         Self { files: Arc::new(files), current: tokio::sync::Mutex::default(), are_silent: Arc::default() }
     }
 
     /// The files' state as of at most [`NAME_FILES_CHECK_INTERVAL`] ago.
-    async fn current(&self) -> (Arc<System>, u64) {
+    async fn current(&self) -> (Arc<ResolverSetup>, u64) {
         let mut current = self.current.lock().await;
         if let Some(current) = &*current
             && current.checked_at.elapsed() < NAME_FILES_CHECK_INTERVAL
         {
-            return (Arc::clone(&current.system), current.generation);
+            return (Arc::clone(&current.setup), current.generation);
         }
         let (files, before) = (Arc::clone(&self.files), current.as_ref().map(|current| current.stamps));
         let read = tokio::task::spawn_blocking(move || {
-            let stamps = [Stamp::of(&files.resolv_conf), Stamp::of(&files.hosts)];
-            (before != Some(stamps)).then(|| (stamps, System::read(&files)))
+            let stamps = [FileStamp::of(&files.resolv_conf), FileStamp::of(&files.hosts)];
+            (before != Some(stamps)).then(|| (stamps, ResolverSetup::read(&files)))
         });
         let read = read.await.ok().flatten();
         let checked_at = Instant::now();
         match (&mut *current, read) {
             (Some(current), None) => current.checked_at = checked_at,
-            (Some(current), Some((stamps, system))) => {
+            (Some(current), Some((stamps, setup))) => {
                 let generation = current.generation + 1;
-                *current = Current { checked_at, stamps, generation, system: Arc::new(system) };
+                *current = LoadedSetup { checked_at, stamps, generation, setup: Arc::new(setup) };
                 tracing::info!(
-                    name_servers = current.system.shown_servers(),
+                    name_servers = current.setup.shown_servers(),
                     "the system's name servers or hosts have changed; webhooks use them from now on"
                 );
             }
             (none, read) => {
                 // The runtime goes away where nothing was read.
-                let (stamps, system) = read.unwrap_or_else(|| ([Stamp(None); 2], System::without_files()));
-                *none = Some(Current { checked_at, stamps, generation: 0, system: Arc::new(system) });
+                let (stamps, setup) = read.unwrap_or_else(|| ([FileStamp(None); 2], ResolverSetup::without_files()));
+                *none = Some(LoadedSetup { checked_at, stamps, generation: 0, setup: Arc::new(setup) });
             }
         }
         let current = current.as_ref().expect("it has just been read");
-        (Arc::clone(&current.system), current.generation)
+        (Arc::clone(&current.setup), current.generation)
     }
 
-    fn note(&self, system: &System, answers: bool) {
+    fn note(&self, setup: &ResolverSetup, answers: bool) {
         let were_silent = self.are_silent.swap(!answers, Ordering::Relaxed);
         if were_silent != answers {
             return;
         }
-        let name_servers = system.shown_servers();
+        let name_servers = setup.shown_servers();
         if answers {
             tracing::info!(name_servers, "the name servers answer again");
         } else {
@@ -151,15 +151,15 @@ impl SystemResolver {
 }
 
 impl Resolve for SystemResolver {
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ResolvedName, Unresolved>> {
         Box::pin(async move {
-            let (system, _) = self.current().await;
+            let (setup, _) = self.current().await;
             let began = Instant::now();
-            let answer = system.resolve(name, began).await;
+            let answer = setup.resolve(name, began).await;
             if answer == Err(Unresolved::Resolver) {
-                self.note(&system, false);
-            } else if system.has_answered_since(began) {
-                self.note(&system, true);
+                self.note(&setup, false);
+            } else if setup.has_answered_since(began) {
+                self.note(&setup, true);
             }
             answer
         })
@@ -171,9 +171,9 @@ impl Resolve for SystemResolver {
 }
 
 /// What the files say.
-struct System {
+struct ResolverSetup {
     hosts: Hosts,
-    servers: Vec<Server>,
+    servers: Vec<NameServer>,
     search: Vec<Name>,
     ndots: usize,
     rounds: usize,
@@ -182,20 +182,20 @@ struct System {
     probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
-struct Server {
+struct NameServer {
     address: IpAddr,
     resolver: TokioResolver,
     /// When it last gave an answer that is of use to somebody.
-    answered_at: Moment,
+    answered_at: LastTime,
     /// When it last was silent about a name that another one answered for.
-    passed_over_at: Moment,
+    last_skipped_at: LastTime,
 }
 
 /// When something last happened.
 #[derive(Default)]
-struct Moment(Mutex<Option<Instant>>);
+struct LastTime(Mutex<Option<Instant>>);
 
-impl Moment {
+impl LastTime {
     fn note(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -207,7 +207,7 @@ impl Moment {
 
 /// What one name server says about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum ServerAnswer {
     NoSuchName,
     NoAddress,
     /// It does not say.
@@ -216,7 +216,7 @@ enum Said {
     Silence,
 }
 
-impl Said {
+impl ServerAnswer {
     fn of(error: &NetError) -> Self {
         match error {
             NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
@@ -244,8 +244,8 @@ impl Said {
     }
 }
 
-impl System {
-    fn read(files: &NameFiles) -> Self {
+impl ResolverSetup {
+    fn read(files: &ResolverFiles) -> Self {
         let read = |path: &Path| -> io::Result<Vec<u8>> {
             let mut bytes = Vec::new();
             File::open(path)?.take(NAME_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
@@ -293,11 +293,11 @@ impl System {
             addresses.push(Ipv4Addr::LOCALHOST.into());
         }
         let try_timeout = options.timeout.clamp(Duration::from_secs(1), WEBHOOK_LOOKUP_TRY_TIMEOUT);
-        let server = |address| Server {
+        let server = |address| NameServer {
             address,
             resolver: resolver(SocketAddr::new(address, port), options.edns0, try_timeout),
-            answered_at: Moment::default(),
-            passed_over_at: Moment::default(),
+            answered_at: LastTime::default(),
+            last_skipped_at: LastTime::default(),
         };
         Self {
             hosts,
@@ -319,7 +319,7 @@ impl System {
         self.servers.iter().any(|server| server.answered_at.get().is_some_and(|at| at >= since))
     }
 
-    async fn resolve(&self, text: &str, began: Instant) -> Result<Found, Unresolved> {
+    async fn resolve(&self, text: &str, began: Instant) -> Result<ResolvedName, Unresolved> {
         let Ok(name) = Name::from_str_relaxed(text) else {
             return Err(Unresolved::Name("the name is none that name servers know"));
         };
@@ -327,49 +327,49 @@ impl System {
             return Ok(found);
         }
         match special(text) {
-            Some(Special::Loopback) => {
+            Some(SpecialName::Loopback) => {
                 let addresses = vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
-                return Ok(Found { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX });
+                return Ok(ResolvedName { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX });
             }
-            Some(Special::Nothing) => return Err(Unresolved::Name(Said::NoSuchName.shown())),
+            Some(SpecialName::Nothing) => return Err(Unresolved::Name(ServerAnswer::NoSuchName.shown())),
             None => {}
         }
-        let mut said = Said::NoSuchName;
+        let mut answer = ServerAnswer::NoSuchName;
         let mut unclear = None;
         for name in self.names(&name) {
             match self.ask(&name, self.rounds, WEBHOOK_LOOKUP_TIMEOUT.saturating_sub(began.elapsed())).await {
                 Ok(found) => return Ok(found),
-                Err(Said::NoSuchName) => {}
-                Err(Said::NoAddress) => said = Said::NoAddress,
+                Err(ServerAnswer::NoSuchName) => {}
+                Err(ServerAnswer::NoAddress) => answer = ServerAnswer::NoAddress,
                 // As the C library has it: what was found out under another name is worth more than that there is none,
                 // and silence ends the search.
                 Err(other) => {
-                    said = other;
+                    answer = other;
                     unclear = Some(name);
-                    if said == Said::Silence {
+                    if answer == ServerAnswer::Silence {
                         break;
                     }
                 }
             }
         }
-        let Some(name) = unclear.filter(|_| !said.is_useful()) else { return Err(Unresolved::Name(said.shown())) };
+        let Some(name) = unclear.filter(|_| !answer.is_useful()) else { return Err(Unresolved::Name(answer.shown())) };
         if self.has_answered_since(began) {
-            return Err(Unresolved::Name(said.shown()));
+            return Err(Unresolved::Name(answer.shown()));
         }
-        if !self.answer_others().await {
+        if !self.probe_root().await {
             return Err(Unresolved::Resolver);
         }
         // They may have been away, and be back.
-        self.ask(&name, 1, self.try_timeout).await.map_err(|said| Unresolved::Name(said.shown()))
+        self.ask(&name, 1, self.try_timeout).await.map_err(|answer| Unresolved::Name(answer.shown()))
     }
 
     /// Where a name is in the hosts file nobody else is asked for it.
-    fn listed(&self, name: &Name) -> Option<Found> {
+    fn listed(&self, name: &Name) -> Option<ResolvedName> {
         let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
         let lookups = [of(RecordType::A), of(RecordType::AAAA)];
         let addresses: Vec<IpAddr> = lookups.iter().flatten().flat_map(addresses_of).collect();
         // The file's changes are noticed, so that nothing else ends what it says.
-        (!addresses.is_empty()).then_some(Found { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX })
+        (!addresses.is_empty()).then_some(ResolvedName { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX })
     }
 
     /// The names that are asked for, in order: a name with enough dots as it is before those of the search list, one
@@ -394,25 +394,25 @@ impl System {
 
     /// Asks one name server after the other, so many times; after `time` none again. The first round is gone through once
     /// it has begun: what the last of them would have said is not to be held against the name.
-    async fn ask(&self, name: &Name, rounds: usize, time: Duration) -> Result<Found, Said> {
+    async fn ask(&self, name: &Name, rounds: usize, time: Duration) -> Result<ResolvedName, ServerAnswer> {
         let began = Instant::now();
-        let mut said = Said::Silence;
-        let mut silent: Vec<&Server> = Vec::new();
+        let mut answer = ServerAnswer::Silence;
+        let mut silent: Vec<&NameServer> = Vec::new();
         for round in 0..rounds {
             // One that is away costs the first who meets it its time, and not all who come after.
             let (mut servers, others): (Vec<_>, Vec<_>) = self.servers.iter().partition(|server| server.is_first());
             servers.extend(others);
             for (at, server) in servers.into_iter().enumerate() {
                 if began.elapsed() >= time && (round > 0 || at == 0) {
-                    return Err(said);
+                    return Err(answer);
                 }
                 match server.ask(name, self.try_timeout).await {
-                    Err(Said::Silence) => silent.push(server),
-                    Err(Said::Refused) => said = Said::Refused,
+                    Err(ServerAnswer::Silence) => silent.push(server),
+                    Err(ServerAnswer::Refused) => answer = ServerAnswer::Refused,
                     answer => {
                         server.answered_at.note();
                         silent.iter().filter(|silent| silent.address != server.address).for_each(|silent| {
-                            silent.passed_over_at.note();
+                            silent.last_skipped_at.note();
                         });
                         return answer;
                     }
@@ -423,14 +423,14 @@ impl System {
                 break;
             }
         }
-        Err(said)
+        Err(answer)
     }
 
     /// Whether one of them answers for the root, which each knows.
-    async fn answer_others(&self) -> bool {
+    async fn probe_root(&self) -> bool {
         let mut probe = self.probe.lock().await;
         if let Some((at, answers)) = *probe
-            && at.elapsed() < PROBE_HOLDS
+            && at.elapsed() < PROBE_VALID_FOR
         {
             return answers;
         }
@@ -440,36 +440,39 @@ impl System {
     }
 }
 
-impl Server {
+impl NameServer {
     /// Both families at a time. Where one has addresses the other may take only a little longer: there are name servers
     /// that never answer for IPv6.
-    async fn ask(&self, name: &Name, time: Duration) -> Result<Found, Said> {
+    async fn ask(&self, name: &Name, time: Duration) -> Result<ResolvedName, ServerAnswer> {
         let of = |kind| {
             let lookup = timeout(time, self.resolver.lookup(name.clone(), kind));
             Box::pin(async move {
-                let lookup = lookup.await.map_err(|_| Said::Silence)?.map_err(|error| Said::of(&error))?;
-                if addresses_of(&lookup).next().is_none() { Err(Said::NoAddress) } else { Ok(lookup) }
+                let lookup =
+                    lookup.await.map_err(|_| ServerAnswer::Silence)?.map_err(|error| ServerAnswer::of(&error))?;
+                if addresses_of(&lookup).next().is_none() { Err(ServerAnswer::NoAddress) } else { Ok(lookup) }
             })
         };
         let (first, other) = match select(of(RecordType::A), of(RecordType::AAAA)).await {
             Either::Left((first, other)) | Either::Right((first, other)) => (first, other),
         };
         let second = match &first {
-            Ok(_) => timeout(WEBHOOK_NEXT_ADDRESS_AFTER, other).await.unwrap_or(Err(Said::Silence)),
+            Ok(_) => timeout(WEBHOOK_NEXT_ADDRESS_AFTER, other).await.unwrap_or(Err(ServerAnswer::Silence)),
             Err(_) => other.await,
         };
-        let said = match (first, second) {
-            (Err(Said::NoSuchName), Err(_)) | (Err(_), Err(Said::NoSuchName)) => Said::NoSuchName,
-            (Err(Said::NoAddress), Err(said)) | (Err(said), Err(_)) => said,
+        let answer = match (first, second) {
+            (Err(ServerAnswer::NoSuchName), Err(_)) | (Err(_), Err(ServerAnswer::NoSuchName)) => {
+                ServerAnswer::NoSuchName
+            }
+            (Err(ServerAnswer::NoAddress), Err(answer)) | (Err(answer), Err(_)) => answer,
             (first, second) => return Ok(found(&[first.ok(), second.ok()])),
         };
-        Err(said)
+        Err(answer)
     }
 
     /// Asks for the root.
     async fn probe(&self) -> Result<(), ()> {
         match timeout(WEBHOOK_LOOKUP_PROBE_TIMEOUT, self.resolver.lookup(Name::root(), RecordType::NS)).await {
-            Ok(Err(error)) if !Said::of(&error).is_useful() => Err(()),
+            Ok(Err(error)) if !ServerAnswer::of(&error).is_useful() => Err(()),
             Err(_) => Err(()),
             Ok(_) => {
                 self.answered_at.note();
@@ -480,7 +483,7 @@ impl Server {
 
     /// Whether it is asked before those that lately were silent where others were not.
     fn is_first(&self) -> bool {
-        self.passed_over_at.get().is_none_or(|at| at.elapsed() >= PASSED_OVER_FOR)
+        self.last_skipped_at.get().is_none_or(|at| at.elapsed() >= SKIPPED_FOR)
     }
 }
 
@@ -494,15 +497,15 @@ fn without_search(text: &[u8]) -> Vec<u8> {
 }
 
 /// Names that no name server is asked for (RFC 6761, RFC 7686).
-enum Special {
+enum SpecialName {
     Loopback,
     Nothing,
 }
 
-fn special(name: &str) -> Option<Special> {
+fn special(name: &str) -> Option<SpecialName> {
     match name.trim_end_matches('.').rsplit('.').next()? {
-        "localhost" => Some(Special::Loopback),
-        "invalid" | "onion" => Some(Special::Nothing),
+        "localhost" => Some(SpecialName::Loopback),
+        "invalid" | "onion" => Some(SpecialName::Nothing),
         _ => None,
     }
 }
@@ -529,14 +532,14 @@ fn addresses_of(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
     lookup.answers().iter().filter_map(|record| record.data.ip_addr())
 }
 
-fn found(lookups: &[Option<Lookup>]) -> Found {
+fn found(lookups: &[Option<Lookup>]) -> ResolvedName {
     let lookups = || lookups.iter().flatten();
     let mut addresses: Vec<IpAddr> = lookups().flat_map(addresses_of).collect();
     let v6 = addresses.iter().find(|address| address.is_ipv6()).copied();
     let is_v6_first = v6.is_some_and(has_route);
     addresses.sort_by_key(|address| address.is_ipv6() != is_v6_first);
     let valid_until = lookups().map(Lookup::valid_until).min().unwrap_or_else(std::time::Instant::now);
-    Found { addresses, ttl: valid_until.saturating_duration_since(std::time::Instant::now()) }
+    ResolvedName { addresses, ttl: valid_until.saturating_duration_since(std::time::Instant::now()) }
 }
 
 /// Whether this machine has a way there; nothing is sent.

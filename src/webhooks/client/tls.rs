@@ -19,17 +19,17 @@ use time::OffsetDateTime;
 
 use millrace_base::limits::WEBHOOK_TLS_SESSIONS_MAX;
 
-use super::Roots;
-use crate::delivery::outcome::{ErrorClass, Trouble};
+use super::TrustRoots;
+use crate::delivery::outcome::{AttemptError, ErrorClass};
 
 /// TLS 1.2 and 1.3, HTTP/2 offered before HTTP/1.1.
 ///
 /// # Errors
 /// Which certificates cannot be read, and why.
-pub fn client_config(roots: Roots, ca_file: Option<&Path>) -> Result<ClientConfig, String> {
+pub fn client_config(roots: TrustRoots, ca_file: Option<&Path>) -> Result<ClientConfig, String> {
     let mut trusted = match roots {
-        Roots::Webpki => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
-        Roots::System => system_roots()?,
+        TrustRoots::Webpki => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+        TrustRoots::System => system_roots()?,
     };
     if let Some(path) = ca_file {
         add_file(&mut trusted, path)?;
@@ -42,7 +42,7 @@ pub fn client_config(roots: Roots, ca_file: Option<&Path>) -> Result<ClientConfi
         .with_safe_default_protocol_versions()
         .expect("the ring provider has both versions' cipher suites")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier(verifier)))
+        .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(verifier)))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(WEBHOOK_TLS_SESSIONS_MAX);
@@ -78,9 +78,9 @@ fn add_file(trusted: &mut RootCertStore, path: &Path) -> Result<(), String> {
 /// The ordinary verifier. Where it finds no way to a trusted authority this says what the receiver showed, which is all
 /// that its owner can mend.
 #[derive(Debug)]
-struct Verifier(Arc<WebPkiServerVerifier>);
+struct ExplainingVerifier(Arc<WebPkiServerVerifier>);
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for ExplainingVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -92,8 +92,12 @@ impl ServerCertVerifier for Verifier {
         let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         verified.map_err(|error| match error {
             Error::InvalidCertificate(CertificateError::UnknownIssuer) if intermediates.is_empty() => {
-                let alone = if is_self_signed(end_entity) { Alone::SelfSigned } else { Alone::NoIntermediate };
-                Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(alone))))
+                let lone = if is_self_signed(end_entity) {
+                    LoneCertificate::SelfSigned
+                } else {
+                    LoneCertificate::NoIntermediate
+                };
+                Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(lone))))
             }
             error => error,
         })
@@ -124,12 +128,12 @@ impl ServerCertVerifier for Verifier {
 
 /// A certificate that came alone and that no trusted authority signed.
 #[derive(Debug)]
-enum Alone {
+enum LoneCertificate {
     SelfSigned,
     NoIntermediate,
 }
 
-impl fmt::Display for Alone {
+impl fmt::Display for LoneCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::SelfSigned => "the certificate is signed by itself, and is not trusted",
@@ -140,7 +144,7 @@ impl fmt::Display for Alone {
     }
 }
 
-impl std::error::Error for Alone {}
+impl std::error::Error for LoneCertificate {}
 
 /// Whether issuer and subject are the same. What cannot be read is not.
 fn is_self_signed(certificate: &[u8]) -> bool {
@@ -182,7 +186,7 @@ fn is_self_signed(certificate: &[u8]) -> bool {
 }
 
 /// Why there is no TLS.
-pub fn handshake_trouble(error: &io::Error) -> Trouble {
+pub fn handshake_error(error: &io::Error) -> AttemptError {
     let detail = explain(error).unwrap_or_else(|| match error.kind() {
         io::ErrorKind::UnexpectedEof => "the receiver closed the connection during the handshake".into(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
@@ -190,15 +194,15 @@ pub fn handshake_trouble(error: &io::Error) -> Trouble {
         }
         kind => format!("the connection failed during the handshake: {kind}").into(),
     });
-    Trouble::new(ErrorClass::TlsFailed, detail)
+    AttemptError::new(ErrorClass::TlsFailed, detail)
 }
 
 /// What TLS itself says, where it does.
 pub fn explain(error: &io::Error) -> Option<Cow<'static, str>> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
-        Error::InvalidCertificate(error) => certificate_trouble(error),
-        Error::AlertReceived(alert) => alert_trouble(*alert),
+        Error::InvalidCertificate(error) => explain_certificate(error),
+        Error::AlertReceived(alert) => explain_alert(*alert),
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
         ) => "the receiver speaks neither TLS 1.2 nor TLS 1.3".into(),
@@ -211,7 +215,7 @@ pub fn explain(error: &io::Error) -> Option<Cow<'static, str>> {
     })
 }
 
-fn certificate_trouble(error: &CertificateError) -> Cow<'static, str> {
+fn explain_certificate(error: &CertificateError) -> Cow<'static, str> {
     match error {
         CertificateError::Expired => "the certificate has expired".into(),
         CertificateError::ExpiredContext { not_after, .. } => {
@@ -245,7 +249,7 @@ fn certificate_trouble(error: &CertificateError) -> Cow<'static, str> {
     }
 }
 
-fn alert_trouble(alert: AlertDescription) -> Cow<'static, str> {
+fn explain_alert(alert: AlertDescription) -> Cow<'static, str> {
     match alert {
         AlertDescription::ProtocolVersion => "the receiver speaks neither TLS 1.2 nor TLS 1.3".into(),
         AlertDescription::HandshakeFailure => {

@@ -48,7 +48,7 @@ impl DeliveryClock {
     ///
     /// # Errors
     /// As the store; the clock goes on as it was.
-    pub fn follow(&self, store: &dyn Store) -> Result<(), StoreError> {
+    pub fn sync(&self, store: &dyn Store) -> Result<(), StoreError> {
         let asked = Instant::now();
         if let Some(shared) = store.shared_clock()? {
             self.set(shared, self.passed(asked), self.passed(Instant::now()));

@@ -16,31 +16,31 @@ use crate::delivery::schedule::RetrySchedule;
 
 /// See the module. Shared by the threads that send and claim.
 #[derive(Debug)]
-pub struct Schedules {
+pub struct FleetSchedule {
     own: RetrySchedule,
-    known: Mutex<Known>,
+    state: Mutex<FleetState>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct FleetState {
     /// As they were written, in their order.
     others: Vec<String>,
-    holds: Arc<RetrySchedule>,
+    effective: Arc<RetrySchedule>,
     pause_max: Duration,
     /// The store refuses to tell, and that was said.
     is_refused: bool,
 }
 
-impl Schedules {
+impl FleetSchedule {
     /// Knows no other yet.
     pub fn new(own: RetrySchedule) -> Self {
-        let (holds, pause_max) = (Arc::new(own.clone()), own.pause_max());
-        Self { own, known: Mutex::new(Known { others: Vec::new(), holds, pause_max, is_refused: false }) }
+        let (effective, pause_max) = (Arc::new(own.clone()), own.pause_max());
+        Self { own, state: Mutex::new(FleetState { others: Vec::new(), effective, pause_max, is_refused: false }) }
     }
 
     /// The one that holds.
     pub fn current(&self) -> Arc<RetrySchedule> {
-        Arc::clone(&self.lock().holds)
+        Arc::clone(&self.lock().effective)
     }
 
     /// The longest time from an attempt to the next, on whichever server.
@@ -52,7 +52,7 @@ impl Schedules {
     ///
     /// # Errors
     /// Where the store is away. One that refuses tells of no others.
-    pub fn follow(&self, store: &dyn Store) -> Result<(), StoreError> {
+    pub fn sync(&self, store: &dyn Store) -> Result<(), StoreError> {
         match store.note_retry_schedule(&self.own.to_string()) {
             Ok(others) => self.learn(others),
             Err(error @ (StoreError::Misconfigured(_) | StoreError::RowRefused(_))) => {
@@ -66,23 +66,23 @@ impl Schedules {
     }
 
     /// Takes this server's away, as far as the store can be asked.
-    pub fn leave(&self, store: &dyn Store) {
+    pub fn withdraw(&self, store: &dyn Store) {
         let _ = store.forget_retry_schedule(&self.own.to_string());
     }
 
     fn learn(&self, others: Vec<String>) {
-        let mut known = self.lock();
-        known.is_refused = false;
-        if known.others == others {
+        let mut state = self.lock();
+        state.is_refused = false;
+        if state.others == others {
             return;
         }
         // What another version writes and this one cannot read is named in the line below, and does not count.
         let parsed: Vec<RetrySchedule> = others.iter().filter_map(|text| RetrySchedule::parse(text).ok()).collect();
         let all = || std::iter::once(&self.own).chain(&parsed);
-        let holds = all().max_by(|one, other| one.length().cmp(&other.length())).expect("the own one");
-        known.pause_max = all().map(RetrySchedule::pause_max).max().expect("the own one");
-        known.holds = Arc::new(holds.clone());
-        let (own, holds) = (self.own.to_string(), holds.to_string());
+        let effective = all().max_by(|one, other| one.length().cmp(&other.length())).expect("the own one");
+        state.pause_max = all().map(RetrySchedule::pause_max).max().expect("the own one");
+        state.effective = Arc::new(effective.clone());
+        let (own, effective) = (self.own.to_string(), effective.to_string());
         if others.is_empty() {
             tracing::info!(own, "all servers on this database have the same webhook_retry_schedule again");
         } else {
@@ -90,16 +90,16 @@ impl Schedules {
             tracing::error!(
                 own,
                 others = others.join(" "),
-                holds,
+                holds = effective,
                 "servers on this database have different schedules of retries, and the longest holds on all of them: set \
                  MILLRACE_WEBHOOK_RETRY_SCHEDULE (webhook_retry_schedule) to the same on every one"
             );
         }
-        known.others = others;
+        state.others = others;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, FleetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,9 +110,9 @@ mod tests {
     #[test]
     fn the_longest_holds_as_long_as_its_server_is_there() {
         let day = Duration::from_secs(86_400);
-        let schedules = Schedules::new(RetrySchedule::parse("5s,5s").unwrap());
-        let holds = || schedules.current().to_string();
-        assert_eq!((holds(), schedules.pause_max()), ("5s,5s".to_owned(), day));
+        let fleet_schedule = FleetSchedule::new(RetrySchedule::parse("5s,5s").unwrap());
+        let current = || fleet_schedule.current().to_string();
+        assert_eq!((current(), fleet_schedule.pause_max()), ("5s,5s".to_owned(), day));
         for (others, longest) in [
             (&[""][..], "5s,5s"),
             (&["", "1s,1s,1s"], "1s,1s,1s"),
@@ -121,11 +121,11 @@ mod tests {
             (&["1s,1s,1fortnight"], "5s,5s"),
             (&[], "5s,5s"),
         ] {
-            schedules.learn(others.iter().map(|other| (*other).to_owned()).collect());
-            assert_eq!(holds(), longest, "{others:?}");
+            fleet_schedule.learn(others.iter().map(|other| (*other).to_owned()).collect());
+            assert_eq!(current(), longest, "{others:?}");
         }
         // What another server planned is not taken for a wrong clock's.
-        schedules.learn(vec!["7d".to_owned()]);
-        assert_eq!((holds().as_str(), schedules.pause_max()), ("5s,5s", 7 * day * 6 / 5));
+        fleet_schedule.learn(vec!["7d".to_owned()]);
+        assert_eq!((current().as_str(), fleet_schedule.pause_max()), ("5s,5s", 7 * day * 6 / 5));
     }
 }

@@ -39,10 +39,10 @@ impl Lease {
 
 /// All that are in memory.
 #[derive(Debug, Default)]
-pub struct Leases(Mutex<Held>);
+pub struct LeaseTable(Mutex<LeaseEntries>);
 
 #[derive(Debug, Default)]
-struct Held {
+struct LeaseEntries {
     leases: HashMap<DeliveryId, Arc<Mutex<Lease>>>,
     /// While a claim is under way: those recorded meanwhile whose leases had ended, so that it may have found them due.
     recorded: Option<HashSet<DeliveryId>>,
@@ -50,20 +50,20 @@ struct Held {
 
 /// A claim under way, from before the database is asked until what it gave is held. There is one at a time.
 #[derive(Debug)]
-pub struct Claiming(Arc<Leases>);
+pub struct ClaimInProgress(Arc<LeaseTable>);
 
 /// One delivery in memory. It may be claimed again once this is dropped.
 #[derive(Debug)]
-pub struct Hold {
-    leases: Arc<Leases>,
+pub struct LeaseGuard {
+    leases: Arc<LeaseTable>,
     delivery: DeliveryId,
     /// The sender asks for it several times for each delivery: by itself, so that it waits for nobody else's look-up.
     lease: Arc<Mutex<Lease>>,
 }
 
-impl Leases {
+impl LeaseTable {
     /// Takes a delivery into memory. `None` where it is there already: that copy has this lease from now on.
-    pub fn hold(self: &Arc<Self>, delivery: DeliveryId, lease: Lease) -> Option<Hold> {
+    pub fn acquire(self: &Arc<Self>, delivery: DeliveryId, lease: Lease) -> Option<LeaseGuard> {
         match self.lock().leases.entry(delivery) {
             Entry::Occupied(held) => {
                 *held.get().lock().unwrap_or_else(PoisonError::into_inner) = lease;
@@ -71,37 +71,37 @@ impl Leases {
             }
             Entry::Vacant(free) => {
                 let lease = Arc::clone(free.insert(Arc::new(Mutex::new(lease))));
-                Some(Hold { leases: Arc::clone(self), delivery, lease })
+                Some(LeaseGuard { leases: Arc::clone(self), delivery, lease })
             }
         }
     }
 
     /// A claim begins.
-    pub fn begin_claim(self: &Arc<Self>) -> Claiming {
+    pub fn begin_claim(self: &Arc<Self>) -> ClaimInProgress {
         self.lock().recorded = Some(HashSet::new());
-        Claiming(Arc::clone(self))
+        ClaimInProgress(Arc::clone(self))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, LeaseEntries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Claiming {
-    /// As [`Leases::hold`]; `None` also where its result has been recorded since the claim began.
-    pub fn hold(&self, delivery: DeliveryId, lease: Lease) -> Option<Hold> {
+impl ClaimInProgress {
+    /// As [`LeaseTable::acquire`]; `None` also where its result has been recorded since the claim began.
+    pub fn acquire(&self, delivery: DeliveryId, lease: Lease) -> Option<LeaseGuard> {
         let is_recorded = self.0.lock().recorded.as_ref().is_some_and(|recorded| recorded.contains(&delivery));
-        if is_recorded { None } else { self.0.hold(delivery, lease) }
+        if is_recorded { None } else { self.0.acquire(delivery, lease) }
     }
 }
 
-impl Drop for Claiming {
+impl Drop for ClaimInProgress {
     fn drop(&mut self) {
         self.0.lock().recorded = None;
     }
 }
 
-impl Hold {
+impl LeaseGuard {
     /// Which delivery it is.
     pub fn delivery(&self) -> DeliveryId {
         self.delivery
@@ -113,9 +113,9 @@ impl Hold {
     }
 }
 
-impl Hold {
+impl LeaseGuard {
     /// Its result is recorded. Where its lease ends before `soon`, a claim that is under way may have found it due.
-    pub fn recorded(self, soon: Timestamp) {
+    pub fn release_recorded(self, soon: Timestamp) {
         if self.lease().until < soon
             && let Some(recorded) = self.leases.lock().recorded.as_mut()
         {
@@ -124,7 +124,7 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for LeaseGuard {
     fn drop(&mut self) {
         self.leases.lock().leases.remove(&self.delivery);
     }
@@ -138,36 +138,36 @@ mod tests {
 
     #[test]
     fn a_delivery_is_in_memory_once_and_has_the_latest_lease() {
-        let (leases, clock, id) = (Arc::<Leases>::default(), DeliveryClock::default(), DeliveryId(Uuid::now_v7()));
+        let (leases, clock, id) = (Arc::<LeaseTable>::default(), DeliveryClock::default(), DeliveryId(Uuid::now_v7()));
         let first = Lease::begin(&clock, Duration::from_secs(60));
-        let hold = leases.hold(id, first).unwrap();
-        assert_eq!((hold.delivery(), hold.lease()), (id, first));
+        let guard = leases.acquire(id, first).unwrap();
+        assert_eq!((guard.delivery(), guard.lease()), (id, first));
         let second = Lease::begin(&clock, Duration::from_secs(90));
-        assert!(leases.hold(id, second).is_none());
-        assert_eq!(hold.lease(), second);
-        assert!(leases.hold(DeliveryId(Uuid::now_v7()), first).is_some());
-        drop(hold);
-        assert!(leases.hold(id, first).is_some());
+        assert!(leases.acquire(id, second).is_none());
+        assert_eq!(guard.lease(), second);
+        assert!(leases.acquire(DeliveryId(Uuid::now_v7()), first).is_some());
+        drop(guard);
+        assert!(leases.acquire(id, first).is_some());
         assert!(leases.lock().leases.is_empty());
     }
 
     #[test]
     fn what_is_recorded_while_it_is_claimed_is_not_taken_into_memory_again() {
-        let (leases, clock) = (Arc::<Leases>::default(), DeliveryClock::default());
+        let (leases, clock) = (Arc::<LeaseTable>::default(), DeliveryClock::default());
         let (over, next) = (Lease::begin(&clock, Duration::ZERO), Lease::begin(&clock, Duration::from_secs(60)));
         let [recorded, given_back, held] = [(); 3].map(|()| DeliveryId(Uuid::now_v7()));
-        let [one, two, three] = [recorded, given_back, held].map(|id| leases.hold(id, over).unwrap());
-        let claiming = leases.begin_claim();
-        one.recorded(next.until);
+        let [one, two, three] = [recorded, given_back, held].map(|id| leases.acquire(id, over).unwrap());
+        let claim = leases.begin_claim();
+        one.release_recorded(next.until);
         drop(two);
-        assert!(claiming.hold(recorded, next).is_none() && claiming.hold(held, next).is_none());
+        assert!(claim.acquire(recorded, next).is_none() && claim.acquire(held, next).is_none());
         assert_eq!(three.lease(), next);
-        assert!(claiming.hold(given_back, next).is_some());
-        drop(claiming);
-        let again = leases.begin_claim().hold(recorded, next).unwrap();
+        assert!(claim.acquire(given_back, next).is_some());
+        drop(claim);
+        let again = leases.begin_claim().acquire(recorded, next).unwrap();
         // Of one whose lease lasts no claim can have come.
-        let claiming = leases.begin_claim();
-        again.recorded(over.until);
-        assert!(claiming.hold(recorded, next).is_some());
+        let claim = leases.begin_claim();
+        again.release_recorded(over.until);
+        assert!(claim.acquire(recorded, next).is_some());
     }
 }

@@ -59,20 +59,20 @@ impl ErrorClass {
 
 /// What went wrong, and more of it than the class says, where more is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct AttemptError {
     /// The word for it.
     pub class: ErrorClass,
     /// A few words in English.
     pub detail: Option<Cow<'static, str>>,
 }
 
-impl From<ErrorClass> for Trouble {
+impl From<ErrorClass> for AttemptError {
     fn from(class: ErrorClass) -> Self {
         Self { class, detail: None }
     }
 }
 
-impl Trouble {
+impl AttemptError {
     /// With the detail, on one line and of at most [`limits::ERROR_DETAIL_BYTES_MAX`] bytes: part of it may be the receiver's
     /// own words.
     pub fn new(class: ErrorClass, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -83,7 +83,7 @@ impl Trouble {
     }
 
     /// As an attempt keeps it: the word, and the detail behind a colon.
-    pub fn recorded(&self) -> String {
+    pub fn to_recorded(&self) -> String {
         match &self.detail {
             Some(detail) => format!("{}: {detail}", self.class.as_str()),
             None => self.class.as_str().to_owned(),
@@ -102,14 +102,14 @@ fn shortened(text: &str) -> String {
     short
 }
 
-/// What [`Trouble::recorded`] made, apart again: the word and the detail.
-pub fn word_and_detail(recorded: &str) -> (&str, Option<&str>) {
+/// What [`AttemptError::to_recorded`] made, apart again: the word and the detail.
+pub fn split_recorded(recorded: &str) -> (&str, Option<&str>) {
     recorded.split_once(": ").map_or((recorded, None), |(word, detail)| (word, Some(detail)))
 }
 
 /// The receiver's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ReceiverResponse {
     /// HTTP status.
     pub status: u16,
     /// `Retry-After`, as a pause from now.
@@ -122,9 +122,9 @@ pub struct Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// What the receiver said.
-    pub answer: Option<Answer>,
+    pub answer: Option<ReceiverResponse>,
     /// What went wrong.
-    pub error: Option<Trouble>,
+    pub error: Option<AttemptError>,
 }
 
 /// What an outcome means for the delivery.
@@ -142,7 +142,7 @@ pub enum Verdict {
 
 impl Outcome {
     /// Whether what went wrong is on this side, and says nothing about the endpoint.
-    pub fn is_ours(&self) -> bool {
+    pub fn is_internal_error(&self) -> bool {
         self.error.as_ref().is_some_and(|trouble| trouble.class == ErrorClass::InternalError)
     }
 
@@ -174,7 +174,7 @@ pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
 
 /// What is kept of a body, given its beginning: at most [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] bytes of text, cut
 /// between characters. What is not UTF-8 becomes U+FFFD; NUL is left out, because Postgres' `text` does not take it.
-pub fn shown_body(bytes: &[u8]) -> String {
+pub fn body_excerpt(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(limits::ANSWER_BODY_SHOWN_BYTES_MAX)];
     // A character that the end cuts through is not wrong, only unfinished: left out.
     let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
@@ -196,8 +196,8 @@ mod tests {
     use super::*;
 
     fn outcome(status: Option<u16>, retry_after: Option<Duration>, error: Option<ErrorClass>) -> Outcome {
-        let answer = status.map(|status| Answer { status, retry_after, body: String::new() });
-        Outcome { answer, error: error.map(Trouble::from) }
+        let answer = status.map(|status| ReceiverResponse { status, retry_after, body: String::new() });
+        Outcome { answer, error: error.map(AttemptError::from) }
     }
 
     #[test]
@@ -244,11 +244,11 @@ mod tests {
             ("a\0b\nc", "abc".to_owned()),
             (&"ü".repeat(max), "ü".repeat(max / 2)),
         ] {
-            let trouble = Trouble::new(ErrorClass::TlsFailed, given.to_owned());
-            let recorded = trouble.recorded();
-            assert_eq!(word_and_detail(&recorded), ("tls_failed", Some(&*kept)));
+            let trouble = AttemptError::new(ErrorClass::TlsFailed, given.to_owned());
+            let recorded = trouble.to_recorded();
+            assert_eq!(split_recorded(&recorded), ("tls_failed", Some(&*kept)));
         }
-        assert_eq!(word_and_detail(&Trouble::from(ErrorClass::Timeout).recorded()), ("timeout", None));
+        assert_eq!(split_recorded(&AttemptError::from(ErrorClass::Timeout).to_recorded()), ("timeout", None));
     }
 
     #[test]
@@ -296,19 +296,19 @@ mod tests {
             (b"a\xf0\x9f\x92", "a"),
             (b"a\xff\xc3", "a\u{fffd}"),
         ] {
-            assert_eq!(shown_body(bytes), shown, "{bytes:?}");
+            assert_eq!(body_excerpt(bytes), shown, "{bytes:?}");
         }
-        assert_eq!(shown_body(&vec![b'a'; max + 1]), "a".repeat(max));
-        assert_eq!(shown_body(format!("{}ü", "a".repeat(max - 1)).as_bytes()), "a".repeat(max - 1));
-        assert_eq!(shown_body(format!("{}ü", "a".repeat(max - 2)).as_bytes()).len(), max);
-        assert_eq!(shown_body(&vec![0xff; max]), "\u{fffd}".repeat(max / 3));
-        assert_eq!(shown_body(&vec![0; 2 * max]), "");
+        assert_eq!(body_excerpt(&vec![b'a'; max + 1]), "a".repeat(max));
+        assert_eq!(body_excerpt(format!("{}ü", "a".repeat(max - 1)).as_bytes()), "a".repeat(max - 1));
+        assert_eq!(body_excerpt(format!("{}ü", "a".repeat(max - 2)).as_bytes()).len(), max);
+        assert_eq!(body_excerpt(&vec![0xff; max]), "\u{fffd}".repeat(max / 3));
+        assert_eq!(body_excerpt(&vec![0; 2 * max]), "");
     }
 
     proptest::proptest! {
         #[test]
         fn any_body_is_bounded_text(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..2048)) {
-            let shown = shown_body(&bytes);
+            let shown = body_excerpt(&bytes);
             proptest::prop_assert!(shown.len() <= limits::ANSWER_BODY_SHOWN_BYTES_MAX && !shown.contains('\0'));
         }
 

@@ -10,7 +10,7 @@ use crate::endpoint::secret::SecretBox;
 use crate::endpoint::target_policy::TargetPolicy;
 
 /// Where endpoints may be, what seals their secrets, and who is told of changes.
-pub struct Management {
+pub struct EndpointManagement {
     /// Judges the URLs of new and changed endpoints.
     pub policy: TargetPolicy,
     /// Seals and opens their secrets.
@@ -23,7 +23,7 @@ pub struct Management {
     pub on_change: Box<dyn Fn(OrgId) -> Result<(), StoreError> + Send + Sync>,
 }
 
-impl fmt::Debug for Management {
+impl fmt::Debug for EndpointManagement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Management").field("policy", &self.policy).finish_non_exhaustive()
     }

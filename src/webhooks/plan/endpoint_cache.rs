@@ -28,22 +28,22 @@ use millrace_store::{Store, StoreError};
 
 use crate::config::SECRET_KEY_FILE;
 use crate::delivery::clock::DeliveryClock;
-use crate::delivery::fleet_schedule::Schedules;
+use crate::delivery::fleet_schedule::FleetSchedule;
 use crate::delivery::outcome::ErrorClass;
 use crate::endpoint::filter::{self, EventTypeFilter};
 use crate::endpoint::headers;
 use crate::endpoint::secret::{SecretBox, WebhookSecret};
 use crate::endpoint::target_policy::{TargetPolicy, request_uri};
-use crate::plan::budget::Share;
+use crate::plan::budget::EndpointUsage;
 
 /// One endpoint, ready for use.
-pub struct LiveEndpoint {
+pub struct CachedEndpoint {
     /// Its id.
     pub id: EndpointId,
     /// Whose it is.
     pub org: OrgId,
     /// What its requests are made of; or why none can be made.
-    pub outfit: Result<Outfit, ErrorClass>,
+    pub template: Result<RequestTemplate, ErrorClass>,
     org_disabled: bool,
     /// Requests per second, at most.
     pub rate_limit_per_second: Option<u32>,
@@ -51,7 +51,7 @@ pub struct LiveEndpoint {
     pub failing_since: Option<Timestamp>,
     /// What it holds of the room, and whether its circuit is open; outlives changes of the endpoint, but not its being
     /// disabled, enabled or held, nor another URL: its circuit was that of another receiver.
-    pub share: Arc<Share>,
+    pub usage: Arc<EndpointUsage>,
     event_types: Option<Vec<EventTypeFilter>>,
     /// Its URL as its owner gave it.
     given_url: String,
@@ -59,7 +59,7 @@ pub struct LiveEndpoint {
 }
 
 /// What an endpoint's requests are made of.
-pub struct Outfit {
+pub struct RequestTemplate {
     /// Where they go.
     pub url: Uri,
     /// What each carries besides the standard fields.
@@ -68,7 +68,7 @@ pub struct Outfit {
     previous_secret: Option<(WebhookSecret, Timestamp)>,
 }
 
-impl Outfit {
+impl RequestTemplate {
     /// The secrets to sign with at `now`, the current one first.
     pub fn secrets(&self, now: Timestamp) -> impl Iterator<Item = &WebhookSecret> {
         let previous = self.previous_secret.iter().filter(move |(_, until)| now < *until).map(|(secret, _)| secret);
@@ -76,19 +76,19 @@ impl Outfit {
     }
 }
 
-impl LiveEndpoint {
+impl CachedEndpoint {
     /// Whether nothing is sent to it for now, by this server at least: what is due for it waits.
-    pub fn is_held(&self) -> bool {
-        self.org_disabled || self.is_unsignable()
+    pub fn is_suspended(&self) -> bool {
+        self.org_disabled || self.is_secret_unavailable()
     }
 
     /// Whether what is known of it still holds for `endpoint`: it has not been held, enabled or moved since.
     fn is_same_as(&self, endpoint: &Endpoint) -> bool {
-        !self.is_held() && self.given_url == endpoint.url && self.enabled_at == endpoint.enabled_at
+        !self.is_suspended() && self.given_url == endpoint.url && self.enabled_at == endpoint.enabled_at
     }
 
-    fn is_unsignable(&self) -> bool {
-        matches!(self.outfit, Err(ErrorClass::SecretUnavailable))
+    fn is_secret_unavailable(&self) -> bool {
+        matches!(self.template, Err(ErrorClass::SecretUnavailable))
     }
 
     /// Whether events of this type go to it.
@@ -98,8 +98,8 @@ impl LiveEndpoint {
 }
 
 /// All of them.
-pub struct Directory {
-    entries: RwLock<Entries>,
+pub struct EndpointCache {
+    entries: RwLock<CacheEntries>,
     is_loaded: AtomicBool,
     /// Whether the first reading found that secrets are sealed with a key that is not here, and no later one the opposite.
     is_key_foreign: AtomicBool,
@@ -108,21 +108,21 @@ pub struct Directory {
     /// Asked for the time with the first reading of all: before anything is planned.
     clock: Arc<DeliveryClock>,
     /// Asked for with it: before anything can be failed for good.
-    schedules: Arc<Schedules>,
+    fleet_schedule: Arc<FleetSchedule>,
     /// Held from the question to the store until its answer is in `entries`: an older answer never replaces a newer one.
     refreshing: Mutex<()>,
 }
 
 #[derive(Default)]
-struct Entries {
-    by_org: HashMap<OrgId, Vec<Arc<LiveEndpoint>>>,
-    by_id: HashMap<EndpointId, Arc<LiveEndpoint>>,
+struct CacheEntries {
+    by_org: HashMap<OrgId, Vec<Arc<CachedEndpoint>>>,
+    by_id: HashMap<EndpointId, Arc<CachedEndpoint>>,
     /// Whose rows cannot be read.
     unreadable: HashMap<EndpointId, OrgId>,
 }
 
-impl Entries {
-    fn replace(&mut self, org: OrgId, rows: Rows) {
+impl CacheEntries {
+    fn replace(&mut self, org: OrgId, rows: LoadedEndpoints) {
         for endpoint in self.by_org.remove(&org).into_iter().flatten() {
             self.by_id.remove(&endpoint.id);
         }
@@ -130,7 +130,7 @@ impl Entries {
         self.add(rows);
     }
 
-    fn add(&mut self, rows: Rows) {
+    fn add(&mut self, rows: LoadedEndpoints) {
         for endpoint in rows.live {
             self.by_id.insert(endpoint.id, Arc::clone(&endpoint));
             self.by_org.entry(endpoint.org).or_default().push(endpoint);
@@ -141,19 +141,19 @@ impl Entries {
 
 /// Some of the rows.
 #[derive(Default)]
-struct Rows {
+struct LoadedEndpoints {
     /// The enabled ones.
-    live: Vec<Arc<LiveEndpoint>>,
+    live: Vec<Arc<CachedEndpoint>>,
     unreadable: Vec<Unreadable>,
 }
 
-impl Directory {
+impl EndpointCache {
     /// An empty one, which knows nothing until the first refresh of all.
     pub fn new(
         secrets: Arc<SecretBox>,
         policy: TargetPolicy,
         clock: Arc<DeliveryClock>,
-        schedules: Arc<Schedules>,
+        fleet_schedule: Arc<FleetSchedule>,
     ) -> Self {
         Self {
             entries: RwLock::default(),
@@ -162,7 +162,7 @@ impl Directory {
             secrets,
             policy,
             clock,
-            schedules,
+            fleet_schedule,
             refreshing: Mutex::default(),
         }
     }
@@ -175,7 +175,7 @@ impl Directory {
 
     /// Why this server should not be relied on, for `/ready`: it was started with another key than secrets are sealed with.
     /// Not where the key became another one's while it ran: what a tenant or another server does must not take it away.
-    pub fn trouble(&self) -> Option<&'static str> {
+    pub fn not_ready_reason(&self) -> Option<&'static str> {
         self.is_key_foreign.load(Ordering::Relaxed).then_some(
             "webhook_secret_key is not the key that endpoints' secrets are sealed with; the log says what to do. Events \
              are accepted, webhooks wait",
@@ -183,25 +183,25 @@ impl Directory {
     }
 
     /// The endpoint, where it is there, enabled, and not held.
-    pub fn get(&self, id: EndpointId) -> Option<Arc<LiveEndpoint>> {
-        self.read().by_id.get(&id).filter(|endpoint| !endpoint.is_held()).cloned()
+    pub fn get(&self, id: EndpointId) -> Option<Arc<CachedEndpoint>> {
+        self.read().by_id.get(&id).filter(|endpoint| !endpoint.is_suspended()).cloned()
     }
 
     /// Whether it is there and enabled, and nothing can be sent to it now.
-    pub fn is_held(&self, id: EndpointId) -> bool {
+    pub fn is_suspended(&self, id: EndpointId) -> bool {
         let entries = self.read();
-        entries.unreadable.contains_key(&id) || entries.by_id.get(&id).is_some_and(|endpoint| endpoint.is_held())
+        entries.unreadable.contains_key(&id) || entries.by_id.get(&id).is_some_and(|endpoint| endpoint.is_suspended())
     }
 
     /// How many this server can send nothing to until an operator has looked.
-    pub fn unusable(&self) -> usize {
+    pub fn unusable_count(&self) -> usize {
         let entries = self.read();
-        entries.unreadable.len() + entries.by_id.values().filter(|endpoint| endpoint.is_unsignable()).count()
+        entries.unreadable.len() + entries.by_id.values().filter(|endpoint| endpoint.is_secret_unavailable()).count()
     }
 
     /// All that [`Self::get`] would give, in no order.
     pub fn ids(&self) -> Vec<EndpointId> {
-        self.read().by_id.values().filter(|endpoint| !endpoint.is_held()).map(|endpoint| endpoint.id).collect()
+        self.read().by_id.values().filter(|endpoint| !endpoint.is_suspended()).map(|endpoint| endpoint.id).collect()
     }
 
     /// Calls `plan` with each event's place and each endpoint that wants it, event by event.
@@ -211,7 +211,7 @@ impl Directory {
     pub fn for_each_wanted(
         &self,
         events: &[Event],
-        mut plan: impl FnMut(usize, &Arc<LiveEndpoint>),
+        mut plan: impl FnMut(usize, &Arc<CachedEndpoint>),
     ) -> Result<(), StoreError> {
         if !self.is_loaded() {
             return Err(StoreError::Unavailable("the webhook endpoints have not been read yet".to_owned()));
@@ -232,27 +232,27 @@ impl Directory {
 
     /// Reads one organisation's endpoints again.
     pub fn refresh(&self, store: &dyn Store, org: OrgId) -> Result<(), StoreError> {
-        let _turn = self.turn();
-        let mut said = Said::default();
-        let found = self.rows(store.endpoints(org)?, &mut said);
+        let _lock = self.lock_refresh();
+        let mut log_limit = LogLimit::default();
+        let found = self.rows(store.endpoints(org)?, &mut log_limit);
         self.write().replace(org, found);
         Ok(())
     }
 
     /// Reads all endpoints again, what time it is, and what else servers must agree on.
     pub fn refresh_all(&self, store: &dyn Store) -> Result<(), StoreError> {
-        let _turn = self.turn();
-        self.clock.follow(store)?;
-        self.schedules.follow(store)?;
+        let _lock = self.lock_refresh();
+        self.clock.sync(store)?;
+        self.fleet_schedule.sync(store)?;
         self.check_key(store)?;
-        let mut fresh = Entries::default();
+        let mut fresh = CacheEntries::default();
         let mut after = None;
-        let mut said = Said::default();
+        let mut log_limit = LogLimit::default();
         loop {
             let page = store.all_endpoints(after, limits::ENDPOINTS_PAGE)?;
             let is_last = page.len() < limits::ENDPOINTS_PAGE as usize;
             after = page.last().map(|row| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id));
-            fresh.add(self.rows(page, &mut said));
+            fresh.add(self.rows(page, &mut log_limit));
             if is_last {
                 break;
             }
@@ -288,22 +288,22 @@ impl Directory {
     }
 
     /// The enabled ones of what was read, with the shares they already have.
-    fn rows(&self, read: Vec<EndpointRow>, said: &mut Said) -> Rows {
+    fn rows(&self, read: Vec<EndpointRow>, log_limit: &mut LogLimit) -> LoadedEndpoints {
         let entries = self.read();
-        let mut rows = Rows::default();
+        let mut rows = LoadedEndpoints::default();
         for row in read {
             match row {
                 Ok(endpoint) if endpoint.enabled => {
                     let known = entries.by_id.get(&endpoint.id);
-                    let share = known.filter(|known| known.is_same_as(&endpoint));
-                    let share: Arc<Share> = share.map_or_else(Arc::default, |known| Arc::clone(&known.share));
-                    share.set_rate(endpoint.rate_limit_per_second);
-                    rows.live.push(Arc::new(self.live(&endpoint, share, said)));
+                    let usage = known.filter(|known| known.is_same_as(&endpoint));
+                    let usage: Arc<EndpointUsage> = usage.map_or_else(Arc::default, |known| Arc::clone(&known.usage));
+                    usage.set_rate_limit(endpoint.rate_limit_per_second);
+                    rows.live.push(Arc::new(self.live(&endpoint, usage, log_limit)));
                 }
                 Ok(_) => {}
                 Err(unreadable) => {
                     let Unreadable { id, org, why } = &unreadable;
-                    said.one(|| {
+                    log_limit.log(|| {
                         tracing::error!(endpoint = %id, %org, why, "the row of a webhook endpoint cannot be read: nothing is planned for it or \
                             sent to it; mend it, or delete it with `millrace endpoint delete`");
                     });
@@ -314,7 +314,7 @@ impl Directory {
         rows
     }
 
-    fn live(&self, endpoint: &Endpoint, share: Arc<Share>, said: &mut Said) -> LiveEndpoint {
+    fn live(&self, endpoint: &Endpoint, usage: Arc<EndpointUsage>, log_limit: &mut LogLimit) -> CachedEndpoint {
         let parse = |text: &String| match EventTypeFilter::parse(text) {
             Ok(filter) => Some(filter),
             Err(why) => {
@@ -322,23 +322,23 @@ impl Directory {
                 None
             }
         };
-        LiveEndpoint {
+        CachedEndpoint {
             id: endpoint.id,
             org: endpoint.org,
-            outfit: self.outfit(endpoint, said),
+            template: self.template(endpoint, log_limit),
             org_disabled: endpoint.org_disabled,
             rate_limit_per_second: endpoint.rate_limit_per_second,
             failing_since: endpoint.failing_since,
-            share,
+            usage,
             given_url: endpoint.url.clone(),
             enabled_at: endpoint.enabled_at,
             event_types: endpoint.event_types.as_ref().map(|types| types.iter().filter_map(parse).collect()),
         }
     }
 
-    fn outfit(&self, endpoint: &Endpoint, said: &mut Said) -> Result<Outfit, ErrorClass> {
+    fn template(&self, endpoint: &Endpoint, log_limit: &mut LogLimit) -> Result<RequestTemplate, ErrorClass> {
         let secret = self.secrets.open(endpoint.id, &endpoint.secret).map_err(|why| {
-            said.one(|| {
+            log_limit.log(|| {
                 tracing::error!(endpoint = %endpoint.id, org = %endpoint.org, why, "a webhook endpoint's secret cannot be opened; what is due for it \
                     waits until it can, here or on another server");
             });
@@ -348,7 +348,7 @@ impl Directory {
             Some((sealed, until)) if *until > self.clock.shown() => match self.secrets.open(endpoint.id, sealed) {
                 Ok(previous) => Some((previous, *until)),
                 Err(why) => {
-                    said.one(|| {
+                    log_limit.log(|| {
                         tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint's previous secret cannot be opened; only the present one signs");
                     });
                     None
@@ -360,7 +360,7 @@ impl Directory {
             tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint is not allowed any more; what is sent to it is blocked");
             ErrorClass::AddressNotAllowed
         };
-        Ok(Outfit {
+        Ok(RequestTemplate {
             url: self
                 .policy
                 .parse_url(&endpoint.url)
@@ -372,37 +372,37 @@ impl Directory {
         })
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    fn lock_refresh(&self) -> MutexGuard<'_, ()> {
         self.refreshing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+    fn read(&self) -> RwLockReadGuard<'_, CacheEntries> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+    fn write(&self) -> RwLockWriteGuard<'_, CacheEntries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// How often one reading complains: a key that opens nothing makes as many complaints as there are endpoints.
 #[derive(Default)]
-struct Said(usize);
+struct LogLimit(usize);
 
-impl Said {
-    const MOST: usize = 10;
+impl LogLimit {
+    const LINES_MAX: usize = 10;
 
-    fn one(&mut self, say: impl FnOnce()) {
+    fn log(&mut self, say: impl FnOnce()) {
         self.0 += 1;
-        if self.0 <= Self::MOST {
+        if self.0 <= Self::LINES_MAX {
             say();
         }
     }
 }
 
-impl Drop for Said {
+impl Drop for LogLimit {
     fn drop(&mut self) {
-        if let Some(more) = self.0.checked_sub(Self::MOST).filter(|more| *more > 0) {
+        if let Some(more) = self.0.checked_sub(Self::LINES_MAX).filter(|more| *more > 0) {
             tracing::error!(more, "more complaints of this kind about webhook endpoints");
         }
     }

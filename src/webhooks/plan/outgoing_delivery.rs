@@ -5,14 +5,14 @@ use bytes::Bytes;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, EventId};
 
-use crate::delivery::lease::Hold;
+use crate::delivery::lease::LeaseGuard;
 use crate::plan::budget::Reservation;
 
 /// One delivery that this server holds the lease of.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct OutgoingDelivery {
     /// Its row, and until when nobody else sends it.
-    pub hold: Hold,
+    pub guard: LeaseGuard,
     /// The event: the `webhook-id`.
     pub event: EventId,
     /// Where it goes. What that means is looked up when its turn comes.

@@ -21,44 +21,44 @@ use millrace_store::webhooks::{Endpoint, PlannedDelivery};
 use millrace_store::{Store, StoreError};
 
 use crate::delivery::clock::DeliveryClock;
-use crate::delivery::lease::{Lease, Leases};
+use crate::delivery::lease::{Lease, LeaseTable};
 use crate::endpoint::filter::EventTypeFilter;
-use crate::plan::budget::{Reservation, Room};
-use crate::plan::endpoint_cache::{Directory, LiveEndpoint};
-use crate::plan::outgoing_delivery::{Outgoing, body, body_len};
+use crate::plan::budget::{DeliveryBudget, Reservation};
+use crate::plan::endpoint_cache::{CachedEndpoint, EndpointCache};
+use crate::plan::outgoing_delivery::{OutgoingDelivery, body, body_len};
 
 /// What the writers need to know of webhooks.
-pub struct Outbox {
-    pub(crate) directory: Arc<Directory>,
-    pub(crate) room: Arc<Room>,
+pub struct DeliveryPlanner {
+    pub(crate) endpoints: Arc<EndpointCache>,
+    pub(crate) budget: Arc<DeliveryBudget>,
     /// To the sender. Bounded by the reservations that travel through it.
-    pub(crate) sender: UnboundedSender<Vec<Outgoing>>,
+    pub(crate) sender: UnboundedSender<Vec<OutgoingDelivery>>,
     pub(crate) clock: Arc<DeliveryClock>,
-    pub(crate) leases: Arc<Leases>,
+    pub(crate) leases: Arc<LeaseTable>,
     /// How long a lease lasts.
-    pub(crate) lease: Duration,
+    pub(crate) lease_duration: Duration,
     pub(crate) is_closed: AtomicBool,
 }
 
 /// The deliveries of one batch; dropping it gives up the places that were reserved.
 #[derive(Default)]
-pub struct Plan {
+pub struct DeliveryPlan {
     /// In the order of the events; to be stored with them.
     pub deliveries: Vec<PlannedDelivery>,
     /// One for each of `deliveries`.
-    kept: Vec<Option<Kept>>,
+    kept: Vec<Option<LeasedDelivery>>,
 }
 
 /// What stays in memory of a planned delivery.
-struct Kept {
+struct LeasedDelivery {
     /// Place of its event in the batch.
     event: usize,
-    endpoint: Arc<LiveEndpoint>,
+    endpoint: Arc<CachedEndpoint>,
     lease: Lease,
     reservation: Reservation,
 }
 
-impl Outbox {
+impl DeliveryPlanner {
     /// From now on, what is planned stays in the database.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
@@ -68,40 +68,40 @@ impl Outbox {
     ///
     /// # Errors
     /// As [`Self::plan`].
-    pub fn owed(&self, events: &[Event]) -> Result<Vec<u32>, StoreError> {
-        let mut owed = Vec::new();
-        self.directory.for_each_wanted(events, |index, _| {
-            if owed.is_empty() {
-                owed.resize(events.len(), 0);
+    pub fn deliveries_per_event(&self, events: &[Event]) -> Result<Vec<u32>, StoreError> {
+        let mut counts = Vec::new();
+        self.endpoints.for_each_wanted(events, |index, _| {
+            if counts.is_empty() {
+                counts.resize(events.len(), 0);
             }
-            owed[index] += 1;
+            counts[index] += 1;
         })?;
-        Ok(owed)
+        Ok(counts)
     }
 
     /// The deliveries of these events, for the endpoints that are known now.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] until the endpoints have been read for the first time.
-    pub fn plan(&self, events: &[Event]) -> Result<Plan, StoreError> {
-        let mut plan = Plan::default();
-        self.directory.for_each_wanted(events, |index, endpoint| self.add(&mut plan, events, index, endpoint))?;
+    pub fn plan(&self, events: &[Event]) -> Result<DeliveryPlan, StoreError> {
+        let mut plan = DeliveryPlan::default();
+        self.endpoints.for_each_wanted(events, |index, endpoint| self.add(&mut plan, events, index, endpoint))?;
         Ok(plan)
     }
 
-    fn add(&self, plan: &mut Plan, events: &[Event], index: usize, endpoint: &Arc<LiveEndpoint>) {
+    fn add(&self, plan: &mut DeliveryPlan, events: &[Event], index: usize, endpoint: &Arc<CachedEndpoint>) {
         let event = &events[index];
         let bytes = body_len(event.type_text(), event.payload().len());
         let (now, is_closed) = (Instant::now(), self.is_closed.load(Ordering::Relaxed));
-        let is_kept = !is_closed && !endpoint.is_held();
-        let reservation = if is_kept { self.room.reserve(&endpoint.share, bytes, now) } else { None };
-        if reservation.is_none() && !endpoint.is_held() && !self.room.is_sated(&endpoint.share, now) {
-            self.room.want();
+        let is_kept = !is_closed && !endpoint.is_suspended();
+        let reservation = if is_kept { self.budget.reserve(&endpoint.usage, bytes, now) } else { None };
+        if reservation.is_none() && !endpoint.is_suspended() && !self.budget.is_at_own_limit(&endpoint.usage, now) {
+            self.budget.request_wakeup();
         }
-        let kept = reservation.map(|reservation| Kept {
+        let kept = reservation.map(|reservation| LeasedDelivery {
             event: index,
             endpoint: Arc::clone(endpoint),
-            lease: Lease::begin(&self.clock, self.lease),
+            lease: Lease::begin(&self.clock, self.lease_duration),
             reservation,
         });
         plan.deliveries.push(PlannedDelivery {
@@ -116,26 +116,26 @@ impl Outbox {
     }
 
     /// The events are committed, and of the planned deliveries those in `stored`: the others' events were copies.
-    pub fn committed(&self, plan: Plan, events: &[Event], stored: &[DeliveryId]) {
+    pub fn committed(&self, plan: DeliveryPlan, events: &[Event], stored: &[DeliveryId]) {
         if plan.deliveries.is_empty() {
             return;
         }
         let stored: HashSet<DeliveryId> = stored.iter().copied().collect();
-        let mut bodies = Bodies::default();
-        let outgoing: Vec<Outgoing> = plan
+        let mut last_body = LastBody::default();
+        let deliveries: Vec<OutgoingDelivery> = plan
             .deliveries
             .iter()
             .zip(plan.kept)
             .filter_map(|(planned, kept)| kept.filter(|_| stored.contains(&planned.id)).map(|kept| (planned.id, kept)))
-            .filter_map(|(delivery, Kept { event: index, endpoint, lease, reservation })| {
+            .filter_map(|(delivery, LeasedDelivery { event: index, endpoint, lease, reservation })| {
                 let event = &events[index];
-                Some(Outgoing {
+                Some(OutgoingDelivery {
                     // Whoever claimed it already, because a clock was stepped, has it.
-                    hold: self.leases.hold(delivery, lease)?,
+                    guard: self.leases.acquire(delivery, lease)?,
                     event: event.id,
                     endpoint: endpoint.id,
                     rate_limit_per_second: endpoint.rate_limit_per_second,
-                    body: bodies.of(index, event),
+                    body: last_body.of(index, event),
                     received_at: event.received_at,
                     attempts_made: 0,
                     schedule_step: 0,
@@ -143,9 +143,9 @@ impl Outbox {
                 })
             })
             .collect();
-        if !outgoing.is_empty() {
+        if !deliveries.is_empty() {
             // At the end nobody takes them any more: they are due when their leases run out.
-            let _ = self.sender.send(outgoing);
+            let _ = self.sender.send(deliveries);
         }
     }
 }
@@ -175,9 +175,9 @@ pub fn plan_for_any_server(
 
 /// The last body that was made: deliveries of one event stand together.
 #[derive(Default)]
-struct Bodies(Option<(usize, Bytes)>);
+struct LastBody(Option<(usize, Bytes)>);
 
-impl Bodies {
+impl LastBody {
     fn of(&mut self, index: usize, event: &Event) -> Bytes {
         match &self.0 {
             Some((made_for, made)) if *made_for == index => made.clone(),

@@ -24,7 +24,7 @@ use millrace_base::limits;
 /// Whether an endpoint gets requests. Closed at first.
 #[derive(Clone, Debug, Default)]
 pub struct Breaker {
-    state: State,
+    state: CircuitState,
     /// After one another, up to now; counted while closed.
     failures: u32,
     /// Up to when the time that it failed has been told; at first the first failure.
@@ -32,7 +32,7 @@ pub struct Breaker {
 }
 
 #[derive(Clone, Debug, Default)]
-enum State {
+enum CircuitState {
     #[default]
     Closed,
     /// Open. `until` is at most `rest` away.
@@ -43,7 +43,7 @@ enum State {
 
 /// What a result changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Transition {
     /// Nothing that anybody waits for.
     None,
     /// It rests until then: it has just opened, or its probe has failed.
@@ -58,9 +58,9 @@ pub enum Change {
 /// Whether a request may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a probe is out once it is allowed"]
-pub enum Gate {
+pub enum Admission {
     /// Yes.
-    Open,
+    Allow,
     /// This one: its result decides.
     Probe,
     /// No.
@@ -72,58 +72,58 @@ pub enum Gate {
 
 impl Breaker {
     /// A request was answered as it should be.
-    pub fn success(&mut self) -> Change {
+    pub fn success(&mut self) -> Transition {
         let was_open = self.is_open();
         *self = Self::default();
-        if was_open { Change::Closed } else { Change::None }
+        if was_open { Transition::Closed } else { Transition::None }
     }
 
     /// One failed.
-    pub fn failure(&mut self, now: Instant) -> Change {
+    pub fn failure(&mut self, now: Instant) -> Transition {
         self.told_until.get_or_insert(now);
         match self.state {
-            State::Closed => {
+            CircuitState::Closed => {
                 self.failures += 1;
                 if self.failures < limits::BREAKER_FAILURES {
-                    return Change::None;
+                    return Transition::None;
                 }
                 self.rest(now, limits::BREAKER_REST_MIN)
             }
-            State::Resting { .. } => Change::None,
-            State::Probing { rest, .. } => self.rest(now, (rest * 2).min(limits::BREAKER_REST_MAX)),
+            CircuitState::Resting { .. } => Transition::None,
+            CircuitState::Probing { rest, .. } => self.rest(now, (rest * 2).min(limits::BREAKER_REST_MAX)),
         }
     }
 
-    fn rest(&mut self, now: Instant, rest: Duration) -> Change {
+    fn rest(&mut self, now: Instant, rest: Duration) -> Transition {
         let until = now + rest;
-        self.state = State::Resting { until, rest };
-        Change::Opened { until }
+        self.state = CircuitState::Resting { until, rest };
+        Transition::Opened { until }
     }
 
-    /// Whether a request may be sent now. A [`Gate::Probe`] is out from here on.
-    pub fn may_send(&mut self, now: Instant) -> Gate {
+    /// Whether a request may be sent now. A [`Admission::Probe`] is out from here on.
+    pub fn may_send(&mut self, now: Instant) -> Admission {
         let (due, rest) = match self.state {
-            State::Closed => return Gate::Open,
-            State::Resting { until, rest } => (until, rest),
-            State::Probing { lost_at, rest } => (lost_at, rest),
+            CircuitState::Closed => return Admission::Allow,
+            CircuitState::Resting { until, rest } => (until, rest),
+            CircuitState::Probing { lost_at, rest } => (lost_at, rest),
         };
         if due <= now {
-            self.state = State::Probing { lost_at: now + limits::BREAKER_PROBE_WAIT, rest };
-            return Gate::Probe;
+            self.state = CircuitState::Probing { lost_at: now + limits::BREAKER_PROBE_WAIT, rest };
+            return Admission::Probe;
         }
-        Gate::Wait { until: due }
+        Admission::Wait { until: due }
     }
 
     /// The probe that is out will have no result; another one may be sent.
     pub fn withdraw_probe(&mut self, now: Instant) {
-        if let State::Probing { rest, .. } = self.state {
-            self.state = State::Resting { until: now, rest };
+        if let CircuitState::Probing { rest, .. } = self.state {
+            self.state = CircuitState::Resting { until: now, rest };
         }
     }
 
     /// Whether it is anything but closed.
     pub fn is_open(&self) -> bool {
-        !matches!(self.state, State::Closed)
+        !matches!(self.state, CircuitState::Closed)
     }
 
     /// How long it has failed since this was last asked, or since the first failure; zero where it has not. Time that
@@ -148,19 +148,19 @@ mod tests {
         *START + Duration::from_secs(seconds)
     }
 
-    fn opened(seconds: u64) -> Change {
-        Change::Opened { until: at(seconds) }
+    fn opened(seconds: u64) -> Transition {
+        Transition::Opened { until: at(seconds) }
     }
 
-    fn wait(seconds: u64) -> Gate {
-        Gate::Wait { until: at(seconds) }
+    fn wait(seconds: u64) -> Admission {
+        Admission::Wait { until: at(seconds) }
     }
 
     /// Opened at 0 s, to be probed at 5 s.
     fn open() -> Breaker {
         let mut breaker = Breaker::default();
         for _ in 1..limits::BREAKER_FAILURES {
-            assert_eq!(breaker.failure(at(0)), Change::None);
+            assert_eq!(breaker.failure(at(0)), Transition::None);
         }
         assert_eq!(breaker.failure(at(0)), opened(5));
         breaker
@@ -171,10 +171,10 @@ mod tests {
         let mut breaker = Breaker::default();
         for _ in 0..3 {
             for _ in 1..limits::BREAKER_FAILURES {
-                assert_eq!(breaker.failure(at(0)), Change::None);
-                assert_eq!(breaker.may_send(at(0)), Gate::Open);
+                assert_eq!(breaker.failure(at(0)), Transition::None);
+                assert_eq!(breaker.may_send(at(0)), Admission::Allow);
             }
-            assert_eq!(breaker.success(), Change::None);
+            assert_eq!(breaker.success(), Transition::None);
         }
         assert!(!breaker.is_open());
     }
@@ -182,16 +182,16 @@ mod tests {
     #[test]
     fn a_probe_that_was_not_made_is_made_again_and_doubles_nothing() {
         let mut breaker = open();
-        assert_eq!(breaker.may_send(at(5)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(5)), Admission::Probe);
         breaker.withdraw_probe(at(7));
         assert!(breaker.is_open());
-        assert_eq!(breaker.may_send(at(7)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(7)), Admission::Probe);
         assert_eq!(breaker.failure(at(8)), opened(18));
         breaker.withdraw_probe(at(9));
         assert_eq!(breaker.may_send(at(9)), wait(18), "none is out");
         let mut closed = Breaker::default();
         closed.withdraw_probe(at(0));
-        assert_eq!(closed.may_send(at(0)), Gate::Open);
+        assert_eq!(closed.may_send(at(0)), Admission::Allow);
     }
 
     #[test]
@@ -201,18 +201,18 @@ mod tests {
         for rest in [5, 10, 20, 40, 80, 160, 300, 300] {
             assert_eq!(breaker.may_send(at(now + rest - 1)), wait(now + rest));
             now += rest;
-            assert_eq!(breaker.may_send(at(now)), Gate::Probe);
+            assert_eq!(breaker.may_send(at(now)), Admission::Probe);
             assert_eq!(breaker.may_send(at(now)), wait(now + 150));
             assert_eq!(breaker.failure(at(now)), opened(now + (rest * 2).min(300)));
         }
         assert_eq!(breaker.take_failing(at(now)), Duration::from_secs(now));
-        assert_eq!(breaker.may_send(at(now + 300)), Gate::Probe);
-        assert_eq!(breaker.success(), Change::Closed);
+        assert_eq!(breaker.may_send(at(now + 300)), Admission::Probe);
+        assert_eq!(breaker.success(), Transition::Closed);
         assert_eq!((breaker.is_open(), breaker.take_failing(at(now + 300))), (false, Duration::ZERO));
-        assert_eq!(breaker.may_send(at(now)), Gate::Open);
+        assert_eq!(breaker.may_send(at(now)), Admission::Allow);
         // And begins anew.
         for _ in 1..limits::BREAKER_FAILURES {
-            assert_eq!(breaker.failure(at(now)), Change::None);
+            assert_eq!(breaker.failure(at(now)), Transition::None);
         }
         assert_eq!(breaker.failure(at(now)), opened(now + 5));
     }
@@ -221,20 +221,20 @@ mod tests {
     fn late_failures_do_not_prolong_a_rest_and_a_late_success_ends_it() {
         let mut breaker = open();
         for _ in 0..100 {
-            assert_eq!(breaker.failure(at(4)), Change::None);
+            assert_eq!(breaker.failure(at(4)), Transition::None);
         }
         assert_eq!(breaker.may_send(at(4)), wait(5));
-        assert_eq!(breaker.success(), Change::Closed);
-        assert_eq!(breaker.may_send(at(4)), Gate::Open);
+        assert_eq!(breaker.success(), Transition::Closed);
+        assert_eq!(breaker.may_send(at(4)), Admission::Allow);
     }
 
     #[test]
     fn a_probe_that_is_lost_gives_way_to_another() {
         let mut breaker = open();
         assert_eq!(breaker.may_send(at(4)), wait(5), "there was none");
-        assert_eq!(breaker.may_send(at(6)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(6)), Admission::Probe);
         assert_eq!(breaker.may_send(at(155)), wait(156));
-        assert_eq!(breaker.may_send(at(156)), Gate::Probe);
+        assert_eq!(breaker.may_send(at(156)), Admission::Probe);
         assert_eq!(breaker.may_send(at(157)), wait(306));
     }
 
@@ -283,40 +283,40 @@ mod tests {
                     Step::Pass(seconds) => now += seconds,
                     Step::Success => {
                         let change = breaker.success();
-                        prop_assert_eq!(change, if was_open { Change::Closed } else { Change::None });
-                        prop_assert_eq!(breaker.may_send(at(now)), Gate::Open);
+                        prop_assert_eq!(change, if was_open { Transition::Closed } else { Transition::None });
+                        prop_assert_eq!(breaker.may_send(at(now)), Admission::Allow);
                         (probe_out_since, failed_first) = (None, None);
                     }
                     Step::Failure => {
                         failed_first = failed_first.or(Some(at(now)));
                         match breaker.failure(at(now)) {
-                            Change::Opened { until } => {
+                            Transition::Opened { until } => {
                                 prop_assert!(!was_open || probe_out_since.is_some());
                                 prop_assert!(until >= at(now) + limits::BREAKER_REST_MIN);
                                 prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX);
                             }
-                            Change::None => prop_assert!(probe_out_since.is_none()),
-                            Change::Closed => prop_assert!(false, "a failure closes nothing"),
+                            Transition::None => prop_assert!(probe_out_since.is_none()),
+                            Transition::Closed => prop_assert!(false, "a failure closes nothing"),
                         }
                         probe_out_since = None;
                     }
                     Step::Ask => match breaker.may_send(at(now)) {
-                        Gate::Open => prop_assert!(!was_open),
-                        Gate::Probe => {
+                        Admission::Allow => prop_assert!(!was_open),
+                        Admission::Probe => {
                             let lost = |since| now >= since + limits::BREAKER_PROBE_WAIT.as_secs();
                             prop_assert!(was_open && probe_out_since.is_none_or(lost));
                             probe_out_since = Some(now);
                         }
-                        Gate::Wait { until } => {
+                        Admission::Wait { until } => {
                             prop_assert!(was_open && until > at(now));
                             prop_assert!(until <= at(now) + limits::BREAKER_REST_MAX.max(limits::BREAKER_PROBE_WAIT));
-                            prop_assert_eq!(breaker.may_send(at(now)), Gate::Wait { until }, "asking changes nothing");
+                            prop_assert_eq!(breaker.may_send(at(now)), Admission::Wait { until }, "asking changes nothing");
                         }
                     },
                 }
                 let failing = failed_first.map_or(Duration::ZERO, |first| at(now) - first);
                 prop_assert_eq!(breaker.clone().take_failing(at(now)), failing);
-                prop_assert!(breaker.is_open() || breaker.may_send(at(now)) == Gate::Open);
+                prop_assert!(breaker.is_open() || breaker.may_send(at(now)) == Admission::Allow);
             }
         }
     }

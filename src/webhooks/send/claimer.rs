@@ -1,4 +1,4 @@
-//! CLAIMS: the `deliver-claims` thread. Brings due deliveries from the database into memory, as far as there is room, and
+//! CLAIMS: the `deliver-deliveries` thread. Brings due deliveries from the database into memory, as far as there is room, and
 //! keeps the directory current.
 //!
 //! Most deliveries never pass through here: they are born claimed (see `outbox`). What does: retries whose time has come,
@@ -27,19 +27,19 @@ use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::{
-    Attempt, AttemptResult, Claimed, Claims as Claimable, DueEndpoint, Next, Orphan, Wanted, WebhookStore,
+    Attempt, AttemptResult, Claimed, Claims, DueEndpoint, Next, Orphan, Wanted, WebhookStore,
 };
 use millrace_store::{Store, StoreChange, StoreError};
 use millrace_tenant::feed::Feed;
 
 use crate::delivery::clock::DeliveryClock;
-use crate::delivery::fleet_schedule::Schedules;
-use crate::delivery::lease::{Claiming, Hold, Lease, Leases};
-use crate::plan::budget::{Reservation, Room};
-use crate::plan::endpoint_cache::{Directory, LiveEndpoint};
-use crate::plan::outgoing_delivery::{Outgoing, body};
-use crate::send::due_scan::{Look, Lookout};
-use crate::send::recording_lag::Unrecorded;
+use crate::delivery::fleet_schedule::FleetSchedule;
+use crate::delivery::lease::{ClaimInProgress, Lease, LeaseGuard, LeaseTable};
+use crate::plan::budget::{DeliveryBudget, Reservation};
+use crate::plan::endpoint_cache::{CachedEndpoint, EndpointCache};
+use crate::plan::outgoing_delivery::{OutgoingDelivery, body};
+use crate::send::due_scan::{DueScan, ScanKind};
+use crate::send::recording_lag::RecordingLag;
 
 /// How often it looks for due deliveries whatever happens.
 const POLL: Duration = Duration::from_secs(1);
@@ -54,96 +54,96 @@ const SETTLE: Duration = Duration::from_secs(3);
 const DUE_SINCE_PAGE: usize = 1024;
 /// How often pending deliveries are counted for the metrics, those looked for that a wrong clock has put out of reach, and
 /// schedules of retries compared with other servers'.
-const COUNT: Duration = Duration::from_secs(10);
+const PERIODIC_INTERVAL: Duration = Duration::from_secs(10);
 /// How much further ahead than the longest pause a delivery may be due before that is taken for a wrong clock.
 const STRANDED_MARGIN: Duration = Duration::from_secs(60);
 /// How often the whole directory is read again though no change was announced: since when an endpoint fails is not.
-const REREAD: Duration = Duration::from_secs(600);
+const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The thread's state.
-pub struct Claims {
+pub struct Claimer {
     /// Where deliveries are.
     pub store: Arc<dyn Store>,
     /// Which endpoints there are.
-    pub directory: Arc<Directory>,
+    pub endpoints: Arc<EndpointCache>,
     /// How much fits in memory.
-    pub room: Arc<Room>,
+    pub budget: Arc<DeliveryBudget>,
     /// To the sender; bounded by reservations.
-    pub sender: UnboundedSender<Vec<Outgoing>>,
+    pub sender: UnboundedSender<Vec<OutgoingDelivery>>,
     /// Says which endpoints have changed.
     pub feed: Arc<Feed>,
     /// Rings when there is room again, or something else makes a look worthwhile.
-    pub bell: Receiver<()>,
+    pub wakeup: Receiver<()>,
     /// What time it is for deliveries.
     pub clock: Arc<DeliveryClock>,
     /// Which deliveries are in memory.
-    pub leases: Arc<Leases>,
+    pub leases: Arc<LeaseTable>,
     /// How long a lease lasts.
-    pub lease: Duration,
+    pub lease_duration: Duration,
     /// Which pauses there are between attempts.
-    pub schedules: Arc<Schedules>,
+    pub fleet_schedule: Arc<FleetSchedule>,
     /// Whether results wait to be recorded.
-    pub unrecorded: Arc<Unrecorded>,
+    pub recording_lag: Arc<RecordingLag>,
     /// Shown to operators.
     pub metrics: Arc<Metrics>,
     /// Set when the server goes down.
     pub stop: Arc<AtomicBool>,
 }
 
-impl Claims {
+impl Claimer {
     /// Runs until `stop` is set. Until the endpoints could be read for the first time nothing is claimed.
     pub fn run(self) {
-        while !self.directory.is_loaded() && !self.stop.load(Ordering::Relaxed) {
+        while !self.endpoints.is_loaded() && !self.stop.load(Ordering::Relaxed) {
             thread::sleep(limits::STOP_POLL_INTERVAL);
         }
-        let mut trouble = Trouble::default();
-        let mut looks = Looks::default();
+        let mut outage = DatabaseOutage::default();
+        let mut state = ScanState::default();
         // What was announced while the database could not be asked is not known.
         let mut is_stale = true;
-        let mut reread_at = Instant::now();
-        let mut counted_at: Option<Instant> = None;
+        let mut reloaded_at = Instant::now();
+        let mut checked_at: Option<Instant> = None;
         while !self.stop.load(Ordering::Relaxed) {
-            if reread_at.elapsed() >= REREAD {
-                (is_stale, reread_at) = (true, Instant::now());
+            if reloaded_at.elapsed() >= RELOAD_INTERVAL {
+                (is_stale, reloaded_at) = (true, Instant::now());
             }
-            let mut done = self.follow(&mut looks, is_stale);
+            let mut done = self.read_changes(&mut state, is_stale);
             is_stale = done.is_err();
-            if done.is_ok() && counted_at.is_none_or(|at| at.elapsed() >= COUNT) {
-                counted_at = Some(Instant::now());
-                done = self.look_around();
+            if done.is_ok() && checked_at.is_none_or(|at| at.elapsed() >= PERIODIC_INTERVAL) {
+                checked_at = Some(Instant::now());
+                done = self.periodic_checks();
             }
             let mut there_is_more = false;
-            let may_claim = trouble.is_over(&done) && self.unrecorded.may_claim(Instant::now());
+            let may_claim = outage.is_over(&done) && self.recording_lag.may_claim(Instant::now());
             if done.is_ok() && may_claim {
-                done = self.claim(&mut looks).and_then(|more| {
+                done = self.claim(&mut state).and_then(|more| {
                     there_is_more = more;
-                    self.end_deleted(&mut looks)
+                    self.end_deleted(&mut state)
                 });
-                there_is_more |= !looks.deleted.is_empty();
+                there_is_more |= !state.deleted.is_empty();
             }
-            trouble.note(done, may_claim);
+            outage.note(done, may_claim);
             // The sender shows it while it works; places are given back behind it.
-            self.metrics.webhook.held.set(self.room.held() as i64);
+            self.metrics.webhook.held.set(self.budget.held() as i64);
             if !there_is_more {
                 self.wait();
             }
         }
-        self.schedules.leave(&*self.store);
+        self.fleet_schedule.withdraw(&*self.store);
     }
 
     /// Until something has happened, a second at most. Whatever it is, everything is looked at.
     fn wait(&self) {
         let mut ready = Select::new();
         ready.recv(self.feed.webhook_changes());
-        ready.recv(&self.bell);
+        ready.recv(&self.wakeup);
         let _ = ready.ready_timeout(POLL);
-        let _ = self.bell.try_recv();
+        let _ = self.wakeup.try_recv();
         thread::sleep(PAUSE);
     }
 
     /// Reads the endpoints again that have changed, or all of them.
-    fn follow(&self, looks: &mut Looks, mut is_stale: bool) -> Result<(), StoreError> {
-        self.ask(DbOperation::ClaimDeliveries, |store| self.clock.follow(store))?;
+    fn read_changes(&self, state: &mut ScanState, mut is_stale: bool) -> Result<(), StoreError> {
+        self.timed(DbOperation::ClaimDeliveries, |store| self.clock.sync(store))?;
         let mut orgs = BTreeSet::new();
         let mut missed = false;
         let mut announced = Vec::new();
@@ -153,176 +153,178 @@ impl Claims {
             }
             // The look that follows finds it. Of an endpoint that is not there any more what waits fails, due or not.
             StoreChange::DeliveriesDue(id) => {
-                looks.lookout.forget(id);
+                state.due_scan.rescan(id);
                 announced.push(id);
             }
             StoreChange::Key(_) | StoreChange::Everything => missed = true,
         });
         if is_stale || missed {
-            looks.lookout.forget_all();
-            self.ask(DbOperation::Endpoints, |store| self.directory.refresh_all(store))?;
+            state.due_scan.reset();
+            self.timed(DbOperation::Endpoints, |store| self.endpoints.refresh_all(store))?;
         } else if !orgs.is_empty() {
             // What waited may be due now, since whenever.
-            looks.lookout.forget_all();
+            state.due_scan.reset();
             orgs.into_iter().try_for_each(|org| self.refresh(org))?;
         }
-        let is_unknown = |id: &EndpointId| self.directory.get(*id).is_none() && !self.directory.is_held(*id);
-        announced.into_iter().filter(is_unknown).try_for_each(|id| self.look_up(looks, id))
+        let is_unknown = |id: &EndpointId| self.endpoints.get(*id).is_none() && !self.endpoints.is_suspended(*id);
+        announced.into_iter().filter(is_unknown).try_for_each(|id| self.look_up_endpoint(state, id))
     }
 
     fn refresh(&self, org: OrgId) -> Result<(), StoreError> {
-        self.ask(DbOperation::Endpoints, |store| self.directory.refresh(store, org))
+        self.timed(DbOperation::Endpoints, |store| self.endpoints.refresh(store, org))
     }
 
     /// Claims what is due, as far as there is room; whether there may be more.
-    fn claim(&self, looks: &mut Looks) -> Result<bool, StoreError> {
-        let mut backlog = self.look(looks)?;
+    fn claim(&self, state: &mut ScanState) -> Result<bool, StoreError> {
+        let mut backlog = self.scan_once(state)?;
         let began = Instant::now();
         while !backlog.is_empty() && began.elapsed() < ROUNDS_TIME && !self.stop.load(Ordering::Relaxed) {
-            backlog = self.claim_of(&backlog, &looks.lookout)?;
+            backlog = self.claim_from(&backlog, &state.due_scan)?;
         }
         Ok(!backlog.is_empty())
     }
 
     /// Looks for what is due and claims once from each endpoint; returns those of which there may be more.
-    fn look(&self, looks: &mut Looks) -> Result<Vec<Arc<LiveEndpoint>>, StoreError> {
+    fn scan_once(&self, state: &mut ScanState) -> Result<Vec<Arc<CachedEndpoint>>, StoreError> {
         let time = self.clock.now();
-        let look = looks.lookout.next(Instant::now(), time);
-        let mut asked = match look {
-            Look::All => Asked::All { after: None },
-            Look::Known => Asked::Known { left: self.directory.ids() },
-            Look::Nothing => return Ok(Vec::new()),
+        let kind = state.due_scan.next(Instant::now(), time);
+        let mut cursor = match kind {
+            ScanKind::Full => ScanCursor::Full { after: None },
+            ScanKind::Incremental => ScanCursor::Incremental { left: self.endpoints.ids() },
+            ScanKind::Skip => return Ok(Vec::new()),
         };
         let (mut backlog, mut all_due, mut took) = (Vec::new(), Vec::new(), Duration::ZERO);
         loop {
             let began = Instant::now();
-            let page = self.next_due(&mut asked, time, &looks.lookout)?;
+            let page = self.next_due(&mut cursor, time, &state.due_scan)?;
             took += began.elapsed();
             let Some(due) = page else { break };
             let mut known = Vec::with_capacity(due.len());
             for due in &due {
-                match self.directory.get(due.id) {
+                match self.endpoints.get(due.id) {
                     Some(endpoint) => known.push(endpoint),
                     // Due for a server that can send it, or once it can be sent.
-                    None if self.directory.is_held(due.id) => {}
-                    None => self.look_up(looks, due.id)?,
+                    None if self.endpoints.is_suspended(due.id) => {}
+                    None => self.look_up_endpoint(state, due.id)?,
                 }
             }
             all_due.extend(due);
-            backlog.extend(self.claim_of(&known, &looks.lookout)?);
+            backlog.extend(self.claim_from(&known, &state.due_scan)?);
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(Vec::new());
             }
         }
-        looks.lookout.looked(look, Instant::now(), time, took, &all_due);
+        state.due_scan.finished(kind, Instant::now(), time, took, &all_due);
         Ok(backlog)
     }
 
     /// The next page of endpoints with something due; `None` after the last.
     fn next_due(
         &self,
-        asked: &mut Asked,
+        cursor: &mut ScanCursor,
         time: Timestamp,
-        lookout: &Lookout,
+        due_scan: &DueScan,
     ) -> Result<Option<Vec<DueEndpoint>>, StoreError> {
-        match asked {
-            Asked::All { after } => {
-                let due = self.ask(DbOperation::ClaimDeliveries, |store| {
+        match cursor {
+            ScanCursor::Full { after } => {
+                let due = self.timed(DbOperation::ClaimDeliveries, |store| {
                     store.due_endpoints(time, *after, limits::DUE_ENDPOINTS_PAGE)
                 })?;
                 match due.last().filter(|_| due.len() >= limits::DUE_ENDPOINTS_PAGE as usize) {
                     Some(last) => *after = Some(last.id),
-                    None => *asked = Asked::Known { left: Vec::new() },
+                    None => *cursor = ScanCursor::Incremental { left: Vec::new() },
                 }
                 Ok(Some(due))
             }
-            Asked::Known { left } if left.is_empty() => Ok(None),
-            Asked::Known { left } => {
+            ScanCursor::Incremental { left } if left.is_empty() => Ok(None),
+            ScanCursor::Incremental { left } => {
                 let some = left.split_off(left.len().saturating_sub(DUE_SINCE_PAGE));
-                let some: Vec<(EndpointId, Timestamp)> = some.into_iter().map(|id| (id, lookout.from(id))).collect();
-                self.ask(DbOperation::ClaimDeliveries, |store| store.due_since(time, &some)).map(Some)
+                let some: Vec<(EndpointId, Timestamp)> =
+                    some.into_iter().map(|id| (id, due_scan.scan_from(id))).collect();
+                self.timed(DbOperation::ClaimDeliveries, |store| store.due_since(time, &some)).map(Some)
             }
         }
     }
 
     /// Claims once from each; returns those of which there may be more.
-    fn claim_of(
+    fn claim_from(
         &self,
-        endpoints: &[Arc<LiveEndpoint>],
-        lookout: &Lookout,
-    ) -> Result<Vec<Arc<LiveEndpoint>>, StoreError> {
+        endpoints: &[Arc<CachedEndpoint>],
+        due_scan: &DueScan,
+    ) -> Result<Vec<Arc<CachedEndpoint>>, StoreError> {
         let mut rest = Vec::new();
         for some in endpoints.chunks(limits::CLAIM_ENDPOINTS_MAX) {
-            rest.extend(self.claim_a_few(some, lookout)?);
+            rest.extend(self.claim_chunk(some, due_scan)?);
         }
         Ok(rest)
     }
 
     /// Claims once from each; returns those of which there may be more.
-    fn claim_a_few(
+    fn claim_chunk(
         &self,
-        endpoints: &[Arc<LiveEndpoint>],
-        lookout: &Lookout,
-    ) -> Result<Vec<Arc<LiveEndpoint>>, StoreError> {
+        endpoints: &[Arc<CachedEndpoint>],
+        due_scan: &DueScan,
+    ) -> Result<Vec<Arc<CachedEndpoint>>, StoreError> {
         let now = Instant::now();
         let each = limits::CLAIM_DELIVERIES_MAX as usize / endpoints.len();
-        let mut places: HashMap<EndpointId, (Arc<LiveEndpoint>, Vec<Reservation>)> = HashMap::new();
+        let mut reservations: HashMap<EndpointId, (Arc<CachedEndpoint>, Vec<Reservation>)> = HashMap::new();
         for endpoint in endpoints {
-            let reserve = || self.room.reserve(&endpoint.share, 0, now);
+            let reserve = || self.budget.reserve(&endpoint.usage, 0, now);
             let reserved: Vec<Reservation> = std::iter::from_fn(reserve).take(each).collect();
             // One that holds all it may is looked at again when it has sent some.
-            if reserved.len() < each && !self.room.is_sated(&endpoint.share, now) {
-                self.room.want();
+            if reserved.len() < each && !self.budget.is_at_own_limit(&endpoint.usage, now) {
+                self.budget.request_wakeup();
             }
             if !reserved.is_empty() {
-                places.insert(endpoint.id, (Arc::clone(endpoint), reserved));
+                reservations.insert(endpoint.id, (Arc::clone(endpoint), reserved));
             }
         }
-        let want = |(id, (_, places)): (&EndpointId, &(_, Vec<Reservation>))| {
-            let (endpoint, most) = (*id, places.len() as u32);
-            Wanted { endpoint, most, from: lookout.from(endpoint) }
+        let want = |(id, (_, reservations)): (&EndpointId, &(_, Vec<Reservation>))| {
+            let (endpoint, most) = (*id, reservations.len() as u32);
+            Wanted { endpoint, most, from: due_scan.scan_from(endpoint) }
         };
-        let wanted: Vec<Wanted> = places.iter().map(want).collect();
-        let claiming: Claiming = self.leases.begin_claim();
-        let (Claimable { ready, orphans }, lease) = self.claim_wanted(&wanted)?;
-        let mut claims = Vec::with_capacity(ready.len());
+        let wanted: Vec<Wanted> = reservations.iter().map(want).collect();
+        let claim: ClaimInProgress = self.leases.begin_claim();
+        let (Claims { ready, orphans }, lease) = self.claim_wanted(&wanted)?;
+        let mut deliveries = Vec::with_capacity(ready.len());
         for claimed in &ready {
-            let (endpoint, reserved) = places.get_mut(&claimed.endpoint).expect("only what was wanted is claimed");
+            let (endpoint, reserved) =
+                reservations.get_mut(&claimed.endpoint).expect("only what was wanted is claimed");
             let reservation = reserved.pop().expect("no more is claimed than was wanted");
             // Where it is in memory already, that copy has the lease now; where it was recorded meanwhile, it is over.
-            if let Some(hold) = claiming.hold(claimed.delivery, lease) {
-                claims.push(outgoing(claimed, endpoint, hold, reservation));
+            if let Some(guard) = claim.acquire(claimed.delivery, lease) {
+                deliveries.push(outgoing_delivery(claimed, endpoint, guard, reservation));
             }
         }
-        drop(claiming);
-        if !claims.is_empty() {
+        drop(claim);
+        if !deliveries.is_empty() {
             // The sender ends after this thread; if it is gone, the leases run out.
-            let _ = self.sender.send(claims);
+            let _ = self.sender.send(deliveries);
         }
         self.fail(&orphans, "event_gone")?;
         // Where every place was taken there may be more.
-        Ok(places.into_values().filter(|(_, left)| left.is_empty()).map(|(endpoint, _)| endpoint).collect())
+        Ok(reservations.into_values().filter(|(_, left)| left.is_empty()).map(|(endpoint, _)| endpoint).collect())
     }
 
     /// Something is due for an endpoint that is not in the directory: it was deleted, or has just been made or enabled.
-    fn look_up(&self, looks: &mut Looks, id: EndpointId) -> Result<(), StoreError> {
-        if looks.deleted.contains_key(&id) {
+    fn look_up_endpoint(&self, state: &mut ScanState, id: EndpointId) -> Result<(), StoreError> {
+        if state.deleted.contains_key(&id) {
             return Ok(());
         }
-        if let Some(org) = self.ask(DbOperation::Endpoints, |store| store.org_of_endpoint(id))? {
+        if let Some(org) = self.timed(DbOperation::Endpoints, |store| store.org_of_endpoint(id))? {
             return self.refresh(org);
         }
-        looks.deleted.insert(id, Timestamp::MIN);
+        state.deleted.insert(id, Timestamp::MIN);
         Ok(())
     }
 
     /// Fails some of what waits for endpoints that were deleted, each endpoint's from where the last step ended.
-    fn end_deleted(&self, looks: &mut Looks) -> Result<(), StoreError> {
+    fn end_deleted(&self, state: &mut ScanState) -> Result<(), StoreError> {
         let began = Instant::now();
         while began.elapsed() < ROUNDS_TIME && !self.stop.load(Ordering::Relaxed) {
-            let Some(mut first) = looks.deleted.first_entry() else { break };
+            let Some(mut first) = state.deleted.first_entry() else { break };
             let (id, from, at) = (*first.key(), *first.get(), self.clock.shown());
-            match self.ask(DbOperation::RecordAttempts, |store| store.end_deleted(id, from, at))?.next {
+            match self.timed(DbOperation::RecordAttempts, |store| store.end_deleted(id, from, at))?.next {
                 Some(next) => *first.get_mut() = next,
                 None => drop(first.remove()),
             }
@@ -330,26 +332,26 @@ impl Claims {
         Ok(())
     }
 
-    fn claim_wanted(&self, wanted: &[Wanted]) -> Result<(Claimable, Lease), StoreError> {
-        let (now, lease) = (self.clock.now(), Lease::begin(&self.clock, self.lease));
+    fn claim_wanted(&self, wanted: &[Wanted]) -> Result<(Claims, Lease), StoreError> {
+        let (now, lease) = (self.clock.now(), Lease::begin(&self.clock, self.lease_duration));
         if wanted.is_empty() {
-            return Ok((Claimable::default(), lease));
+            return Ok((Claims::default(), lease));
         }
-        let claimed = self.ask(DbOperation::ClaimDeliveries, |store| store.claim(now, lease.until, wanted))?;
+        let claimed = self.timed(DbOperation::ClaimDeliveries, |store| store.claim(now, lease.until, wanted))?;
         Ok((claimed, lease))
     }
 
-    fn look_around(&self) -> Result<(), StoreError> {
-        self.ask(DbOperation::ClaimDeliveries, |store| self.schedules.follow(store))?;
+    fn periodic_checks(&self) -> Result<(), StoreError> {
+        self.timed(DbOperation::ClaimDeliveries, |store| self.fleet_schedule.sync(store))?;
         self.recall_stranded()?;
-        self.count()
+        self.count_pending()
     }
 
     /// Makes due what lies further ahead than any pause or lease can have put it.
     fn recall_stranded(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let latest = now.plus(self.schedules.pause_max().max(self.lease) + STRANDED_MARGIN);
-        let recalled = self.ask(DbOperation::ClaimDeliveries, |store| store.recall_stranded(now, latest))?;
+        let latest = now.plus(self.fleet_schedule.pause_max().max(self.lease_duration) + STRANDED_MARGIN);
+        let recalled = self.timed(DbOperation::ClaimDeliveries, |store| store.recall_stranded(now, latest))?;
         if recalled > 0 {
             tracing::warn!(
                 deliveries = recalled,
@@ -379,26 +381,31 @@ impl Claims {
             next: Next::Failed,
         };
         let results: Vec<AttemptResult> = deliveries.iter().map(result).collect();
-        self.ask(DbOperation::RecordAttempts, |store| store.record(&results)).map(drop)
+        self.timed(DbOperation::RecordAttempts, |store| store.record(&results)).map(drop)
     }
 
-    fn count(&self) -> Result<(), StoreError> {
-        let pending = self.ask(DbOperation::CountDeliveries, WebhookStore::pending_stats)?;
+    fn count_pending(&self) -> Result<(), StoreError> {
+        let pending = self.timed(DbOperation::CountDeliveries, WebhookStore::pending_stats)?;
         self.metrics.webhook.set_pending(pending.count, pending.oldest);
-        self.metrics.webhook.unusable_endpoints.set(self.directory.unusable() as i64);
+        self.metrics.webhook.unusable_endpoints.set(self.endpoints.unusable_count() as i64);
         Ok(())
     }
 
-    fn ask<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
+    fn timed<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
         self.metrics.store.timed(operation, || question(&*self.store))
     }
 }
 
-fn outgoing(claimed: &Claimed, endpoint: &LiveEndpoint, hold: Hold, mut reservation: Reservation) -> Outgoing {
+fn outgoing_delivery(
+    claimed: &Claimed,
+    endpoint: &CachedEndpoint,
+    guard: LeaseGuard,
+    mut reservation: Reservation,
+) -> OutgoingDelivery {
     let body = body(&claimed.event_type, claimed.received_at, claimed.payload.as_bytes());
-    reservation.weigh(body.len());
-    Outgoing {
-        hold,
+    reservation.add_bytes(body.len());
+    OutgoingDelivery {
+        guard,
         event: claimed.event,
         endpoint: claimed.endpoint,
         rate_limit_per_second: endpoint.rate_limit_per_second,
@@ -412,31 +419,31 @@ fn outgoing(claimed: &Claimed, endpoint: &LiveEndpoint, hold: Hold, mut reservat
 
 /// Where to look.
 #[derive(Default)]
-struct Looks {
-    lookout: Lookout,
+struct ScanState {
+    due_scan: DueScan,
     /// Endpoints that were deleted while something waited for them, and from which moment on the next step goes.
     deleted: BTreeMap<EndpointId, Timestamp>,
 }
 
 /// How far a look has come.
-enum Asked {
-    All { after: Option<EndpointId> },
-    Known { left: Vec<EndpointId> },
+enum ScanCursor {
+    Full { after: Option<EndpointId> },
+    Incremental { left: Vec<EndpointId> },
 }
 
 /// One log line when the database stops answering, and one when it answers again.
 #[derive(Default)]
-struct Trouble {
+struct DatabaseOutage {
     since: Option<Instant>,
     /// Since when it answers again.
     answers_since: Option<Instant>,
 }
 
-impl Trouble {
+impl DatabaseOutage {
     /// Whether the database answers, and has done so for long enough after it did not.
-    fn is_over(&mut self, asked: &Result<(), StoreError>) -> bool {
-        if asked.is_err() || self.since.is_none() {
-            return asked.is_ok();
+    fn is_over(&mut self, result: &Result<(), StoreError>) -> bool {
+        if result.is_err() || self.since.is_none() {
+            return result.is_ok();
         }
         self.answers_since.get_or_insert_with(Instant::now).elapsed() >= SETTLE
     }

@@ -7,13 +7,13 @@ use millrace_base::event::DeliveryId;
 use millrace_metrics::DeliveryOutcome;
 use millrace_store::webhooks::{Attempt, AttemptResult, Next};
 
-use crate::delivery::outcome::{Outcome, Trouble, Verdict};
+use crate::delivery::outcome::{AttemptError, Outcome, Verdict};
 use crate::delivery::schedule::RetrySchedule;
-use crate::plan::outgoing_delivery::Outgoing;
+use crate::plan::outgoing_delivery::OutgoingDelivery;
 
 /// One attempt that was made.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct FinishedAttempt {
     /// What came of it.
     pub outcome: Outcome,
     /// When it began.
@@ -22,10 +22,15 @@ pub struct Made {
     pub latency: Duration,
 }
 
-/// What is recorded of `made`, and what becomes of the delivery.
-pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySchedule) -> AttemptResult {
-    let (delivery, number) = (outgoing.hold.delivery(), outgoing.attempts_made + 1);
-    let next = match made.outcome.verdict() {
+/// What is recorded of `finished`, and what becomes of the delivery.
+pub fn next_step(
+    outgoing: &OutgoingDelivery,
+    finished: FinishedAttempt,
+    now: Timestamp,
+    schedule: &RetrySchedule,
+) -> AttemptResult {
+    let (delivery, number) = (outgoing.guard.delivery(), outgoing.attempts_made + 1);
+    let next = match finished.outcome.verdict() {
         Verdict::Delivered => Next::Delivered,
         Verdict::Blocked => Next::Blocked,
         Verdict::Gone => Next::Failed,
@@ -34,24 +39,24 @@ pub fn judge(outgoing: &Outgoing, made: Made, now: Timestamp, schedule: &RetrySc
             schedule.next_attempt(outgoing.schedule_step + 1, now, after, random).map_or(Next::Failed, Next::RetryAt)
         }
     };
-    let (status_code, response_body) = match made.outcome.answer {
+    let (status_code, response_body) = match finished.outcome.answer {
         Some(answer) => (Some(answer.status), Some(answer.body).filter(|body| !body.is_empty())),
         None => (None, None),
     };
     let attempt = Attempt {
         delivery,
         number,
-        at: made.at,
+        at: finished.at,
         status_code,
-        error: made.outcome.error.as_ref().map(Trouble::recorded),
-        latency: made.latency,
+        error: finished.outcome.error.as_ref().map(AttemptError::to_recorded),
+        latency: finished.latency,
         response_body,
     };
-    AttemptResult { attempt, lease: outgoing.hold.lease().until, next }
+    AttemptResult { attempt, lease: outgoing.guard.lease().until, next }
 }
 
 /// How the metric counts it.
-pub fn counted(next: Next) -> DeliveryOutcome {
+pub fn metric_outcome(next: Next) -> DeliveryOutcome {
     match next {
         Next::Delivered => DeliveryOutcome::Delivered,
         Next::RetryAt(_) => DeliveryOutcome::Retried,

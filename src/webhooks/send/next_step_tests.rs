@@ -11,9 +11,9 @@ use millrace_store::Store;
 use millrace_store::webhooks::{Claimed, DeliveryStatus, KeyFingerprint, PlannedDelivery, SealedSecret, Wanted};
 
 use super::*;
-use crate::delivery::lease::{Lease, Leases};
-use crate::delivery::outcome::{Answer, ErrorClass};
-use crate::plan::budget::{Room, Share};
+use crate::delivery::lease::{Lease, LeaseTable};
+use crate::delivery::outcome::{ErrorClass, ReceiverResponse};
+use crate::plan::budget::{DeliveryBudget, EndpointUsage};
 use crate::test_store::TestStore;
 
 const STANDARD: &str = "5s,5m,30m,2h,5h,10h,14h,20h,24h";
@@ -40,13 +40,13 @@ fn owed() -> Owed {
 }
 
 impl Owed {
-    fn claim(&self, now: Timestamp) -> Option<Outgoing> {
+    fn claim(&self, now: Timestamp) -> Option<OutgoingDelivery> {
         let lease = now.plus(Duration::from_secs(60));
         let claimed: Claimed = self.store.claim(now, lease, &[Wanted::all(self.endpoint, 10)]).unwrap().ready.pop()?;
-        let share = Arc::new(Share::default());
+        let usage = Arc::new(EndpointUsage::default());
         let lease = Lease { until: claimed.lease, ends: Instant::now() };
-        Some(Outgoing {
-            hold: Arc::<Leases>::default().hold(claimed.delivery, lease).unwrap(),
+        Some(OutgoingDelivery {
+            guard: Arc::<LeaseTable>::default().acquire(claimed.delivery, lease).unwrap(),
             event: claimed.event,
             endpoint: claimed.endpoint,
             rate_limit_per_second: None,
@@ -54,7 +54,7 @@ impl Owed {
             received_at: claimed.received_at,
             attempts_made: claimed.attempts_made,
             schedule_step: claimed.schedule_step,
-            reservation: Room::new(1).0.reserve(&share, 0, Instant::now()).unwrap(),
+            reservation: DeliveryBudget::new(1).0.reserve(&usage, 0, Instant::now()).unwrap(),
         })
     }
 
@@ -63,9 +63,10 @@ impl Owed {
         let schedule = RetrySchedule::parse(STANDARD).unwrap();
         let (mut now, mut attempted) = (from, Vec::new());
         while let Some(outgoing) = self.claim(now) {
-            let made = Made { outcome: outcome(attempted.len()), at: now, latency: Duration::from_millis(7) };
+            let finished =
+                FinishedAttempt { outcome: outcome(attempted.len()), at: now, latency: Duration::from_millis(7) };
             attempted.push(now);
-            let result = judge(&outgoing, made, now, &schedule);
+            let result = next_step(&outgoing, finished, now, &schedule);
             assert_eq!(self.store.record(std::slice::from_ref(&result)).unwrap().changed, 1);
             let Some(due) = result.next.attempt_at() else { break };
             let just_before = Timestamp::from_micros(due.as_micros() - 1);
@@ -85,7 +86,7 @@ fn refused(_: usize) -> Outcome {
 }
 
 fn answered(status: u16, retry_after: Option<Duration>) -> Outcome {
-    Outcome { answer: Some(Answer { status, retry_after, body: "no".to_owned() }), error: None }
+    Outcome { answer: Some(ReceiverResponse { status, retry_after, body: "no".to_owned() }), error: None }
 }
 
 #[test]

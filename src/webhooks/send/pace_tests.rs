@@ -10,8 +10,8 @@ use uuid::Uuid;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
 
-use crate::plan::budget::{Reservation, Room, Share};
-use crate::send::fair_queue::{Fair, Turn};
+use crate::plan::budget::{DeliveryBudget, EndpointUsage, Reservation};
+use crate::send::fair_queue::{Dequeued, FairQueue};
 
 const CONCURRENCY: usize = 32;
 const TIMEOUT: Duration = limits::WEBHOOK_TIMEOUT_DEFAULT;
@@ -36,31 +36,31 @@ struct Sent {
 /// Claims every second what there is room for, as the claiming thread does; the backlog never ends.
 fn ten_minutes(rate: Option<u32>, latency: Duration) -> Sent {
     let lease = TIMEOUT + limits::DELIVERY_LEASE_MARGIN;
-    let (room, _bell) = Room::new(CONCURRENCY);
-    let (share, id, start) = (Arc::new(Share::default()), EndpointId(Uuid::from_u128(1)), Instant::now());
-    share.set_rate(rate);
-    let mut fair = Fair::new(CONCURRENCY);
+    let (budget, _wakeup) = DeliveryBudget::new(CONCURRENCY);
+    let (usage, id, start) = (Arc::new(EndpointUsage::default()), EndpointId(Uuid::from_u128(1)), Instant::now());
+    usage.set_rate_limit(rate);
+    let mut queue = FairQueue::new(CONCURRENCY);
     let mut in_flight: VecDeque<(Instant, Waiting)> = VecDeque::new();
     let (mut sent, mut count) = (Sent::default(), 0);
     for tick in 0..600_000 {
         let now = start + TICK * tick;
         if tick % 1000 == 0 {
-            while let Some(place) = room.reserve(&share, 100, now) {
-                fair.push(id, rate, Waiting { lease_ends: now + lease, _place: place });
+            while let Some(place) = budget.reserve(&usage, 100, now) {
+                queue.push(id, rate, Waiting { lease_ends: now + lease, _place: place });
             }
         }
         while in_flight.front().is_some_and(|(ends, _)| *ends <= now) {
             in_flight.pop_front();
-            share.note_pace(latency, fair.backlogged(id));
-            fair.done(id, now);
+            usage.record_latency(latency, queue.in_flight_if_backlogged(id));
+            queue.done(id, now);
         }
-        while let Some(turn) = fair.next(now, |waiting| waiting.lease_ends <= now + TIMEOUT) {
+        while let Some(turn) = queue.next(now, |waiting| waiting.lease_ends <= now + TIMEOUT) {
             match turn {
-                Turn::Send(waiting) => {
+                Dequeued::Send(waiting) => {
                     count += 1;
                     in_flight.push_back((now + latency, waiting));
                 }
-                Turn::TooLate(waiting) => {
+                Dequeued::TooLate(waiting) => {
                     sent.too_late += 1;
                     sent.lost += usize::from(waiting.lease_ends <= now);
                 }

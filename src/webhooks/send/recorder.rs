@@ -2,7 +2,7 @@
 //! places in memory back.
 //!
 //! While the database is away it keeps what it has and tries again; what waits for it is bounded by the places that are
-//! reserved, and [`Unrecorded`] says how long it has waited. Results that cannot be written before their leases run out are
+//! reserved, and [`RecordingLag`] says how long it has waited. Results that cannot be written before their leases run out are
 //! written late, and a success counts whoever has the lease by then: another server may have sent those deliveries again,
 //! which is what "at least once" allows; this one does not, because it holds them.
 
@@ -23,9 +23,9 @@ use millrace_store::webhooks::AttemptResult;
 use millrace_store::{Store, StoreError};
 
 use crate::delivery::clock::DeliveryClock;
-use crate::delivery::lease::Hold;
+use crate::delivery::lease::LeaseGuard;
 use crate::plan::budget::Reservation;
-use crate::send::recording_lag::Unrecorded;
+use crate::send::recording_lag::RecordingLag;
 
 /// Results are gathered this long, so that a commit is worth its synchronisation.
 const GATHER: Duration = Duration::from_millis(10);
@@ -36,11 +36,11 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// What the sender tells the recorder.
 #[derive(Debug)]
-pub enum Note {
+pub enum RecorderMessage {
     /// What came of an attempt, and when; its place is free once that is written.
-    Attempted(AttemptResult, Instant, Hold, Reservation),
+    Attempted(AttemptResult, Instant, LeaseGuard, Reservation),
     /// Not sent: whoever comes first may claim it, once that is written.
-    GivenBack(Hold, Reservation),
+    Released(LeaseGuard, Reservation),
     /// Nothing but failures, and for so long since the last such note; `None`: it took something again.
     Failing(EndpointId, Option<Duration>),
     /// It said 410: it wants nothing any more.
@@ -50,7 +50,7 @@ pub enum Note {
 /// The thread's state.
 pub struct Recorder {
     /// From the sender.
-    pub notes: Receiver<Note>,
+    pub messages: Receiver<RecorderMessage>,
     /// Where they go.
     pub store: Arc<dyn Store>,
     /// What time it is for deliveries.
@@ -58,41 +58,41 @@ pub struct Recorder {
     /// Counts calls, and leases that were lost.
     pub metrics: Arc<Metrics>,
     /// Told of what waits.
-    pub unrecorded: Arc<Unrecorded>,
+    pub recording_lag: Arc<RecordingLag>,
     /// Set when a shutdown's grace is over: stop trying.
     pub give_up: Arc<AtomicBool>,
 }
 
 /// Notes gathered, by what is done with them.
 #[derive(Default)]
-struct Gathered {
+struct MessageBatch {
     results: Vec<AttemptResult>,
     /// One for each of `results`.
-    held: Vec<(Hold, Reservation)>,
+    held: Vec<(LeaseGuard, Reservation)>,
     /// When the first of them came.
     oldest: Option<Instant>,
-    given_back: Vec<(Hold, Reservation)>,
+    released: Vec<(LeaseGuard, Reservation)>,
     /// Since the last time that it took something, where that is among the notes.
     failing: HashMap<EndpointId, Option<Duration>>,
     gone: Vec<EndpointId>,
 }
 
-impl Gathered {
-    fn add(&mut self, note: Note) {
-        match note {
-            Note::Attempted(result, at, hold, reservation) => {
+impl MessageBatch {
+    fn add(&mut self, message: RecorderMessage) {
+        match message {
+            RecorderMessage::Attempted(result, at, guard, reservation) => {
                 self.oldest.get_or_insert(at);
                 self.results.push(result);
-                self.held.push((hold, reservation));
+                self.held.push((guard, reservation));
             }
-            Note::GivenBack(hold, reservation) => self.given_back.push((hold, reservation)),
-            Note::Failing(endpoint, failing) => {
+            RecorderMessage::Released(guard, reservation) => self.released.push((guard, reservation)),
+            RecorderMessage::Failing(endpoint, failing) => {
                 let before = self.failing.insert(endpoint, failing).flatten();
                 if let Some(Some(failing)) = self.failing.get_mut(&endpoint) {
                     *failing += before.unwrap_or_default();
                 }
             }
-            Note::Gone(endpoint) => self.gone.push(endpoint),
+            RecorderMessage::Gone(endpoint) => self.gone.push(endpoint),
         }
     }
 }
@@ -100,60 +100,63 @@ impl Gathered {
 impl Recorder {
     /// Records until the sender is gone and everything it said is written.
     pub fn run(self) {
-        while let Ok(first) = self.notes.recv() {
+        while let Ok(first) = self.messages.recv() {
             thread::sleep(GATHER);
-            let mut gathered = Gathered::default();
-            gathered.add(first);
-            self.notes.try_iter().take(limits::DELIVERY_RESULTS_BATCH_MAX - 1).for_each(|note| gathered.add(note));
-            let oldest = gathered.oldest;
+            let mut batch = MessageBatch::default();
+            batch.add(first);
+            self.messages
+                .try_iter()
+                .take(limits::DELIVERY_RESULTS_BATCH_MAX - 1)
+                .for_each(|message| batch.add(message));
+            let oldest = batch.oldest;
             if let Some(oldest) = oldest {
-                self.unrecorded.begin(oldest);
+                self.recording_lag.begin(oldest);
             }
-            self.record(gathered);
+            self.record(batch);
             let is_prompt = oldest.is_none_or(|oldest| oldest.elapsed() < PROMPT);
-            self.unrecorded.end(is_prompt || self.notes.is_empty());
+            self.recording_lag.end(is_prompt || self.messages.is_empty());
         }
     }
 
-    fn record(&self, gathered: Gathered) {
-        if !gathered.results.is_empty() {
-            self.record_results(gathered.results, gathered.held);
+    fn record(&self, batch: MessageBatch) {
+        if !batch.results.is_empty() {
+            self.record_results(batch.results, batch.held);
         }
-        if !gathered.given_back.is_empty() {
+        if !batch.released.is_empty() {
             let held = || {
-                let given_back = gathered.given_back.iter();
-                given_back.map(|(hold, _)| (hold.delivery(), hold.lease().until)).collect::<Vec<_>>()
+                let released = batch.released.iter();
+                released.map(|(guard, _)| (guard.delivery(), guard.lease().until)).collect::<Vec<_>>()
             };
-            self.persist(|store| store.release(&held(), self.clock.now()));
+            self.retry_until_done(|store| store.release(&held(), self.clock.now()));
         }
-        drop(gathered.given_back);
-        for endpoint in gathered.gone {
+        drop(batch.released);
+        for endpoint in batch.gone {
             self.disable(endpoint, "the endpoint answered 410 Gone");
         }
-        self.note_failing(&gathered.failing.into_iter().collect::<Vec<_>>());
+        self.record_failing(&batch.failing.into_iter().collect::<Vec<_>>());
     }
 
-    fn record_results(&self, mut results: Vec<AttemptResult>, held: Vec<(Hold, Reservation)>) {
-        let all = self.persist(|store| {
+    fn record_results(&self, mut results: Vec<AttemptResult>, held: Vec<(LeaseGuard, Reservation)>) {
+        let all = self.retry_until_done(|store| {
             // While it could not be written it may have been claimed again, for the copy that is here.
-            for (result, (hold, _)) in results.iter_mut().zip(&held) {
-                result.lease = hold.lease().until;
+            for (result, (guard, _)) in results.iter_mut().zip(&held) {
+                result.lease = guard.lease().until;
             }
             store.record(&results)
         });
         if let Some(all) = all {
             self.metrics.webhook.leases_lost.inc_by(all.lost);
             let soon = self.soon();
-            for (hold, _) in held {
-                hold.recorded(soon);
+            for (guard, _) in held {
+                guard.release_recorded(soon);
             }
             return;
         }
         // One of them is refused: it must not take the others with it.
-        for (result, (hold, _)) in results.iter().zip(held) {
-            if let Some(one) = self.persist(|store| store.record(std::slice::from_ref(result))) {
+        for (result, (guard, _)) in results.iter().zip(held) {
+            if let Some(one) = self.retry_until_done(|store| store.record(std::slice::from_ref(result))) {
                 self.metrics.webhook.leases_lost.inc_by(one.lost);
-                hold.recorded(self.soon());
+                guard.release_recorded(self.soon());
             }
         }
     }
@@ -163,12 +166,13 @@ impl Recorder {
     }
 
     /// Endpoints that fail for days are disabled. The database adds up how long that is, over all servers and starts.
-    fn note_failing(&self, notes: &[(EndpointId, Option<Duration>)]) {
-        if notes.is_empty() {
+    fn record_failing(&self, messages: &[(EndpointId, Option<Duration>)]) {
+        if messages.is_empty() {
             return;
         }
         let now = self.clock.now();
-        for (endpoint, failing) in self.persist(|store| store.note_failing(notes, now)).unwrap_or_default() {
+        for (endpoint, failing) in self.retry_until_done(|store| store.note_failing(messages, now)).unwrap_or_default()
+        {
             if failing >= limits::ENDPOINT_DISABLE_AFTER {
                 self.disable(endpoint, "nothing but failures for five days");
             }
@@ -176,13 +180,13 @@ impl Recorder {
     }
 
     fn disable(&self, endpoint: EndpointId, reason: &str) {
-        if self.persist(|store| store.disable_endpoint(endpoint, reason)) == Some(true) {
+        if self.retry_until_done(|store| store.disable_endpoint(endpoint, reason)) == Some(true) {
             tracing::warn!(%endpoint, reason, "a webhook endpoint is disabled");
         }
     }
 
     /// Runs `call` until the database has done it or refuses the data; `None` where it refuses, or time is up.
-    fn persist<T>(&self, mut call: impl FnMut(&dyn Store) -> Result<T, StoreError>) -> Option<T> {
+    fn retry_until_done<T>(&self, mut call: impl FnMut(&dyn Store) -> Result<T, StoreError>) -> Option<T> {
         let mut backoff = Backoff::for_store();
         let mut is_logged = false;
         while !self.give_up.load(Ordering::Relaxed) {
@@ -193,7 +197,7 @@ impl Recorder {
                     return None;
                 }
                 Err(error) => {
-                    self.unrecorded.fail();
+                    self.recording_lag.fail();
                     if !std::mem::replace(&mut is_logged, true) {
                         tracing::warn!(%error, "what came of webhook attempts cannot be recorded; trying again");
                     }

@@ -16,7 +16,7 @@ const LEASE_PARTS: u32 = 3;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Unrecorded {
+pub struct RecordingLag {
     /// When the oldest result came that is not recorded, as [`micros_since_start`]; 0 where there is none.
     oldest: AtomicU64,
     /// Whether recording has failed since all results were recorded in time.
@@ -24,7 +24,7 @@ pub struct Unrecorded {
     age_max: Duration,
 }
 
-impl Unrecorded {
+impl RecordingLag {
     /// Nothing waits. Results are to be recorded before a third of `lease` has passed.
     pub fn new(lease: Duration) -> Self {
         let (oldest, has_failed) = Default::default();
@@ -69,26 +69,26 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_once_the_oldest_result_is_a_third_of_a_lease_old() {
-        let (unrecorded, start) = (Unrecorded::new(Duration::from_secs(60)), Instant::now());
+        let (recording_lag, start) = (RecordingLag::new(Duration::from_secs(60)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(unrecorded.may_send(at(1000)) && unrecorded.may_claim(at(1000)));
-        unrecorded.begin(at(1));
-        assert!(unrecorded.may_send(at(20)) && unrecorded.may_claim(at(20)));
-        assert!(!unrecorded.may_send(at(21)) && !unrecorded.may_claim(at(21)));
-        unrecorded.end(false);
-        assert!(unrecorded.may_send(at(22)) && unrecorded.may_claim(at(22)));
+        assert!(recording_lag.may_send(at(1000)) && recording_lag.may_claim(at(1000)));
+        recording_lag.begin(at(1));
+        assert!(recording_lag.may_send(at(20)) && recording_lag.may_claim(at(20)));
+        assert!(!recording_lag.may_send(at(21)) && !recording_lag.may_claim(at(21)));
+        recording_lag.end(false);
+        assert!(recording_lag.may_send(at(22)) && recording_lag.may_claim(at(22)));
     }
 
     #[test]
     fn nothing_is_claimed_from_a_failure_on_until_nothing_has_waited_for_long() {
-        let (unrecorded, now) = (Unrecorded::new(Duration::from_secs(60)), Instant::now());
-        unrecorded.begin(now);
-        unrecorded.fail();
-        assert!(unrecorded.may_send(now) && !unrecorded.may_claim(now));
-        unrecorded.end(false);
-        assert!(!unrecorded.may_claim(now), "others of that time still wait");
-        unrecorded.begin(now);
-        unrecorded.end(true);
-        assert!(unrecorded.may_claim(now));
+        let (recording_lag, now) = (RecordingLag::new(Duration::from_secs(60)), Instant::now());
+        recording_lag.begin(now);
+        recording_lag.fail();
+        assert!(recording_lag.may_send(now) && !recording_lag.may_claim(now));
+        recording_lag.end(false);
+        assert!(!recording_lag.may_claim(now), "others of that time still wait");
+        recording_lag.begin(now);
+        recording_lag.end(true);
+        assert!(recording_lag.may_claim(now));
     }
 }

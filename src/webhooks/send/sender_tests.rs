@@ -1,7 +1,7 @@
 //! What follows from attempts, on a real endpoint of a real store; the client's way to addresses is in the test's hand.
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver as Notes, unbounded};
+use crossbeam_channel::{Receiver as Messages, unbounded};
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -9,13 +9,13 @@ use uuid::Uuid;
 use millrace_base::event::DeliveryId;
 
 use super::*;
-use crate::client::{ClientConfig, Found, NameFiles, Resolve, Roots, Unresolved};
-use crate::delivery::fleet_schedule::Schedules;
-use crate::delivery::lease::{Lease, Leases};
+use crate::client::{ClientConfig, Resolve, ResolvedName, ResolverFiles, TrustRoots, Unresolved};
+use crate::delivery::fleet_schedule::FleetSchedule;
+use crate::delivery::lease::{Lease, LeaseTable};
 use crate::delivery::schedule::RetrySchedule;
 use crate::endpoint::secret::{SecretBox, WebhookSecret};
 use crate::endpoint::target_policy::TargetPolicy;
-use crate::send::recording_lag::Unrecorded;
+use crate::send::recording_lag::RecordingLag;
 use crate::test_store::TestStore;
 
 /// Panics in the attempt itself, or knows nothing for reasons of its own.
@@ -24,7 +24,7 @@ struct Resolver {
 }
 
 impl Resolve for Resolver {
-    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Found, Unresolved>> {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ResolvedName, Unresolved>> {
         Box::pin(ready(Err(Unresolved::Resolver)))
     }
 
@@ -37,8 +37,8 @@ impl Resolve for Resolver {
 /// A sender with one endpoint, and what it tells the recorder.
 struct Fixture {
     sender: Sender,
-    endpoint: Arc<LiveEndpoint>,
-    notes: Notes<Note>,
+    endpoint: Arc<CachedEndpoint>,
+    messages: Messages<RecorderMessage>,
     _dir: tempfile::TempDir,
 }
 
@@ -47,50 +47,51 @@ fn fixture(resolver: Resolver) -> Fixture {
     let seal = |id| (secrets.seal(id, &WebhookSecret::generate().unwrap()).unwrap(), secrets.fingerprints());
     let TestStore { store, endpoint: id, dir, .. } = TestStore::new(seal);
     let clock = Arc::<DeliveryClock>::default();
-    let schedules = Arc::new(Schedules::new(RetrySchedule::parse(limits::WEBHOOK_RETRY_SCHEDULE_DEFAULT).unwrap()));
+    let fleet_schedule =
+        Arc::new(FleetSchedule::new(RetrySchedule::parse(limits::WEBHOOK_RETRY_SCHEDULE_DEFAULT).unwrap()));
     let policy = TargetPolicy::default();
-    let directory = Arc::new(Directory::new(secrets, policy, Arc::clone(&clock), Arc::clone(&schedules)));
-    directory.refresh_all(&*store).unwrap();
-    let endpoint = directory.get(id).unwrap();
+    let endpoints = Arc::new(EndpointCache::new(secrets, policy, Arc::clone(&clock), Arc::clone(&fleet_schedule)));
+    endpoints.refresh_all(&*store).unwrap();
+    let endpoint = endpoints.get(id).unwrap();
     let client = ClientConfig {
         policy: TargetPolicy::default(),
         timeout: limits::WEBHOOK_TIMEOUT_DEFAULT,
         connect_timeout: limits::WEBHOOK_CONNECT_TIMEOUT_DEFAULT,
         response_bytes_max: 1024,
-        roots: Roots::Webpki,
+        roots: TrustRoots::Webpki,
         ca_file: None,
         proxy: None,
-        name_files: NameFiles::default(),
+        resolver_files: ResolverFiles::default(),
     };
-    let (to_recorder, notes) = unbounded();
+    let (to_recorder, messages) = unbounded();
     let sender = Sender {
         inbox: mpsc::unbounded_channel().1,
-        notes: to_recorder,
-        directory,
-        room: Room::new(32).0,
+        messages: to_recorder,
+        endpoints,
+        budget: DeliveryBudget::new(32).0,
         client: WebhookClient::with_resolver(client, Arc::new(resolver)).unwrap(),
         clock,
-        schedules,
+        fleet_schedule,
         timeout: limits::WEBHOOK_TIMEOUT_DEFAULT,
-        unrecorded: Arc::new(Unrecorded::new(limits::DELIVERY_LEASE_MARGIN)),
-        is_held_up: false,
+        recording_lag: Arc::new(RecordingLag::new(limits::DELIVERY_LEASE_MARGIN)),
+        is_paused: false,
         metrics: Metrics::new(1),
         stop: Arc::new(watch::channel(None).1),
-        fair: Fair::new(32),
+        queue: FairQueue::new(32),
         attempts: JoinSet::new(),
         circuits: HashMap::new(),
-        healed: HashMap::new(),
+        recovered: HashMap::new(),
         prune_at: None,
         open_circuits: 0,
     };
-    Fixture { sender, endpoint, notes, _dir: dir }
+    Fixture { sender, endpoint, messages, _dir: dir }
 }
 
 impl Fixture {
-    fn outgoing(&self) -> Outgoing {
+    fn delivery(&self) -> OutgoingDelivery {
         let lease = Lease::begin(&self.sender.clock, self.sender.timeout + limits::DELIVERY_LEASE_MARGIN);
-        Outgoing {
-            hold: Arc::<Leases>::default().hold(DeliveryId(Uuid::now_v7()), lease).unwrap(),
+        OutgoingDelivery {
+            guard: Arc::<LeaseTable>::default().acquire(DeliveryId(Uuid::now_v7()), lease).unwrap(),
             event: EventId(Uuid::now_v7()),
             endpoint: self.endpoint.id,
             rate_limit_per_second: None,
@@ -98,21 +99,21 @@ impl Fixture {
             received_at: Timestamp::now(),
             attempts_made: 0,
             schedule_step: 0,
-            reservation: Room::new(1).0.reserve(&Arc::default(), 0, Instant::now()).unwrap(),
+            reservation: DeliveryBudget::new(1).0.reserve(&Arc::default(), 0, Instant::now()).unwrap(),
         }
     }
 
     /// One delivery from its turn to what follows; what the recorder was told of it.
-    fn send(&mut self) -> Note {
-        let outgoing = self.outgoing();
+    fn send(&mut self) -> RecorderMessage {
+        let delivery = self.delivery();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            self.sender.take(vec![outgoing]);
+            self.sender.enqueue(vec![delivery]);
             self.sender.start_attempts();
             let ended = self.sender.attempts.join_next().await.unwrap();
-            self.sender.settle(ended);
+            self.sender.attempt_ended(ended);
         });
-        self.notes.try_recv().unwrap()
+        self.messages.try_recv().unwrap()
     }
 }
 
@@ -121,10 +122,10 @@ fn a_panic_is_this_servers_own_failure_and_nothing_is_held_against_the_endpoint(
     let mut fixture = fixture(Resolver { panics: true });
     for _ in 0..2 * limits::BREAKER_FAILURES {
         // It is an attempt all the same, with the next one on schedule: what always panics must come to an end.
-        let Note::Attempted(result, ..) = fixture.send() else { panic!("it is recorded") };
+        let RecorderMessage::Attempted(result, ..) = fixture.send() else { panic!("it is recorded") };
         assert_eq!(result.attempt.error.as_deref(), Some("internal_error"));
         assert!(matches!(result.next, Next::RetryAt(_)));
-        assert!(fixture.notes.is_empty() && fixture.sender.circuits.is_empty());
+        assert!(fixture.messages.is_empty() && fixture.sender.circuits.is_empty());
     }
 }
 
@@ -132,13 +133,13 @@ fn a_panic_is_this_servers_own_failure_and_nothing_is_held_against_the_endpoint(
 fn what_is_put_off_is_given_back_and_its_endpoint_left_alone_for_a_little() {
     let mut fixture = fixture(Resolver { panics: false });
     for _ in 0..2 * limits::BREAKER_FAILURES {
-        assert!(matches!(fixture.send(), Note::GivenBack(..)));
-        assert!(fixture.notes.is_empty() && fixture.sender.circuits.is_empty());
+        assert!(matches!(fixture.send(), RecorderMessage::Released(..)));
+        assert!(fixture.messages.is_empty() && fixture.sender.circuits.is_empty());
     }
-    let (share, room) = (&fixture.endpoint.share, &fixture.sender.room);
-    assert!(!share.is_resting());
-    assert_eq!(room.free_for(share, Instant::now()), 0);
-    assert!(room.free_for(share, Instant::now() + limits::WEBHOOK_PUT_OFF) > 1);
+    let (usage, budget) = (&fixture.endpoint.usage, &fixture.sender.budget);
+    assert!(!usage.is_circuit_open());
+    assert_eq!(budget.free_for(usage, Instant::now()), 0);
+    assert!(budget.free_for(usage, Instant::now() + limits::WEBHOOK_PUT_OFF) > 1);
 }
 
 #[test]
@@ -147,14 +148,14 @@ fn while_nothing_is_sent_a_turn_that_has_come_keeps_nobody_awake() {
     let (id, now) = (fixture.endpoint.id, Instant::now());
     let before = now.checked_sub(Duration::from_secs(5)).unwrap();
     for _ in 0..2 {
-        let outgoing = fixture.outgoing();
-        fixture.sender.fair.push(id, Some(1), outgoing);
+        let delivery = fixture.delivery();
+        fixture.sender.queue.push(id, Some(1), delivery);
     }
-    assert!(matches!(fixture.sender.fair.next(before, |_| false), Some(Turn::Send(_))));
-    assert!(fixture.sender.fair.next(before, |_| false).is_none());
+    assert!(matches!(fixture.sender.queue.next(before, |_| false), Some(Dequeued::Send(_))));
+    assert!(fixture.sender.queue.next(before, |_| false).is_none());
     assert!(fixture.sender.wake_at(now).unwrap() < now, "its rate allows the next one");
-    fixture.sender.unrecorded = Arc::new(Unrecorded::new(Duration::ZERO));
-    fixture.sender.unrecorded.begin(now);
+    fixture.sender.recording_lag = Arc::new(RecordingLag::new(Duration::ZERO));
+    fixture.sender.recording_lag.begin(now);
     fixture.sender.start_attempts();
     assert!(fixture.sender.attempts.is_empty() && fixture.sender.wake_at(now).unwrap() > now);
 }
