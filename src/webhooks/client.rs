@@ -1,22 +1,22 @@
-//! Makes requests to strangers.
+//! The HTTP client for requests to receivers, which are untrusted.
 //!
-//! Owns the connections to receivers; runs on the sender's runtime (one thread), where any number of [`WebhookClient::send`]s
-//! run beside each other; how many is the caller's bound.
+//! Owns the connections. Runs on the sender's runtime (one thread); any number of [`WebhookClient::send`] calls run
+//! concurrently, bounded by the caller.
 //!
-//! - [`WebhookClient::pooled_route`] comes first, a connection that is open; else [`WebhookClient::resolve_route`], the addresses of
-//!   the name. What that waits for is on this side, so its time is none of the attempt's, and what goes wrong on this side is
-//!   no attempt at all.
-//! - An attempt ends within the configured timeout, whatever the receiver or the proxy do; no request goes out after that,
-//!   even where the process stood still.
-//! - It goes where the [`TargetPolicy`] allows, checked on the very address that is connected to (`connect.rs`), and
-//!   nowhere else: redirects are answers, and no proxy is taken from the environment.
-//! - Receivers cost bounded memory: the answer's head, what is read of its body, and what is kept of that are limits, and
-//!   so are idle connections (`pool.rs`) and lookups (`lookup.rs`). Nothing is decompressed, or asked for compressed.
-//! - And bounded time: interim answers are counted, and so are HTTP/2 frames that bring nothing (`stream.rs`).
-//! - A request is written twice only where the first connection had been idle and closed without a byte of an answer, or
-//!   the receiver said that it had not begun with it: then at once, at most [`WEBHOOK_REFUSALS_MAX`] times.
-//! - HTTP/2 where TLS negotiates it, else HTTP/1.1. A connection on which a request met nothing but silence is not used
-//!   again, so that one which leads nowhere costs its attempts and not those to come.
+//! - A route comes first: [`WebhookClient::pooled_route`] is an open connection; otherwise [`WebhookClient::resolve_route`]
+//!   looks up the addresses. The lookup happens before the attempt's timeout starts, and a failure on this server's side
+//!   postpones the delivery without counting an attempt.
+//! - An attempt ends within the configured timeout, whatever the receiver or the proxy do. No request goes out later than
+//!   that, even after the process was suspended.
+//! - The client connects only where the [`TargetPolicy`] allows, and checks the very address that it connects to
+//!   (`connect.rs`). It follows no redirect and takes no proxy from the environment.
+//! - Memory per receiver is bounded: response head, bytes read and bytes kept of the body, idle connections (`pool.rs`) and
+//!   lookups (`lookup.rs`). Responses are neither requested compressed nor decompressed.
+//! - So is time: interim responses and HTTP/2 frames without content are counted (`stream.rs`).
+//! - A request is written a second time only when a reused connection closed before any byte of a response, or when the
+//!   receiver stated that it did not process the request; at most [`WEBHOOK_REFUSALS_MAX`] refusals per attempt.
+//! - TLS negotiates HTTP/2; otherwise HTTP/1.1. A connection whose request timed out without a single received byte is not
+//!   used again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -56,34 +56,34 @@ pub mod tls;
 pub use self::lookup::{Resolve, ResolvedName, Unresolved};
 pub use self::system_resolver::{ResolverFiles, SystemResolver};
 
-/// Which public certificate authorities are trusted.
+/// The root certificates that are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TrustRoots {
-    /// Mozilla's, as built in.
+    /// Mozilla's, compiled in.
     #[default]
     Webpki,
     /// The operating system's.
     System,
 }
 
-/// How requests are made.
+/// The settings of the client.
 #[derive(Clone)]
 pub struct ClientConfig {
-    /// Where they may go.
+    /// Which targets are allowed.
     pub policy: TargetPolicy,
-    /// Until the end of the answer, connecting included.
+    /// The longest duration of an attempt, from connecting to the end of the response.
     pub timeout: Duration,
-    /// For name, TCP, proxy and TLS.
+    /// The longest time for TCP, proxy and TLS.
     pub connect_timeout: Duration,
-    /// Most that is read of an answer's body, in bytes; past it the connection is closed, and the answer stands.
+    /// The most bytes read of a response body. Past it the connection is closed and the response counts as complete.
     pub response_bytes_max: usize,
-    /// Who is trusted.
+    /// The trusted roots.
     pub roots: TrustRoots,
-    /// Certificates (PEM) that are trusted beside them.
+    /// A PEM file of certificates that are trusted in addition.
     pub ca_file: Option<PathBuf>,
-    /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
+    /// `http://[user:password@]host:port` of a CONNECT proxy for all requests.
     pub proxy: Option<Url>,
-    /// Where it says how names are looked up.
+    /// The system files that configure name resolution.
     pub resolver_files: ResolverFiles,
 }
 
@@ -103,18 +103,18 @@ impl fmt::Debug for ClientConfig {
     }
 }
 
-/// One request: a POST.
+/// A POST request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Where to: [`crate::endpoint::target_policy::request_uri`] of the endpoint's URL, which is made once and cheap to clone.
     pub url: Uri,
-    /// All headers but `Host` and `Content-Length`.
+    /// All headers except `Host` and `Content-Length`.
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
 }
 
-/// What an attempt begins with.
+/// How an attempt reaches the receiver: an open connection, or addresses to connect to.
 pub struct Route {
     origin: Origin,
     org: OrgId,
@@ -126,12 +126,12 @@ enum RouteKind {
     Target(ResolvedTarget),
 }
 
-/// Why a request was not sent.
+/// Why there is no response.
 #[derive(Debug)]
 pub enum Unsent {
-    /// Because of the endpoint: an attempt like another.
+    /// The endpoint failed: this counts as an attempt.
     Failed(AttemptError),
-    /// Because of something on this side, which says nothing about the endpoint.
+    /// This server could not send, which says nothing about the endpoint. Gives the reason.
     Postponed(&'static str),
 }
 
@@ -147,7 +147,7 @@ impl From<ErrorClass> for Unsent {
     }
 }
 
-/// Keeps connections; used from one tokio runtime. Clones share them.
+/// The client with its connections. Used from one tokio runtime; clones share the connections.
 #[derive(Clone)]
 pub struct WebhookClient {
     connector: Arc<Connector>,
@@ -157,16 +157,16 @@ pub struct WebhookClient {
 }
 
 impl WebhookClient {
-    /// Reads the certificates. Names are looked up as the system's files say.
+    /// Creates a client that resolves names as the system's files say. Reads the certificates.
     ///
     /// # Errors
-    /// What is wrong with them, or with the proxy.
+    /// What is wrong with the certificates or the proxy.
     pub fn new(config: ClientConfig) -> Result<Self, String> {
         let resolver = Arc::new(SystemResolver::new(config.resolver_files.clone()));
         Self::with_resolver(config, resolver)
     }
 
-    /// The same with another source of addresses.
+    /// As [`WebhookClient::new`], with another resolver.
     ///
     /// # Errors
     /// As [`WebhookClient::new`].
@@ -186,28 +186,28 @@ impl WebhookClient {
         })
     }
 
-    /// Ready for an attempt for something of `org` where a connection is open.
+    /// A route over an open connection, if there is one, for a delivery of `org`.
     pub fn pooled_route(&self, url: &Uri, org: OrgId) -> Option<Route> {
         let origin = Origin::of(url)?;
         let kind = RouteKind::Connection(self.pool.take(&origin, false)?);
         Some(Route { origin, org, kind })
     }
 
-    /// Gets ready for an attempt for something of `org` where none is: finds out where to open one. Ends by `until`, and
-    /// within [`WEBHOOK_LOOKUP_WAIT`](millrace_base::limits::WEBHOOK_LOOKUP_WAIT).
+    /// A route to a new connection, for a delivery of `org`: resolves the host name. Ends by `until`, and within
+    /// [`WEBHOOK_LOOKUP_WAIT`](millrace_base::limits::WEBHOOK_LOOKUP_WAIT).
     ///
     /// # Errors
-    /// That there is nowhere to send it, which is an attempt that failed; or that it is put off.
+    /// [`Unsent::Failed`] if the name has no allowed address; [`Unsent::Postponed`] if that could not be found out.
     pub async fn resolve_route(&self, url: &Uri, org: OrgId, until: std::time::Instant) -> Result<Route, Unsent> {
         let origin = Origin::of(url).ok_or(ErrorClass::AddressNotAllowed)?;
         let kind = RouteKind::Target(self.connector.target(url, org, until.into()).await?);
         Ok(Route { origin, org, kind })
     }
 
-    /// Makes one attempt, at the URL that it was prepared for; ends within the timeout, whatever happens.
+    /// Makes one attempt over `route`, which must be for the URL of `request`. Ends within the timeout, whatever happens.
     ///
     /// # Errors
-    /// Why it is put off: the receiver has seen nothing of it.
+    /// Why the attempt is postponed: the receiver has seen nothing of the request.
     pub async fn send(&self, route: Route, request: Request) -> Result<Outcome, &'static str> {
         let deadline = Instant::now() + self.timeout;
         match self.exchange(route, &request, deadline).await {
@@ -217,9 +217,8 @@ impl WebhookClient {
         }
     }
 
-    /// Sends the request and waits for the answer's head. A connection that had been used before may have been closed
-    /// meanwhile; then the request goes out once more, on a new one. One that the receiver refused to begin with goes out
-    /// again at once.
+    /// Sends the request and waits for the response head. If a reused connection turns out to be closed, the request is sent
+    /// once more on a new one. A request that the receiver refused unprocessed is sent again at once.
     async fn exchange(
         &self,
         route: Route,
@@ -229,13 +228,13 @@ impl WebhookClient {
         let Route { origin, org, kind } = route;
         let (mut kind, mut refusals, mut again) = (Some(kind), 0, false);
         loop {
-            // Opening one is seldom and large: in a box, it takes no room in the others' tasks.
+            // Connecting is a large and rare future: boxed, it does not enlarge every task.
             let mut connection = match kind.take() {
                 Some(RouteKind::Connection(connection)) => connection,
                 Some(RouteKind::Target(target)) => Box::pin(self.open(&origin, target, false, deadline)).await?,
                 None => Box::pin(self.open_fresh(&origin, &request.url, org, deadline)).await?,
             };
-            // The process stood still, or this thread did: what goes out now may be sent by somebody else as well.
+            // The process or this thread was suspended: another server may be sending this delivery by now.
             if Instant::now() >= deadline {
                 connection.keep();
                 return Err(Unsent::Postponed("this server was held up for longer than an attempt may take"));
@@ -258,7 +257,7 @@ impl WebhookClient {
         }
     }
 
-    /// A connection that has not been idle.
+    /// A connection that was not idle before.
     async fn open_fresh(
         &self,
         origin: &Origin,
@@ -273,7 +272,7 @@ impl WebhookClient {
         Ok(self.open(origin, target, true, deadline).await?)
     }
 
-    /// A new connection, or one that is there by now.
+    /// A new connection, or one that another attempt has opened meanwhile.
     async fn open(
         &self,
         origin: &Origin,
@@ -299,13 +298,13 @@ impl WebhookClient {
             }
         };
         let stream = self.connector.connect(&target, deadline).await?;
-        // An HTTP/2 receiver's settings are waited for: within the attempt's time, too.
+        // Over HTTP/2 this waits for the receiver's settings, within the attempt's deadline.
         let started = timeout_at(deadline, connection::handshake(stream)).await;
         let (sender, monitor) = started.map_err(|_| AttemptError::from(ErrorClass::Timeout))??;
         Ok(self.pool.opened(origin, sender, monitor))
     }
 
-    /// Reads the body, of which only the beginning is kept.
+    /// Reads the response body; only its beginning is kept.
     async fn read_response(
         &self,
         connection: PooledConnection,
@@ -336,12 +335,11 @@ impl WebhookClient {
 
 enum Drained {
     Whole,
-    /// There was more than is read.
+    /// The body is longer than the limit.
     Cut,
 }
 
-/// Reads on behind what is shown, so that the connection can be used again; not where the receiver announces more than
-/// would be read.
+/// Reads past the excerpt so that the connection can be reused, unless the announced length exceeds the limit anyway.
 async fn drain(body: &mut Incoming, shown: &mut Vec<u8>, bytes_max: usize) -> Result<Drained, hyper::Error> {
     let announced = body.size_hint().lower();
     let bytes_max = if announced > bytes_max as u64 { ANSWER_BODY_SHOWN_BYTES_MAX.min(bytes_max) } else { bytes_max };

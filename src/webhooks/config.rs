@@ -1,4 +1,4 @@
-//! What can be configured about webhooks, checked: made once, at the start, by `config`.
+//! The webhook settings, checked. The server's configuration fills in a [`WebhookConfig`] once, at start.
 
 use std::fmt;
 use std::fs::DirBuilder;
@@ -16,37 +16,37 @@ use crate::delivery::schedule::RetrySchedule;
 use crate::endpoint::secret::SecretBox;
 use crate::endpoint::target_policy::{DatabaseAddresses, TargetPolicy};
 
-/// The file in the data directory that holds the key secrets are sealed with, where none is configured.
+/// The file in the data directory with the key that seals secrets, used when no key is configured.
 pub const SECRET_KEY_FILE: &str = "webhook-secret.key";
 
-/// How webhooks are kept and sent.
+/// The webhook settings.
 #[derive(Clone)]
 pub struct WebhookConfig {
-    /// Whether endpoints may be plain http and on any address.
+    /// Whether endpoints may use plain http and any address.
     pub allow_insecure: bool,
-    /// Networks that endpoints may be in although they are special.
+    /// Special-purpose networks that endpoints may nevertheless be in.
     pub allowed_networks: Vec<IpNet>,
-    /// What endpoints' secrets are sealed with; `None` is a key of its own in the data directory.
+    /// The key that seals endpoint secrets; `None` uses [`SECRET_KEY_FILE`] in the data directory.
     pub secret_key: Option<SecretKey>,
-    /// When a failed delivery is tried again.
+    /// When a failed delivery is retried.
     pub schedule: RetrySchedule,
-    /// Until the end of an endpoint's answer, connecting included.
+    /// The longest duration of an attempt, from connecting to the end of the response.
     pub timeout: Duration,
-    /// For name, connection, proxy and TLS; at most `timeout`.
+    /// The longest time for TCP, proxy and TLS; at most `timeout`.
     pub connect_timeout: Duration,
-    /// Requests to one endpoint at a time, at least 1.
+    /// The most requests in flight to one endpoint, at least 1.
     pub concurrency: usize,
-    /// Bytes of an answer's body that are read.
+    /// The most bytes read of a response body.
     pub response_bytes_max: usize,
-    /// Certificates (PEM) that are trusted beside the roots.
+    /// A PEM file of certificates that are trusted in addition to the roots.
     pub ca_file: Option<PathBuf>,
-    /// Whose certificates endpoints' are verified with.
+    /// The root certificates that endpoints are verified with.
     pub roots: TrustRoots,
-    /// `http://[user:password@]host:port` of a CONNECT proxy that all requests go through.
+    /// `http://[user:password@]host:port` of a CONNECT proxy for all requests.
     pub proxy: Option<Url>,
-    /// How long deliveries that have ended are kept, with their attempts.
+    /// How long ended deliveries are kept, with their attempts.
     pub retention: Duration,
-    /// Where it says how names are looked up: the system's files.
+    /// The system files that configure name resolution.
     pub resolver_files: ResolverFiles,
 }
 
@@ -58,7 +58,7 @@ impl SecretKey {
     /// Checks the text and keeps it.
     ///
     /// # Errors
-    /// What would be right; never quotes the text.
+    /// The rule that the text breaks; never quotes the text.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         SecretBox::from_config(text)?;
         Ok(Self(Zeroizing::new(text.to_owned())))
@@ -72,7 +72,7 @@ impl fmt::Debug for SecretKey {
 }
 
 impl WebhookConfig {
-    /// Where requests may go: not to where the server listens or the database is, except where everything is allowed.
+    /// The target policy. It refuses the addresses of this server and of its database, except where everything is allowed.
     pub fn policy(&self, listens: &[IpAddr], database: &DatabaseAddresses) -> TargetPolicy {
         let mut policy = TargetPolicy {
             allow_insecure: self.allow_insecure,
@@ -87,7 +87,7 @@ impl WebhookConfig {
         policy
     }
 
-    /// How requests are made under that policy.
+    /// The client settings under that policy.
     pub fn client(&self, policy: TargetPolicy) -> ClientConfig {
         ClientConfig {
             policy,
@@ -101,22 +101,22 @@ impl WebhookConfig {
         }
     }
 
-    /// Whether [`Self::open_secrets`] finds a key, and need not make one.
+    /// Whether [`Self::open_secrets`] finds a key and need not create one.
     pub fn has_secret_key(&self, data_dir: &Path) -> bool {
         self.secret_key.is_some() || data_dir.join(SECRET_KEY_FILE).exists()
     }
 
-    /// What seals endpoints' secrets: the configured key, else the one in the data directory, which is made where there
-    /// is none.
+    /// Opens the keys that seal endpoint secrets: the configured ones, or else the file in the data directory, which is created
+    /// if it does not exist.
     ///
     /// # Errors
-    /// What is wrong with the file, and what mends it.
+    /// What is wrong with the file and how to fix it.
     pub fn open_secrets(&self, data_dir: &Path) -> Result<SecretBox, String> {
         if let Some(SecretKey(text)) = &self.secret_key {
             return SecretBox::from_config(text).map_err(|rule| format!("webhook_secret_key {rule}"));
         }
         let path = data_dir.join(SECRET_KEY_FILE);
-        // With Postgres and nothing to keep but this, nobody has made the directory yet.
+        // With Postgres and no journal the data directory may not exist yet.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
         made.and_then(|()| SecretBox::load_or_create(&path)).map_err(|error| {
             format!(

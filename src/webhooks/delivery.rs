@@ -1,6 +1,5 @@
-//! What planning, sending and the HTTP client share about one delivery: its clock, its lease, the outcome of an attempt,
-//! and the schedule of retries. Imports neither `plan`, `send` nor `client`, so that these never import each other in a
-//! circle through it.
+//! What planning, sending and the HTTP client share about a delivery: its clock, its lease, the outcome of an attempt and
+//! the retry schedule. Imports neither `plan` nor `send` nor `client`, so these three do not depend on each other in a circle.
 
 pub mod clock;
 pub(crate) mod fleet_schedule;

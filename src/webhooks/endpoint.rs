@@ -1,5 +1,5 @@
-//! A webhook endpoint as its owner defines it: URL, event types, headers, rate and secret, and the rules for each. Used by
-//! the control API, the command line, planning and sending alike.
+//! A webhook endpoint as its owner defines it: URL, event types, headers, rate limit and secret, and the rules for each. The
+//! control API, the command line, planning and sending all use it.
 
 pub(crate) mod database_hosts;
 pub mod filter;

@@ -1,23 +1,24 @@
-//! DELIVER: the second half of the walk. Events that are stored reach their organisation's endpoints: signed, retried,
-//! visible. Over there are strangers: slow, failing, hostile.
+//! Webhook delivery: stored events reach the endpoints of their organisation, signed and retried. Receivers are untrusted:
+//! assume they are slow, broken or hostile.
 //!
 //! ```text
-//! writers ─▶ outbox ─┐  reserves room, plans; rows are stored with their events, born claimed
-//!            claims ─┴▶ sender ─▶ fair ─▶ circuit ─▶ client ─▶ target ─▶ the stranger
-//!                          └─▶ recorder ─▶ the database
+//! writer threads ─▶ planner ──┐  inserts delivery rows with their events; leases those that fit in memory
+//!                   claimer ──┴▶ sender ─▶ fair queue ─▶ circuit breaker ─▶ client ─▶ target policy ─▶ receiver
+//!                                   └────▶ recorder ─▶ database
 //! ```
 //!
-//! Threads: `deliver` (a tokio runtime of one thread, which makes all requests), `deliver-claimer` and `deliver-record`
-//! (which ask the database). The outbox runs on the writers, the directory is read by all of them.
+//! Threads: `deliver` (a single-threaded tokio runtime that makes all requests), `deliver-claims` and `deliver-record` (which
+//! call the database). The planner runs on the writer threads. All of them read the endpoint cache.
 //!
-//! **At least once.** A delivery's row is made by the transaction that stores its event, and it leaves `pending` only
-//! when an attempt's result is recorded. Whoever sends one holds its lease, which is longer than an attempt may take; a
-//! holder that dies leaves it due. So none vanishes, and one is sent twice only where a result could not be recorded
-//! before its lease ran out, and somebody else came first then. While results wait nothing is claimed, and after a while
-//! nothing sent; and who could not reach the database gives others the time to record before it claims.
+//! **At least once.** The transaction that stores an event inserts its delivery rows. A row leaves `pending` only when the
+//! result of an attempt is recorded. Only the holder of a delivery's lease sends it, and a lease is longer than an attempt may
+//! take. When a holder dies its lease expires and the row is due again, so no delivery is lost. A delivery is sent twice only
+//! when its result could not be recorded before the lease expired and another server claimed it. While results wait to be
+//! recorded this server claims nothing, and after a third of a lease it sends nothing. After a database outage it waits
+//! before it claims, so that other servers can record their results first.
 //!
-//! **Nothing here delays ingestion**, beyond the rows themselves: what finds no room in memory waits in the database.
-//! Never: a lock held across a request, a secret or a URL in a log or a label.
+//! **Webhooks never delay ingestion**, apart from the inserted rows: a delivery that does not fit in memory waits in the
+//! database. No lock is held across a request. No secret and no URL appears in a log line or a metric label.
 
 pub mod client;
 pub mod config;
@@ -66,15 +67,15 @@ use self::send::recorder::Recorder;
 use self::send::recording_lag::RecordingLag;
 use self::send::sender::{Sender, StopSignal};
 
-/// Where the server and its database are.
+/// The addresses of the server and its database, which webhooks must not reach.
 pub struct OwnAddresses {
-    /// What the server listens on; unspecified: all addresses of the machine.
+    /// The addresses that the server listens on; an unspecified one stands for all addresses of the machine.
     pub listen_addresses: Vec<IpAddr>,
-    /// Names and addresses of the database's hosts.
+    /// Host names and addresses of the database.
     pub database_hosts: Vec<String>,
 }
 
-/// The room with its threads.
+/// Webhook delivery with its threads.
 pub struct Webhooks {
     store: Arc<dyn Store>,
     secrets: Arc<SecretBox>,
@@ -89,11 +90,11 @@ pub struct Webhooks {
 }
 
 impl Webhooks {
-    /// Starts the threads. Nothing is sent until the directory has been read, which whoever prepares the database does.
-    /// `own` is what is not to be sent to.
+    /// Starts the threads. Nothing is sent until the endpoint cache is loaded, which the preparation of the database does.
+    /// Nothing is ever sent to the addresses in `own`.
     ///
     /// # Errors
-    /// What is wrong with the key or the certificates, and what mends it; or that the operating system refuses a thread.
+    /// What is wrong with the secret key or the certificates and how to fix it, or that a thread could not be started.
     pub fn start(
         config: &WebhookConfig,
         data_dir: &Path,
@@ -181,21 +182,21 @@ impl Webhooks {
         Ok(Self { store, secrets, policy, endpoints, planner, budget, stop_claimer, stop_sender, give_up, threads })
     }
 
-    /// What the writers plan with.
+    /// The planner, for the writers.
     pub fn planner(&self) -> Arc<DeliveryPlanner> {
         Arc::clone(&self.planner)
     }
 
-    /// Which endpoints there are.
+    /// The endpoint cache.
     pub fn endpoint_cache(&self) -> Arc<EndpointCache> {
         Arc::clone(&self.endpoints)
     }
 
-    /// What the managing routes need.
+    /// What the control handlers need to manage endpoints.
     pub fn management(&self) -> EndpointManagement {
         let (endpoints, store) = (Arc::clone(&self.endpoints), Arc::clone(&self.store));
         let on_change = Box::new(move |org| {
-            // A moment's trouble is waited out; the claiming thread hears of the change too, and tries until it has it.
+            // Waits out a short outage. After a longer one the claimer reloads the endpoints: it hears of the change, too.
             const PATIENCE: Duration = Duration::from_secs(2);
             const PAUSE: Duration = Duration::from_millis(100);
             let began = Instant::now();
@@ -209,19 +210,19 @@ impl Webhooks {
         EndpointManagement { policy: self.policy.clone(), secrets: Arc::clone(&self.secrets), on_change }
     }
 
-    /// From now on what is planned or due stays in the database; what is in memory is still sent.
+    /// From now on planned and due deliveries stay in the database; those in memory are still sent.
     pub fn close(&self) {
         self.planner.close();
         self.stop_claimer.store(true, Ordering::Relaxed);
         self.budget.wake();
     }
 
-    /// After the writers have ended: attempts in flight may end until `deadline`, and are recorded. The rest is due for
-    /// the next start.
+    /// Ends the threads, after the writers have ended. Attempts in flight may finish until `deadline` and are recorded; the
+    /// other deliveries are due at the next start.
     pub fn drain(self, deadline: Instant) {
         self.close();
         self.stop_sender.send_replace(Some(deadline));
-        // One commit takes a call of the database.
+        // The last commit needs a little time even if the deadline has passed.
         let recorded_by = deadline.max(Instant::now() + Duration::from_secs(1));
         while Instant::now() < recorded_by && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(5));
@@ -236,20 +237,20 @@ fn start_threads(
     recorder: Recorder,
     mut database_hosts: DatabaseHosts,
 ) -> io::Result<[JoinHandle<()>; 3]> {
-    // The system's files are read on one, the database's names looked up on the other.
+    // One blocking thread reads the resolver's files, the other resolves the database's host names.
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
     let mut stopped = StopSignal::clone(&sender.stop);
     let send = move || {
         runtime.block_on(async {
             tokio::select! {
                 () = database_hosts.resolve() => {}
-                // An error means that nobody is there to stop it.
+                // An error means that the other end of the signal is gone.
                 _ = stopped.wait_for(Option::is_some) => {}
             }
             tokio::spawn(database_hosts.resolve_periodically());
             sender.run().await;
         });
-        // What is still being read or looked up is nobody's any more.
+        // Does not wait for blocking calls in progress.
         runtime.shutdown_background();
     };
     Ok([

@@ -1,4 +1,4 @@
-//! Which deliveries an event needs, and which of them this server holds in memory. Runs on the writer threads.
+//! Decides which deliveries an event needs, and which of them this server keeps in memory. Runs on the writer threads.
 
 pub(crate) mod budget;
 pub mod endpoint_cache;

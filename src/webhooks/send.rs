@@ -1,5 +1,5 @@
-//! Claims due deliveries, sends them, decides what follows and records it. Runs on the threads `deliver-claims`, `deliver`
-//! and `deliver-record`.
+//! Claims due deliveries, sends them, decides the next step and records it. Runs on the threads `deliver-claims`, `deliver` and
+//! `deliver-record`.
 
 pub(crate) mod breaker;
 pub(crate) mod claimer;

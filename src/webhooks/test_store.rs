@@ -1,4 +1,4 @@
-//! A store with one endpoint, for tests of what is sent to it.
+//! A store with one endpoint, for tests.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use millrace_store::Store;
 use millrace_store::open::{StoreConfig, open};
 use millrace_store::webhooks::{KeyFingerprint, NewEndpoint, SealedSecret};
 
-/// See the module.
+/// A store with one organisation and one endpoint.
 pub struct TestStore {
-    /// An embedded one, with its schema.
+    /// An embedded store with its schema.
     pub store: Arc<dyn Store>,
-    /// Without a rate limit.
+    /// An organisation without a rate limit.
     pub org: OrgId,
-    /// The organisation's endpoint, enabled, without a filter.
+    /// The organisation's endpoint: enabled, without a filter.
     pub endpoint: EndpointId,
-    /// Where the store is.
+    /// The directory of the store.
     pub dir: TempDir,
 }
 
 impl TestStore {
-    /// `seal` makes the endpoint's secret, and says with which keys.
+    /// `seal` returns the endpoint's sealed secret and the fingerprints of the keys.
     pub fn new(seal: impl FnOnce(EndpointId) -> (SealedSecret, Vec<KeyFingerprint>)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = StoreConfig { database_url: None, data_dir: dir.path().to_owned(), connections_max: 2 };

@@ -1,13 +1,12 @@
-//! From a URL to bytes. First, before an attempt's time runs, its name is looked up; then, within one deadline: vet,
-//! connect, ask the proxy, encrypt.
+//! From a URL to a connection. The name is resolved before the attempt's timeout starts. Then, within one deadline: check
+//! the addresses, connect, ask the proxy for a tunnel, negotiate TLS.
 //!
-//! - One lookup a connection, or one that is remembered; **every** address it gives is vetted, and one that is not allowed
-//!   refuses the target: a name that leads to a public and to a private place is an attack, or a mistake that somebody
-//!   should see.
-//! - The connection is made to the vetted address itself. The name is not resolved again (it could lead elsewhere by
-//!   then, "rebinding"); TLS and the `Host` header use the name from the URL.
-//! - With a proxy the names are the proxy's; literal addresses are vetted all the same. The proxy's own address is the
-//!   operator's choice and is not; that its name is not found is no endpoint's failure.
+//! - One lookup per connection, or a cached one. **Every** address of the name is checked, and a single address that is not
+//!   allowed refuses the target: a name with both public and private addresses is an attack or a mistake.
+//! - The connection goes to the checked address itself. The name is not resolved again, because it could have other addresses
+//!   by then (DNS rebinding). TLS and the `Host` header use the name from the URL.
+//! - With a proxy, the proxy resolves names; literal addresses are still checked here. The proxy's own address is the
+//!   operator's choice and is not checked. If its name does not resolve, deliveries are postponed and no endpoint is blamed.
 
 use std::fmt;
 use std::io;
@@ -35,10 +34,10 @@ use super::{Unsent, tls};
 use crate::delivery::outcome::{AttemptError, ErrorClass};
 use crate::endpoint::target_policy::TargetPolicy;
 
-/// Whose lookups of the proxy's name are.
+/// The organisation that lookups of the proxy's name count for.
 const NO_ORG: OrgId = OrgId(Uuid::nil());
 
-/// A host as a URL names it.
+/// The host of a URL.
 pub enum Host {
     Name(String),
     Address(IpAddr),
@@ -64,7 +63,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// Where a URL leads.
+/// The scheme, host and port of a URL.
 pub struct Destination {
     pub https: bool,
     pub host: Host,
@@ -72,7 +71,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// `None` for what [`TargetPolicy::parse_url`] would not have taken.
+    /// `None` for a URL that [`TargetPolicy::parse_url`] refuses.
     fn of(uri: &Uri) -> Option<Self> {
         let https = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
@@ -92,7 +91,7 @@ impl Destination {
     }
 }
 
-/// Makes connections.
+/// Opens connections.
 pub struct Connector {
     pub policy: TargetPolicy,
     pub lookups: LookupCache,
@@ -101,17 +100,18 @@ pub struct Connector {
     pub timeout: Duration,
 }
 
-/// A place, and the addresses it is reached by: its own, or those of the proxy.
+/// A destination with the addresses to connect to: its own, or those of the proxy.
 pub struct ResolvedTarget {
     destination: Destination,
     addresses: Arc<[IpAddr]>,
 }
 
 impl Connector {
-    /// Looks up where the URL leads, for something of `org`, until `until`.
+    /// Resolves the host of the URL for a delivery of `org`, until `until`.
     ///
     /// # Errors
-    /// That it leads nowhere, or nowhere it may; or that it is not known for reasons on this side.
+    /// [`Unsent::Failed`] if it has no address or one that is not allowed; [`Unsent::Postponed`] if name servers or the proxy's
+    /// name are at fault.
     pub async fn target(&self, uri: &Uri, org: OrgId, until: Instant) -> Result<ResolvedTarget, Unsent> {
         let destination = Destination::of(uri).ok_or(ErrorClass::AddressNotAllowed)?;
         if !destination.https && !self.policy.allow_insecure {
@@ -141,7 +141,7 @@ impl Connector {
     /// Connects.
     ///
     /// # Errors
-    /// Why not; [`ErrorClass::ConnectTimeout`] after the connector's timeout, or at `deadline` if that is earlier.
+    /// Why it failed; [`ErrorClass::ConnectTimeout`] after the connector's timeout, or at `deadline` if that is earlier.
     pub async fn connect(&self, target: &ResolvedTarget, deadline: Instant) -> Result<Stream, AttemptError> {
         let deadline = deadline.min(Instant::now() + self.timeout);
         timeout_at(deadline, self.connect_steps(target)).await.unwrap_or(Err(ErrorClass::ConnectTimeout.into()))
@@ -176,9 +176,9 @@ impl Connector {
     }
 }
 
-/// Connects to the first address that answers. Each gets a head start of [`WEBHOOK_NEXT_ADDRESS_AFTER`] before the next
-/// is tried beside it, so that one which swallows packets costs that much and not the whole connect time; a refusal
-/// starts the next at once.
+/// Connects to the first address that accepts ("happy eyeballs"). Each address gets a head start of
+/// [`WEBHOOK_NEXT_ADDRESS_AFTER`] before the next one is tried in parallel, so an address that drops packets costs only that
+/// and not the whole connect timeout. A refusal starts the next one at once.
 async fn dial(addresses: &[IpAddr], port: u16) -> Result<TcpStream, ErrorClass> {
     let mut next = alternate_families(addresses).into_iter().take(WEBHOOK_ADDRESSES_MAX).peekable();
     let mut dials = FuturesUnordered::new();
@@ -186,17 +186,17 @@ async fn dial(addresses: &[IpAddr], port: u16) -> Result<TcpStream, ErrorClass> 
     loop {
         let Some(address) = next.next() else { return Err(failure) };
         dials.push(TcpStream::connect(SocketAddr::new(address, port)));
-        // Until it is the next one's turn.
+        // Waits until the next address may start.
         loop {
             tokio::select! {
                 Some(tried) = dials.next() => match tried {
                     Ok(tcp) => {
-                        // Requests are written whole; there is nothing to wait for.
+                        // Requests are written in one piece; Nagle's algorithm would only delay them.
                         let _ = tcp.set_nodelay(true);
                         return Ok(tcp);
                     }
                     Err(error) => {
-                        // A refusal says more than what the other family's missing route says.
+                        // A refusal is more informative than a missing route of the other address family.
                         if failure != ErrorClass::ConnectionRefused {
                             failure = class_of(&error);
                         }
@@ -215,13 +215,13 @@ fn class_of(error: &io::Error) -> ErrorClass {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => ErrorClass::ConnectionRefused,
         io::ErrorKind::TimedOut => ErrorClass::ConnectTimeout,
-        // Accepted and ended before we looked.
+        // Accepted and closed before this side noticed.
         io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => ErrorClass::ConnectionClosed,
         _ => ErrorClass::ConnectFailed,
     }
 }
 
-/// The families take turns, beginning with the resolver's choice: where one has no route the other is next.
+/// Alternates between the address families, beginning with the resolver's choice: if one has no route the other is next.
 fn alternate_families(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
     let mut ours = addresses.iter().filter(|address| address.is_ipv4() == first.is_ipv4());

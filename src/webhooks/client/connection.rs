@@ -1,4 +1,4 @@
-//! HTTP on a connection: a task that speaks it, and the end that requests are put into.
+//! HTTP on one connection: the task that speaks the protocol, and the handle through which requests are sent.
 
 use std::pin::pin;
 
@@ -28,15 +28,15 @@ type Body = Full<Bytes>;
 pub type Http1 = http1::SendRequest<Body>;
 pub type Http2 = http2::SendRequest<Body>;
 
-/// The end that requests are put into. The connection lives as long as its sender (HTTP/2: and its clones) and what is
-/// under way.
+/// The handle through which requests are sent. The connection lives as long as this handle (over HTTP/2, also its clones)
+/// and the requests in flight.
 pub enum HttpSender {
     Http1(Http1),
     Http2(Http2),
 }
 
-/// Begins to speak HTTP; the task that does it ends with the connection. Over HTTP/2 waits a little for the receiver's
-/// settings: how many requests it takes at a time is to be known before there are more than one.
+/// Starts HTTP on the stream; its task ends with the connection. Over HTTP/2 this waits a short time for the receiver's
+/// settings, because the limit of concurrent streams must be known before a second request.
 pub async fn handshake(stream: Stream) -> Result<(HttpSender, ReceiveMonitor), AttemptError> {
     let monitor = stream.monitor();
     let sender = if stream.speaks_http2() {
@@ -49,14 +49,14 @@ pub async fn handshake(stream: Stream) -> Result<(HttpSender, ReceiveMonitor), A
             .await
             .map_err(|error| attempt_error(&error))?;
         let (ends, ended) = oneshot::channel::<()>();
-        // The attempts see what goes wrong with it.
+        // Errors of the connection reach the attempts that use it.
         tokio::spawn(async move {
             drop(connection.await);
             drop(ends);
         });
         let settings = pin!(monitor.settings());
         if let Ok(Either::Right(_)) = timeout(WEBHOOK_SETTLE_TIMEOUT, select(settings, ended)).await {
-            // It ended without what HTTP/2 begins with.
+            // The connection ended before the SETTINGS frame with which HTTP/2 begins.
             let spoke = monitor.has_received();
             return Err(if spoke { ErrorClass::InvalidResponse } else { ErrorClass::ConnectionClosed }.into());
         }
@@ -73,10 +73,10 @@ pub async fn handshake(stream: Stream) -> Result<(HttpSender, ReceiveMonitor), A
     Ok((sender, monitor))
 }
 
-// The parser's own default; setting it would move its table from the stack to the heap.
+// This is the parser's default; setting it explicitly would move its table from the stack to the heap.
 const _: () = assert!(WEBHOOK_RESPONSE_HEADERS_MAX == 100);
 
-/// Sends the request and waits for the answer's head.
+/// Sends the request and waits for the response head.
 pub async fn send_http1(
     sender: &mut Http1,
     request: &Request,
@@ -90,7 +90,7 @@ pub async fn send_http1(
     let sent = sender.try_send_request(message).await;
     monitor.head_came();
     match sent {
-        // The last of them came with the answer.
+        // The interim response over the limit arrived together with the final one.
         Ok(_) if monitor.is_over_limit() => {
             Err(SendFailure { error: ErrorClass::InvalidResponse.into(), retry: RetrySafety::Unsafe })
         }
@@ -99,7 +99,7 @@ pub async fn send_http1(
     }
 }
 
-/// The same; other requests are under way on the connection.
+/// As [`send_http1`]; other requests may be in flight on the connection.
 pub async fn send_http2(
     sender: &mut Http2,
     request: &Request,
@@ -122,7 +122,7 @@ fn failure(mut error: TrySendError<hyper::Request<Body>>, monitor: &ReceiveMonit
     } else {
         RetrySafety::Unsafe
     };
-    // It spoke before it was asked, or brings nothing.
+    // The receiver spoke first, or sent too much without content.
     SendFailure { error: if is_invalid { ErrorClass::InvalidResponse.into() } else { trouble }, retry }
 }
 

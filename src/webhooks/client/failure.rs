@@ -1,4 +1,4 @@
-//! What went wrong on a connection, told by types and never by text.
+//! Classifies connection errors by their types, never by their text.
 
 use std::error::Error;
 use std::io;
@@ -6,24 +6,25 @@ use std::io;
 use super::tls;
 use crate::delivery::outcome::{AttemptError, ErrorClass};
 
-/// Why no answer came.
+/// Why there is no response.
 pub struct SendFailure {
     pub error: AttemptError,
     pub retry: RetrySafety,
 }
 
-/// Whether the receiver has begun with the request.
+/// Whether the request may be sent again: depends on whether the receiver may have processed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetrySafety {
-    /// It may have.
+    /// The receiver may have processed it.
     Unsafe,
-    /// It has not, as far as can be told: nothing was sent, or nothing came back before the connection ended.
+    /// Nothing was sent, or the connection closed before any byte came back. Safe on a reused connection, which the receiver
+    /// was probably closing already.
     IfReused,
-    /// It says that it has not.
+    /// The receiver states that it did not process it.
     Safe,
 }
 
-/// As attempts show it.
+/// The error that is recorded for the attempt.
 pub fn attempt_error(error: &hyper::Error) -> AttemptError {
     let class = class_of(error);
     let tls = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(tls::explain));
@@ -39,7 +40,7 @@ fn class_of(error: &hyper::Error) -> ErrorClass {
     }
     for cause in causes(error) {
         if let Some(error) = cause.downcast_ref::<h2::Error>() {
-            // What our side found wrong, and not what the receiver said.
+            // An error that this side detected, as opposed to one that the receiver sent.
             let ours = error.is_library() && !error.is_io();
             return if ours { ErrorClass::InvalidResponse } else { ErrorClass::ConnectionClosed };
         }
@@ -55,15 +56,15 @@ fn class_of_io(error: &io::Error) -> ErrorClass {
         return ErrorClass::TlsFailed;
     }
     match error.kind() {
-        // How chunks that are none are reported.
+        // hyper reports invalid chunks with these kinds.
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => ErrorClass::InvalidResponse,
         _ => ErrorClass::ConnectionClosed,
     }
 }
 
-/// Whether the receiver says that it has not begun with an HTTP/2 request (RFC 9113, section 8.7): it refused the stream,
-/// or ended the connection and this stream is above the last one that it names, whatever it ended it for. `h2` gives the
-/// error of a GOAWAY to those streams only.
+/// Whether the receiver states that it did not process an HTTP/2 request (RFC 9113, section 8.7): it refused the stream, or
+/// it sent a GOAWAY that names an earlier stream as the last one, with any error code. `h2` reports the error of a GOAWAY
+/// only on such streams.
 pub fn is_refusal(error: &hyper::Error) -> bool {
     causes(error)
         .filter_map(|cause| cause.downcast_ref::<h2::Error>())

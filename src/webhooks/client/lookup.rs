@@ -1,12 +1,11 @@
-//! Names become addresses: one lookup a name at a time, however many attempts wait for it, and what came of it is
-//! remembered.
+//! A cache of name lookups: at most one lookup runs per name, however many attempts wait for it.
 //!
-//! - A lookup is a task of its own, which ends by itself; attempts wait for it no longer than they may. At most
-//!   [`WEBHOOK_LOOKUPS_MAX`] run, and organisations share them (`slots.rs`): names that do not answer cost their own
-//!   organisation's places.
-//! - Addresses are remembered for their time to live, a name that has none for [`WEBHOOK_NAME_FAILED_TIME`]; all of it
-//!   is forgotten when the system's files change. Nothing is remembered of what says nothing about the name.
-//! - Whoever uses addresses vets them, remembered or not.
+//! - Each lookup is its own task and ends by itself; an attempt waits for it only as long as it may. At most
+//!   [`WEBHOOK_LOOKUPS_MAX`] run, shared fairly between organisations (`lookup_slots.rs`): names that do not answer use up
+//!   only the slots of their own organisation.
+//! - Addresses are cached for their TTL, and a name without an address for [`WEBHOOK_NAME_FAILED_TIME`]. A change of the
+//!   system's files empties the cache. Failures on this server's side are not cached.
+//! - Callers check the addresses against the target policy, cached or not.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,32 +25,32 @@ use millrace_base::limits::{
 
 use super::lookup_slots::{LookupSlot, LookupSlots};
 
-/// Who knows the addresses of names. Its futures run on the sender's runtime, several at a time, and must not block it.
+/// A source of addresses for names. Its futures run on the sender's runtime, several at a time, and must not block it.
 pub trait Resolve: Send + Sync {
-    /// All addresses of `name`, in lower case, the preferred ones first. Ends by itself within [`WEBHOOK_LOOKUP_WAIT`].
+    /// All addresses of `name` (in lower case), the preferred ones first. Ends within [`WEBHOOK_LOOKUP_WAIT`].
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ResolvedName, Unresolved>>;
 
-    /// Which state of its sources it answers from: with another one nothing holds that it said before.
+    /// The version of the resolver's configuration. When it changes, all earlier answers are obsolete.
     fn generation(&self) -> BoxFuture<'_, u64> {
         Box::pin(std::future::ready(0))
     }
 }
 
-/// What a name has.
+/// The addresses of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedName {
     /// At least one.
     pub addresses: Vec<IpAddr>,
-    /// How long they may be used.
+    /// How long they may be cached.
     pub ttl: Duration,
 }
 
 /// Why a name has no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unresolved {
-    /// Because of the name: it does not exist, has no address, or nobody answers for it. Says which.
+    /// The name is at fault: it does not exist, has no address, or no name server answers for it. Gives the reason.
     Name(&'static str),
-    /// Because of this server's side: its name servers do not answer, or others' lookups are before this one.
+    /// This server's side is at fault: its name servers do not answer, or no lookup slot was free in time.
     Resolver,
 }
 
@@ -64,7 +63,7 @@ struct CachedLookup {
     generation: u64,
 }
 
-/// The lookups that run, and what came of those that ran.
+/// The running lookups and the cached results.
 pub struct LookupCache {
     resolver: Arc<dyn Resolve>,
     known: Arc<Cache<String, CachedLookup>>,
@@ -82,8 +81,8 @@ impl LookupCache {
         }
     }
 
-    /// All addresses of `name`, at least one, for something of `org`; [`Unresolved::Resolver`] where they are not there
-    /// by `until`, or within [`WEBHOOK_LOOKUP_WAIT`].
+    /// All addresses of `name`, at least one, for a delivery of `org`. [`Unresolved::Resolver`] if there is no result by
+    /// `until` or within [`WEBHOOK_LOOKUP_WAIT`].
     pub async fn addresses(&self, name: &str, org: OrgId, until: Instant) -> LookupResult {
         let until = until.min(Instant::now() + WEBHOOK_LOOKUP_WAIT);
         timeout_at(until, self.find(name, org)).await.unwrap_or(Err(Unresolved::Resolver))
@@ -101,12 +100,12 @@ impl LookupCache {
             }
             match slot.take() {
                 Some(slot) => break self.begin(name, slot, generation),
-                // While it waits another one may begin, or be over.
+                // While this waits, another lookup of the name may start or finish: check again.
                 None => slot = Some(self.slots.take(org).await),
             }
         };
         drop(slot);
-        // An error means that the resolver panicked, or that the runtime goes away.
+        // An error means that the resolver panicked or that the runtime shuts down.
         let answer = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
         answer.unwrap_or(Err(Unresolved::Resolver))
     }
@@ -137,7 +136,7 @@ impl LookupCache {
                 let until = Instant::now() + kept_for;
                 known.insert(entry.name.clone(), CachedLookup { answer: answer.clone(), until, generation });
             }
-            // Whoever comes from now on finds it there, or asks anew.
+            // From here on callers find the cached result or start a new lookup.
             drop(entry);
             sender.send_replace(Some(answer));
             drop(slot);
@@ -159,7 +158,7 @@ impl RunningLookups {
     }
 }
 
-/// Ends the entry of a lookup, also when the resolver panics or the runtime goes away.
+/// Removes a lookup from [`RunningLookups`], also when the resolver panics or the runtime shuts down.
 struct RunningEntry {
     running: RunningLookups,
     name: String,

@@ -1,11 +1,11 @@
-//! Whose lookup is next: places that organisations share.
+//! Limits how many name lookups run, and shares them between organisations.
 //!
-//! An organisation may hold half of the places that are free to it, so that some are left for the others however many
-//! names of one do not answer; those that wait are let in by organisation in turn. Owned by the lookups, all of them on
-//! the sender's thread: the lock is never contended, and is never held across an await.
+//! An organisation may use half of the slots that are free to it, so some remain for the others even when none of its names
+//! answer. Waiting lookups get slots round-robin by organisation. All lookups run on the sender's thread: the lock is never
+//! contended and never held across an await.
 //!
-//! Invariant: an organisation is in `next_orgs` exactly once where something of it waits; where nothing of it waits and it
-//! holds nothing it is not in `orgs`.
+//! Invariant: an organisation is in `next_orgs` exactly once while one of its lookups waits. It is in `orgs` only while one
+//! of its lookups waits or holds a slot.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use millrace_base::event::OrgId;
 
-/// All places.
+/// All slots. Clones share them.
 #[derive(Clone)]
 pub struct LookupSlots(Arc<Mutex<SlotState>>);
 
@@ -30,7 +30,7 @@ struct OrgQueue {
     waiting: VecDeque<oneshot::Sender<()>>,
 }
 
-/// One place, free again when this is dropped.
+/// One slot; dropping it frees it.
 pub struct LookupSlot {
     slots: LookupSlots,
     org: OrgId,
@@ -44,7 +44,7 @@ impl Drop for LookupSlot {
     }
 }
 
-/// Waits; gives a place back that came after nobody wanted it any more.
+/// A lookup that waits for a slot. If it is dropped after the slot was granted, it frees the slot.
 struct WaitingForSlot {
     slots: LookupSlots,
     org: OrgId,
@@ -65,13 +65,13 @@ impl LookupSlots {
         Self(Arc::new(Mutex::new(SlotState { free: slots, orgs: HashMap::new(), next_orgs: VecDeque::new() })))
     }
 
-    /// Waits for a place.
+    /// Waits for a slot.
     pub async fn take(&self, org: OrgId) -> LookupSlot {
         let mut waiting = {
             let (grant, granted) = oneshot::channel();
             let state = &mut *self.lock();
             let queue = state.orgs.entry(org).or_default();
-            // Where those in front have gone away meanwhile the organisation is in `next_orgs` all the same.
+            // `queue.waiting` may hold lookups that were dropped; the organisation is in `next_orgs` for them, too.
             if queue.waiting.is_empty() {
                 state.next_orgs.push_back(org);
             }
@@ -89,9 +89,9 @@ impl LookupSlots {
 }
 
 impl SlotState {
-    /// Lets in who may come in.
+    /// Grants free slots to waiting lookups.
     fn grant(&mut self) {
-        // Each organisation is asked once after the last that was let in.
+        // Stops when every organisation was refused once since the last grant.
         let mut refused = 0;
         while self.free > 0 && refused < self.next_orgs.len() {
             let Some(org) = self.next_orgs.pop_front() else { return };
@@ -102,7 +102,7 @@ impl SlotState {
                 continue;
             }
             while let Some(waiting) = queue.waiting.pop_front() {
-                // An error means that it has gone away.
+                // An error means that the lookup was dropped.
                 if waiting.send(()).is_ok() {
                     queue.held += 1;
                     self.free -= 1;
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn one_has_half_of_what_is_free_and_however_many_come_all_get_in_in_turn() {
+    fn one_org_gets_half_of_the_free_slots_and_others_take_turns() {
         let slots = LookupSlots::new(64);
         let first: Vec<LookupSlot> = std::iter::from_fn(|| take(&slots, 1)).collect();
         assert_eq!(first.len(), 32);
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(second.len(), 16);
         let rest: Vec<LookupSlot> = (3..200).filter_map(|n| take(&slots, n)).collect();
         assert_eq!(rest.len(), 16, "each of them one");
-        // All are taken: who waits comes in by organisation, and not by when it came.
+        // All slots are taken: waiting lookups are served by organisation, not by arrival.
         let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(slots.take(org(1)))).collect();
         for one in &mut waiting {
             assert!(one.as_mut().now_or_never().is_none());
@@ -167,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_away_while_it_waits_takes_no_place() {
+    fn a_dropped_waiting_lookup_takes_no_slot() {
         let slots = LookupSlots::new(1);
         let only = take(&slots, 1).unwrap();
         let mut gone = Box::pin(slots.take(org(2)));
         assert!(gone.as_mut().now_or_never().is_none());
         let mut waits = Box::pin(slots.take(org(3)));
         assert!(waits.as_mut().now_or_never().is_none());
-        // It was let in, and goes away before it knows.
+        // The slot is granted, and the lookup dropped before it notices.
         drop(only);
         drop(gone);
         assert!(waits.as_mut().now_or_never().is_some());

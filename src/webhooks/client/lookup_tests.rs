@@ -1,4 +1,4 @@
-//! The resolver is held until the test lets it go.
+//! The resolver in these tests blocks until the test releases it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -10,7 +10,7 @@ use super::*;
 
 type ResolveResult = Result<ResolvedName, Unresolved>;
 
-/// Holds every lookup until it is let go; counts them.
+/// Blocks every lookup until the test releases it, and counts them.
 struct HeldResolver {
     begun: AtomicUsize,
     generation: AtomicU64,
@@ -61,7 +61,7 @@ impl LookupCache {
 const A_WHILE: Duration = Duration::from_millis(100);
 
 #[test]
-fn one_lookup_serves_all_who_wait_for_the_name() {
+fn concurrent_attempts_share_one_lookup() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = LookupCache::new(resolver.clone());
@@ -74,7 +74,7 @@ fn one_lookup_serves_all_who_wait_for_the_name() {
             assert_eq!(answer.unwrap().len(), 2);
         }
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 1);
-        // Without a time to live nothing is remembered.
+        // Without a TTL nothing is cached.
         let_go.send(Ok(found(&[1], 0))).unwrap();
         lookups.of("slow", 1).await.unwrap();
         assert_eq!(resolver.begun.load(Ordering::Relaxed), 2);
@@ -82,7 +82,7 @@ fn one_lookup_serves_all_who_wait_for_the_name() {
 }
 
 #[test]
-fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
+fn a_lookup_outlives_an_attempt_that_gave_up() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = LookupCache::new(resolver.clone());
@@ -103,14 +103,14 @@ fn an_attempt_that_gave_up_leaves_its_lookup_to_the_next() {
 }
 
 #[test]
-fn names_of_one_organisation_leave_places_for_the_others() {
+fn lookups_of_one_organisation_leave_slots_for_the_others() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = LookupCache::new(resolver.clone());
         let names = (0..2 * WEBHOOK_LOOKUPS_MAX).map(|n| format!("slow{n}")).collect::<Vec<_>>();
         let all = futures_util::future::join_all(names.iter().map(|name| lookups.of(name, 1)));
         assert!(timeout(A_WHILE, all).await.is_err());
-        // Given up, but they still run.
+        // The attempts gave up, but their lookups still run.
         assert_eq!(resolver.begun.load(Ordering::Relaxed), WEBHOOK_LOOKUPS_MAX / 2);
         assert!(lookups.of("quick", 2).await.is_ok());
         assert!(timeout(A_WHILE, lookups.of("quick, too", 1)).await.is_err());
@@ -120,7 +120,7 @@ fn names_of_one_organisation_leave_places_for_the_others() {
 }
 
 #[test]
-fn what_a_name_has_or_has_not_is_remembered_and_trouble_of_our_own_is_not() {
+fn lookups_are_cached_unless_the_resolver_fails() {
     run(async {
         let (resolver, let_go) = held();
         let lookups = LookupCache::new(resolver.clone());
@@ -142,7 +142,7 @@ fn what_a_name_has_or_has_not_is_remembered_and_trouble_of_our_own_is_not() {
             }
         }
         begun(6);
-        // Nothing holds of what was read from other files.
+        // A new generation of the files makes the cache obsolete.
         resolver.generation.fetch_add(1, Ordering::Relaxed);
         let_go.send(Ok(found(&[2], 60))).unwrap();
         assert_eq!(lookups.of("known", 1).await.unwrap().to_vec(), [IpAddr::from([192, 0, 2, 2])]);

@@ -1,18 +1,16 @@
-//! Connections that wait for their next request.
+//! The pool of connections that wait for their next request.
 //!
-//! Owned by the client and touched by its attempts, all on the sender's thread: the lock is never contended, and is
-//! never held across an await. Written for this client because it bounds what is kept over **all** hosts (the oldest
-//! goes first), gives an attempt whose connection turned out to be dead a fresh one for certain, and spawns nothing for
-//! a request.
+//! The client owns it, and all attempts run on the sender's thread: the lock is never contended and never held across an
+//! await. Written for this client because it limits idle connections over **all** hosts (the oldest is closed first), can
+//! demand a connection that was not idle, and spawns no task per request.
 //!
-//! - HTTP/1.1: a connection has one lease at a time and comes back when the answer was read to its end; the one that
-//!   came back last is used first.
-//! - HTTP/2: a connection is shared by as many leases as the receiver takes at a time (until it has said how many: one),
-//!   at most [`WEBHOOK_STREAMS_PER_CONNECTION_MAX`](millrace_base::limits::WEBHOOK_STREAMS_PER_CONNECTION_MAX), and is idle without any. For more another one is opened: a request
-//!   never waits for a stream while its time runs.
-//! - `ages` has exactly the idle ones, oldest first; at most [`WEBHOOK_IDLE_CONNECTIONS_MAX`], none for longer than
+//! - HTTP/1.1: a connection carries one request at a time, and returns to the pool when its response was read to the end.
+//!   The connection returned last is used first.
+//! - HTTP/2: a connection is shared by as many requests as the receiver allows (one until its settings arrive), at most
+//!   [`WEBHOOK_STREAMS_PER_CONNECTION_MAX`](millrace_base::limits::WEBHOOK_STREAMS_PER_CONNECTION_MAX). Further requests open another connection: an attempt never waits for a free stream.
+//! - `ages` lists exactly the idle connections, oldest first: at most [`WEBHOOK_IDLE_CONNECTIONS_MAX`], each for at most
 //!   [`WEBHOOK_IDLE_TIMEOUT`].
-//! - A host is in `hosts` exactly while it has a connection or a lease.
+//! - `hosts` has an entry for an origin exactly while it has a connection, idle or in use.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -32,7 +30,7 @@ use super::connection::{Http1, Http2, HttpSender, send_http1, send_http2};
 use super::failure::SendFailure;
 use super::stream::ReceiveMonitor;
 
-/// What connections are alike by: the scheme, host and port of a URL.
+/// The scheme, host and port of a URL: requests of one origin can share a connection.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     https: bool,
@@ -46,7 +44,7 @@ impl Origin {
     }
 }
 
-/// Grows with every connection that is opened or becomes idle.
+/// A number that grows with every connection that is opened or becomes idle.
 type Serial = u64;
 
 struct PoolState {
@@ -62,7 +60,7 @@ struct PoolState {
 #[derive(Default)]
 struct HostConnections {
     leases: usize,
-    /// Its last connection spoke HTTP/1.1.
+    /// Whether the last connection used HTTP/1.1.
     http1: bool,
     idle: VecDeque<IdleConnection>,
     shared: Vec<SharedConnection>,
@@ -79,25 +77,26 @@ struct SharedConnection {
     sender: Http2,
     monitor: ReceiveMonitor,
     leases: usize,
-    /// Where it has none.
+    /// Its entry in `ages` while no request uses it.
     age: Option<Serial>,
 }
 
-/// The connections of one client.
+/// The connections of one client. Clones share them.
 #[derive(Clone)]
 pub struct Pool(Arc<Mutex<PoolState>>);
 
-/// Who may open a connection to a host that may speak HTTP/2.
+/// Whether an attempt may open a connection now. To an origin that may use HTTP/2 one attempt connects first, and the
+/// others wait for a connection that they can share.
 pub enum ConnectGate {
-    /// Anybody.
+    /// The attempt may connect at once.
     NotNeeded,
-    /// The caller; the others wait until this is dropped.
+    /// The attempt connects first; the others wait until this guard is dropped.
     Holder(ConnectGuard),
-    /// Somebody else does; its connection can perhaps be shared. Ends with an error when that is known.
+    /// Another attempt connects. Wait until the channel closes, then see whether its connection can be shared.
     Wait(watch::Receiver<()>),
 }
 
-/// See [`ConnectGate::Holder`].
+/// Held by the attempt that connects first; see [`ConnectGate::Holder`].
 pub struct ConnectGuard {
     pool: Pool,
     origin: Origin,
@@ -133,8 +132,7 @@ impl Pool {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 
-    /// A connection that is open, as far as is known. With `fresh`, none that was idle: one that is shared and in use,
-    /// at most.
+    /// A connection that is open, as far as is known. With `fresh` it is never one that was idle, only a shared one in use.
     pub fn take(&self, origin: &Origin, fresh: bool) -> Option<PooledConnection> {
         let state = &mut *self.lock();
         let host = state.hosts.get_mut(origin)?;
@@ -154,8 +152,7 @@ impl Pool {
         })
     }
 
-    /// Asks before a connection is opened. Where HTTP/2 is possible one attempt goes ahead, so that a burst does not
-    /// open a connection for each of its requests.
+    /// Called before a connection is opened, so that over HTTP/2 a burst does not open one connection per request.
     pub fn gate(&self, origin: &Origin) -> ConnectGate {
         let state = &mut *self.lock();
         if !origin.https || state.hosts.get(origin).is_some_and(|host| host.http1) {
@@ -171,7 +168,7 @@ impl Pool {
         }
     }
 
-    /// Takes a new connection in, and leases it.
+    /// Adds a new connection and returns it for use.
     pub fn opened(&self, origin: &Origin, sender: HttpSender, monitor: ReceiveMonitor) -> PooledConnection {
         let state = &mut *self.lock();
         state.serial += 1;
@@ -209,13 +206,13 @@ impl Pool {
         let host = state.hosts.entry(origin).or_default();
         host.http1 = true;
         host.idle.push_back(IdleConnection { age, sender, monitor });
-        // The host may have been forgotten while this connection settled, and the sweep have ended.
+        // The origin may have been removed while this connection settled, and the sweep may have ended.
         self.have_swept(state);
     }
 }
 
 impl PoolState {
-    /// Notes that a connection to `origin` becomes idle, and makes room for it.
+    /// Notes that a connection to `origin` becomes idle; closes the oldest idle one if there are too many.
     fn age(&mut self, origin: &Origin) -> Serial {
         if self.ages.len() >= self.idle_max {
             self.close_oldest();
@@ -228,7 +225,7 @@ impl PoolState {
     fn close_oldest(&mut self) {
         let Some((age, (origin, _))) = self.ages.pop_first() else { return };
         let host = self.hosts.get_mut(&origin).expect("a host is kept while it has a connection");
-        // What is oldest of all is oldest of its host.
+        // The oldest of all is also the oldest of its origin.
         if host.idle.front().is_some_and(|idle| idle.age == age) {
             host.idle.pop_front();
         } else {
@@ -244,7 +241,7 @@ impl PoolState {
         }
     }
 
-    /// Gives a lease's part of the host back.
+    /// Ends the use of a connection.
     fn release(&mut self, origin: &Origin, shared: Option<Serial>, broken: bool) {
         let host = self.hosts.get_mut(origin).expect("a host is kept while it has a lease");
         host.leases -= 1;
@@ -252,7 +249,7 @@ impl PoolState {
         if let Some(at) = at {
             host.shared[at].leases -= 1;
             if broken || host.shared[at].sender.is_closed() {
-                // The other leases go on with their own clones.
+                // Other requests on it continue with their own handles.
                 host.shared.swap_remove(at);
             } else if host.shared[at].leases == 0 {
                 let age = self.age(origin);
@@ -286,7 +283,7 @@ impl HostConnections {
     fn wake(&mut self, ages: &mut BTreeMap<Serial, (Origin, Instant)>) -> Option<(LeasedSender, ReceiveMonitor)> {
         while let Some(idle) = self.idle.pop_back() {
             ages.remove(&idle.age);
-            // Not so where the receiver has closed it, or has sent something nobody asked for.
+            // Not ready if the receiver has closed it or has sent something unasked.
             if idle.sender.is_ready() {
                 return Some((LeasedSender::Http1(idle.sender), idle.monitor));
             }
@@ -295,7 +292,7 @@ impl HostConnections {
     }
 }
 
-/// Closes what has been idle for too long; ends when there is no connection at all.
+/// Closes connections that were idle for too long. Ends when there are no connections.
 async fn sweep(pool: Weak<Mutex<PoolState>>) {
     loop {
         let wake = {
@@ -318,11 +315,11 @@ async fn sweep(pool: Weak<Mutex<PoolState>>) {
 enum LeasedSender {
     Http1(Http1),
     Http2(Serial, Http2),
-    /// Given back.
+    /// Already returned to the pool.
     Nothing,
 }
 
-/// A connection for one request. Dropped without [`PooledConnection::keep`], an HTTP/1.1 connection is closed.
+/// A connection in use by one request. An HTTP/1.1 connection is closed unless [`PooledConnection::keep`] is called.
 pub struct PooledConnection {
     pool: Pool,
     origin: Origin,
@@ -333,12 +330,12 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
-    /// Whether it has been used before, so that the receiver may have closed it meanwhile.
+    /// Whether it carried a request before, so that the receiver may have closed it meanwhile.
     pub fn is_reused(&self) -> bool {
         self.reused
     }
 
-    /// Sends the request and waits for the answer's head.
+    /// Sends the request and waits for the response head.
     pub async fn send(&mut self, request: &Request) -> Result<hyper::Response<Incoming>, SendFailure> {
         match &mut self.held {
             LeasedSender::Http1(sender) => send_http1(sender, request, &self.monitor).await,
@@ -347,22 +344,22 @@ impl PooledConnection {
         }
     }
 
-    /// Nobody shall use the connection again.
+    /// The connection must not be used again.
     pub fn retire(&mut self) {
         self.retired = true;
     }
 
-    /// The same where the receiver has been silent since the request: the connection may lead nowhere any more.
+    /// As [`Self::retire`] if nothing arrived since the request: the connection may be dead.
     pub fn retire_if_silent(&mut self) {
         self.retired |= !self.monitor.has_received();
     }
 
-    /// Whether the receiver has sent more than is taken of what brings nothing.
+    /// Whether the receiver exceeded the limit of traffic without content.
     pub fn is_over_limit(&self) -> bool {
         self.monitor.is_over_limit()
     }
 
-    /// The answer has been read to its end.
+    /// The response was read to its end: returns the connection to the pool.
     pub fn keep(mut self) {
         if matches!(self.held, LeasedSender::Http2(..)) {
             return;
@@ -372,7 +369,7 @@ impl PooledConnection {
         if sender.is_ready() {
             pool.put_back(origin, sender, monitor);
         } else if !sender.is_closed() {
-            // The receiver answered before it had read the whole request.
+            // The receiver responded before it had read the whole request.
             tokio::spawn(async move {
                 if let Ok(Ok(())) = timeout(WEBHOOK_SETTLE_TIMEOUT, sender.ready()).await {
                     pool.put_back(origin, sender, monitor);

@@ -1,4 +1,4 @@
-//! What is kept, for how long, and who gets it; over real sockets, with bounds small enough to meet.
+//! Tests how long connections are kept and which one is used next, over real sockets and with small limits.
 
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
@@ -18,7 +18,7 @@ fn origin(host: &str) -> Origin {
     Origin::of(&format!("http://{host}/").parse().unwrap()).unwrap()
 }
 
-/// A new connection, leased, and its other end.
+/// A new connection in use, and its other end.
 async fn open(pool: &Pool, host: &str) -> (PooledConnection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -26,7 +26,7 @@ async fn open(pool: &Pool, host: &str) -> (PooledConnection, TcpStream) {
     (pool.opened(&origin(host), sender, monitor), listener.accept().unwrap().0)
 }
 
-/// As if it had had its answer.
+/// As after a complete response.
 async fn keep(connection: PooledConnection) {
     connection.keep();
     settle().await;
@@ -41,7 +41,7 @@ fn is_closed(other_end: &mut TcpStream) -> bool {
     other_end.read(&mut [0]).is_ok_and(|read| read == 0)
 }
 
-/// Idle connections, and hosts that are known.
+/// The number of idle connections and of origins.
 fn sizes(pool: &Pool) -> (usize, usize) {
     let state = pool.lock();
     let idle = state.hosts.values().map(|host| host.idle.len()).sum::<usize>();
@@ -52,7 +52,7 @@ fn sizes(pool: &Pool) -> (usize, usize) {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[test]
-fn over_all_hosts_the_oldest_goes_first() {
+fn the_oldest_idle_connection_of_all_hosts_is_closed_first() {
     run(async {
         let pool = Pool::new(2, LONG);
         let (first, mut first_end) = open(&pool, "first").await;
@@ -79,7 +79,7 @@ fn over_all_hosts_the_oldest_goes_first() {
 }
 
 #[test]
-fn the_last_one_back_is_used_first() {
+fn the_connection_returned_last_is_used_first() {
     run(async {
         let pool = Pool::new(10, LONG);
         let (first, _first_end) = open(&pool, "host").await;
@@ -94,7 +94,7 @@ fn the_last_one_back_is_used_first() {
 }
 
 #[test]
-fn what_the_other_end_has_closed_is_not_leased() {
+fn connections_closed_by_the_receiver_are_not_reused() {
     run(async {
         let pool = Pool::new(10, LONG);
         let (first, first_end) = open(&pool, "host").await;
@@ -109,7 +109,7 @@ fn what_the_other_end_has_closed_is_not_leased() {
 }
 
 #[test]
-fn idle_connections_end_on_their_own() {
+fn idle_connections_are_closed_after_the_timeout() {
     run(async {
         let pool = Pool::new(10, Duration::from_millis(200));
         let (connection, mut end) = open(&pool, "host").await;
@@ -119,7 +119,7 @@ fn idle_connections_end_on_their_own() {
         assert_eq!(sizes(&pool), (0, 0));
         assert!(is_closed(&mut end));
         assert!(!pool.lock().sweeping);
-        // And again: the sweep has ended and begins anew.
+        // And again: the sweep has ended and starts again.
         let (connection, _end) = open(&pool, "host").await;
         keep(connection).await;
         sleep(Duration::from_millis(700)).await;
@@ -128,7 +128,7 @@ fn idle_connections_end_on_their_own() {
 }
 
 #[test]
-fn one_goes_ahead_where_http2_is_possible() {
+fn one_attempt_connects_first_when_http2_is_possible() {
     run(async {
         let pool = Pool::new(10, LONG);
         assert!(matches!(pool.gate(&origin("host")), ConnectGate::NotNeeded), "not without TLS");
@@ -141,7 +141,7 @@ fn one_goes_ahead_where_http2_is_possible() {
         dropped.join().unwrap();
         assert!(matches!(pool.gate(&https), ConnectGate::Holder(_)));
         assert!(pool.lock().gates.is_empty());
-        // Known not to be: nobody waits.
+        // The origin is known to use HTTP/1.1: nobody waits.
         let (_lease, _end) = open(&pool, "host").await;
         pool.lock()
             .hosts

@@ -1,6 +1,6 @@
-//! The egress proxy: a tunnel by HTTP CONNECT, for https and http targets alike.
+//! The egress proxy: an HTTP CONNECT tunnel, for https and http targets alike.
 //!
-//! Names are the proxy's to resolve, so what they lead to is its to judge; the connector still vets literal addresses.
+//! The proxy resolves names and decides about their addresses; the connector still checks literal addresses.
 
 use std::io;
 
@@ -15,19 +15,19 @@ use millrace_base::limits::{WEBHOOK_PROXY_HEAD_BYTES_MAX, WEBHOOK_PROXY_HEADERS_
 
 use super::connect::{Destination, Host};
 
-/// Where the proxy is, and what it wants to be told.
+/// The proxy's address and credentials.
 pub struct Proxy {
     pub host: Host,
     pub port: u16,
-    /// A whole header line with the credentials, or nothing.
+    /// The complete `Proxy-Authorization` line, or an empty string.
     authorization: String,
 }
 
 impl Proxy {
-    /// Reads `http://[user:password@]host:port`.
+    /// Parses `http://[user:password@]host:port`.
     ///
     /// # Errors
-    /// What would be right; never quotes the URL.
+    /// What is accepted; never quotes the URL.
     pub fn parse(url: &Url) -> Result<Self, String> {
         let right = "the proxy must be http://[user:password@]host:port";
         let host = match url.host() {
@@ -50,10 +50,10 @@ impl Proxy {
         Ok(Self { host, port, authorization })
     }
 
-    /// Asks for a tunnel to `destination` on a connection to the proxy.
+    /// Requests a tunnel to `destination` on a connection to the proxy.
     ///
     /// # Errors
-    /// The connection's, or [`io::ErrorKind::InvalidData`] where the proxy refuses or speaks something else.
+    /// Those of the connection, or [`io::ErrorKind::InvalidData`] if the proxy refuses or does not speak HTTP.
     pub async fn tunnel(&self, mut tcp: TcpStream, destination: &Destination) -> io::Result<TcpStream> {
         let authority = format!("{}:{}", destination.host, destination.port);
         let authorization = &self.authorization;
@@ -75,8 +75,8 @@ impl Proxy {
     }
 }
 
-/// Whether the proxy's answer is complete and a yes. Neither TLS nor HTTP receivers speak first, so bytes behind the
-/// head would be the proxy's own: an error.
+/// Whether the proxy's response is complete; an error if it is not a 2xx. Neither TLS nor HTTP receivers speak first, so
+/// bytes after the head would come from the proxy: also an error.
 fn is_established(bytes: &[u8]) -> io::Result<bool> {
     let mut headers = [httparse::EMPTY_HEADER; WEBHOOK_PROXY_HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut headers);

@@ -1,9 +1,9 @@
-//! A connection's bytes, plain or encrypted: whether any have come, and whether too many have that bring nothing.
+//! The byte stream of a connection, plain or TLS. It records whether bytes arrived, and limits traffic without content.
 //!
-//! A receiver can keep the one thread that sends busy with what HTTP lets it send unasked: interim answers (1xx), and over
-//! HTTP/2 pings, settings, window updates and empty frames, also on a connection that is idle. hyper and h2 bound what that
-//! costs in memory, and answer all of it for as long as it comes. Here it is counted, and the connection ends where it is
-//! too much; what is under way on it fails as `invalid_response`.
+//! A receiver can keep the single sending thread busy with what HTTP allows it to send unasked: interim responses (1xx) and,
+//! over HTTP/2, pings, settings, window updates and empty frames, even on an idle connection. hyper and h2 bound the memory
+//! for these but process them without end. This module counts them and closes the connection over the limit; requests in
+//! flight on it fail as `invalid_response`.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,28 +22,29 @@ use millrace_base::limits::{
     WEBHOOK_INTERIM_BYTES_MAX, WEBHOOK_RESPONSE_HEAD_BYTES_MAX, WEBHOOK_STREAMS_PER_CONNECTION_MAX,
 };
 
-/// Over HTTP/1.1, until an answer's head is there: that head, as much of what follows as is read with it, and what may come
-/// before it.
+/// Over HTTP/1.1, the most bytes until the response head is complete: that head, what is read together with it, and the
+/// interim responses before it.
 const HEAD_BYTES_MAX: usize = 2 * WEBHOOK_RESPONSE_HEAD_BYTES_MAX + WEBHOOK_INTERIM_BYTES_MAX;
 
-/// What the receiver has sent. Written by the connection's task and the attempt's; both run on one thread, so no ordering is
-/// needed.
+/// Records what the receiver has sent. Written by the task of the connection and by the attempts; both run on one thread, so
+/// no ordering is needed.
 #[derive(Clone, Default)]
 pub struct ReceiveMonitor(Arc<MonitorState>);
 
 #[derive(Default)]
 struct MonitorState {
-    /// Anything since [`ReceiveMonitor::reset`]. Tells a connection that was closed while it was idle from an answer that broke off.
+    /// Whether anything arrived since [`ReceiveMonitor::reset`]. Distinguishes a connection that was closed while idle from a
+    /// response that broke off.
     has_received: AtomicBool,
-    /// More than is taken; for good.
+    /// The limit of traffic without content was exceeded; never reset.
     is_over_limit: AtomicBool,
-    /// Over HTTP/1.1, whether an answer's head is waited for, and what has come instead: interim answers, and bytes in all.
+    /// HTTP/1.1: whether an attempt waits for a response head; and the interim responses and bytes received since.
     waits_for_head: AtomicBool,
     interim: AtomicUsize,
     bytes: AtomicUsize,
-    /// Over HTTP/2, frames that requests have earned and that are not yet in the meter.
+    /// HTTP/2: frames that new requests allow and that are not yet credited to the [`FrameLimiter`].
     earned: AtomicU32,
-    /// Over HTTP/2, how many requests the receiver takes at a time, once it has said so.
+    /// HTTP/2: the receiver's limit of concurrent streams, once its settings have arrived.
     streams_max: AtomicUsize,
     has_settings: AtomicBool,
     settings_came: Notify,
@@ -58,36 +59,36 @@ impl ReceiveMonitor {
         self.0.has_received.load(Ordering::Relaxed)
     }
 
-    /// Whether it has sent more than is taken of what brings nothing.
+    /// Whether the receiver exceeded the limit of traffic without content.
     pub fn is_over_limit(&self) -> bool {
         self.0.is_over_limit.load(Ordering::Relaxed)
     }
 
-    /// Over HTTP/1.1: an answer's head is waited for from here on.
+    /// HTTP/1.1: an attempt waits for a response head from here on.
     pub fn wait_for_head(&self) {
         self.0.interim.store(0, Ordering::Relaxed);
         self.0.bytes.store(0, Ordering::Relaxed);
         self.0.waits_for_head.store(true, Ordering::Relaxed);
     }
 
-    /// It is there.
+    /// The response head arrived.
     pub fn head_came(&self) {
         self.0.waits_for_head.store(false, Ordering::Relaxed);
     }
 
-    /// An interim answer came instead.
+    /// An interim response arrived instead.
     pub fn interim_answer(&self) {
         if self.0.interim.fetch_add(1, Ordering::Relaxed) >= WEBHOOK_INTERIM_ANSWERS_MAX {
             self.0.is_over_limit.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Over HTTP/2: a request goes out, which is answered with some frames.
+    /// HTTP/2: a request is sent, which allows the receiver some frames.
     pub fn request_sent(&self) {
         self.0.earned.fetch_add(WEBHOOK_FRAMES_A_REQUEST, Ordering::Relaxed);
     }
 
-    /// Over HTTP/2: how many requests may be under way on the connection. One until the receiver has sent its settings.
+    /// HTTP/2: how many requests may be in flight on the connection. One until the receiver has sent its settings.
     pub fn streams_max(&self) -> usize {
         if !self.0.has_settings.load(Ordering::Relaxed) {
             return 1;
@@ -95,7 +96,7 @@ impl ReceiveMonitor {
         self.0.streams_max.load(Ordering::Relaxed).min(WEBHOOK_STREAMS_PER_CONNECTION_MAX)
     }
 
-    /// Over HTTP/2: waits for the receiver's settings, with which it begins.
+    /// HTTP/2: waits for the receiver's settings, which are its first frame.
     pub async fn settings(&self) {
         let came = self.0.settings_came.notified();
         if !self.0.has_settings.load(Ordering::Relaxed) {
@@ -103,7 +104,7 @@ impl ReceiveMonitor {
         }
     }
 
-    /// The receiver's settings have come, with this many requests at a time where they say so.
+    /// The receiver's settings arrived; `streams_max` is their limit of concurrent streams, if they contain one.
     fn note_settings(&self, streams_max: Option<u32>) {
         let is_first = !self.0.has_settings.swap(true, Ordering::Relaxed);
         match streams_max {
@@ -131,18 +132,18 @@ impl ReceiveMonitor {
     }
 }
 
-/// Counts HTTP/2 frames that bring no part of an answer: all but DATA, and DATA of next to nothing. Requests and time earn
-/// what is taken of them. Reads SETTINGS on the way: neither hyper nor h2 says when they come.
+/// Limits HTTP/2 frames without content: all except DATA, and tiny DATA frames. Requests and elapsed time earn credit for
+/// them (a token bucket). Also reads SETTINGS, because neither hyper nor h2 reports when they arrive.
 struct FrameLimiter {
-    /// Of the header of the frame that is being read.
+    /// The header of the frame that is being read.
     header: [u8; FrameLimiter::HEADER],
     read: usize,
-    /// Of its payload, still to come.
+    /// Bytes of the current frame's payload that are still to come.
     left: usize,
-    /// Frames that are still taken.
+    /// The remaining credit in frames.
     credit: u32,
     refilled_at: Instant,
-    /// The settings that are being read: of one of them its bytes so far.
+    /// The parser of the SETTINGS frame that is being read.
     settings: Option<SettingsParser>,
     monitor: ReceiveMonitor,
 }
@@ -178,7 +179,7 @@ impl FrameLimiter {
     const DATA: u8 = 0;
     const SETTINGS: u8 = 4;
     const ACK: u8 = 1;
-    /// DATA of fewer bytes counts as well.
+    /// DATA frames with fewer bytes count, too.
     const DATA_MIN: usize = 64;
 
     fn new(now: Instant, monitor: ReceiveMonitor) -> Self {
@@ -202,7 +203,7 @@ impl FrameLimiter {
         self.credit = self.credit.saturating_add(earned).saturating_add(by_time).min(WEBHOOK_FRAMES_AHEAD_MAX);
     }
 
-    /// Whether all of `bytes` is still taken.
+    /// Counts the frames in `bytes`; `false` if they exceed the credit.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let payload = self.left.min(bytes.len());
@@ -241,15 +242,15 @@ impl FrameLimiter {
 
 enum Transport {
     Plain(TcpStream),
-    // The session's state is over a kilobyte.
+    // Boxed: the state of a TLS session is larger than a kilobyte.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What HTTP is spoken over.
+/// The byte stream that HTTP runs on.
 pub struct Stream {
     inner: Transport,
     monitor: ReceiveMonitor,
-    /// Over HTTP/2.
+    /// Only over HTTP/2.
     frames: Option<FrameLimiter>,
 }
 
@@ -352,8 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_bring_nothing_are_counted_however_they_are_cut() {
-        // SETTINGS, PING, empty DATA, DATA with 3 bytes, WINDOW_UPDATE; and DATA of weight, which is not counted.
+    fn frames_without_content_are_counted_across_any_split() {
+        // SETTINGS, PING, empty DATA, DATA with 3 bytes and WINDOW_UPDATE count; large DATA does not.
         let frames = [(4, 36), (6, 8), (0, 0), (0, 3), (8, 4), (0, 16_384), (0, 64)];
         let bytes: Vec<u8> = frames.iter().flat_map(|(kind, payload)| frame(*kind, *payload)).collect();
         for cut in [1, 2, 8, 9, 10, 17, 1000, bytes.len()] {
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_receiver_says_about_streams_is_read_however_it_is_cut() {
+    fn settings_frames_are_parsed_across_any_split() {
         let settings =
             |payload: &[u8], flags: u8| [&[0, 0, payload.len() as u8, 4, flags, 0, 0, 0, 0][..], payload].concat();
         let (window, streams) = ([0, 4, 0, 0, 255, 255], |max: u8| [0, 3, 0, 0, 0, max]);
@@ -374,14 +375,14 @@ mod tests {
             let mut limiter = FrameLimiter::new(Instant::now(), monitor.clone());
             let mut take = |bytes: &[u8]| bytes.chunks(cut).all(|bytes| limiter.take(bytes));
             assert_eq!(monitor.streams_max(), 1);
-            // What only answers ours says nothing.
+            // An ACK of our own settings contains none.
             assert!(take(&settings(&[], 1)));
             assert_eq!(monitor.streams_max(), 1);
             assert!(take(&settings(&window, 0)));
             assert_eq!(monitor.streams_max(), WEBHOOK_STREAMS_PER_CONNECTION_MAX);
             assert!(take(&settings(&[window, streams(7)].concat(), 0)));
             assert_eq!(monitor.streams_max(), 7);
-            // Of another kind, with the same bytes in it.
+            // A frame of another type with the same bytes.
             assert!(take(&[&[0, 0, 6, 99, 0, 0, 0, 0, 0][..], &streams(9)].concat()));
             assert!(take(&settings(&[], 0)) && take(&settings(&window, 0)));
             assert_eq!(monitor.streams_max(), 7);
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_and_time_earn_what_is_taken() {
+    fn requests_and_time_earn_frame_credit() {
         let now = Instant::now();
         let mut limiter = FrameLimiter::new(now, ReceiveMonitor::default());
         let settings = frame(4, 0);

@@ -1,17 +1,18 @@
-//! The system's own way from names to addresses: `/etc/hosts` first, then the name servers, search list and options of
-//! `/etc/resolv.conf`, as the C library goes it. What else `nsswitch.conf` may name is not asked.
+//! Resolves names as the C library does: `/etc/hosts` first, then the name servers, search list and options of
+//! `/etc/resolv.conf`. Other sources in `nsswitch.conf` are ignored.
 //!
-//! The queries are [`hickory_resolver`]'s; which server is asked for which name, for how long, and what an answer means
-//! is decided here, because it decides who is to blame:
+//! [`hickory_resolver`] sends the queries. This module decides which name server is asked, for how long, and what an answer
+//! means, because that decides who is at fault:
 //!
-//! - "No such name", "no address": the name has none.
-//! - A refusal, or silence: the next name server is asked. Where all of them refuse or are silent it is the name's fault
-//!   only if one of them answers for the root, or has just answered for another name; else it is theirs, and says
-//!   nothing about the name.
+//! - "No such name" and "no address" are facts about the name.
+//! - After a refusal or a timeout the next name server is asked. If all of them refuse or time out, the name is at fault only
+//!   if one of them answers for the root zone, or has just answered for another name. Otherwise the name servers are at
+//!   fault, and nothing is known about the name.
 //!
-//! Both files are looked at for changes when a name is asked for, at most every [`NAME_FILES_CHECK_INTERVAL`], and read
-//! again where they have changed. Without name servers in resolv.conf, or without that file, it is `127.0.0.1`, as for the
-//! C library.
+//! The files are checked for changes on a lookup, at most every [`NAME_FILES_CHECK_INTERVAL`], and reloaded when they changed.
+//! Without a name server in resolv.conf the server is `127.0.0.1`, as in the C library.
+
+// Over 500 lines: the files, the order of the queries and the decision who is at fault are one algorithm.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
@@ -42,20 +43,20 @@ use millrace_base::limits::{
 
 use super::lookup::{Resolve, ResolvedName, Unresolved};
 
-/// How long it holds that name servers answer for the root, or do not.
+/// How long the result of a probe for the root zone is reused.
 const PROBE_VALID_FOR: Duration = Duration::from_secs(1);
 
-/// How long a name server that was silent where another one was not is asked after the others.
+/// How long a name server that timed out where another one answered is asked last.
 const SKIPPED_FOR: Duration = Duration::from_secs(30);
 
-/// Where the system says how names are looked up.
+/// The system files that configure name resolution.
 #[derive(Clone, Debug)]
 pub struct ResolverFiles {
     /// Name servers, search list and options.
     pub resolv_conf: PathBuf,
-    /// Names that have addresses without a name server.
+    /// Static names and addresses.
     pub hosts: PathBuf,
-    /// Where name servers listen: resolv.conf cannot say.
+    /// The port of the name servers, which resolv.conf cannot contain. Tests change it.
     pub port: u16,
 }
 
@@ -65,12 +66,12 @@ impl Default for ResolverFiles {
     }
 }
 
-/// See the module.
+/// Resolves names as the C library does.
 pub struct SystemResolver {
     files: Arc<ResolverFiles>,
-    /// Held while the files are read: one reader, and the others wait for what it finds.
+    /// Locked while the files are read: one lookup reads them, the others wait for it.
     current: tokio::sync::Mutex<Option<LoadedSetup>>,
-    /// Whether the last that was heard of the name servers is nothing.
+    /// Whether the name servers last failed to answer.
     are_silent: Arc<AtomicBool>,
 }
 
@@ -81,7 +82,7 @@ struct LoadedSetup {
     setup: Arc<ResolverSetup>,
 }
 
-/// What tells that a file has changed; `None` where there is none.
+/// Identifies a version of a file; `None` if it does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp(Option<[i64; 4]>);
 
@@ -93,12 +94,12 @@ impl FileStamp {
 }
 
 impl SystemResolver {
-    /// Reads nothing yet.
+    /// The files are read on the first lookup.
     pub fn new(files: ResolverFiles) -> Self {
         Self { files: Arc::new(files), current: tokio::sync::Mutex::default(), are_silent: Arc::default() }
     }
 
-    /// The files' state as of at most [`NAME_FILES_CHECK_INTERVAL`] ago.
+    /// The contents of the files, checked at most [`NAME_FILES_CHECK_INTERVAL`] ago.
     async fn current(&self) -> (Arc<ResolverSetup>, u64) {
         let mut current = self.current.lock().await;
         if let Some(current) = &*current
@@ -124,7 +125,7 @@ impl SystemResolver {
                 );
             }
             (none, read) => {
-                // The runtime goes away where nothing was read.
+                // Nothing was read: the runtime shuts down.
                 let (stamps, setup) = read.unwrap_or_else(|| ([FileStamp(None); 2], ResolverSetup::without_files()));
                 *none = Some(LoadedSetup { checked_at, stamps, generation: 0, setup: Arc::new(setup) });
             }
@@ -170,7 +171,7 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// What the files say.
+/// The contents of the files.
 struct ResolverSetup {
     hosts: Hosts,
     servers: Vec<NameServer>,
@@ -178,20 +179,20 @@ struct ResolverSetup {
     ndots: usize,
     rounds: usize,
     try_timeout: Duration,
-    /// Whether they answer for the root, and when that was asked.
+    /// Whether the name servers answered for the root zone, and when.
     probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 struct NameServer {
     address: IpAddr,
     resolver: TokioResolver,
-    /// When it last gave an answer that is of use to somebody.
+    /// When it last gave a useful answer.
     answered_at: LastTime,
-    /// When it last was silent about a name that another one answered for.
+    /// When it last timed out on a name that another one answered.
     last_skipped_at: LastTime,
 }
 
-/// When something last happened.
+/// The time of the last event of a kind.
 #[derive(Default)]
 struct LastTime(Mutex<Option<Instant>>);
 
@@ -205,14 +206,14 @@ impl LastTime {
     }
 }
 
-/// What one name server says about a name.
+/// Why a name server gave no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerAnswer {
     NoSuchName,
     NoAddress,
-    /// It does not say.
+    /// The server refused or failed.
     Refused,
-    /// Nothing.
+    /// No response in time.
     Silence,
 }
 
@@ -233,7 +234,7 @@ impl ServerAnswer {
         matches!(self, Self::NoSuchName | Self::NoAddress)
     }
 
-    /// As an attempt shows it, where it is the name's fault.
+    /// The error detail of the attempt if the name is at fault.
     fn shown(self) -> &'static str {
         match self {
             Self::NoSuchName => "there is no such name",
@@ -263,8 +264,7 @@ impl ResolverSetup {
             unreadable(&files.resolv_conf, &error);
             Vec::new()
         });
-        // The parser refuses a file without name servers, and with it the search list; and for a name in that list which is
-        // none, the name servers.
+        // The parser rejects a whole file that has no name server, or that has an invalid name in its search list.
         let parse = |text: &[u8]| {
             let with_default = [text, b"\nnameserver 127.0.0.1\n"].concat();
             parse_resolv_conf(text).or_else(|_| parse_resolv_conf(&with_default))
@@ -302,7 +302,7 @@ impl ResolverSetup {
         Self {
             hosts,
             servers: addresses.into_iter().map(server).collect(),
-            // The domain that the host's name has is searched where the file names none.
+            // Without a search list the domain is searched.
             search: if search.is_empty() { domain.into_iter().collect() } else { search },
             ndots: options.ndots,
             rounds: options.attempts.max(1),
@@ -341,8 +341,7 @@ impl ResolverSetup {
                 Ok(found) => return Ok(found),
                 Err(ServerAnswer::NoSuchName) => {}
                 Err(ServerAnswer::NoAddress) => answer = ServerAnswer::NoAddress,
-                // As the C library has it: what was found out under another name is worth more than that there is none,
-                // and silence ends the search.
+                // As in the C library: this outranks "no such name" for another name of the list, and a timeout ends the search.
                 Err(other) => {
                     answer = other;
                     unclear = Some(name);
@@ -359,21 +358,21 @@ impl ResolverSetup {
         if !self.probe_root().await {
             return Err(Unresolved::Resolver);
         }
-        // They may have been away, and be back.
+        // The name servers may have recovered meanwhile.
         self.ask(&name, 1, self.try_timeout).await.map_err(|answer| Unresolved::Name(answer.shown()))
     }
 
-    /// Where a name is in the hosts file nobody else is asked for it.
+    /// The addresses in the hosts file. If there are any, no name server is asked.
     fn listed(&self, name: &Name) -> Option<ResolvedName> {
         let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
         let lookups = [of(RecordType::A), of(RecordType::AAAA)];
         let addresses: Vec<IpAddr> = lookups.iter().flatten().flat_map(addresses_of).collect();
-        // The file's changes are noticed, so that nothing else ends what it says.
+        // Cached as long as possible: a change of the file empties the cache.
         (!addresses.is_empty()).then_some(ResolvedName { addresses, ttl: WEBHOOK_NAME_KNOWN_TIME_MAX })
     }
 
-    /// The names that are asked for, in order: a name with enough dots as it is before those of the search list, one
-    /// with fewer after them.
+    /// The names to query, in order: a name with at least `ndots` dots is tried as it is before the search list, another one
+    /// after it.
     fn names(&self, name: &Name) -> Vec<Name> {
         let mut absolute = name.clone();
         absolute.set_fqdn(true);
@@ -392,14 +391,14 @@ impl ResolverSetup {
         }
     }
 
-    /// Asks one name server after the other, so many times; after `time` none again. The first round is gone through once
-    /// it has begun: what the last of them would have said is not to be held against the name.
+    /// Asks one name server after the other, `rounds` times, and starts no query after `time`. The first round is always
+    /// completed: the last server's answer could clear the name.
     async fn ask(&self, name: &Name, rounds: usize, time: Duration) -> Result<ResolvedName, ServerAnswer> {
         let began = Instant::now();
         let mut answer = ServerAnswer::Silence;
         let mut silent: Vec<&NameServer> = Vec::new();
         for round in 0..rounds {
-            // One that is away costs the first who meets it its time, and not all who come after.
+            // A dead name server delays the lookup that finds it dead, not all later ones.
             let (mut servers, others): (Vec<_>, Vec<_>) = self.servers.iter().partition(|server| server.is_first());
             servers.extend(others);
             for (at, server) in servers.into_iter().enumerate() {
@@ -418,7 +417,7 @@ impl ResolverSetup {
                     }
                 }
             }
-            // A refusal is an answer; it is not asked for twice.
+            // A refusal is an answer; asking again is useless.
             if silent.is_empty() {
                 break;
             }
@@ -426,7 +425,7 @@ impl ResolverSetup {
         Err(answer)
     }
 
-    /// Whether one of them answers for the root, which each knows.
+    /// Whether any name server answers for the root zone, which each of them knows.
     async fn probe_root(&self) -> bool {
         let mut probe = self.probe.lock().await;
         if let Some((at, answers)) = *probe
@@ -441,8 +440,8 @@ impl ResolverSetup {
 }
 
 impl NameServer {
-    /// Both families at a time. Where one has addresses the other may take only a little longer: there are name servers
-    /// that never answer for IPv6.
+    /// Queries both address families in parallel. When one has addresses the other gets only a little longer: some name
+    /// servers never answer IPv6 queries.
     async fn ask(&self, name: &Name, time: Duration) -> Result<ResolvedName, ServerAnswer> {
         let of = |kind| {
             let lookup = timeout(time, self.resolver.lookup(name.clone(), kind));
@@ -469,7 +468,7 @@ impl NameServer {
         Err(answer)
     }
 
-    /// Asks for the root.
+    /// Queries the root zone.
     async fn probe(&self) -> Result<(), ()> {
         match timeout(WEBHOOK_LOOKUP_PROBE_TIMEOUT, self.resolver.lookup(Name::root(), RecordType::NS)).await {
             Ok(Err(error)) if !ServerAnswer::of(&error).is_useful() => Err(()),
@@ -481,13 +480,13 @@ impl NameServer {
         }
     }
 
-    /// Whether it is asked before those that lately were silent where others were not.
+    /// Whether it is asked first, because it has not recently timed out where another one answered.
     fn is_first(&self) -> bool {
         self.last_skipped_at.get().is_none_or(|at| at.elapsed() >= SKIPPED_FOR)
     }
 }
 
-/// What resolv.conf says beside the names that are searched.
+/// The contents of resolv.conf without its search list.
 fn without_search(text: &[u8]) -> Vec<u8> {
     let is_kept = |line: &&[u8]| {
         let line = line.trim_ascii_start();
@@ -496,7 +495,7 @@ fn without_search(text: &[u8]) -> Vec<u8> {
     text.split(|byte| *byte == b'\n').filter(is_kept).collect::<Vec<_>>().join(&b'\n')
 }
 
-/// Names that no name server is asked for (RFC 6761, RFC 7686).
+/// Special-use names that are never sent to a name server (RFC 6761, RFC 7686).
 enum SpecialName {
     Loopback,
     Nothing,
@@ -519,7 +518,7 @@ fn resolver(address: SocketAddr, edns0: bool, try_timeout: Duration) -> TokioRes
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     let options = builder.options_mut();
     options.timeout = try_timeout;
-    // Which one is asked again, and what is remembered, is decided here.
+    // This module does the retries, and `lookup.rs` the caching.
     options.attempts = 0;
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
@@ -542,7 +541,7 @@ fn found(lookups: &[Option<Lookup>]) -> ResolvedName {
     ResolvedName { addresses, ttl: valid_until.saturating_duration_since(std::time::Instant::now()) }
 }
 
-/// Whether this machine has a way there; nothing is sent.
+/// Whether this machine has a route to the address; sends nothing.
 fn has_route(address: IpAddr) -> bool {
     let any = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
     UdpSocket::bind(any).is_ok_and(|socket| socket.connect(SocketAddr::new(address, 53)).is_ok())

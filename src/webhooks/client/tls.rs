@@ -1,5 +1,5 @@
-//! Who is trusted, and in words why somebody is not. Certificate and name are always verified: there is no option to turn
-//! that off.
+//! The TLS configuration, and messages that say why a certificate is refused. Certificate and host name are always verified;
+//! no option turns that off.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,7 +22,7 @@ use millrace_base::limits::WEBHOOK_TLS_SESSIONS_MAX;
 use super::TrustRoots;
 use crate::delivery::outcome::{AttemptError, ErrorClass};
 
-/// TLS 1.2 and 1.3, HTTP/2 offered before HTTP/1.1.
+/// TLS 1.2 and 1.3; offers HTTP/2 before HTTP/1.1.
 ///
 /// # Errors
 /// Which certificates cannot be read, and why.
@@ -49,7 +49,7 @@ pub fn client_config(roots: TrustRoots, ca_file: Option<&Path>) -> Result<Client
     Ok(config)
 }
 
-/// The system's store may hold certificates that cannot be used; only an empty one is an error.
+/// The system's store may contain unusable certificates; only an empty one is an error.
 fn system_roots() -> Result<RootCertStore, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut trusted = RootCertStore::empty();
@@ -75,8 +75,8 @@ fn add_file(trusted: &mut RootCertStore, path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The ordinary verifier. Where it finds no way to a trusted authority this says what the receiver showed, which is all
-/// that its owner can mend.
+/// The ordinary verifier, which also says what is wrong with the receiver's certificate when no trusted authority signed
+/// it: that is what its owner can fix.
 #[derive(Debug)]
 struct ExplainingVerifier(Arc<WebPkiServerVerifier>);
 
@@ -126,7 +126,7 @@ impl ServerCertVerifier for ExplainingVerifier {
     }
 }
 
-/// A certificate that came alone and that no trusted authority signed.
+/// A certificate that was sent without intermediates and that no trusted authority signed.
 #[derive(Debug)]
 enum LoneCertificate {
     SelfSigned,
@@ -146,14 +146,14 @@ impl fmt::Display for LoneCertificate {
 
 impl std::error::Error for LoneCertificate {}
 
-/// Whether issuer and subject are the same. What cannot be read is not.
+/// Whether issuer and subject are the same; `false` if the certificate cannot be parsed.
 fn is_self_signed(certificate: &[u8]) -> bool {
-    /// One element of DER.
+    /// One DER element.
     struct Element<'a> {
         tag: u8,
         whole: &'a [u8],
         content: &'a [u8],
-        /// What follows it.
+        /// The bytes after it.
         rest: &'a [u8],
     }
     fn element(der: &[u8]) -> Option<Element<'_>> {
@@ -169,12 +169,12 @@ fn is_self_signed(certificate: &[u8]) -> bool {
     }
     let names = || {
         let mut rest = element(element(certificate)?.content)?.content;
-        // A version, where there is one.
+        // The optional version.
         let first = element(rest)?;
         if first.tag == 0xa0 {
             rest = first.rest;
         }
-        // Serial number and algorithm; issuer, validity, subject.
+        // Skips serial number and algorithm; then come issuer, validity and subject.
         for _ in 0..2 {
             rest = element(rest)?.rest;
         }
@@ -185,7 +185,7 @@ fn is_self_signed(certificate: &[u8]) -> bool {
     names().unwrap_or_default()
 }
 
-/// Why there is no TLS.
+/// Why the TLS handshake failed.
 pub fn handshake_error(error: &io::Error) -> AttemptError {
     let detail = explain(error).unwrap_or_else(|| match error.kind() {
         io::ErrorKind::UnexpectedEof => "the receiver closed the connection during the handshake".into(),
@@ -197,7 +197,7 @@ pub fn handshake_error(error: &io::Error) -> AttemptError {
     AttemptError::new(ErrorClass::TlsFailed, detail)
 }
 
-/// What TLS itself says, where it does.
+/// The explanation of a TLS error; `None` for other I/O errors.
 pub fn explain(error: &io::Error) -> Option<Cow<'static, str>> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {

@@ -1,12 +1,12 @@
-//! CLOCK: what time it is for deliveries: when one is due, when a lease ends, what a request is signed with.
+//! The clock of deliveries: decides when one is due, when a lease expires, and which timestamp a request carries.
 //!
-//! Servers that share a database go by its clock, asked for every second and carried on by the monotonic clock in
-//! between: a step of a server's own clock changes nothing, and two servers never disagree about a lease. With the
-//! embedded store there is one server, which goes by its own clock: forward when that is set forward, and on where it was
-//! when that is set back, so that nothing planned before waits longer for it. A restart ends that; what is then further
-//! away than any pause is made due ([`recall_stranded`](millrace_store::webhooks::WebhookStore::recall_stranded)).
+//! Servers that share a database follow the database's clock. They read it every second and extrapolate with the monotonic
+//! clock in between, so a step of a server's own clock changes nothing and two servers agree about every lease. The embedded
+//! store has one server, which follows its own clock: forward when it is set forward, and never backward, so nothing that is
+//! already planned waits longer. A restart ends that; deliveries that are then due further ahead than any pause are made due
+//! ([`recall_stranded`](millrace_store::webhooks::WebhookStore::recall_stranded)).
 //!
-//! Never used to measure: that is what [`Instant`] is for.
+//! Not for measuring durations: use [`Instant`].
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Instant;
@@ -14,18 +14,18 @@ use std::time::Instant;
 use millrace_base::clock::Timestamp;
 use millrace_store::{Store, StoreError};
 
-/// See the module. Shared by all threads; never locks.
+/// The clock of deliveries. Shared by all threads; takes no lock.
 #[derive(Debug)]
 pub struct DeliveryClock {
     began: Instant,
-    /// What it showed when it began, in microseconds since 1970.
+    /// The time at `began`, in microseconds since 1970.
     began_at: AtomicI64,
-    /// Whether it is the database's.
+    /// Whether it follows the database's clock.
     is_shared: AtomicBool,
 }
 
 impl Default for DeliveryClock {
-    /// This machine's, until it follows a store's.
+    /// This machine's clock, until it follows a store's.
     fn default() -> Self {
         let began_at = AtomicI64::new(Timestamp::now().as_micros());
         Self { began: Instant::now(), began_at, is_shared: AtomicBool::new(false) }
@@ -33,21 +33,21 @@ impl Default for DeliveryClock {
 }
 
 impl DeliveryClock {
-    /// The time.
+    /// The current time.
     pub fn now(&self) -> Timestamp {
         self.at(Timestamp::now(), self.passed(Instant::now()))
     }
 
-    /// The time to show to receivers: the same, except that the embedded store's server does not keep a time that was set
-    /// back, which may have been wrong.
+    /// The time for receivers and attempts. Differs from [`Self::now`] only with the embedded store: there it is the machine's
+    /// own time, even after that was set back.
     pub fn shown(&self) -> Timestamp {
         if self.is_shared.load(Ordering::Relaxed) { self.now() } else { Timestamp::now() }
     }
 
-    /// Follows the clock of `store`, where it has one.
+    /// Synchronises with the clock of `store`, if it has one.
     ///
     /// # Errors
-    /// As the store; the clock goes on as it was.
+    /// Those of the store; the clock stays as it was.
     pub fn sync(&self, store: &dyn Store) -> Result<(), StoreError> {
         let asked = Instant::now();
         if let Some(shared) = store.shared_clock()? {
@@ -56,12 +56,12 @@ impl DeliveryClock {
         Ok(())
     }
 
-    /// `shared` was the time between two moments.
+    /// The database's clock showed `shared` at some time between `asked` and `answered`.
     fn set(&self, shared: Timestamp, asked: i64, answered: i64) {
         let began_at = shared.as_micros() - i64::midpoint(asked, answered);
         let is_known = self.is_shared.swap(true, Ordering::Relaxed)
             && (began_at - self.began_at.load(Ordering::Relaxed)).abs() <= answered - asked;
-        // What lies within the question's own time is no news.
+        // A difference within the duration of the query is not a correction.
         if !is_known {
             self.began_at.store(began_at, Ordering::Relaxed);
         }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn alone_it_goes_forward_with_the_machine_and_never_back() {
+    fn with_an_embedded_store_it_never_goes_back() {
         let clock = clock(100 * HOUR);
         for (local, passed, shown) in [
             (100 * HOUR + SECOND, SECOND, 100 * HOUR + SECOND),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn with_others_it_is_the_databases_whatever_the_machine_says() {
+    fn with_a_shared_store_it_follows_the_database_clock() {
         let clock = clock(100 * HOUR);
         let at = |passed| clock.at(Timestamp::from_micros(7), passed).as_micros();
         clock.set(Timestamp::from_micros(50 * HOUR), SECOND, 3 * SECOND);

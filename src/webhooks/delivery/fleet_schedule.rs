@@ -1,11 +1,12 @@
-//! SCHEDULES: the schedule of retries that holds, where servers on one database are configured with different ones.
+//! The effective retry schedule when servers on one database are configured with different ones.
 //!
-//! **The longest holds, on all of them.** Whoever makes a delivery's last attempt fails it for good, so a server with
-//! fewer retries would use up what another still meant to send. Which one was meant is not known; a delivery that is tried
-//! for longer than meant does no harm. All of them say so (ERROR) until they agree.
+//! **The longest schedule applies to all servers.** The server that makes a delivery's last attempt marks it as failed, so a
+//! server with fewer retries would cut off retries that another one is configured to make. Retrying for longer than
+//! configured does no harm. Every server logs an ERROR until the schedules agree.
 //!
-//! Each server notes its own every ten seconds and reads the others'. One that ends takes its own away; one that was killed
-//! is heard for [`RETRY_SCHEDULE_ALIVE`](millrace_base::limits::RETRY_SCHEDULE_ALIVE) more.
+//! Each server writes its own schedule to the database every ten seconds and reads the others. A server that stops removes
+//! its entry; the entry of a killed server counts for another
+//! [`RETRY_SCHEDULE_ALIVE`](millrace_base::limits::RETRY_SCHEDULE_ALIVE).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use millrace_store::{Store, StoreError};
 
 use crate::delivery::schedule::RetrySchedule;
 
-/// See the module. Shared by the threads that send and claim.
+/// This server's schedule and the one that applies to all servers. Shared by the sender and the claimer.
 #[derive(Debug)]
 pub struct FleetSchedule {
     own: RetrySchedule,
@@ -23,35 +24,35 @@ pub struct FleetSchedule {
 
 #[derive(Debug)]
 struct FleetState {
-    /// As they were written, in their order.
+    /// The other servers' schedules as text, in the database's order.
     others: Vec<String>,
     effective: Arc<RetrySchedule>,
     pause_max: Duration,
-    /// The store refuses to tell, and that was said.
+    /// Whether the store refused the query and that was logged.
     is_refused: bool,
 }
 
 impl FleetSchedule {
-    /// Knows no other yet.
+    /// Knows no other schedule yet.
     pub fn new(own: RetrySchedule) -> Self {
         let (effective, pause_max) = (Arc::new(own.clone()), own.pause_max());
         Self { own, state: Mutex::new(FleetState { others: Vec::new(), effective, pause_max, is_refused: false }) }
     }
 
-    /// The one that holds.
+    /// The schedule that applies.
     pub fn current(&self) -> Arc<RetrySchedule> {
         Arc::clone(&self.lock().effective)
     }
 
-    /// The longest time from an attempt to the next, on whichever server.
+    /// The longest time between two attempts, on any server.
     pub fn pause_max(&self) -> Duration {
         self.lock().pause_max
     }
 
-    /// Says which is this server's, and hears of the others'.
+    /// Writes this server's schedule to the store and reads the others.
     ///
     /// # Errors
-    /// Where the store is away. One that refuses tells of no others.
+    /// If the store is unavailable. A refused query is logged and counts as no others.
     pub fn sync(&self, store: &dyn Store) -> Result<(), StoreError> {
         match store.note_retry_schedule(&self.own.to_string()) {
             Ok(others) => self.learn(others),
@@ -65,7 +66,7 @@ impl FleetSchedule {
         Ok(())
     }
 
-    /// Takes this server's away, as far as the store can be asked.
+    /// Removes this server's schedule from the store, if the store is available.
     pub fn withdraw(&self, store: &dyn Store) {
         let _ = store.forget_retry_schedule(&self.own.to_string());
     }
@@ -76,7 +77,7 @@ impl FleetSchedule {
         if state.others == others {
             return;
         }
-        // What another version writes and this one cannot read is named in the line below, and does not count.
+        // An entry that this version cannot parse is ignored; the log line below shows it.
         let parsed: Vec<RetrySchedule> = others.iter().filter_map(|text| RetrySchedule::parse(text).ok()).collect();
         let all = || std::iter::once(&self.own).chain(&parsed);
         let effective = all().max_by(|one, other| one.length().cmp(&other.length())).expect("the own one");
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_holds_as_long_as_its_server_is_there() {
+    fn the_longest_schedule_applies_while_its_server_runs() {
         let day = Duration::from_secs(86_400);
         let fleet_schedule = FleetSchedule::new(RetrySchedule::parse("5s,5s").unwrap());
         let current = || fleet_schedule.current().to_string();
@@ -124,7 +125,7 @@ mod tests {
             fleet_schedule.learn(others.iter().map(|other| (*other).to_owned()).collect());
             assert_eq!(current(), longest, "{others:?}");
         }
-        // What another server planned is not taken for a wrong clock's.
+        // Pauses of another server are not mistaken for a wrong clock.
         fleet_schedule.learn(vec!["7d".to_owned()]);
         assert_eq!((current().as_str(), fleet_schedule.pause_max()), ("5s,5s", 7 * day * 6 / 5));
     }

@@ -1,15 +1,14 @@
-//! LEASE: which deliveries this server has in memory, and until when each is its own.
+//! Which deliveries this server has in memory, and until when it holds the lease of each.
 //!
-//! A lease ends twice: in the row, at a moment of the [`DeliveryClock`], for whoever looks for what is due; and in memory,
-//! at an [`Instant`], for the sender, which no step of a clock makes late or early.
+//! A lease has two ends that mean the same instant. The row stores a [`DeliveryClock`] timestamp, for servers that look for
+//! due rows. Memory has an [`Instant`], for the sender, which clock steps do not affect.
 //!
-//! Invariant: a delivery is in memory once, from when it is planned or claimed until its result is recorded or it is
-//! given back. A row that is claimed meanwhile (a clock was stepped, or the database was away for longer than the lease)
-//! only gives the copy in memory its new lease; and one whose result is recorded while the claim is under way is not taken
-//! into memory again.
+//! Invariant: a delivery is in memory at most once, from when it is planned or claimed until its result is recorded or it is
+//! released. If its row is claimed again meanwhile (a clock was stepped, or a database outage outlasted the lease), the copy
+//! in memory gets the new lease. If its result is recorded while that claim is in progress, it is not loaded again.
 //!
-//! Used by the writers, the claiming thread, the sender and the recorder; the lock of all is taken where a delivery comes and
-//! where it goes, for one look-up. About 150 bytes for each of [`limits::DELIVERIES_HELD_MAX`](millrace_base::limits::DELIVERIES_HELD_MAX).
+//! Used by the writers, the claimer, the sender and the recorder. The table's lock is held for one look-up when a delivery is
+//! added or removed. About 150 bytes for each of [`limits::DELIVERIES_HELD_MAX`](millrace_base::limits::DELIVERIES_HELD_MAX).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -21,48 +20,48 @@ use millrace_base::event::DeliveryId;
 
 use crate::delivery::clock::DeliveryClock;
 
-/// Until when a delivery is this server's.
+/// Until when this server may send a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// As its row has it; also what proves that we still hold it.
+    /// As stored in the row. Also identifies this lease when its result is recorded.
     pub until: Timestamp,
-    /// The same moment for whoever waits.
+    /// The same time on the monotonic clock.
     pub ends: Instant,
 }
 
 impl Lease {
-    /// One of this length that begins now.
+    /// A lease of this length that begins now.
     pub fn begin(clock: &DeliveryClock, length: Duration) -> Self {
         Self { until: clock.now().plus(length), ends: Instant::now() + length }
     }
 }
 
-/// All that are in memory.
+/// All deliveries in memory, with their leases.
 #[derive(Debug, Default)]
 pub struct LeaseTable(Mutex<LeaseEntries>);
 
 #[derive(Debug, Default)]
 struct LeaseEntries {
     leases: HashMap<DeliveryId, Arc<Mutex<Lease>>>,
-    /// While a claim is under way: those recorded meanwhile whose leases had ended, so that it may have found them due.
+    /// While a claim is in progress: deliveries recorded meanwhile whose leases had expired, so the claim may have found them due.
     recorded: Option<HashSet<DeliveryId>>,
 }
 
-/// A claim under way, from before the database is asked until what it gave is held. There is one at a time.
+/// A claim in progress, from before the query until its deliveries are in memory. There is one at a time.
 #[derive(Debug)]
 pub struct ClaimInProgress(Arc<LeaseTable>);
 
-/// One delivery in memory. It may be claimed again once this is dropped.
+/// One delivery in memory. After this is dropped it may be loaded again.
 #[derive(Debug)]
 pub struct LeaseGuard {
     leases: Arc<LeaseTable>,
     delivery: DeliveryId,
-    /// The sender asks for it several times for each delivery: by itself, so that it waits for nobody else's look-up.
+    /// Shared with the table. The sender reads it several times per delivery, without the table's lock.
     lease: Arc<Mutex<Lease>>,
 }
 
 impl LeaseTable {
-    /// Takes a delivery into memory. `None` where it is there already: that copy has this lease from now on.
+    /// Adds a delivery. `None` if it is in memory already: that copy gets this lease.
     pub fn acquire(self: &Arc<Self>, delivery: DeliveryId, lease: Lease) -> Option<LeaseGuard> {
         match self.lock().leases.entry(delivery) {
             Entry::Occupied(held) => {
@@ -76,7 +75,7 @@ impl LeaseTable {
         }
     }
 
-    /// A claim begins.
+    /// Begins a claim.
     pub fn begin_claim(self: &Arc<Self>) -> ClaimInProgress {
         self.lock().recorded = Some(HashSet::new());
         ClaimInProgress(Arc::clone(self))
@@ -88,7 +87,7 @@ impl LeaseTable {
 }
 
 impl ClaimInProgress {
-    /// As [`LeaseTable::acquire`]; `None` also where its result has been recorded since the claim began.
+    /// As [`LeaseTable::acquire`], but also `None` if the result has been recorded since the claim began.
     pub fn acquire(&self, delivery: DeliveryId, lease: Lease) -> Option<LeaseGuard> {
         let is_recorded = self.0.lock().recorded.as_ref().is_some_and(|recorded| recorded.contains(&delivery));
         if is_recorded { None } else { self.0.acquire(delivery, lease) }
@@ -102,19 +101,20 @@ impl Drop for ClaimInProgress {
 }
 
 impl LeaseGuard {
-    /// Which delivery it is.
+    /// The delivery's id.
     pub fn delivery(&self) -> DeliveryId {
         self.delivery
     }
 
-    /// Its lease, the latest that was taken.
+    /// Its current lease.
     pub fn lease(&self) -> Lease {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl LeaseGuard {
-    /// Its result is recorded. Where its lease ends before `soon`, a claim that is under way may have found it due.
+    /// Ends after the result was recorded. If the lease expires before `soon`, a claim in progress may have found the row due
+    /// and must not load it again.
     pub fn release_recorded(self, soon: Timestamp) {
         if self.lease().until < soon
             && let Some(recorded) = self.leases.lock().recorded.as_mut()
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_while_it_is_claimed_is_not_taken_into_memory_again() {
+    fn a_delivery_recorded_during_a_claim_is_not_loaded_again() {
         let (leases, clock) = (Arc::<LeaseTable>::default(), DeliveryClock::default());
         let (over, next) = (Lease::begin(&clock, Duration::ZERO), Lease::begin(&clock, Duration::from_secs(60)));
         let [recorded, given_back, held] = [(); 3].map(|()| DeliveryId(Uuid::now_v7()));
@@ -165,7 +165,7 @@ mod tests {
         assert!(claim.acquire(given_back, next).is_some());
         drop(claim);
         let again = leases.begin_claim().acquire(recorded, next).unwrap();
-        // Of one whose lease lasts no claim can have come.
+        // While its lease lasts no claim can have found it.
         let claim = leases.begin_claim();
         again.release_recorded(over.until);
         assert!(claim.acquire(recorded, next).is_some());

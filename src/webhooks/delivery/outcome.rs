@@ -1,45 +1,45 @@
-//! What came of an attempt, and what that means. Pure; made by the client, judged by the sender.
+//! The outcome of an attempt and what it means for the delivery. Pure: the client builds outcomes, the sender acts on them.
 //!
-//! Only a complete 2xx is a delivery. A redirect is an answer like any other that is not 2xx: it is never followed, its
-//! status is what the attempt shows, and it is tried again, because the owner may mend it. An answer that breaks off
-//! proves nothing, whatever its status: it is tried again, and a receiver that had meant yes sees the event twice.
+//! Only a complete 2xx response is a delivery. A redirect is not followed: its status is recorded and the delivery is
+//! retried, because the owner may fix the URL. A response that breaks off proves nothing, whatever its status: the delivery
+//! is retried, and a receiver that did process the event gets it twice.
 //!
-//! What the receiver says is bounded before it is kept: [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] of its body.
+//! Of the response body at most [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] are kept.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use millrace_base::limits;
 
-/// What went wrong, where it was not the receiver's answer.
+/// Why an attempt failed, other than by the status of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// The URL, or an address its name has, is not allowed.
+    /// The URL or an address of its host is not allowed.
     AddressNotAllowed,
-    /// The name has no address.
+    /// The host name has no address.
     DnsFailed,
-    /// Nobody listens there.
+    /// Nothing listens at the address.
     ConnectionRefused,
-    /// No connection in time: name, TCP, proxy and TLS together.
+    /// No connection in time: TCP, proxy and TLS together.
     ConnectTimeout,
-    /// Any other failure to connect, the proxy's included.
+    /// Any other failure to connect, including the proxy's.
     ConnectFailed,
-    /// The certificate is not trusted, or for another host, or TLS failed otherwise.
+    /// The certificate is not trusted or is for another host, or TLS failed otherwise.
     TlsFailed,
-    /// Connected, but no complete answer in time.
+    /// Connected, but no complete response in time.
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection closed before the response was complete.
     ConnectionClosed,
-    /// What came is not HTTP, or over its limits.
+    /// The response is not HTTP, or exceeds a limit.
     InvalidResponse,
-    /// The endpoint's secret cannot be opened with the keys this server has, so nothing can be signed.
+    /// The endpoint's secret cannot be opened with this server's keys, so nothing can be signed.
     SecretUnavailable,
     /// This server failed, not the receiver: a bug.
     InternalError,
 }
 
 impl ErrorClass {
-    /// As attempts show it.
+    /// The code in recorded attempts.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AddressNotAllowed => "address_not_allowed",
@@ -57,12 +57,12 @@ impl ErrorClass {
     }
 }
 
-/// What went wrong, and more of it than the class says, where more is known.
+/// Why an attempt failed, with a detail if more is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptError {
-    /// The word for it.
+    /// The kind of failure.
     pub class: ErrorClass,
-    /// A few words in English.
+    /// A short explanation in English.
     pub detail: Option<Cow<'static, str>>,
 }
 
@@ -73,8 +73,7 @@ impl From<ErrorClass> for AttemptError {
 }
 
 impl AttemptError {
-    /// With the detail, on one line and of at most [`limits::ERROR_DETAIL_BYTES_MAX`] bytes: part of it may be the receiver's
-    /// own words.
+    /// Cuts `detail` to one line of at most [`limits::ERROR_DETAIL_BYTES_MAX`] bytes: it may contain text from the receiver.
     pub fn new(class: ErrorClass, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
         let is_fine = detail.len() <= limits::ERROR_DETAIL_BYTES_MAX && !detail.chars().any(char::is_control);
@@ -82,7 +81,7 @@ impl AttemptError {
         Self { class, detail: Some(detail) }
     }
 
-    /// As an attempt keeps it: the word, and the detail behind a colon.
+    /// The text recorded with an attempt: the code, then a colon and the detail if there is one.
     pub fn to_recorded(&self) -> String {
         match &self.detail {
             Some(detail) => format!("{}: {detail}", self.class.as_str()),
@@ -102,54 +101,51 @@ fn shortened(text: &str) -> String {
     short
 }
 
-/// What [`AttemptError::to_recorded`] made, apart again: the word and the detail.
+/// Splits the text of [`AttemptError::to_recorded`] into the code and the detail.
 pub fn split_recorded(recorded: &str) -> (&str, Option<&str>) {
     recorded.split_once(": ").map_or((recorded, None), |(word, detail)| (word, Some(detail)))
 }
 
-/// The receiver's answer.
+/// The receiver's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiverResponse {
     /// HTTP status.
     pub status: u16,
-    /// `Retry-After`, as a pause from now.
+    /// `Retry-After`, as a pause from when the response arrived.
     pub retry_after: Option<Duration>,
-    /// The body's first bytes, as text.
+    /// The beginning of the body, as text.
     pub body: String,
 }
 
-/// What came of an attempt. Both where the answer began and did not end.
+/// The outcome of an attempt. Has both a response and an error if the response broke off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// What the receiver said.
+    /// The response, if its head arrived.
     pub answer: Option<ReceiverResponse>,
-    /// What went wrong.
+    /// The failure, if there was one.
     pub error: Option<AttemptError>,
 }
 
-/// What an outcome means for the delivery.
+/// What an outcome means for its delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// 2xx, to its end.
+    /// A complete 2xx response.
     Delivered,
-    /// Anything else: again, not before this pause.
+    /// Anything else: retry, at the earliest after this pause.
     Retry(Option<Duration>),
-    /// 410: the endpoint wants nothing any more.
+    /// 410 Gone: the endpoint wants no more events.
     Gone,
-    /// The target is not allowed.
+    /// The target policy does not allow the target.
     Blocked,
 }
 
 impl Outcome {
-    /// Whether what went wrong is on this side, and says nothing about the endpoint.
+    /// Whether this server failed, which says nothing about the endpoint.
     pub fn is_internal_error(&self) -> bool {
         self.error.as_ref().is_some_and(|trouble| trouble.class == ErrorClass::InternalError)
     }
 
-    /// What follows.
-    ///
-    /// `Retry-After` is heard on every answer that is not a delivery, not only on 429 and 503: whoever writes it means
-    /// it.
+    /// What follows. `Retry-After` is respected on every response that is not a delivery, not only on 429 and 503.
     pub fn verdict(&self) -> Verdict {
         match (&self.answer, self.error.as_ref().map(|trouble| trouble.class)) {
             (_, Some(ErrorClass::AddressNotAllowed)) => Verdict::Blocked,
@@ -160,29 +156,28 @@ impl Outcome {
     }
 }
 
-/// Reads `Retry-After`, seconds or a date, as a pause from `now`; `None` where it is neither. A date that has passed is
-/// no pause.
+/// Parses `Retry-After`, in seconds or as a date, into a pause from `now`. `None` if it is neither; zero for a past date.
 pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim_matches([' ', '\t']);
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More seconds than fit are for ever; the schedule caps both.
+        // A number that does not fit becomes the maximum; the schedule caps it.
         return Some(text.parse().map_or(Duration::MAX, Duration::from_secs));
     }
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(now).unwrap_or_default())
 }
 
-/// What is kept of a body, given its beginning: at most [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] bytes of text, cut
-/// between characters. What is not UTF-8 becomes U+FFFD; NUL is left out, because Postgres' `text` does not take it.
+/// The text that is kept of a body, given its first bytes: at most [`limits::ANSWER_BODY_SHOWN_BYTES_MAX`] bytes, cut
+/// between characters. Invalid UTF-8 becomes U+FFFD; NUL is removed, because Postgres' `text` refuses it.
 pub fn body_excerpt(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(limits::ANSWER_BODY_SHOWN_BYTES_MAX)];
-    // A character that the end cuts through is not wrong, only unfinished: left out.
+    // A character cut off at the end is incomplete, not invalid: drop it.
     let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
     let is_unfinished = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
     let whole = if is_unfinished { &bytes[..bytes.len() - last.len()] } else { bytes };
     let mut shown = String::with_capacity(bytes.len());
     for character in String::from_utf8_lossy(whole).chars().filter(|character| *character != '\0') {
-        // A replacement is longer than the byte it stands for, so the text can outgrow the bytes.
+        // U+FFFD is longer than the byte that it replaces, so the text can be longer than the bytes.
         if shown.len() + character.len_utf8() > limits::ANSWER_BODY_SHOWN_BYTES_MAX {
             break;
         }
@@ -292,7 +287,7 @@ mod tests {
             (b"a\0b\0", "ab"),
             (b"a\xffb", "a\u{fffd}b"),
             (b"\xf0\x9f\x92 x", "\u{fffd} x"),
-            // Cut by whoever read it.
+            // Cut within a character.
             (b"a\xf0\x9f\x92", "a"),
             (b"a\xff\xc3", "a\u{fffd}"),
         ] {

@@ -1,10 +1,10 @@
-//! When a failed delivery is tried again. Pure: now and chance come from the caller.
+//! The retry schedule: when a failed delivery is attempted again. Pure: the caller passes time and randomness.
 //!
-//! Each pause is spread by up to a fifth to both sides: what failed together, in a receiver's bad minute, does not come
-//! back together in one of its good ones.
+//! Each pause is jittered by up to a fifth in both directions, so that deliveries that failed together are not retried
+//! together.
 //!
-//! Limits: [`limits::WEBHOOK_RETRIES_MAX`] pauses of 1 s to [`limits::WEBHOOK_RETRY_PAUSE_MAX`];
-//! [`limits::WEBHOOK_RETRY_AFTER_MAX`] of what a receiver asks for.
+//! Limits: [`limits::WEBHOOK_RETRIES_MAX`] pauses of 1 s to [`limits::WEBHOOK_RETRY_PAUSE_MAX`]; a receiver may ask for at most
+//! [`limits::WEBHOOK_RETRY_AFTER_MAX`].
 
 use std::fmt;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits;
 use millrace_base::quantity::Unit;
 
-/// The pauses between attempts.
+/// The pauses between the attempts of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetrySchedule {
-    /// Whole seconds each.
+    /// Whole seconds.
     pauses: Vec<Duration>,
     /// 0 to 100.
     jitter_percent: u8,
 }
 
 impl RetrySchedule {
-    /// Reads pauses such as `5s,5m,30m,2h`. An empty text is no retries.
+    /// Parses pauses such as `5s,5m,30m,2h`. An empty text means no retries.
     ///
     /// # Errors
-    /// What would be right.
+    /// The rule that the text breaks.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let jitter_percent = limits::WEBHOOK_RETRY_JITTER_PERCENT;
         if text.trim().is_empty() {
@@ -43,35 +43,35 @@ impl RetrySchedule {
         Ok(Self { pauses, jitter_percent })
     }
 
-    /// The same pauses, spread by another part of themselves; 0 is not at all.
+    /// The same pauses with another jitter, in percent of each pause; 0 is none.
     ///
     /// # Panics
-    /// Above 100: a pause would be negative.
+    /// If it is above 100, because a pause would be negative.
     #[must_use]
     pub fn with_jitter_percent(self, jitter_percent: u8) -> Self {
         assert!(jitter_percent <= 100, "a pause is not negative");
         Self { jitter_percent, ..self }
     }
 
-    /// Attempts of a round, the first included.
+    /// The number of attempts in a round, including the first.
     pub fn attempts_max(&self) -> u32 {
         self.pauses.len() as u32 + 1
     }
 
-    /// What makes one schedule longer than another: more attempts, then more time, then longer pauses at the beginning. No
-    /// two are equally long.
+    /// The sort key of "longer": more attempts, then more time in all, then longer pauses at the beginning. Two different
+    /// schedules are never equal by it.
     pub fn length(&self) -> (usize, Duration, &[Duration]) {
         (self.pauses.len(), self.pauses.iter().sum(), &self.pauses)
     }
 
-    /// The longest time from an attempt to the next: a pause as far as it may be spread, or what a receiver may ask for.
+    /// The longest time between two attempts: the longest pause with full jitter, or what a receiver may ask for.
     pub fn pause_max(&self) -> Duration {
         let longest = self.pauses.iter().map(|pause| self.spread(*pause, 1.0)).max().unwrap_or_default();
         longest.max(limits::WEBHOOK_RETRY_AFTER_MAX)
     }
 
-    /// When the attempt after `made` attempts of this round is due, at the earliest after what the receiver asked for;
-    /// `None` where there is none any more. `random` is in 0..1.
+    /// When the next attempt is due after `made` attempts of this round, not before `retry_after` has passed. `None` after the
+    /// last attempt. `random` is in 0..1.
     pub fn next_attempt(
         &self,
         made: u32,
@@ -100,7 +100,7 @@ impl Default for RetrySchedule {
 }
 
 impl fmt::Display for RetrySchedule {
-    /// As [`RetrySchedule::parse`] takes it, each pause in the largest unit that divides it.
+    /// In the syntax of [`RetrySchedule::parse`], each pause in the largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, pause) in self.pauses.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
@@ -110,7 +110,7 @@ impl fmt::Display for RetrySchedule {
     }
 }
 
-/// Digits and one of the units, nothing else.
+/// Digits and a unit, nothing else.
 fn parse_pause(text: &str) -> Option<Duration> {
     let digits = text.strip_suffix(['d', 'h', 'm', 's'])?;
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -118,7 +118,7 @@ fn parse_pause(text: &str) -> Option<Duration> {
     (Duration::from_secs(1)..=limits::WEBHOOK_RETRY_PAUSE_MAX).contains(&pause).then_some(pause)
 }
 
-// The rules in the errors are words; this keeps them true.
+// The error texts above contain these limits.
 const _: () = assert!(limits::WEBHOOK_RETRIES_MAX == 30 && limits::WEBHOOK_RETRY_PAUSE_MAX.as_secs() == 7 * 86_400);
 
 #[cfg(test)]
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_default_schedule_passes() {
+    fn the_default_schedule_has_ten_attempts() {
         let schedule = RetrySchedule::default().with_jitter_percent(0);
         let (mut now, mut made, mut offsets) = (START, 0, Vec::new());
         while let Some(due) = schedule.next_attempt(made, now, None, 0.99) {
@@ -156,19 +156,19 @@ mod tests {
     }
 
     #[test]
-    fn what_the_receiver_asks_for_is_the_least_up_to_a_day() {
+    fn retry_after_is_the_shortest_pause_up_to_a_day() {
         let schedule = RetrySchedule::parse("5m").unwrap().with_jitter_percent(0);
         let day = 86_400;
         for (asked, seconds) in [(0, 300), (299, 300), (301, 301), (day, day), (day + 1, day), (u64::MAX, day)] {
             let due = schedule.next_attempt(1, START, Some(Duration::from_secs(asked)), 0.0).unwrap();
             assert_eq!(since_start(due), Duration::from_secs(seconds), "{asked}");
         }
-        // Attempts are not made longer than the schedule by asking.
+        // `Retry-After` adds no attempts to the schedule.
         assert_eq!(schedule.next_attempt(2, START, Some(Duration::from_secs(1)), 0.0), None);
     }
 
     #[test]
-    fn no_attempt_is_further_away_than_the_longest_pause() {
+    fn no_pause_exceeds_pause_max() {
         let day = Duration::from_secs(86_400);
         for (text, longest) in [("", day), ("5s", day), ("5s,7d,1s", 7 * day * 6 / 5)] {
             let schedule = RetrySchedule::parse(text).unwrap();

@@ -1,8 +1,8 @@
-//! Keeps it known where the database is, so that no webhook goes there.
+//! Keeps the database's addresses current, so that the target policy can refuse them.
 //!
-//! Names are looked up by the C library, as the driver does it, when the sender starts (before anything is sent) and every
-//! [`DATABASE_NAMES_INTERVAL`] from then on. What a name had counts until it has something else. Runs on the sender's
-//! runtime; one lookup at a time, on a thread of its own.
+//! Host names are resolved by the C library, as the database driver does: when the sender starts (before it sends anything)
+//! and then every [`DATABASE_NAMES_INTERVAL`]. The last known addresses stay valid until a lookup finds others. Runs on the
+//! sender's runtime; one lookup at a time, on a blocking thread.
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use millrace_base::limits::DATABASE_NAMES_INTERVAL;
 
 use crate::endpoint::target_policy::DatabaseAddresses;
 
-/// The hosts of `DATABASE_URL`, and what is known of them.
+/// The hosts of `DATABASE_URL` and their known addresses.
 pub struct DatabaseHosts {
     hosts: Arc<[String]>,
     known: Vec<Vec<IpAddr>>,
@@ -19,7 +19,7 @@ pub struct DatabaseHosts {
 }
 
 impl DatabaseHosts {
-    /// Names and literal addresses; the latter are known from here on.
+    /// `hosts` are names and literal addresses. Literal addresses are published at once.
     pub fn new(hosts: Vec<String>, addresses: DatabaseAddresses) -> Self {
         let literal = |host: &String| host.parse().into_iter().collect();
         let names = Self { known: hosts.iter().map(literal).collect(), hosts: hosts.into(), addresses };
@@ -27,16 +27,16 @@ impl DatabaseHosts {
         names
     }
 
-    /// Looks all names up once.
+    /// Resolves all names once.
     pub async fn resolve(&mut self) {
         for (at, known) in self.known.iter_mut().enumerate() {
             let hosts = Arc::clone(&self.hosts);
             let found = tokio::task::spawn_blocking(move || {
-                // Any port will do.
+                // The port does not matter.
                 let found = (hosts[at].as_str(), 0).to_socket_addrs().into_iter().flatten();
                 found.map(|address| address.ip()).collect::<Vec<IpAddr>>()
             });
-            // Nothing found, or the runtime goes away.
+            // The name was not found, or the runtime shuts down: keep the known addresses.
             if let Ok(found) = found.await
                 && !found.is_empty()
             {
@@ -46,7 +46,7 @@ impl DatabaseHosts {
         self.publish();
     }
 
-    /// The same for ever; ends at once where there is nothing to look up.
+    /// Repeats this for ever. Ends at once if there are only literal addresses.
     pub async fn resolve_periodically(mut self) {
         while self.hosts.iter().any(|host| host.parse::<IpAddr>().is_err()) {
             tokio::time::sleep(DATABASE_NAMES_INTERVAL).await;
@@ -65,7 +65,7 @@ mod tests {
     use crate::endpoint::target_policy::TargetPolicy;
 
     #[test]
-    fn addresses_are_known_at_once_and_names_once_they_are_looked_up() {
+    fn literal_addresses_are_known_at_once_names_when_resolved() {
         let addresses = DatabaseAddresses::default();
         let hosts = ["10.0.0.5", "localhost", "nowhere.invalid", "fd00::5"].map(str::to_owned).to_vec();
         let mut names = DatabaseHosts::new(hosts, addresses.clone());

@@ -1,26 +1,26 @@
-//! Which events an endpoint wants. Pure; asked by the writers' planning for every event of an organisation that has
-//! endpoints, so a match is one comparison and allocates nothing.
+//! Event type filters: which events an endpoint receives. Pure. The planner evaluates them for every event of an organisation
+//! with endpoints, so a match is one comparison without allocation.
 //!
-//! An entry is an event type, or the beginning of one followed by `.*`: `user.*` wants `user.login` and
-//! `user.login.failed`, neither `user` nor `user.` nor `username`. Case matters, as it does in types.
+//! An entry is an event type, or a prefix followed by `.*`: `user.*` matches `user.login` and `user.login.failed`, but not
+//! `user`, `user.` or `username`. Types and filters are case-sensitive.
 //!
-//! Limits: an entry is no longer than a type, which leaves room for what `*` stands for;
-//! [`limits::EVENT_TYPE_FILTERS_MAX`] entries of [`limits::EVENT_TYPE_FILTERS_BYTES_MAX`] bytes make a list.
+//! Limits: an entry is no longer than an event type; a list has at most [`limits::EVENT_TYPE_FILTERS_MAX`] entries and
+//! [`limits::EVENT_TYPE_FILTERS_BYTES_MAX`] bytes.
 
 use millrace_base::event::is_event_type;
 use millrace_base::limits;
 
 /// One entry of an endpoint's `event_types`: an exact type, or `prefix.*`.
 ///
-/// Kept as written. `*` is in no type, so a `*` at the end is always the wildcard.
+/// Stored as written. No event type contains `*`, so a final `*` is always the wildcard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventTypeFilter(String);
 
 impl EventTypeFilter {
-    /// Reads an exact type (1-128 of `A-Z a-z 0-9 _ . : / -`) or a prefix of one followed by `.*`.
+    /// Parses an exact type (1-128 of `A-Z a-z 0-9 _ . : / -`) or a prefix of one followed by `.*`.
     ///
     /// # Errors
-    /// What would be right.
+    /// The rule that the text breaks.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         if matches!(text, "*" | ".*" | "**") {
             return Err("wants all events; leave event_types out (or null) for that");
@@ -37,12 +37,12 @@ impl EventTypeFilter {
         Ok(Self(text.to_owned()))
     }
 
-    /// As it was written.
+    /// The filter as written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether an event of this type is wanted.
+    /// Whether the filter matches this event type.
     pub fn matches(&self, event_type: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => event_type.len() > beginning.len() && event_type.starts_with(beginning),
@@ -51,10 +51,10 @@ impl EventTypeFilter {
     }
 }
 
-/// Reads an endpoint's `event_types`.
+/// Parses an endpoint's `event_types`.
 ///
 /// # Errors
-/// Which entry is wrong and what would be right.
+/// Which entry is wrong and what is accepted.
 pub fn parse_list<T: AsRef<str>>(texts: &[T]) -> Result<Vec<EventTypeFilter>, String> {
     if texts.is_empty() {
         return Err("holds nothing, so no event would be sent; leave event_types out (or null) for all".to_owned());
@@ -72,12 +72,12 @@ pub fn parse_list<T: AsRef<str>>(texts: &[T]) -> Result<Vec<EventTypeFilter>, St
     texts.iter().enumerate().map(entry).collect()
 }
 
-/// Whether any of `filters` wants it.
+/// Whether any of `filters` matches.
 pub fn matches_any(filters: &[EventTypeFilter], event_type: &str) -> bool {
     filters.iter().any(|filter| filter.matches(event_type))
 }
 
-// The rule in the error is words; this keeps it true.
+// The error text above contains this limit.
 const _: () = assert!(limits::EVENT_TYPE_BYTES_MAX == 128);
 
 #[cfg(test)]

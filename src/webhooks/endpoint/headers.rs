@@ -1,20 +1,20 @@
-//! An endpoint's own headers: what its owner wants sent with every request, such as `Authorization`. Pure; run when an
-//! endpoint is made or changed, and when the sender learns of one.
+//! An endpoint's custom headers, which are sent with every request to it, such as `Authorization`. Pure; runs when an endpoint
+//! is created or changed, and when the cache loads it.
 //!
-//! **A header of the owner's never decides where a message ends, what it holds, who signed it or who sent it.** So the
-//! names of HTTP's framing, of the connection, of what the sender sets itself and of the forwarding chain are refused:
-//! an allowed private receiver may believe the last ones when they come from this server's address.
+//! **A custom header never changes message framing, content type, signature or origin.** Names that belong to HTTP framing, the
+//! connection, the sender's own headers and the forwarding chain are refused. The last ones matter because a private receiver
+//! may trust them when they come from this server's address.
 //!
-//! Every value may be a password: all are marked sensitive, and no error quotes one. A name is quoted only if it is one,
-//! because a whole header line may have been put in its place.
+//! Every value may be a password: all values are marked sensitive and no error quotes one. An error quotes a name only if it
+//! is a valid one, because a client may have put a whole header line there.
 //!
-//! Limits: [`limits::ENDPOINT_HEADERS_MAX`] headers, [`limits::ENDPOINT_HEADERS_BYTES_MAX`] bytes together.
+//! Limits: [`limits::ENDPOINT_HEADERS_MAX`] headers, [`limits::ENDPOINT_HEADERS_BYTES_MAX`] bytes in all.
 
 use hyper::header::{Entry, HeaderMap, HeaderName, HeaderValue};
 
 use millrace_base::limits;
 
-/// Names that are refused, in lower case.
+/// Refused names, in lower case.
 const REFUSED: [&str; 23] = [
     "accept-encoding",
     "cf-connecting-ip",
@@ -40,13 +40,13 @@ const REFUSED: [&str; 23] = [
     "x-original-url",
     "x-real-ip",
 ];
-/// Beginnings of names that are refused.
+/// Refused prefixes of names.
 const REFUSED_PREFIXES: [&str; 3] = ["proxy-", "webhook-", "x-forwarded-"];
 
-/// The headers an owner asked for, checked: token names, visible values, none that the sender sets itself.
+/// Checks custom headers: names are tokens, values are visible, and none is one that the sender sets.
 ///
 /// # Errors
-/// Which one is wrong and why; values are not quoted.
+/// Which header is wrong and why. Values are not quoted.
 pub fn parse(headers: &[(String, String)]) -> Result<HeaderMap, String> {
     if headers.len() > limits::ENDPOINT_HEADERS_MAX {
         return Err(format!("holds {} headers; {} are allowed", headers.len(), limits::ENDPOINT_HEADERS_MAX));
@@ -60,7 +60,7 @@ pub fn parse(headers: &[(String, String)]) -> Result<HeaderMap, String> {
     }
     let mut map = HeaderMap::with_capacity(headers.len());
     for (at, (name, value)) in headers.iter().enumerate() {
-        // Lower case from here on.
+        // This also converts the name to lower case.
         let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
             return Err(format!("the name of header {} must be letters, digits and !#$%&'*+-.^_`|~", at + 1));
         };
@@ -80,7 +80,7 @@ fn is_refused(name: &str) -> bool {
     REFUSED.contains(&name) || REFUSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Visible ASCII, with spaces and tabs inside only: at the ends HTTP drops them.
+/// Visible ASCII. Spaces and tabs are allowed inside only: HTTP drops them at the ends.
 fn sensitive(value: &str) -> Result<HeaderValue, &'static str> {
     let visible = |byte: &u8| byte.is_ascii_graphic();
     if value.is_empty() {

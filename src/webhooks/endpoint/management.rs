@@ -1,4 +1,4 @@
-//! What managing endpoints needs of this room: the control threads hold it, and whoever tests them.
+//! What the control handlers need to create and change endpoints.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use millrace_store::StoreError;
 use crate::endpoint::secret::SecretBox;
 use crate::endpoint::target_policy::TargetPolicy;
 
-/// Where endpoints may be, what seals their secrets, and who is told of changes.
+/// The target policy, the secret keys and the notification of changes. Shared by the control threads.
 pub struct EndpointManagement {
-    /// Judges the URLs of new and changed endpoints.
+    /// Checks the URLs of new and changed endpoints.
     pub policy: TargetPolicy,
-    /// Seals and opens their secrets.
+    /// Seals and opens endpoint secrets.
     pub secrets: Arc<SecretBox>,
-    /// Called after every change of an organisation's endpoints and before it is answered, so that what is accepted
-    /// after the answer is planned with the change. May block as a store may.
+    /// Called after every change of an organisation's endpoints, before the response: events accepted after the response are
+    /// planned with the change. May block like a call of the store.
     ///
     /// # Errors
-    /// The store's, where the change is not known here yet.
+    /// The store's, if the endpoint cache does not have the change yet.
     pub on_change: Box<dyn Fn(OrgId) -> Result<(), StoreError> + Send + Sync>,
 }
 

@@ -1,15 +1,15 @@
-//! Webhook secrets: generated or given, sealed while they rest, opened to sign. Pure but for the key file. Run by the
-//! control threads and the CLI, which seal, and by the sender, which opens.
+//! Webhook signing secrets: generated or supplied, encrypted ("sealed") in the database, decrypted ("opened") for signing.
+//! Control threads and the command line seal; the endpoint cache opens. Pure, except for the key file.
 //!
-//! A sealed secret is `version ‖ key fingerprint ‖ nonce ‖ AES-256-GCM(secret) ‖ tag`, and version and endpoint id are
-//! authenticated with it: a row copied to another endpoint does not open. The fingerprint, eight bytes of a hash of the
-//! key, says which key opens it, so a missing key is told apart from damage.
+//! A sealed secret is `version ‖ key fingerprint ‖ nonce ‖ AES-256-GCM(secret) ‖ tag`. Version and endpoint id are
+//! authenticated with it, so a value copied to another endpoint does not open. The fingerprint (eight bytes of a hash of the
+//! key) names the key that opens it, so a missing key and damaged data give different errors.
 //!
-//! Nonces are random. 2^32 seals under one key keep the chance that two are alike under 2^-32 (NIST SP 800-38D); an
-//! endpoint costs one, and one for each rotation.
+//! Nonces are random. With 2^32 seals under one key the probability of a repeated nonce stays under 2^-32 (NIST SP 800-38D);
+//! each endpoint and each rotation uses one.
 //!
-//! What is in clear is wiped when dropped and never shown by `Debug`. The cipher's expanded keys live as long as the
-//! process, which could not work without them.
+//! Plain secrets are wiped when dropped and `Debug` never shows them. The expanded keys of the cipher live as long as the
+//! process.
 //!
 //! Limits: secrets of [`limits::WEBHOOK_SECRET_BYTES_MIN`] to [`limits::WEBHOOK_SECRET_BYTES_MAX`] bytes;
 //! [`limits::WEBHOOK_SECRET_KEYS_MAX`] keys.
@@ -33,25 +33,25 @@ use millrace_store::webhooks::{Endpoint, KeyFingerprint, SealedSecret};
 
 const PREFIX: &str = "whsec_";
 const GENERATED_LEN: usize = 32;
-/// Characters of base64 that the longest secret takes.
+/// The base64 length of the longest secret.
 const ENCODED_LEN_MAX: usize = limits::WEBHOOK_SECRET_BYTES_MAX.div_ceil(3) * 4;
 
-/// What a receiver verifies requests with: 24 to 64 bytes, written `whsec_` and base64.
+/// The key that signs requests and with which a receiver verifies them: 24 to 64 bytes, written as `whsec_` and base64.
 #[derive(Clone)]
 pub struct WebhookSecret(Zeroizing<Vec<u8>>);
 
 impl WebhookSecret {
-    /// A new one, of 32 random bytes.
+    /// A new secret of 32 random bytes.
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut key = Zeroizing::new(vec![0; GENERATED_LEN]);
         getrandom::fill(&mut key)?;
         Ok(Self(key))
     }
 
-    /// Reads `whsec_…`: canonical base64, padding included, because not every receiver's library takes another.
+    /// Parses `whsec_…` with canonical, padded base64, because some receivers' libraries accept nothing else.
     ///
     /// # Errors
-    /// What would be right; never quotes the text.
+    /// The rule that the text breaks; never quotes the text.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const RULE: &str = "must be `whsec_` and 24 to 64 bytes in base64 (A-Z a-z 0-9 + /, padded with =)";
         let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() <= ENCODED_LEN_MAX).ok_or(RULE)?;
@@ -59,16 +59,16 @@ impl WebhookSecret {
         is_length(key.len()).then_some(Self(key)).ok_or(RULE)
     }
 
-    /// `whsec_…`.
+    /// The secret as text, `whsec_…`.
     pub fn reveal(&self) -> Zeroizing<String> {
-        // Long enough from the start: a string that grows leaves its old copy behind.
+        // Allocated in full: a growing string leaves unwiped copies behind.
         let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + ENCODED_LEN_MAX));
         text.push_str(PREFIX);
         STANDARD.encode_string(&*self.0, &mut text);
         text
     }
 
-    /// The key itself.
+    /// The raw key.
     pub fn key(&self) -> &[u8] {
         &self.0
     }
@@ -84,7 +84,7 @@ fn is_length(bytes: usize) -> bool {
     (limits::WEBHOOK_SECRET_BYTES_MIN..=limits::WEBHOOK_SECRET_BYTES_MAX).contains(&bytes)
 }
 
-/// Canonical base64.
+/// Decodes canonical base64.
 fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
     let len = STANDARD.decode_slice(text, &mut bytes).ok()?;
@@ -99,9 +99,7 @@ const FINGERPRINT_AT: usize = 1;
 const NONCE_AT: usize = FINGERPRINT_AT + FINGERPRINT_LEN;
 const SECRET_AT: usize = NONCE_AT + NONCE_LEN;
 
-/// Seals and opens secrets. Each is bound to its endpoint.
-///
-/// A clone shares the keys; any thread may use one.
+/// The keys that seal and open secrets. A sealed secret is bound to its endpoint. Clones share the keys.
 #[derive(Clone)]
 pub struct SecretBox(Arc<[SealingKey]>);
 
@@ -111,10 +109,10 @@ struct SealingKey {
 }
 
 impl SecretBox {
-    /// From configuration: keys of 32 bytes in base64, separated by commas. The first seals; all of them open.
+    /// Parses the setting: keys of 32 bytes in base64, separated by commas. The first one seals; all of them open.
     ///
     /// # Errors
-    /// What would be right; never quotes the text.
+    /// The rule that the text breaks; never quotes the text.
     pub fn from_config(text: &str) -> Result<Self, &'static str> {
         const RULE: &str = "must be 1 to 8 keys, separated by commas, each of 32 random bytes in base64 (`openssl rand \
                             -base64 32` makes one)";
@@ -125,22 +123,22 @@ impl SecretBox {
         keys.collect::<Option<Arc<_>>>().map(Self).ok_or(RULE)
     }
 
-    /// From a file with such keys, made with a random one (mode 0600, synced) where there is none. Processes that do so
-    /// at once all get the one key that came first.
+    /// Reads the keys from a file. If it does not exist it is created with a random key (mode 0600, synced); processes that do
+    /// so concurrently all get the same key.
     ///
     /// # Errors
-    /// What the operating system says, or what is wrong with the file; the caller names it.
+    /// The operating system's error, or what is wrong with the file. The caller adds the file's name.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
         let text = key_file::read_or_create(path)?;
         Self::from_config(&text).map_err(|rule| io::Error::new(io::ErrorKind::InvalidData, format!("it {rule}")))
     }
 
-    /// Which keys these are: the one that seals, then those that only open.
+    /// The fingerprints of the keys: first the one that seals, then those that only open.
     pub fn fingerprints(&self) -> Vec<KeyFingerprint> {
         self.0.iter().map(|key| key.fingerprint).collect()
     }
 
-    /// Those of the endpoint's secrets that cannot be opened.
+    /// The secrets of the endpoint that cannot be opened.
     pub fn unusable(&self, endpoint: &Endpoint) -> Vec<SealedSecret> {
         let previous = endpoint.previous_secret.iter().map(|(secret, _)| secret);
         let all = std::iter::once(&endpoint.secret).chain(previous);
@@ -169,10 +167,10 @@ impl SecretBox {
         Ok(SealedSecret(sealed))
     }
 
-    /// Decrypts what [`Self::seal`] made.
+    /// Decrypts a secret sealed by [`Self::seal`].
     ///
     /// # Errors
-    /// Why not, and what mends it: sealed with a key that is not here, damaged, or another endpoint's.
+    /// Why it does not open and how to fix it: sealed with a missing key, damaged, or belongs to another endpoint.
     pub fn open(&self, endpoint: EndpointId, sealed: &SealedSecret) -> Result<WebhookSecret, &'static str> {
         const DAMAGED: &str = "the secret is damaged, or another endpoint's: rotate the endpoint's secret";
         let (&version, _) = sealed.0.split_first().ok_or(DAMAGED)?;
@@ -207,20 +205,20 @@ impl SealingKey {
         let digest = Sha256::new().chain_update(b"millrace webhook secret key v1").chain_update(key).finalize();
         let mut fingerprint = KeyFingerprint([0; FINGERPRINT_LEN]);
         fingerprint.0.copy_from_slice(&digest[..FINGERPRINT_LEN]);
-        // Of another length: no key.
+        // Fails if the key has the wrong length.
         let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?);
         Some(Self { fingerprint, cipher })
     }
 }
 
-/// What is authenticated beside the secret.
+/// The data authenticated with the secret.
 fn bound_to(version: u8, endpoint: EndpointId) -> Aad<[u8; 17]> {
     let mut bound = [version; 17];
     bound[1..].copy_from_slice(endpoint.0.as_bytes());
     Aad::from(bound)
 }
 
-// The rules in the errors are words; this keeps them true.
+// The error texts above contain these limits.
 const _: () = assert!(limits::WEBHOOK_SECRET_BYTES_MIN == 24 && limits::WEBHOOK_SECRET_BYTES_MAX == 64);
 const _: () = assert!(limits::WEBHOOK_SECRET_KEYS_MAX == 8);
 

@@ -1,14 +1,14 @@
-//! Where requests may go.
+//! The target policy: which addresses webhooks may be sent to, and which URLs an endpoint may have.
 //!
-//! Owns the rule for addresses and the reading of endpoints' URLs; waits for nothing and is called from the control threads
-//! (when an endpoint is made) and from the sender (when it connects, for the very address it connects to).
+//! Never blocks. Control threads call it when an endpoint is created or changed, and the client calls it with the very address
+//! that it is about to connect to.
 //!
-//! - A name says nothing about where it leads: [`TargetPolicy::parse_url`] only refuses what can be refused without
-//!   asking DNS. The client vets every address a name has, each time it connects.
-//! - IPv4: everything but the special-purpose ranges. IPv6: nothing but global unicast without its special-purpose
-//!   ranges, so whatever carries an IPv4 address inside (mapped, compatible, NAT64, 6to4, Teredo) is refused unread.
-//!   Operators' own NAT64 prefixes are global unicast and look like any other address: see docs/webhooks.md.
-//! - `allowed_networks` opens ranges; the server's own addresses and the database's stay closed in any case.
+//! - [`TargetPolicy::parse_url`] refuses only what can be refused without DNS. The client checks every address of a name, each
+//!   time it connects.
+//! - IPv4: everything except the special-purpose ranges. IPv6: only global unicast without its special-purpose ranges, which
+//!   also refuses every address that embeds an IPv4 address (mapped, compatible, NAT64, 6to4, Teredo). An operator's own
+//!   NAT64 prefix is global unicast and cannot be recognised: see docs/webhooks.md.
+//! - `allowed_networks` opens ranges. The addresses of the server itself and of the database stay refused in any case.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,7 +18,7 @@ use url::{Host, Url};
 
 use millrace_base::limits::WEBHOOK_URL_BYTES_MAX;
 
-/// IANA's special-purpose registry, multicast and the reserved top: first address and prefix length.
+/// IANA's special-purpose ranges, multicast and the reserved top: first address and prefix length.
 const REFUSED_V4: [(Ipv4Addr, u32); 18] = [
     (Ipv4Addr::UNSPECIFIED, 8),           // this network
     (Ipv4Addr::new(10, 0, 0, 0), 8),      // private
@@ -40,10 +40,10 @@ const REFUSED_V4: [(Ipv4Addr, u32); 18] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),     // reserved, broadcast
 ];
 
-/// The only IPv6 space that is routed: global unicast.
+/// Global unicast, the only routed IPv6 space.
 const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// What is special inside it.
+/// Special-purpose ranges inside it.
 const REFUSED_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments, Teredo among them
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32), // documentation
@@ -51,32 +51,31 @@ const REFUSED_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
 ];
 
-/// How a private receiver is allowed, for whoever named one.
+/// Appended to errors about private targets: how an operator can allow them.
 const OPENED: &str = " (for a private one the server's operator can set --webhook-allowed-networks, or \
                       --allow-insecure-webhooks to try things out)";
 
-/// What is allowed.
+/// Which targets are allowed.
 #[derive(Clone, Debug, Default)]
 pub struct TargetPolicy {
-    /// Plain http and every address, for tests and private installations.
+    /// Allows plain http and every address, for tests and private installations.
     pub allow_insecure: bool,
-    /// Networks that are allowed although they are special.
+    /// Special-purpose networks that are nevertheless allowed.
     pub allowed_networks: Vec<ipnet::IpNet>,
-    /// Addresses that are never allowed: where the server itself listens.
+    /// Addresses that are never allowed: those that the server listens on.
     pub forbidden: Vec<IpAddr>,
-    /// The same for all of this machine's, however they are written: the server listens on all of them.
+    /// Whether all addresses of this machine are refused, because the server listens on all of them.
     pub forbids_machine: bool,
-    /// The same for the database's.
+    /// The addresses of the database, which are never allowed either.
     pub database: DatabaseAddresses,
 }
 
-/// Where the database is, as far as is known; clones share it. Names are looked up as the driver does it, by whoever
-/// keeps this current.
+/// The known addresses of the database. Clones share them; `database_hosts` keeps them current.
 #[derive(Clone, Debug, Default)]
 pub struct DatabaseAddresses(Arc<RwLock<Vec<IpAddr>>>);
 
 impl DatabaseAddresses {
-    /// From now on it is there.
+    /// Replaces the known addresses.
     pub fn set(&self, addresses: Vec<IpAddr>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
@@ -87,17 +86,17 @@ impl DatabaseAddresses {
 }
 
 impl TargetPolicy {
-    /// Reads an endpoint's URL: https (http where insecure ones are allowed), a host, no credentials, no fragment; a
-    /// literal address must be allowed. What comes back is normalised as browsers do it, so `https://2130706433/` is
-    /// judged as the address it means; [`request_uri`] takes it.
+    /// Parses an endpoint's URL: https (or http with `allow_insecure`), a host, no credentials, no fragment. A literal address
+    /// must be allowed. The result is normalised as browsers do it, so `https://2130706433/` is checked as the address that it
+    /// stands for. [`request_uri`] accepts the result.
     ///
     /// # Errors
-    /// What is wrong with it and what would be right.
+    /// What is wrong with the URL and what is accepted.
     pub fn parse_url(&self, text: &str) -> Result<Url, String> {
         if text.len() > WEBHOOK_URL_BYTES_MAX {
             return Err(format!("the URL is longer than {WEBHOOK_URL_BYTES_MAX} bytes"));
         }
-        // The parser would drop some of these in silence.
+        // The parser would silently remove some of these.
         if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             return Err("the URL has white space or control characters in it; write them percent-encoded".to_owned());
         }
@@ -124,7 +123,7 @@ impl TargetPolicy {
         if let Some(complaint) = url.host().and_then(|host| self.complaint(&host)) {
             return Err(complaint);
         }
-        // Percent-encoding may have made it three times as long.
+        // Percent-encoding can make it three times as long.
         if url.as_str().len() > WEBHOOK_URL_BYTES_MAX || url.as_str().parse::<Uri>().is_err() {
             return Err("the URL cannot be sent in a request; write special characters percent-encoded".to_owned());
         }
@@ -149,7 +148,7 @@ impl TargetPolicy {
         }
     }
 
-    /// Whether a connection to this address may be made.
+    /// Whether the client may connect to this address.
     pub fn allows(&self, address: IpAddr) -> bool {
         !self.is_forbidden(address)
             && (self.allow_insecure
@@ -157,7 +156,7 @@ impl TargetPolicy {
                 || is_public(address))
     }
 
-    /// The kernel connects to a mapped address as to the IPv4 address inside, and to the unspecified one as to loopback.
+    /// Compares as the kernel connects: a mapped address means the IPv4 address inside, the unspecified address means loopback.
     fn is_forbidden(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let is_it = |forbidden: &IpAddr| {
@@ -170,8 +169,8 @@ impl TargetPolicy {
     }
 }
 
-/// Whether an address is one of this machine's, also one that came lately: then a packet to it would come from it. None is
-/// sent.
+/// Whether an address belongs to this machine now: then the kernel chooses it as the source of packets to itself. Sends no
+/// packet.
 fn is_local(address: IpAddr) -> bool {
     let any = if address.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     let source = UdpSocket::bind((any, 0)).and_then(|socket| {
@@ -181,10 +180,10 @@ fn is_local(address: IpAddr) -> bool {
     source.is_ok_and(|source| source.ip() == address)
 }
 
-/// The URL as requests carry it; for URLs that [`TargetPolicy::parse_url`] took.
+/// Converts a URL from [`TargetPolicy::parse_url`] for use in a request.
 ///
 /// # Errors
-/// It is not one of those.
+/// If the URL is not from there.
 pub fn request_uri(url: &Url) -> Result<Uri, hyper::http::uri::InvalidUri> {
     url.as_str().parse()
 }
@@ -207,7 +206,7 @@ fn within_v6(address: Ipv6Addr, first: Ipv6Addr, prefix: u32) -> bool {
     (address.to_bits() ^ first.to_bits()) >> (u128::BITS - prefix) == 0
 }
 
-/// The parser has put the name into lower case.
+/// `name` is in lower case, as the parser returns it.
 fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     name == "localhost" || name.ends_with(".localhost")

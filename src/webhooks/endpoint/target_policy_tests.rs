@@ -1,4 +1,4 @@
-//! Every range's edges, and every way to write a URL that leads where it must not.
+//! The edges of every address range, and every way to write a URL that leads to a refused address.
 
 use std::net::IpAddr;
 
@@ -14,8 +14,8 @@ fn insecure() -> TargetPolicy {
 
 #[test]
 fn the_edges_of_every_range() {
-    // The address before the range, its first, its last, the one after it; "-" where that is another refused range
-    // or the end.
+    // The address before the range, its first, its last, and the one after it; "-" if that is in another refused range or
+    // does not exist.
     let ranges = [
         ["-", "0.0.0.0", "0.255.255.255", "1.0.0.0"],
         ["9.255.255.255", "10.0.0.0", "10.255.255.255", "11.0.0.0"],
@@ -116,17 +116,17 @@ fn networks_are_opened_and_addresses_stay_closed() {
     {
         assert_eq!(open.allows(address(text)), allowed, "{text}");
     }
-    // Refused as a URL, too, and allowed where the network is.
+    // The same for literal addresses in URLs.
     assert!(open.parse_url("https://10.1.0.1/").is_err());
     assert!(open.parse_url("https://10.1.0.2/").is_ok());
 }
 
 #[test]
-fn the_machines_own_addresses_stay_closed_where_the_server_listens_on_all_of_them() {
+fn own_addresses_are_refused_when_listening_on_all() {
     let everything = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
     let open = TargetPolicy { allowed_networks: everything(), ..TargetPolicy::default() };
     let policy = TargetPolicy { allowed_networks: everything(), forbids_machine: true, ..TargetPolicy::default() };
-    // Whatever this machine has beside loopback.
+    // An address of this machine other than loopback.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let own =
         socket.connect("192.0.2.1:9").ok().and_then(|()| socket.local_addr().ok()).map(|own| own.ip().to_string());
@@ -149,10 +149,10 @@ fn the_database_stays_closed_wherever_it_is() {
         assert!(!known_elsewhere.allows(address(text)), "{text}");
     }
     assert!(policy.parse_url("https://10.0.0.5:5432/").unwrap_err().contains("this server or its database is there"));
-    // It has moved.
+    // The database has moved.
     policy.database.set(vec![address("10.0.0.6")]);
     assert!(known_elsewhere.allows(address("10.0.0.5")) && !known_elsewhere.allows(address("10.0.0.6")));
-    // Loopback is where it was, and that is where the unspecified address leads.
+    // Loopback is no longer the database, nor is the unspecified address, which leads to loopback.
     assert!(known_elsewhere.allows(address("0.0.0.0")));
 }
 

@@ -1,24 +1,24 @@
-//! What an endpoint may be: one rule a field, the same for the API and the command line. Pure.
+//! Validates the fields of an endpoint, one function per field, the same for the API and the command line. Pure.
 //!
-//! A refusal says what is wrong with the field and what would be right. No value of a header is quoted.
+//! An error says what is wrong and what is accepted. No header value is quoted.
 
 use millrace_base::limits;
 
 use crate::endpoint::target_policy::TargetPolicy;
 use crate::endpoint::{filter, headers};
 
-/// Where requests go, as the parser of URLs understands it: what is shown is what is meant, in ASCII.
+/// The URL, normalised to ASCII as the URL parser understands it, so that what is shown is what is used.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the URL.
 pub fn url(policy: &TargetPolicy, text: &str) -> Result<String, String> {
     policy.parse_url(text).map(String::from)
 }
 
-/// The owner's words.
+/// The description.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The rule that it breaks.
 pub fn description(text: String) -> Result<String, String> {
     let fits = text.chars().count() <= limits::ENDPOINT_DESCRIPTION_CHARS_MAX && !text.chars().any(char::is_control);
     fits.then_some(text).ok_or_else(|| {
@@ -29,28 +29,28 @@ pub fn description(text: String) -> Result<String, String> {
     })
 }
 
-/// Which events.
+/// The event type filters.
 ///
 /// # Errors
-/// Which entry is wrong, and what would be right.
+/// Which entry is wrong, and what is accepted.
 pub fn event_types(types: Vec<String>) -> Result<Vec<String>, String> {
     filter::parse_list(&types)?;
     Ok(types)
 }
 
-/// The owner's own headers.
+/// The custom headers.
 ///
 /// # Errors
-/// Which one is wrong and why.
+/// Which header is wrong and why.
 pub fn own_headers(own: Vec<(String, String)>) -> Result<Vec<(String, String)>, String> {
     headers::parse(&own)?;
     Ok(own)
 }
 
-/// Requests per second.
+/// The rate limit in requests per second.
 ///
 /// # Errors
-/// What would be right.
+/// The range that is accepted.
 pub fn rate_limit(per_second: u64) -> Result<u32, String> {
     let limit = u32::try_from(per_second).ok().filter(|limit| (1..=limits::ENDPOINT_RATE_LIMIT_MAX).contains(limit));
     limit.ok_or_else(|| format!("must be a whole number from 1 to {}", limits::ENDPOINT_RATE_LIMIT_MAX))

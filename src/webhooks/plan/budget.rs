@@ -1,16 +1,16 @@
-//! ROOM: how much unsent work this server holds in memory, in deliveries and in bytes, and who may hold how much of it.
+//! The memory budget of deliveries, in number and in bytes, and how much of it one endpoint may use.
 //!
-//! Every delivery in memory carries a [`Reservation`] from the moment it is planned or claimed until its attempt is in
-//! the database; dropping it gives the room back. What finds no room waits in the database instead.
+//! Every delivery in memory carries a [`Reservation`] from when it is planned or claimed until its result is in the database.
+//! Dropping the reservation frees its part of the budget. A delivery without a reservation waits in the database.
 //!
-//! One endpoint may hold a quarter of what is free at that moment, not a fixed share: alone it can use most of the room,
-//! and however many dead endpoints hold theirs until their attempts time out, some is always free for the others
-//! (Choudhury and Hahne's dynamic thresholds for shared buffers).
+//! An endpoint may use a quarter of what is free at that moment instead of a fixed share (the dynamic thresholds of Choudhury
+//! and Hahne for shared buffers). A single endpoint can use a fifth of the budget, and however many dead endpoints fill theirs
+//! until their attempts time out, some of it remains free for the others.
 //!
-//! Nor may it hold more than it can send within [`HELD_TIME_MAX`], by the rate it asked for and by the pace at which it has
-//! answered: what lay here until its lease ended would have to be given back unsent.
+//! An endpoint also gets no more than it can be sent within [`HELD_TIME_MAX`], judged by its rate limit and its measured
+//! response time: more than that would have to be released unsent when its lease expires.
 //!
-//! Used by the writers, the claiming thread and the sender; never locks.
+//! Used by the writers, the claimer and the sender; takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -21,80 +21,80 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use millrace_base::clock::micros_since_start;
 use millrace_base::limits;
 
-/// What one endpoint may hold: this part of what is free.
+/// One endpoint may hold 1 / this of what is free.
 const FREE_DIVISOR: usize = 4;
-/// How much an endpoint may hold, in time: two thirds of what a lease leaves for waiting, so that one that becomes a half
-/// slower meanwhile still sends what it holds.
+/// An endpoint holds at most what can be sent to it within this time. That is two thirds of the waiting time that a lease
+/// allows: if the endpoint becomes 1.5 times slower, everything is still sent in time.
 const HELD_TIME_MAX: Duration = Duration::from_secs(limits::DELIVERY_LEASE_MARGIN.as_secs() / 3 * 2);
 const _: () = assert!(
     HELD_TIME_MAX.as_secs() < limits::DELIVERY_LEASE_MARGIN.as_secs() - limits::DELIVERY_RECORD_MARGIN.as_secs()
 );
-/// The weight of one answer in the measured pace is one of so many.
+/// One new latency has a weight of 1 / this in the moving average.
 const LATENCY_WEIGHT: u64 = 8;
-/// With each answer the peak of what is in flight fades by one of so many parts.
+/// Each response lowers the remembered peak of requests in flight by 1 / this.
 const PEAK_DECAY: u64 = 256;
-/// In-flight requests are counted in so many parts of one.
+/// Fixed-point scale of the peak of requests in flight.
 const IN_FLIGHT_SCALE: u64 = 256;
 
-/// The whole room.
+/// The budget of this server.
 #[derive(Debug)]
 pub struct DeliveryBudget {
     deliveries: AtomicUsize,
     bytes: AtomicUsize,
-    /// Requests to one endpoint at a time.
+    /// The most requests in flight to one endpoint.
     concurrency: usize,
-    /// Set where due deliveries were left in the database for lack of room.
+    /// Set when due deliveries stayed in the database because the budget was full.
     wakeup_requested: AtomicBool,
     wakeup: Sender<()>,
 }
 
-/// What one endpoint holds of it, and how fast it takes it.
+/// What one endpoint uses of the budget, and how fast it accepts deliveries.
 #[derive(Debug, Default)]
 pub struct EndpointUsage {
     deliveries: AtomicUsize,
     bytes: AtomicUsize,
-    /// [`micros_since_start`] until which an endpoint whose circuit is open gets nothing, and from then on one delivery at a
-    /// time; 0 where the circuit is closed. Written by the sender.
+    /// When the circuit is open: [`micros_since_start`] until which the endpoint gets nothing; after that it gets one delivery
+    /// at a time. 0 when the circuit is closed. Written by the sender.
     circuit_open_until: AtomicU64,
-    /// [`micros_since_start`] until which it gets nothing because of something on this side; 0 before the first time. Written
-    /// by the sender.
-    postponed_until: AtomicU64,
-    /// Requests a second, at most; 0 is no limit. Written with the directory.
-    rate_limit: AtomicU32,
-    /// How long an attempt takes, in microseconds, a moving average; and how many are in flight while more wait, in parts of
-    /// [`IN_FLIGHT_SCALE`], the most of late: attempts end together, and the last of them is alone. 0 before the first.
+    /// [`micros_since_start`] until which the endpoint gets nothing because of a failure on this server; 0 if there was none.
     /// Written by the sender.
+    postponed_until: AtomicU64,
+    /// The most requests per second; 0 is no limit. Written by the endpoint cache.
+    rate_limit: AtomicU32,
+    /// Moving average of an attempt's duration in microseconds; 0 before the first. Written by the sender.
     latency_micros: AtomicU64,
+    /// Recent peak of requests in flight while more waited, times [`IN_FLIGHT_SCALE`]; 0 before the first. A peak, because
+    /// attempts that end together leave few in flight. Written by the sender.
     in_flight: AtomicU64,
 }
 
 impl EndpointUsage {
-    /// The circuit is open: nothing until then, and then one delivery at a time.
+    /// The circuit is open: the endpoint gets nothing until then, and one delivery at a time afterwards.
     pub fn open_circuit(&self, until: Instant) {
         self.circuit_open_until.store(micros_since_start(until).max(1), Ordering::Relaxed);
     }
 
-    /// Nothing until then, whatever the circuit is.
+    /// The endpoint gets nothing until then, whatever the state of its circuit.
     pub fn postpone_until(&self, until: Instant) {
         self.postponed_until.fetch_max(micros_since_start(until), Ordering::Relaxed);
     }
 
-    /// The circuit is closed.
+    /// The circuit is closed again.
     pub fn close_circuit(&self) {
         self.circuit_open_until.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the circuit is open, or half open.
+    /// Whether the circuit is open or half open.
     pub fn is_circuit_open(&self) -> bool {
         self.circuit_open_until.load(Ordering::Relaxed) != 0
     }
 
-    /// The endpoint takes at most so many requests a second.
+    /// Sets the most requests per second; `None` is no limit.
     pub fn set_rate_limit(&self, rate_limit: Option<u32>) {
         self.rate_limit.store(rate_limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// An attempt has taken this long; `in_flight` were under way with it, where more waited.
+    /// Records the duration of an attempt, and the number of requests in flight if more deliveries waited.
     pub fn record_latency(&self, latency: Duration, in_flight: Option<usize>) {
         let (old, new) = (self.latency_micros.load(Ordering::Relaxed), latency.as_micros() as u64);
         let average = if old == 0 { new } else { old - old / LATENCY_WEIGHT + new / LATENCY_WEIGHT };
@@ -106,7 +106,7 @@ impl EndpointUsage {
         }
     }
 
-    /// How many deliveries its circuit, its rate and its pace let it hold.
+    /// How many deliveries the circuit, the rate limit and the latency of the endpoint allow it to hold.
     fn own_limit(&self, now: Instant, concurrency: usize) -> usize {
         if micros_since_start(now) < self.postponed_until.load(Ordering::Relaxed) {
             return 0;
@@ -125,7 +125,7 @@ impl EndpointUsage {
         }
     }
 
-    /// What is in flight waits for nothing, so it may always be held.
+    /// Never less than `concurrency`: requests in flight do not wait.
     fn limit_by_latency(&self, concurrency: usize) -> usize {
         let latency = self.latency_micros.load(Ordering::Relaxed);
         if latency == 0 {
@@ -140,7 +140,7 @@ impl EndpointUsage {
     }
 }
 
-/// One delivery's place.
+/// One delivery's part of the budget; dropping it frees that part.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<DeliveryBudget>,
@@ -149,22 +149,22 @@ pub struct Reservation {
 }
 
 impl DeliveryBudget {
-    /// An empty room, and the bell that rings when there is room again for what was left in the database. Each endpoint
-    /// may have `concurrency` requests in flight.
+    /// An unused budget, and a receiver that is woken when budget is free again for deliveries that were left in the
+    /// database. Each endpoint may have `concurrency` requests in flight.
     pub fn new(concurrency: usize) -> (Arc<Self>, Receiver<()>) {
         let (wakeup, wakeups) = bounded(1);
         let (deliveries, bytes, wakeup_requested) = Default::default();
         (Arc::new(Self { deliveries, bytes, concurrency, wakeup_requested, wakeup }), wakeups)
     }
 
-    /// Deliveries that are held.
+    /// The number of deliveries in memory.
     pub fn held(&self) -> usize {
         self.deliveries.load(Ordering::Relaxed)
     }
 
-    /// A place for a delivery of `bytes`; `None` where the endpoint holds its part already.
+    /// Reserves budget for a delivery of `bytes`; `None` if the endpoint already uses its part.
     pub fn reserve(self: &Arc<Self>, usage: &Arc<EndpointUsage>, bytes: usize, now: Instant) -> Option<Reservation> {
-        // Two threads may both take the last place: the bound is soft by as many as there are threads.
+        // Two threads may both pass this check: the limit can be exceeded by as many deliveries as there are threads.
         if self.free_for(usage, now) == 0 || usage.bytes.load(Ordering::Relaxed) + bytes > self.bytes_for_one_endpoint()
         {
             return None;
@@ -176,7 +176,7 @@ impl DeliveryBudget {
         Some(reservation)
     }
 
-    /// How many more deliveries the endpoint may hold.
+    /// How many more deliveries the endpoint may hold now.
     pub fn free_for(&self, usage: &EndpointUsage, now: Instant) -> usize {
         if usage.bytes.load(Ordering::Relaxed) >= self.bytes_for_one_endpoint() {
             return 0;
@@ -186,7 +186,7 @@ impl DeliveryBudget {
         own_limit.min(free / FREE_DIVISOR).saturating_sub(usage.deliveries.load(Ordering::Relaxed))
     }
 
-    /// Whether the endpoint holds all that its circuit, its rate and its pace let it hold, however much is free.
+    /// Whether the endpoint holds all that its circuit, rate limit and latency allow, however much of the budget is free.
     pub fn is_at_own_limit(&self, usage: &EndpointUsage, now: Instant) -> bool {
         usage.deliveries.load(Ordering::Relaxed) >= usage.own_limit(now, self.concurrency)
     }
@@ -195,15 +195,15 @@ impl DeliveryBudget {
         limits::DELIVERIES_HELD_BYTES_MAX.saturating_sub(self.bytes.load(Ordering::Relaxed)) / FREE_DIVISOR
     }
 
-    /// Something due stays in the database: the bell is to ring when places become free and half of the room is.
+    /// A due delivery stays in the database: wake the claimer when a reservation is dropped and half of the budget is free.
     pub fn request_wakeup(&self) {
         self.wakeup_requested.store(true, Ordering::Release);
     }
 
-    /// Rings whatever the room is.
+    /// Wakes the claimer, however full the budget is.
     pub fn wake(&self) {
         match self.wakeup.try_send(()) {
-            // It rings already, or nobody listens any more.
+            // A wakeup is pending already, or the claimer has ended.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
         }
     }
@@ -220,7 +220,7 @@ impl DeliveryBudget {
 }
 
 impl Reservation {
-    /// Says how large the delivery is, where that was not known when it was claimed.
+    /// Adds the size of the delivery when that was not known at the time of the reservation.
     pub fn add_bytes(&mut self, bytes: usize) {
         self.budget.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.usage.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_holds_what_it_can_send_within_a_lease() {
+    fn an_endpoint_holds_what_can_be_sent_within_a_lease() {
         let (fast, slow) = (Some(Duration::from_millis(2)), Some(Duration::from_secs(8)));
         let quarter = limits::DELIVERIES_HELD_MAX / 4;
         for (rate_limit, latency, in_flight, held) in [
@@ -270,7 +270,7 @@ mod tests {
             (None, fast, Some(1), quarter),
             (None, slow, None, 120),
             (None, slow, Some(32), 120),
-            // Slots are short: it gets eight of them, and in 30 s sends as many as it may have in flight.
+            // It gets only 8 slots, so in 30 s it is sent about as many as it may have in flight.
             (None, slow, Some(8), 32),
             (Some(1), slow, None, 30),
             (None, Some(Duration::from_secs(120)), None, 32),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_holds_all_it_may_wants_no_more_room() {
+    fn an_endpoint_at_its_own_limit_asks_for_no_wakeup() {
         let (budget, _wakeup) = DeliveryBudget::new(32);
         let (usage, now) = (Arc::new(EndpointUsage::default()), Instant::now());
         assert!(!budget.is_at_own_limit(&usage, now));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_gets_a_fifth_and_however_many_hold_theirs_some_is_free() {
+    fn one_endpoint_gets_a_fifth_and_some_budget_stays_free() {
         let (budget, _wakeup) = DeliveryBudget::new(32);
         let first = Arc::new(EndpointUsage::default());
         let held = fill(&budget, &first, 10);
@@ -310,11 +310,11 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_dead_endpoints_leave_room_for_one_more() {
+    fn a_hundred_dead_endpoints_leave_budget_for_one_more() {
         let (budget, _wakeup) = DeliveryBudget::new(32);
         let dead: Vec<_> = (0..100).map(|_| Arc::new(EndpointUsage::default())).collect();
         let (mut held, now) = (Vec::new(), Instant::now());
-        // They fill up together, one delivery each in turn.
+        // They fill up together, one delivery each per round.
         while let Some(round) = dead.iter().map(|usage| budget.reserve(usage, 1, now)).collect::<Option<Vec<_>>>() {
             held.extend(round);
         }
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bell_rings_once_when_there_is_room_for_what_was_left() {
+    fn the_claimer_is_woken_once_when_half_of_the_budget_is_free() {
         let (budget, wakeup) = DeliveryBudget::new(32);
         let mut held: Vec<_> = (0..8).flat_map(|_| fill(&budget, &Arc::default(), 1)).collect();
         assert!(budget.held() > limits::DELIVERIES_HELD_MAX / 2);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_is_left_alone_gets_nothing_and_then_what_it_may() {
+    fn a_postponed_endpoint_gets_nothing_until_then() {
         let (budget, _wakeup) = DeliveryBudget::new(32);
         let usage = Arc::new(EndpointUsage::default());
         let now = Instant::now();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resting_endpoint_gets_nothing_and_then_one_at_a_time() {
+    fn an_open_circuit_allows_nothing_and_then_one_at_a_time() {
         let (budget, _wakeup) = DeliveryBudget::new(32);
         let usage = Arc::new(EndpointUsage::default());
         let now = Instant::now();

@@ -1,17 +1,16 @@
-//! DIRECTORY: every enabled webhook endpoint, as planning and sending need it: filters parsed, headers built, secrets
-//! opened.
+//! An in-memory copy of every enabled webhook endpoint, prepared for planning and sending: filters parsed, headers built,
+//! secrets opened.
 //!
-//! A copy of the `endpoints` table in memory, replaced one organisation at a time. The claiming thread keeps it current:
-//! all of it whenever changes may have been missed, an organisation's part when it changed (from any process, within a
-//! second). A control request that changes an endpoint refreshes that organisation itself before it is answered, so what
-//! was just created takes the next event.
+//! The cache is replaced one organisation at a time. The claimer keeps it current: it reloads everything whenever it may have
+//! missed a change, and one organisation when that changed (from any process, within a second). A control request that changes
+//! an endpoint reloads that organisation before it responds, so the next event sees the change.
 //!
-//! **An endpoint that nothing can be sent to now is held**: its secret cannot be opened here, its organisation is disabled,
-//! or its row cannot be read. It is loud, and alone: the others are planned and sent. What is planned for it is due for any server that
-//! can send it, and waits where none can; no attempt is made. For a row that cannot be read nothing is planned.
+//! **An endpoint is suspended while nothing can be sent to it**: its secret cannot be opened here, its organisation is
+//! disabled, or its row cannot be read. That is logged and affects no other endpoint. Its deliveries are planned and wait,
+//! without an attempt, for a server that can send them. For an unreadable row nothing is planned.
 //!
-//! Readers take one read lock for a batch; an organisation without endpoints costs them one lookup. About 1 KiB an
-//! endpoint, and [`limits::ENDPOINTS_PER_ORG_MAX`] of them for each organisation, which only the operator makes.
+//! Readers take one read lock per batch; an organisation without endpoints costs one look-up. About 1 KiB an endpoint, and at
+//! most [`limits::ENDPOINTS_PER_ORG_MAX`] for each organisation; only the operator creates organisations.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,40 +35,40 @@ use crate::endpoint::secret::{SecretBox, WebhookSecret};
 use crate::endpoint::target_policy::{TargetPolicy, request_uri};
 use crate::plan::budget::EndpointUsage;
 
-/// One endpoint, ready for use.
+/// One endpoint, prepared for planning and sending.
 pub struct CachedEndpoint {
-    /// Its id.
+    /// The endpoint's id.
     pub id: EndpointId,
-    /// Whose it is.
+    /// The organisation it belongs to.
     pub org: OrgId,
-    /// What its requests are made of; or why none can be made.
+    /// What its requests have in common, or why no request can be built.
     pub template: Result<RequestTemplate, ErrorClass>,
     org_disabled: bool,
-    /// Requests per second, at most.
+    /// The most requests per second; `None` is no limit.
     pub rate_limit_per_second: Option<u32>,
-    /// Since when nothing but failures came back, as noted in the database when it was last read.
+    /// Since when every attempt has failed, according to the database at the last reload.
     pub failing_since: Option<Timestamp>,
-    /// What it holds of the room, and whether its circuit is open; outlives changes of the endpoint, but not its being
-    /// disabled, enabled or held, nor another URL: its circuit was that of another receiver.
+    /// What it uses of the budget, and whether its circuit is open. A change of the endpoint keeps this, except when the
+    /// endpoint is disabled, enabled or suspended or gets another URL: then it is another receiver with a closed circuit.
     pub usage: Arc<EndpointUsage>,
     event_types: Option<Vec<EventTypeFilter>>,
-    /// Its URL as its owner gave it.
+    /// The URL as the owner entered it.
     given_url: String,
     enabled_at: Option<Timestamp>,
 }
 
-/// What an endpoint's requests are made of.
+/// What all requests to an endpoint have in common.
 pub struct RequestTemplate {
-    /// Where they go.
+    /// The URL of the requests.
     pub url: Uri,
-    /// What each carries besides the standard fields.
+    /// The endpoint's own headers.
     pub headers: HeaderMap,
     secret: WebhookSecret,
     previous_secret: Option<(WebhookSecret, Timestamp)>,
 }
 
 impl RequestTemplate {
-    /// The secrets to sign with at `now`, the current one first.
+    /// The secrets that sign at `now`, the current one first.
     pub fn secrets(&self, now: Timestamp) -> impl Iterator<Item = &WebhookSecret> {
         let previous = self.previous_secret.iter().filter(move |(_, until)| now < *until).map(|(secret, _)| secret);
         std::iter::once(&self.secret).chain(previous)
@@ -77,12 +76,12 @@ impl RequestTemplate {
 }
 
 impl CachedEndpoint {
-    /// Whether nothing is sent to it for now, by this server at least: what is due for it waits.
+    /// Whether this server cannot send to it now: its deliveries wait.
     pub fn is_suspended(&self) -> bool {
         self.org_disabled || self.is_secret_unavailable()
     }
 
-    /// Whether what is known of it still holds for `endpoint`: it has not been held, enabled or moved since.
+    /// Whether `endpoint` is still the same receiver: not suspended, re-enabled or moved to another URL since.
     fn is_same_as(&self, endpoint: &Endpoint) -> bool {
         !self.is_suspended() && self.given_url == endpoint.url && self.enabled_at == endpoint.enabled_at
     }
@@ -91,25 +90,25 @@ impl CachedEndpoint {
         matches!(self.template, Err(ErrorClass::SecretUnavailable))
     }
 
-    /// Whether events of this type go to it.
+    /// Whether it receives events of this type.
     pub fn wants(&self, event_type: &str) -> bool {
         self.event_types.as_ref().is_none_or(|filters| filter::matches_any(filters, event_type))
     }
 }
 
-/// All of them.
+/// All enabled endpoints. Shared by all threads.
 pub struct EndpointCache {
     entries: RwLock<CacheEntries>,
     is_loaded: AtomicBool,
-    /// Whether the first reading found that secrets are sealed with a key that is not here, and no later one the opposite.
+    /// Whether the first load found secrets sealed with a key that this server lacks, and no later load found otherwise.
     is_key_foreign: AtomicBool,
     secrets: Arc<SecretBox>,
     policy: TargetPolicy,
-    /// Asked for the time with the first reading of all: before anything is planned.
+    /// Synchronised by the first load, before anything is planned.
     clock: Arc<DeliveryClock>,
-    /// Asked for with it: before anything can be failed for good.
+    /// Synchronised with it, before anything can fail for good.
     fleet_schedule: Arc<FleetSchedule>,
-    /// Held from the question to the store until its answer is in `entries`: an older answer never replaces a newer one.
+    /// Held from the query to the update of `entries`, so that an older result never replaces a newer one.
     refreshing: Mutex<()>,
 }
 
@@ -117,7 +116,7 @@ pub struct EndpointCache {
 struct CacheEntries {
     by_org: HashMap<OrgId, Vec<Arc<CachedEndpoint>>>,
     by_id: HashMap<EndpointId, Arc<CachedEndpoint>>,
-    /// Whose rows cannot be read.
+    /// Endpoints whose rows cannot be read, and their organisations.
     unreadable: HashMap<EndpointId, OrgId>,
 }
 
@@ -139,16 +138,16 @@ impl CacheEntries {
     }
 }
 
-/// Some of the rows.
+/// The endpoints of one query.
 #[derive(Default)]
 struct LoadedEndpoints {
-    /// The enabled ones.
+    /// The enabled endpoints.
     live: Vec<Arc<CachedEndpoint>>,
     unreadable: Vec<Unreadable>,
 }
 
 impl EndpointCache {
-    /// An empty one, which knows nothing until the first refresh of all.
+    /// An empty cache; [`Self::refresh_all`] fills it.
     pub fn new(
         secrets: Arc<SecretBox>,
         policy: TargetPolicy,
@@ -167,14 +166,14 @@ impl EndpointCache {
         }
     }
 
-    /// Whether it has been read at all.
+    /// Whether all endpoints have been loaded once.
     pub fn is_loaded(&self) -> bool {
         // Pairs with the release in `refresh_all`.
         self.is_loaded.load(Ordering::Acquire)
     }
 
-    /// Why this server should not be relied on, for `/ready`: it was started with another key than secrets are sealed with.
-    /// Not where the key became another one's while it ran: what a tenant or another server does must not take it away.
+    /// Why `/ready` should report this server as not ready: it was started without the key that secrets are sealed with.
+    /// `None` if the key changed while the server ran, because no tenant and no other server may take this one out of service.
     pub fn not_ready_reason(&self) -> Option<&'static str> {
         self.is_key_foreign.load(Ordering::Relaxed).then_some(
             "webhook_secret_key is not the key that endpoints' secrets are sealed with; the log says what to do. Events \
@@ -182,29 +181,29 @@ impl EndpointCache {
         )
     }
 
-    /// The endpoint, where it is there, enabled, and not held.
+    /// The endpoint if it exists, is enabled and is not suspended.
     pub fn get(&self, id: EndpointId) -> Option<Arc<CachedEndpoint>> {
         self.read().by_id.get(&id).filter(|endpoint| !endpoint.is_suspended()).cloned()
     }
 
-    /// Whether it is there and enabled, and nothing can be sent to it now.
+    /// Whether it exists and is enabled, but suspended.
     pub fn is_suspended(&self, id: EndpointId) -> bool {
         let entries = self.read();
         entries.unreadable.contains_key(&id) || entries.by_id.get(&id).is_some_and(|endpoint| endpoint.is_suspended())
     }
 
-    /// How many this server can send nothing to until an operator has looked.
+    /// The number of endpoints that this server cannot send to until an operator intervenes.
     pub fn unusable_count(&self) -> usize {
         let entries = self.read();
         entries.unreadable.len() + entries.by_id.values().filter(|endpoint| endpoint.is_secret_unavailable()).count()
     }
 
-    /// All that [`Self::get`] would give, in no order.
+    /// The ids of all endpoints that [`Self::get`] returns, in no order.
     pub fn ids(&self) -> Vec<EndpointId> {
         self.read().by_id.values().filter(|endpoint| !endpoint.is_suspended()).map(|endpoint| endpoint.id).collect()
     }
 
-    /// Calls `plan` with each event's place and each endpoint that wants it, event by event.
+    /// Calls `plan` for each event and each endpoint that receives it, in the order of the events, with the event's index.
     ///
     /// # Errors
     /// `Unavailable` until the endpoints have been read for the first time: an event stored before that would miss them.
@@ -239,7 +238,7 @@ impl EndpointCache {
         Ok(())
     }
 
-    /// Reads all endpoints again, what time it is, and what else servers must agree on.
+    /// Reloads all endpoints, and synchronises the clock, the retry schedule and the key check with the other servers.
     pub fn refresh_all(&self, store: &dyn Store) -> Result<(), StoreError> {
         let _lock = self.lock_refresh();
         self.clock.sync(store)?;
@@ -262,8 +261,8 @@ impl EndpointCache {
         Ok(())
     }
 
-    /// Whether secrets are sealed with a key that is here. A store that refuses to tell is no reason to take no events: what
-    /// cannot be signed waits all the same.
+    /// Checks whether secrets are sealed with a key that this server has. A store that refuses the query does not stop
+    /// ingestion: deliveries that cannot be signed wait in any case.
     fn check_key(&self, store: &dyn Store) -> Result<(), StoreError> {
         let key = match store.sealing_key() {
             Err(error @ StoreError::Misconfigured(_)) => {
@@ -287,7 +286,7 @@ impl EndpointCache {
         Ok(())
     }
 
-    /// The enabled ones of what was read, with the shares they already have.
+    /// The enabled endpoints of `read`, with the usage of those that the cache already has.
     fn rows(&self, read: Vec<EndpointRow>, log_limit: &mut LogLimit) -> LoadedEndpoints {
         let entries = self.read();
         let mut rows = LoadedEndpoints::default();
@@ -385,7 +384,7 @@ impl EndpointCache {
     }
 }
 
-/// How often one reading complains: a key that opens nothing makes as many complaints as there are endpoints.
+/// Limits the log lines of one load: a wrong key would otherwise log one line per endpoint.
 #[derive(Default)]
 struct LogLimit(usize);
 

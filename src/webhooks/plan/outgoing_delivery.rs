@@ -1,4 +1,4 @@
-//! A delivery on its way out: what the sender needs, and nothing that it would have to ask for.
+//! A delivery in memory that this server is about to send, with everything the sender needs.
 
 use bytes::Bytes;
 
@@ -8,31 +8,31 @@ use millrace_base::event::{EndpointId, EventId};
 use crate::delivery::lease::LeaseGuard;
 use crate::plan::budget::Reservation;
 
-/// One delivery that this server holds the lease of.
+/// One delivery whose lease this server holds.
 #[derive(Debug)]
 pub struct OutgoingDelivery {
-    /// Its row, and until when nobody else sends it.
+    /// Its row id and lease; while this exists the delivery is in memory once.
     pub guard: LeaseGuard,
-    /// The event: the `webhook-id`.
+    /// The event, whose id is sent as `webhook-id`.
     pub event: EventId,
-    /// Where it goes. What that means is looked up when its turn comes.
+    /// The endpoint; its URL and headers are looked up when the delivery is sent.
     pub endpoint: EndpointId,
-    /// The endpoint's requests a second, at most.
+    /// The most requests per second to the endpoint.
     pub rate_limit_per_second: Option<u32>,
-    /// The request's body, shared by all deliveries of the event.
+    /// The request body, shared by all deliveries of the event.
     pub body: Bytes,
     /// When the event was accepted.
     pub received_at: Timestamp,
     /// Attempts before this one.
     pub attempts_made: u32,
-    /// Those of them that belong to this round: the place in the schedule of retries.
+    /// The attempts of the current round: the position in the retry schedule. A manual retry starts a new round.
     pub schedule_step: u32,
-    /// Its place in memory.
+    /// Its part of the memory budget.
     pub reservation: Reservation,
 }
 
-/// The body of a delivered request: `{"type":…,"timestamp":…,"data":…}`, the same bytes for every attempt of every
-/// delivery of the event. `event_type` needs no escapes, and `payload` is JSON as the client sent it.
+/// The request body `{"type":…,"timestamp":…,"data":…}`, the same bytes for every attempt and delivery of the event.
+/// `event_type` needs no escaping; `payload` is JSON exactly as the client sent it.
 pub fn body(event_type: &str, received_at: Timestamp, payload: &[u8]) -> Bytes {
     let timestamp = received_at.to_rfc3339();
     let mut body = Vec::with_capacity(event_type.len() + timestamp.len() + payload.len() + 35);
@@ -45,7 +45,7 @@ pub fn body(event_type: &str, received_at: Timestamp, payload: &[u8]) -> Bytes {
     body.into()
 }
 
-/// Bytes of a body, before it is made.
+/// The length of [`body`] in bytes, without building it.
 pub fn body_len(event_type: &str, payload_len: usize) -> usize {
     const FRAME: usize = r#"{"type":"","timestamp":"2026-01-01T00:00:00.000000Z","data":}"#.len();
     FRAME + event_type.len() + payload_len
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_body_has_the_payload_verbatim_and_the_length_it_was_said_to_have() {
+    fn body_keeps_the_payload_verbatim_and_has_body_len() {
         let at = Timestamp::from_micros(1_767_225_600_000_001);
         let payload = "{ \"b\":1.000,\t\"a\": [1e400]}";
         let body = body("user.login", at, payload.as_bytes());

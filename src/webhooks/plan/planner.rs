@@ -1,11 +1,11 @@
-//! OUTBOX: the writers' side. Plans the deliveries of a batch before it is stored, and hands those of new events to the
-//! sender once they are committed.
+//! Plans the deliveries of a batch of events before it is stored, and hands those of new events to the sender after the commit.
 //!
-//! A delivery is *born claimed* where there is room for it in memory: its row is inserted with the lease of this server
-//! and sent from memory, so in the usual case the database is asked for nothing between an event and its attempt. Where
-//! there is no room, or this server dies, the row is due in the database like any other.
+//! Where the budget allows, a delivery is inserted already leased to this server and sent from memory: in the usual case no
+//! query runs between an event and its first attempt. If the budget is full, or this server dies, the row is due in the
+//! database like any other.
 //!
-//! Runs on the `writer-N` threads. A batch in which nobody has an endpoint costs one lookup an event and no allocation.
+//! Runs on the `writer-N` threads. A batch whose organisations have no endpoints costs one look-up per event and no
+//! allocation.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,31 +27,31 @@ use crate::plan::budget::{DeliveryBudget, Reservation};
 use crate::plan::endpoint_cache::{CachedEndpoint, EndpointCache};
 use crate::plan::outgoing_delivery::{OutgoingDelivery, body, body_len};
 
-/// What the writers need to know of webhooks.
+/// Plans deliveries for the writers. Shared by all writer threads.
 pub struct DeliveryPlanner {
     pub(crate) endpoints: Arc<EndpointCache>,
     pub(crate) budget: Arc<DeliveryBudget>,
-    /// To the sender. Bounded by the reservations that travel through it.
+    /// To the sender. Bounded by the reservations of what it carries.
     pub(crate) sender: UnboundedSender<Vec<OutgoingDelivery>>,
     pub(crate) clock: Arc<DeliveryClock>,
     pub(crate) leases: Arc<LeaseTable>,
-    /// How long a lease lasts.
+    /// The duration of a lease.
     pub(crate) lease_duration: Duration,
     pub(crate) is_closed: AtomicBool,
 }
 
-/// The deliveries of one batch; dropping it gives up the places that were reserved.
+/// The deliveries of one batch. Dropping it frees their reservations.
 #[derive(Default)]
 pub struct DeliveryPlan {
-    /// In the order of the events; to be stored with them.
+    /// In the order of the events; stored in the same transaction.
     pub deliveries: Vec<PlannedDelivery>,
-    /// One for each of `deliveries`.
+    /// For each of `deliveries`, what stays in memory of it.
     kept: Vec<Option<LeasedDelivery>>,
 }
 
-/// What stays in memory of a planned delivery.
+/// A planned delivery that is leased to this server and stays in memory.
 struct LeasedDelivery {
-    /// Place of its event in the batch.
+    /// The index of its event in the batch.
     event: usize,
     endpoint: Arc<CachedEndpoint>,
     lease: Lease,
@@ -59,12 +59,12 @@ struct LeasedDelivery {
 }
 
 impl DeliveryPlanner {
-    /// From now on, what is planned stays in the database.
+    /// From now on no planned delivery is kept in memory.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }
 
-    /// How many deliveries each of these events owes, as far as endpoints are known now; empty where none owes any.
+    /// The number of deliveries of each event, for the endpoints that are known now; empty if there are none at all.
     ///
     /// # Errors
     /// As [`Self::plan`].
@@ -79,7 +79,7 @@ impl DeliveryPlanner {
         Ok(counts)
     }
 
-    /// The deliveries of these events, for the endpoints that are known now.
+    /// Plans the deliveries of these events, for the endpoints that are known now.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] until the endpoints have been read for the first time.
@@ -109,13 +109,13 @@ impl DeliveryPlanner {
             event: event.id,
             endpoint: endpoint.id,
             org: endpoint.org,
-            // What is not kept is due at once, by the clock that whoever claims it goes by.
+            // A delivery that is not kept is due at once, by the clock that the claiming server uses.
             lease_until: Some(kept.as_ref().map_or_else(|| self.clock.now(), |kept| kept.lease.until)),
         });
         plan.kept.push(kept);
     }
 
-    /// The events are committed, and of the planned deliveries those in `stored`: the others' events were copies.
+    /// The batch is committed, with the deliveries in `stored`; the events of the others were duplicates.
     pub fn committed(&self, plan: DeliveryPlan, events: &[Event], stored: &[DeliveryId]) {
         if plan.deliveries.is_empty() {
             return;
@@ -130,7 +130,7 @@ impl DeliveryPlanner {
             .filter_map(|(delivery, LeasedDelivery { event: index, endpoint, lease, reservation })| {
                 let event = &events[index];
                 Some(OutgoingDelivery {
-                    // Whoever claimed it already, because a clock was stepped, has it.
+                    // `None`: the claimer has loaded it already, because a clock was stepped.
                     guard: self.leases.acquire(delivery, lease)?,
                     event: event.id,
                     endpoint: endpoint.id,
@@ -144,14 +144,14 @@ impl DeliveryPlanner {
             })
             .collect();
         if !deliveries.is_empty() {
-            // At the end nobody takes them any more: they are due when their leases run out.
+            // During shutdown the receiver may be gone: the deliveries are due when their leases expire.
             let _ = self.sender.send(deliveries);
         }
     }
 }
 
-/// The deliveries of one event of `org` for its endpoints as they are in the store now, due at once for any server: for who
-/// has no directory, as the command line.
+/// Plans the deliveries of one event of `org` for the endpoints that are in the store now, due at once for any server. For
+/// callers without an endpoint cache, such as the command line.
 pub fn plan_for_any_server(
     store: &dyn Store,
     org: OrgId,
@@ -173,7 +173,7 @@ pub fn plan_for_any_server(
     Ok(wanted.map(plan).collect())
 }
 
-/// The last body that was made: deliveries of one event stand together.
+/// The last body that was built; the deliveries of one event follow each other.
 #[derive(Default)]
 struct LastBody(Option<(usize, Bytes)>);
 

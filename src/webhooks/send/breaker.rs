@@ -1,33 +1,33 @@
-//! A circuit breaker for each endpoint, so that a dead one is not hammered by its backlog. Pure: a state and the moments
-//! the sender, which owns it, tells it.
+//! A circuit breaker per endpoint, which stops a dead endpoint from being sent its whole backlog. Pure: the sender owns it and
+//! passes the time.
 //!
 //! ```text
-//!           failures one after another               rested
+//!           consecutive failures                     rest is over
 //!   closed ───────────────────────────────▶ resting ◀──────────▶ probing
 //!      ▲                                       │ failed, withdrawn,  │
 //!      │                                       │ lost                │
 //!      └──────────────── any success ──────────┴─────────────────────┘
 //! ```
 //!
-//! Invariants: nothing is sent while it rests; one probe is out at a time; each failed probe doubles the rest up to
-//! [`limits::BREAKER_REST_MAX`]; results of requests from before it opened never prolong a rest.
+//! Invariants: nothing is sent while it rests; at most one probe is in flight; each failed probe doubles the rest, up to
+//! [`limits::BREAKER_REST_MAX`]; results of requests from before it opened never extend a rest.
 //!
-//! A result does not say which request it is of. So a straggler's failure during a probe counts as the probe's, which
-//! costs one doubling; and any success closes, because an endpoint that answers is not dead.
+//! A result does not say which request it belongs to. A late failure during a probe therefore counts as the probe's, at the cost
+//! of one doubling, and any success closes the circuit, because an endpoint that responds is alive.
 //!
-//! Moments are those of the monotonic clock: no step of the wall clock prolongs a rest or makes it shorter.
+//! All times are monotonic: a step of the wall clock does not change a rest.
 
 use std::time::{Duration, Instant};
 
 use millrace_base::limits;
 
-/// Whether an endpoint gets requests. Closed at first.
+/// Decides whether an endpoint gets requests. Initially closed.
 #[derive(Clone, Debug, Default)]
 pub struct Breaker {
     state: CircuitState,
-    /// After one another, up to now; counted while closed.
+    /// Consecutive failures; counted while closed.
     failures: u32,
-    /// Up to when the time that it failed has been told; at first the first failure.
+    /// The end of the failing time that [`Self::take_failing`] has reported; initially the first failure.
     told_until: Option<Instant>,
 }
 
@@ -37,21 +37,21 @@ enum CircuitState {
     Closed,
     /// Open. `until` is at most `rest` away.
     Resting { until: Instant, rest: Duration },
-    /// Half open: a request is out. `lost_at` is when its result is given up.
+    /// Half open: one request is in flight. At `lost_at` its result is no longer expected.
     Probing { lost_at: Instant, rest: Duration },
 }
 
-/// What a result changed.
+/// How a result changed the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// Nothing that anybody waits for.
+    /// It did not.
     None,
-    /// It rests until then: it has just opened, or its probe has failed.
+    /// It opened, or its probe failed: it rests until then.
     Opened {
-        /// The earliest moment of the next probe.
+        /// The earliest time of the next probe.
         until: Instant,
     },
-    /// It was open and is not any more.
+    /// It was open and is now closed.
     Closed,
 }
 
@@ -59,26 +59,26 @@ pub enum Transition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a probe is out once it is allowed"]
 pub enum Admission {
-    /// Yes.
+    /// Yes: the circuit is closed.
     Allow,
-    /// This one: its result decides.
+    /// Yes, as the probe: its result decides.
     Probe,
-    /// No.
+    /// No: the circuit is open.
     Wait {
-        /// Ask again then, or after the next change.
+        /// Ask again then, or after the next transition.
         until: Instant,
     },
 }
 
 impl Breaker {
-    /// A request was answered as it should be.
+    /// A request succeeded.
     pub fn success(&mut self) -> Transition {
         let was_open = self.is_open();
         *self = Self::default();
         if was_open { Transition::Closed } else { Transition::None }
     }
 
-    /// One failed.
+    /// A request failed.
     pub fn failure(&mut self, now: Instant) -> Transition {
         self.told_until.get_or_insert(now);
         match self.state {
@@ -100,7 +100,7 @@ impl Breaker {
         Transition::Opened { until }
     }
 
-    /// Whether a request may be sent now. A [`Admission::Probe`] is out from here on.
+    /// Whether a request may be sent now. After [`Admission::Probe`] that probe counts as in flight.
     pub fn may_send(&mut self, now: Instant) -> Admission {
         let (due, rest) = match self.state {
             CircuitState::Closed => return Admission::Allow,
@@ -114,20 +114,20 @@ impl Breaker {
         Admission::Wait { until: due }
     }
 
-    /// The probe that is out will have no result; another one may be sent.
+    /// The probe was not sent and will have no result; another one may be sent.
     pub fn withdraw_probe(&mut self, now: Instant) {
         if let CircuitState::Probing { rest, .. } = self.state {
             self.state = CircuitState::Resting { until: now, rest };
         }
     }
 
-    /// Whether it is anything but closed.
+    /// Whether it is open or half open.
     pub fn is_open(&self) -> bool {
         !matches!(self.state, CircuitState::Closed)
     }
 
-    /// How long it has failed since this was last asked, or since the first failure; zero where it has not. Time that
-    /// this server lived through: what a clock is set to does not count.
+    /// How long the endpoint has failed since the last call, or since the first failure; zero if it has not failed. Monotonic
+    /// time: setting a clock does not change it.
     pub fn take_failing(&mut self, now: Instant) -> Duration {
         let since = self.told_until.as_mut().map(|told_until| std::mem::replace(told_until, now));
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_was_not_made_is_made_again_and_doubles_nothing() {
+    fn a_withdrawn_probe_is_repeated_without_doubling_the_rest() {
         let mut breaker = open();
         assert_eq!(breaker.may_send(at(5)), Admission::Probe);
         breaker.withdraw_probe(at(7));
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(breaker.success(), Transition::Closed);
         assert_eq!((breaker.is_open(), breaker.take_failing(at(now + 300))), (false, Duration::ZERO));
         assert_eq!(breaker.may_send(at(now)), Admission::Allow);
-        // And begins anew.
+        // And starts over.
         for _ in 1..limits::BREAKER_FAILURES {
             assert_eq!(breaker.failure(at(now)), Transition::None);
         }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn late_failures_do_not_prolong_a_rest_and_a_late_success_ends_it() {
+    fn late_failures_do_not_extend_a_rest_a_late_success_ends_it() {
         let mut breaker = open();
         for _ in 0..100 {
             assert_eq!(breaker.failure(at(4)), Transition::None);

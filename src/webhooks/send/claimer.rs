@@ -1,17 +1,17 @@
-//! CLAIMS: the `deliver-deliveries` thread. Brings due deliveries from the database into memory, as far as there is room, and
-//! keeps the directory current.
+//! The `deliver-claims` thread: loads due deliveries from the database into memory, as far as the budget allows, and keeps the
+//! endpoint cache current.
 //!
-//! Most deliveries never pass through here: they are born claimed (see `outbox`). What does: retries whose time has come,
-//! what found no room, what a crashed server left, and what a person asked to be sent again. It looks once a second, and
-//! at once when a change is announced (`LISTEN` on Postgres) or when room comes free that was missed.
+//! Most deliveries never pass through here, because they are inserted already leased (see `planner`). The claimer loads
+//! retries, deliveries that did not fit in memory, those of a crashed server, and those that a person asked to retry. It scans
+//! once a second, and at once when a change is announced (`LISTEN` on Postgres) or when budget that it lacked becomes free.
 //!
-//! Every endpoint is asked for on its own and gets its part of the room, so that a backlog of one never hides another's.
-//! A backlog is claimed in rounds of [`ROUNDS_TIME`]: between two of them what changed is read, and what has come due of the
-//! others is looked for. What waits for an endpoint that was deleted is failed in such rounds too.
+//! Each endpoint is claimed separately and within its own part of the budget, so the backlog of one never hides another. A
+//! backlog is claimed in rounds of [`ROUNDS_TIME`]; between rounds the thread reads changes and looks for other due
+//! deliveries. Deliveries to deleted endpoints are failed in such rounds, too.
 //!
-//! Nothing is claimed while results of this server wait to be recorded, nor for [`SETTLE`] after the database was away:
-//! leases may have ended meanwhile of what was sent and answered, by this server or another, and whoever knows the answer
-//! is to come first.
+//! Nothing is claimed while results of this server wait to be recorded, nor for [`SETTLE`] after a database outage: the leases
+//! of deliveries that were already sent may have expired meanwhile, and whichever server knows the result should record it
+//! first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -41,64 +41,64 @@ use crate::plan::outgoing_delivery::{OutgoingDelivery, body};
 use crate::send::due_scan::{DueScan, ScanKind};
 use crate::send::recording_lag::RecordingLag;
 
-/// How often it looks for due deliveries whatever happens.
+/// The longest time between two scans.
 const POLL: Duration = Duration::from_secs(1);
-/// How long it leaves the database alone between two looks.
+/// The shortest time between two scans.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long it claims of endpoints with a backlog before it looks for changes and for what else is due.
+/// How long a backlog is claimed before the thread reads changes and scans for other due deliveries.
 const ROUNDS_TIME: Duration = Duration::from_millis(100);
-/// How long after the database was away others have time to record what came of their attempts: several times what they
-/// wait at most before they try again.
+/// After a database outage, how long other servers have to record their results: several times the longest pause of
+/// their retries.
 const SETTLE: Duration = Duration::from_secs(3);
-/// Endpoints that are asked for in one call, of which it is known where to look.
+/// Endpoints per call of an incremental scan.
 const DUE_SINCE_PAGE: usize = 1024;
-/// How often pending deliveries are counted for the metrics, those looked for that a wrong clock has put out of reach, and
-/// schedules of retries compared with other servers'.
+/// How often the thread counts pending deliveries for the metrics, recalls deliveries that a wrong clock put out of reach,
+/// and compares retry schedules with other servers.
 const PERIODIC_INTERVAL: Duration = Duration::from_secs(10);
-/// How much further ahead than the longest pause a delivery may be due before that is taken for a wrong clock.
+/// A delivery due further ahead than the longest pause plus this was scheduled by a wrong clock.
 const STRANDED_MARGIN: Duration = Duration::from_secs(60);
-/// How often the whole directory is read again though no change was announced: since when an endpoint fails is not.
+/// How often the endpoint cache is reloaded without an announced change: changes of `failing_since` are not announced.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The thread's state.
+/// The state of the thread.
 pub struct Claimer {
-    /// Where deliveries are.
+    /// Where deliveries are stored.
     pub store: Arc<dyn Store>,
-    /// Which endpoints there are.
+    /// The enabled endpoints.
     pub endpoints: Arc<EndpointCache>,
-    /// How much fits in memory.
+    /// How many deliveries fit in memory.
     pub budget: Arc<DeliveryBudget>,
-    /// To the sender; bounded by reservations.
+    /// To the sender. Bounded by the reservations of what it carries.
     pub sender: UnboundedSender<Vec<OutgoingDelivery>>,
-    /// Says which endpoints have changed.
+    /// Reports which endpoints have changed.
     pub feed: Arc<Feed>,
-    /// Rings when there is room again, or something else makes a look worthwhile.
+    /// Receives when budget is free again, or when another event makes a scan worthwhile.
     pub wakeup: Receiver<()>,
-    /// What time it is for deliveries.
+    /// The clock of deliveries.
     pub clock: Arc<DeliveryClock>,
     /// Which deliveries are in memory.
     pub leases: Arc<LeaseTable>,
     /// How long a lease lasts.
     pub lease_duration: Duration,
-    /// Which pauses there are between attempts.
+    /// The retry schedule.
     pub fleet_schedule: Arc<FleetSchedule>,
-    /// Whether results wait to be recorded.
+    /// How long results have waited to be recorded.
     pub recording_lag: Arc<RecordingLag>,
-    /// Shown to operators.
+    /// The server's metrics.
     pub metrics: Arc<Metrics>,
-    /// Set when the server goes down.
+    /// Set when the server shuts down.
     pub stop: Arc<AtomicBool>,
 }
 
 impl Claimer {
-    /// Runs until `stop` is set. Until the endpoints could be read for the first time nothing is claimed.
+    /// Runs until `stop` is set. Claims nothing until the endpoints have been read for the first time.
     pub fn run(self) {
         while !self.endpoints.is_loaded() && !self.stop.load(Ordering::Relaxed) {
             thread::sleep(limits::STOP_POLL_INTERVAL);
         }
         let mut outage = DatabaseOutage::default();
         let mut state = ScanState::default();
-        // What was announced while the database could not be asked is not known.
+        // Changes announced during an outage were missed.
         let mut is_stale = true;
         let mut reloaded_at = Instant::now();
         let mut checked_at: Option<Instant> = None;
@@ -122,7 +122,7 @@ impl Claimer {
                 there_is_more |= !state.deleted.is_empty();
             }
             outage.note(done, may_claim);
-            // The sender shows it while it works; places are given back behind it.
+            // The sender updates this gauge while it works, but reservations are also dropped after its last update.
             self.metrics.webhook.held.set(self.budget.held() as i64);
             if !there_is_more {
                 self.wait();
@@ -131,7 +131,7 @@ impl Claimer {
         self.fleet_schedule.withdraw(&*self.store);
     }
 
-    /// Until something has happened, a second at most. Whatever it is, everything is looked at.
+    /// Waits for a change or a wakeup, at most [`POLL`]. The caller then looks at everything, whatever the reason.
     fn wait(&self) {
         let mut ready = Select::new();
         ready.recv(self.feed.webhook_changes());
@@ -141,7 +141,7 @@ impl Claimer {
         thread::sleep(PAUSE);
     }
 
-    /// Reads the endpoints again that have changed, or all of them.
+    /// Reloads the endpoints that have changed, or all of them.
     fn read_changes(&self, state: &mut ScanState, mut is_stale: bool) -> Result<(), StoreError> {
         self.timed(DbOperation::ClaimDeliveries, |store| self.clock.sync(store))?;
         let mut orgs = BTreeSet::new();
@@ -151,7 +151,7 @@ impl Claimer {
             StoreChange::Endpoints(org) | StoreChange::Organization(org) => {
                 orgs.insert(org);
             }
-            // The look that follows finds it. Of an endpoint that is not there any more what waits fails, due or not.
+            // The next scan finds it. If the endpoint was deleted, its deliveries are failed, due or not.
             StoreChange::DeliveriesDue(id) => {
                 state.due_scan.rescan(id);
                 announced.push(id);
@@ -162,7 +162,7 @@ impl Claimer {
             state.due_scan.reset();
             self.timed(DbOperation::Endpoints, |store| self.endpoints.refresh_all(store))?;
         } else if !orgs.is_empty() {
-            // What waited may be due now, since whenever.
+            // Deliveries that waited may be due now, from any time in the past.
             state.due_scan.reset();
             orgs.into_iter().try_for_each(|org| self.refresh(org))?;
         }
@@ -174,7 +174,7 @@ impl Claimer {
         self.timed(DbOperation::Endpoints, |store| self.endpoints.refresh(store, org))
     }
 
-    /// Claims what is due, as far as there is room; whether there may be more.
+    /// Claims what is due, as far as the budget allows. Returns whether there may be more.
     fn claim(&self, state: &mut ScanState) -> Result<bool, StoreError> {
         let mut backlog = self.scan_once(state)?;
         let began = Instant::now();
@@ -184,7 +184,7 @@ impl Claimer {
         Ok(!backlog.is_empty())
     }
 
-    /// Looks for what is due and claims once from each endpoint; returns those of which there may be more.
+    /// Scans for due deliveries and claims once from each endpoint. Returns the endpoints that may have more.
     fn scan_once(&self, state: &mut ScanState) -> Result<Vec<Arc<CachedEndpoint>>, StoreError> {
         let time = self.clock.now();
         let kind = state.due_scan.next(Instant::now(), time);
@@ -203,7 +203,7 @@ impl Claimer {
             for due in &due {
                 match self.endpoints.get(due.id) {
                     Some(endpoint) => known.push(endpoint),
-                    // Due for a server that can send it, or once it can be sent.
+                    // Left for a server that can send it, or until it can be sent.
                     None if self.endpoints.is_suspended(due.id) => {}
                     None => self.look_up_endpoint(state, due.id)?,
                 }
@@ -246,7 +246,7 @@ impl Claimer {
         }
     }
 
-    /// Claims once from each; returns those of which there may be more.
+    /// Claims once from each endpoint. Returns those that may have more.
     fn claim_from(
         &self,
         endpoints: &[Arc<CachedEndpoint>],
@@ -259,7 +259,7 @@ impl Claimer {
         Ok(rest)
     }
 
-    /// Claims once from each; returns those of which there may be more.
+    /// As [`Self::claim_from`], for at most [`limits::CLAIM_ENDPOINTS_MAX`] endpoints.
     fn claim_chunk(
         &self,
         endpoints: &[Arc<CachedEndpoint>],
@@ -271,7 +271,7 @@ impl Claimer {
         for endpoint in endpoints {
             let reserve = || self.budget.reserve(&endpoint.usage, 0, now);
             let reserved: Vec<Reservation> = std::iter::from_fn(reserve).take(each).collect();
-            // One that holds all it may is looked at again when it has sent some.
+            // An endpoint at its own limit is looked at again when some of its deliveries were sent.
             if reserved.len() < each && !self.budget.is_at_own_limit(&endpoint.usage, now) {
                 self.budget.request_wakeup();
             }
@@ -291,22 +291,22 @@ impl Claimer {
             let (endpoint, reserved) =
                 reservations.get_mut(&claimed.endpoint).expect("only what was wanted is claimed");
             let reservation = reserved.pop().expect("no more is claimed than was wanted");
-            // Where it is in memory already, that copy has the lease now; where it was recorded meanwhile, it is over.
+            // `None`: it is in memory already and that copy got the new lease, or its result was recorded meanwhile.
             if let Some(guard) = claim.acquire(claimed.delivery, lease) {
                 deliveries.push(outgoing_delivery(claimed, endpoint, guard, reservation));
             }
         }
         drop(claim);
         if !deliveries.is_empty() {
-            // The sender ends after this thread; if it is gone, the leases run out.
+            // The sender ends after this thread. If it is gone, the leases expire.
             let _ = self.sender.send(deliveries);
         }
         self.fail(&orphans, "event_gone")?;
-        // Where every place was taken there may be more.
+        // An endpoint whose reservations were all used may have more.
         Ok(reservations.into_values().filter(|(_, left)| left.is_empty()).map(|(endpoint, _)| endpoint).collect())
     }
 
-    /// Something is due for an endpoint that is not in the directory: it was deleted, or has just been made or enabled.
+    /// Something is due for an endpoint that is not in the cache: it was deleted, or has just been created or enabled.
     fn look_up_endpoint(&self, state: &mut ScanState, id: EndpointId) -> Result<(), StoreError> {
         if state.deleted.contains_key(&id) {
             return Ok(());
@@ -318,7 +318,7 @@ impl Claimer {
         Ok(())
     }
 
-    /// Fails some of what waits for endpoints that were deleted, each endpoint's from where the last step ended.
+    /// Fails some deliveries of deleted endpoints, continuing for each endpoint where the last step ended.
     fn end_deleted(&self, state: &mut ScanState) -> Result<(), StoreError> {
         let began = Instant::now();
         while began.elapsed() < ROUNDS_TIME && !self.stop.load(Ordering::Relaxed) {
@@ -347,7 +347,7 @@ impl Claimer {
         self.count_pending()
     }
 
-    /// Makes due what lies further ahead than any pause or lease can have put it.
+    /// Makes deliveries due now that are scheduled further ahead than any pause or lease can be.
     fn recall_stranded(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         let latest = now.plus(self.fleet_schedule.pause_max().max(self.lease_duration) + STRANDED_MARGIN);
@@ -361,7 +361,7 @@ impl Claimer {
         Ok(())
     }
 
-    /// Deliveries that nothing can be sent of any more.
+    /// Fails deliveries that can no longer be sent.
     fn fail(&self, deliveries: &[Orphan], why: &str) -> Result<(), StoreError> {
         if deliveries.is_empty() {
             return Ok(());
@@ -417,30 +417,30 @@ fn outgoing_delivery(
     }
 }
 
-/// Where to look.
+/// What to scan next.
 #[derive(Default)]
 struct ScanState {
     due_scan: DueScan,
-    /// Endpoints that were deleted while something waited for them, and from which moment on the next step goes.
+    /// Deleted endpoints with pending deliveries, and the due time at which the next step continues.
     deleted: BTreeMap<EndpointId, Timestamp>,
 }
 
-/// How far a look has come.
+/// How far a scan has come.
 enum ScanCursor {
     Full { after: Option<EndpointId> },
     Incremental { left: Vec<EndpointId> },
 }
 
-/// One log line when the database stops answering, and one when it answers again.
+/// Tracks a database outage: one log line when it begins and one when it is over.
 #[derive(Default)]
 struct DatabaseOutage {
     since: Option<Instant>,
-    /// Since when it answers again.
+    /// Since when the database answers again.
     answers_since: Option<Instant>,
 }
 
 impl DatabaseOutage {
-    /// Whether the database answers, and has done so for long enough after it did not.
+    /// Whether the database answers, and has answered for [`SETTLE`] after an outage.
     fn is_over(&mut self, result: &Result<(), StoreError>) -> bool {
         if result.is_err() || self.since.is_none() {
             return result.is_ok();
@@ -448,7 +448,7 @@ impl DatabaseOutage {
         self.answers_since.get_or_insert_with(Instant::now).elapsed() >= SETTLE
     }
 
-    /// Everything was asked that was to be asked; `has_claimed`: what is due, too.
+    /// Notes the result of one pass; `has_claimed` says whether it included claiming.
     fn note(&mut self, done: Result<(), StoreError>, has_claimed: bool) {
         match done {
             Ok(()) if has_claimed => {

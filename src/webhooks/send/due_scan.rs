@@ -1,14 +1,14 @@
-//! LOOKOUT: where in the database to look for what is due, and since when.
+//! Decides how to scan the database for due deliveries: everything, or only since the last scan.
 //!
-//! What has ended leaves dead entries behind in Postgres' index of what is due, at its beginning; and as long as anybody
-//! holds an old snapshot (a dump, a long report) each look that begins there passes over all of them. So endpoints are
-//! looked through from the beginning whenever that is quick; where it is not, seldom enough that it takes a small part of
-//! the time, and in between every known endpoint is asked for what became due since shortly before the last look.
+//! Ended deliveries leave dead entries at the start of Postgres' index of due rows. While any transaction holds an old snapshot
+//! (a dump, a long report), every scan from the start passes over all of them. A full scan therefore runs every time while it
+//! is quick. When it is slow it runs rarely enough to take a small part of the time; in between, every known endpoint is
+//! queried for what became due since shortly before the last scan.
 //!
-//! What is put further into the past than that (an event set aside days ago that is stored now, a transaction that took
-//! long) is found by the next full look, and at once where it was announced.
+//! Rows that become due further in the past (an event stored days late, a long transaction) are found by the next full scan,
+//! or at once if they were announced.
 //!
-//! Owned by the claiming thread; pure.
+//! Owned by the claimer; pure.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,47 +17,47 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::EndpointId;
 use millrace_store::webhooks::DueEndpoint;
 
-/// A look through everything that takes no longer than this is made each time.
+/// A full scan that takes no longer than this runs every time.
 const QUICK: Duration = Duration::from_millis(20);
-/// One that takes longer is made again after so many times what it took.
+/// A slower one runs again after this many times its duration.
 const PAUSE_FACTOR: u32 = 50;
-/// And after this long in any case.
+/// And after this time in any case.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A look at what is known that takes longer than that is made again after so many times what it took.
+/// An incremental scan that takes longer than [`QUICK`] runs again after this many times its duration.
 const INCREMENTAL_PAUSE_FACTOR: u32 = 10;
-/// How far before the last look the next begins: what is due when it is stored may be stored a little later than others that
-/// became due after it.
+/// How far before the last scan the next one begins: a row may be committed a little later than another one that became
+/// due after it.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// What to look through.
+/// The kind of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanKind {
-    /// Everything, from the beginning.
+    /// All due rows, from the start.
     Full,
-    /// Every known endpoint, from where the last look was.
+    /// Every known endpoint, from the last scan on.
     Incremental,
-    /// Nothing yet.
+    /// No scan yet.
     Skip,
 }
 
-/// See the module.
+/// What is known from earlier scans, and when the next ones are due.
 #[derive(Debug, Default)]
 pub struct DueScan {
-    /// When everything is to be looked through again; `None`: each time.
+    /// The time of the next full scan; `None` means always.
     full_at: Option<Instant>,
-    /// When what is known is; `None`: each time.
+    /// The time of the next incremental scan; `None` means always.
     incremental_at: Option<Instant>,
-    /// By the clock of deliveries, the last look; `None` before the first.
+    /// The last scan, by the clock of deliveries; `None` before the first.
     finished_at: Option<Timestamp>,
-    /// Endpoints that had something due then, and since when; or of which it is not known.
+    /// Endpoints that had due deliveries at the last scan, and since when; [`Timestamp::MIN`] if that is not known.
     due_since: HashMap<EndpointId, Timestamp>,
 }
 
 impl DueScan {
-    /// What to look through now, which is `time` by the clock of deliveries.
+    /// What to scan at `now`, which is `time` by the clock of deliveries.
     pub fn next(&self, now: Instant, time: Timestamp) -> ScanKind {
         let is_due = |at: Option<Instant>| at.is_none_or(|at| at <= now);
-        // Where the clock was set back, nothing is known.
+        // After the clock was set back, `finished_at` is meaningless.
         if is_due(self.full_at) || self.finished_at.is_none_or(|finished_at| time < finished_at) {
             ScanKind::Full
         } else if is_due(self.incremental_at) {
@@ -67,13 +67,13 @@ impl DueScan {
         }
     }
 
-    /// The moment from which on to look at what is due for an endpoint.
+    /// The due time from which to query an endpoint.
     pub fn scan_from(&self, id: EndpointId) -> Timestamp {
         let since = self.due_since.get(&id).copied().or(self.finished_at);
         since.map_or(Timestamp::MIN, |since| since.minus(MARGIN))
     }
 
-    /// A look at `time` is done, took so long, and found this due.
+    /// A scan at `time` has finished. It took `took` and found `due`.
     pub fn finished(&mut self, kind: ScanKind, now: Instant, time: Timestamp, took: Duration, due: &[DueEndpoint]) {
         let again = |factor, most| (took > QUICK).then(|| now + (took * factor).min(most));
         match kind {
@@ -85,12 +85,12 @@ impl DueScan {
         self.due_since = due.iter().map(|due| (due.id, due.since)).collect();
     }
 
-    /// Nothing is known any more.
+    /// Forgets everything: the next scan is a full one.
     pub fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Something was made due for this endpoint, at whatever moment.
+    /// Something became due for this endpoint at an unknown time: query it from the start.
     pub fn rescan(&mut self, id: EndpointId) {
         self.due_since.insert(id, Timestamp::MIN);
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quick_is_always_done_and_what_is_slow_takes_a_small_part_of_the_time() {
+    fn slow_full_scans_alternate_with_incremental_scans() {
         let (mut due_scan, start) = (DueScan::default(), Instant::now());
         let (millis, seconds) = (Duration::from_millis, Duration::from_secs);
         assert_eq!(due_scan.next(start, at(100)), ScanKind::Full);
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(due_scan.next(start + millis(5000), at(105)), ScanKind::Full);
         assert_eq!(due_scan.next(start, at(99)), ScanKind::Full, "the clock was set back");
         due_scan.finished(ScanKind::Full, start, at(100), seconds(10), &[]);
-        // Other looks do not put it off.
+        // Incremental scans do not delay the full one.
         due_scan.finished(ScanKind::Incremental, start + seconds(30), at(130), millis(200), &[]);
         assert_eq!(due_scan.next(start + millis(31_999), at(132)), ScanKind::Skip);
         assert_eq!(due_scan.next(start + millis(32_000), at(132)), ScanKind::Incremental);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_begins_shortly_before_the_last_or_where_the_backlog_begins() {
+    fn a_scan_starts_before_the_last_one_or_at_the_backlog() {
         let mut due_scan = DueScan::default();
         let mut looked = |time, due: &[DueEndpoint]| {
             due_scan.finished(ScanKind::Incremental, Instant::now(), at(time), Duration::ZERO, due);

@@ -1,14 +1,14 @@
-//! FAIR: what waits for its endpoint in memory, and whose turn it is.
+//! The fair queue: deliveries that wait in memory for their endpoint, and which one is sent next.
 //!
-//! Endpoints take turns, one delivery each. An endpoint has at most `concurrency` requests in flight, at most a quarter of
-//! the slots that are free (so that however many dead endpoints hold slots until their attempts time out, some is free
-//! for the others), and no more a second than it asked for. What waited too long to be sent is handed out as such: it takes
-//! no slot, and is not charged to the rate.
+//! Endpoints take turns, one delivery each (round-robin). An endpoint has at most `concurrency` requests in flight, at most a
+//! quarter of the free slots (so that some stay free however many dead endpoints occupy slots until they time out), and no more
+//! requests per second than its rate limit. A delivery that waited too long is returned as [`Dequeued::TooLate`]; it takes no
+//! slot and does not count against the rate.
 //!
-//! Owned by the sender; knows no clock. What waits is bounded by the room's reservations, so every queue here is.
+//! Owned by the sender; the caller passes the time. Reservations bound what waits, so every queue here is bounded.
 //!
-//! Invariant: a lane that has something waiting is in `ready`, in `waiting_for_slot`, in `waiting_for_rate`, or has a request in flight whose
-//! end lists it again.
+//! Invariant: an endpoint with waiting deliveries is in `ready`, `waiting_for_slot` or `waiting_for_rate`, or has a request in
+//! flight whose end adds it again.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -17,29 +17,29 @@ use std::time::{Duration, Instant};
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
 
-/// One endpoint may have this part of the slots that are free.
+/// One endpoint may use 1 / this of the free slots.
 const FREE_DIVISOR: usize = 4;
-/// How late a paced request may be without slowing the ones behind it: a few ticks of the runtime's timer.
+/// A rate-limited request may be this late without delaying the next ones: a few ticks of the runtime's timer.
 const RATE_SLACK: Duration = Duration::from_millis(10);
 
-/// What comes next.
+/// What the queue hands out next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dequeued<T> {
-    /// To be sent; in flight until [`FairQueue::done`].
+    /// Send it; it counts as in flight until [`FairQueue::done`].
     Send(T),
-    /// Waited too long.
+    /// It waited too long to be sent.
     TooLate(T),
 }
 
-/// Everything that waits.
+/// All deliveries that wait in memory, by endpoint.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     queues: HashMap<EndpointId, EndpointQueue<T>>,
-    /// Lanes whose turn comes, in order.
+    /// Endpoints that may send, in order of their turn.
     ready: VecDeque<EndpointId>,
-    /// Lanes that found no slot, in order. An entry counts only while its lane says so.
+    /// Endpoints that found no free slot, in order. An entry is valid only while `listed_in` of its queue agrees.
     waiting_for_slot: VecDeque<EndpointId>,
-    /// Lanes that are ahead of their rate, by the moment they are not.
+    /// Endpoints at their rate limit, by the time of their next request.
     waiting_for_rate: BinaryHeap<Reverse<(Instant, EndpointId)>>,
     in_flight: usize,
     concurrency: usize,
@@ -58,25 +58,25 @@ struct EndpointQueue<T> {
     waiting: VecDeque<T>,
     in_flight: usize,
     listed_in: ListedIn,
-    /// Requests a second, at most.
+    /// The most requests per second.
     rate_limit: Option<u32>,
-    /// When the next request is due at that rate.
+    /// The earliest time of the next request at that rate.
     next_at: Option<Instant>,
 }
 
 impl<T> FairQueue<T> {
-    /// Nothing waits; each endpoint may have `concurrency` requests in flight.
+    /// An empty queue; each endpoint may have `concurrency` requests in flight.
     pub fn new(concurrency: usize) -> Self {
         let (queues, ready, waiting_for_slot, waiting_for_rate) = Default::default();
         Self { queues, ready, waiting_for_slot, waiting_for_rate, in_flight: 0, concurrency }
     }
 
-    /// Requests in flight.
+    /// The number of requests in flight to all endpoints.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Something for `endpoint`, which takes at most `rate_limit` requests a second.
+    /// Adds an item for `endpoint`, which accepts at most `rate_limit` requests per second.
     pub fn push(&mut self, endpoint: EndpointId, rate_limit: Option<u32>, item: T) {
         let queue = self.queues.entry(endpoint).or_insert_with(|| EndpointQueue {
             waiting: VecDeque::new(),
@@ -93,7 +93,7 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// The next that may be sent at `now`, or that is `too_late` for that.
+    /// The next item that may be sent at `now`, or one for which it is `too_late`.
     pub fn next(&mut self, now: Instant, too_late: impl Fn(&T) -> bool) -> Option<Dequeued<T>> {
         self.requeue_rate_limited(now);
         while let Some(endpoint) = self.ready.pop_front() {
@@ -144,12 +144,12 @@ impl<T> FairQueue<T> {
         None
     }
 
-    /// Requests of `endpoint` in flight, where more of it wait.
+    /// The number of requests in flight to `endpoint` if more of its items wait.
     pub fn in_flight_if_backlogged(&self, endpoint: EndpointId) -> Option<usize> {
         self.queues.get(&endpoint).filter(|queue| !queue.waiting.is_empty()).map(|queue| queue.in_flight)
     }
 
-    /// A request of `endpoint` has ended.
+    /// A request to `endpoint` has ended.
     pub fn done(&mut self, endpoint: EndpointId, now: Instant) {
         self.in_flight -= 1;
         if let Some(queue) = self.queues.get_mut(&endpoint) {
@@ -159,14 +159,14 @@ impl<T> FairQueue<T> {
                     queue.listed_in = ListedIn::Ready;
                     self.ready.push_back(endpoint);
                 }
-                // A lane is kept while it paces: the next request must not come too soon.
+                // The queue is kept while it limits the rate: the next request must not come too soon.
                 ListedIn::Nowhere if queue.in_flight == 0 && queue.next_at.is_none_or(|due| due <= now) => {
                     self.queues.remove(&endpoint);
                 }
                 _ => {}
             }
         }
-        // The slot that came free is for one of those that found none.
+        // The free slot goes to an endpoint that found none.
         while let Some(endpoint) = self.waiting_for_slot.pop_front() {
             if let Some(queue) =
                 self.queues.get_mut(&endpoint).filter(|queue| queue.listed_in == ListedIn::WaitingForSlot)
@@ -178,17 +178,17 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Takes all that waits for `endpoint`.
+    /// Removes all that waits for `endpoint`.
     pub fn drain(&mut self, endpoint: EndpointId) -> VecDeque<T> {
         self.queues.get_mut(&endpoint).map(|queue| std::mem::take(&mut queue.waiting)).unwrap_or_default()
     }
 
-    /// Takes all that waits.
+    /// Removes all that waits.
     pub fn drain_all(&mut self) -> impl Iterator<Item = T> + '_ {
         self.queues.values_mut().flat_map(|queue| queue.waiting.drain(..))
     }
 
-    /// When to ask again, where nothing ends before.
+    /// When to call [`Self::next`] again if no request ends before.
     pub fn next_timer(&self) -> Option<Instant> {
         self.waiting_for_rate.peek().map(|Reverse((due, _))| *due)
     }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_has_so_many_requests_in_flight_and_another_when_one_ends() {
+    fn concurrency_limits_requests_in_flight_per_endpoint() {
         let (mut queue, now) = (FairQueue::new(3), Instant::now());
         for _ in 0..5 {
             queue.push(id(1), None, 1);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_hold_theirs_some_slots_are_free_and_all_come_to_their_turn() {
+    fn some_slots_stay_free_and_every_item_is_sent() {
         let (mut queue, now) = (FairQueue::new(limits::WEBHOOK_REQUESTS_MAX), Instant::now());
         for n in 0..300 {
             for _ in 0..50 {
@@ -270,7 +270,7 @@ mod tests {
         assert!(held.len() < limits::WEBHOOK_REQUESTS_MAX, "{}", held.len());
         queue.push(id(1000), None, 1000);
         assert_eq!(drain(&mut queue, now), [1000]);
-        // Nothing that waits is forgotten.
+        // Everything that waits is sent in the end.
         let mut in_flight: VecDeque<u128> = held.into_iter().chain([1000]).collect();
         let mut ended = 0;
         while let Some(endpoint) = in_flight.pop_front() {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn more_endpoints_than_slots_all_come_to_their_turn() {
+    fn more_endpoints_than_slots_are_all_served() {
         let (mut queue, now) = (FairQueue::new(8), Instant::now());
         for n in 0..5000 {
             queue.push(id(n), None, n);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_late_takes_no_slot_and_no_part_of_the_rate() {
+    fn an_item_that_is_too_late_takes_no_slot_and_no_rate() {
         let (mut queue, start) = (FairQueue::new(1), Instant::now());
         for n in 0..1000 {
             queue.push(id(1), Some(1), n);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_away_is_not_sent() {
+    fn drained_items_are_not_sent() {
         let (mut queue, now) = (FairQueue::new(1), Instant::now());
         for n in 0..4 {
             queue.push(id(1), None, n);

@@ -1,4 +1,4 @@
-//! JUDGEMENT: what follows from an attempt, as one pure step: no clock, no network, no database.
+//! What follows from a finished attempt, as a pure function of the attempt, the time and the retry schedule.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::delivery::outcome::{AttemptError, Outcome, Verdict};
 use crate::delivery::schedule::RetrySchedule;
 use crate::plan::outgoing_delivery::OutgoingDelivery;
 
-/// One attempt that was made.
+/// An attempt that was made.
 #[derive(Clone, Debug)]
 pub struct FinishedAttempt {
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// When it began.
+    /// When it started.
     pub at: Timestamp,
     /// How long it took.
     pub latency: Duration,
 }
 
-/// What is recorded of `finished`, and what becomes of the delivery.
+/// The row to record for `finished`, with the next state of the delivery.
 pub fn next_step(
     outgoing: &OutgoingDelivery,
     finished: FinishedAttempt,
@@ -55,7 +55,7 @@ pub fn next_step(
     AttemptResult { attempt, lease: outgoing.guard.lease().until, next }
 }
 
-/// How the metric counts it.
+/// The label under which the metric counts it.
 pub fn metric_outcome(next: Next) -> DeliveryOutcome {
     match next {
         Next::Delivered => DeliveryOutcome::Delivered,
@@ -65,8 +65,8 @@ pub fn metric_outcome(next: Next) -> DeliveryOutcome {
     }
 }
 
-/// In 0..1, spread evenly over deliveries and attempts: what spreads retries need not be unpredictable, and the low bits
-/// of a `UUIDv7` are random.
+/// A number in 0..1 that is uniform over deliveries and attempts. Jitter need not be unpredictable, and the low bits of a
+/// `UUIDv7` are random.
 fn random(delivery: DeliveryId, number: u32) -> f64 {
     let bits = (delivery.0.as_u128() as u32).wrapping_add(number.wrapping_mul(0x9E37_79B9));
     f64::from(bits) / (f64::from(u32::MAX) + 1.0)

@@ -1,4 +1,4 @@
-//! Five days of retries on a real store, with the clock in the test's hand.
+//! Days of retries on a real store, with virtual time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::test_store::TestStore;
 const STANDARD: &str = "5s,5m,30m,2h,5h,10h,14h,20h,24h";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// One delivery, due at `at`, in a store of its own.
+/// One delivery, due at `at`, in its own store.
 struct Owed {
     store: Arc<dyn Store>,
     org: OrgId,
@@ -58,7 +58,7 @@ impl Owed {
         })
     }
 
-    /// Attempts at the moments they are due, with `outcome` of each, until there is none any more. Returns the moments.
+    /// Makes every attempt when it is due, with `outcome`, until the delivery ends. Returns the times of the attempts.
     fn walk(&self, from: Timestamp, outcome: impl Fn(usize) -> Outcome) -> Vec<Timestamp> {
         let schedule = RetrySchedule::parse(STANDARD).unwrap();
         let (mut now, mut attempted) = (from, Vec::new());
@@ -90,7 +90,7 @@ fn answered(status: u16, retry_after: Option<Duration>) -> Outcome {
 }
 
 #[test]
-fn ten_attempts_in_three_days_and_again_when_somebody_asks() {
+fn ten_attempts_in_three_days_and_a_new_round_on_manual_retry() {
     let owed = owed();
     let attempted = owed.walk(owed.at, refused);
     assert_eq!(attempted.len(), 10);
@@ -106,7 +106,7 @@ fn ten_attempts_in_three_days_and_again_when_somebody_asks() {
     assert_eq!(record.attempts[9].error.as_deref(), Some("connection_refused"));
     assert_eq!(record.attempts[9].latency, Duration::from_millis(7));
 
-    // A round of its own: the schedule begins anew, the numbers go on.
+    // A manual retry starts a new round: the schedule starts over, the attempt numbers continue.
     let later = attempted[9].plus(HOUR);
     owed.store.retry_delivery(owed.org, record.delivery.id, later).unwrap().unwrap();
     let again = owed.walk(later, |attempt| if attempt < 3 { refused(attempt) } else { answered(204, None) });
@@ -118,7 +118,7 @@ fn ten_attempts_in_three_days_and_again_when_somebody_asks() {
 }
 
 #[test]
-fn a_receiver_that_asks_for_time_gets_it_and_one_that_is_gone_gets_no_more() {
+fn retry_after_delays_and_410_ends_retries() {
     let owed = owed();
     let asked = owed.walk(owed.at, |attempt| match attempt {
         0 => answered(429, Some(HOUR)),
@@ -132,7 +132,7 @@ fn a_receiver_that_asks_for_time_gets_it_and_one_that_is_gone_gets_no_more() {
 }
 
 #[test]
-fn what_is_not_allowed_is_blocked_at_once() {
+fn a_target_that_is_not_allowed_blocks_the_delivery() {
     let owed = owed();
     let blocked = Outcome { answer: None, error: Some(ErrorClass::AddressNotAllowed.into()) };
     assert_eq!(owed.walk(owed.at, |_| blocked.clone()).len(), 1);

@@ -1,4 +1,4 @@
-//! Ten minutes of an endpoint with a backlog, with the clock in the test's hand: what waits, what is claimed, and what is
+//! Simulates ten minutes of an endpoint with an endless backlog, with virtual time: what waits, what is claimed, and what is
 //! sent when.
 
 use std::collections::VecDeque;
@@ -22,18 +22,18 @@ struct Waiting {
     _place: Reservation,
 }
 
-/// What came of it.
+/// What happened to the deliveries.
 #[derive(Debug, Default)]
 struct Sent {
-    /// At the end of each minute.
+    /// How many were sent by the end of each minute.
     minutes: Vec<usize>,
-    /// Given back unsent.
+    /// How many were released unsent.
     too_late: usize,
-    /// Held when the lease had ended.
+    /// How many were still in memory when their lease had expired.
     lost: usize,
 }
 
-/// Claims every second what there is room for, as the claiming thread does; the backlog never ends.
+/// Claims every second as much as the budget allows, as the claimer does. The backlog never ends.
 fn ten_minutes(rate: Option<u32>, latency: Duration) -> Sent {
     let lease = TIMEOUT + limits::DELIVERY_LEASE_MARGIN;
     let (budget, _wakeup) = DeliveryBudget::new(CONCURRENCY);
@@ -91,10 +91,10 @@ fn a_slow_receiver_never_waits_and_no_lease_is_lost() {
         let sent = ten_minutes(None, latency);
         for (minute, sent) in (1_u32..).zip(&sent.minutes) {
             let due = f64::from(minute) * 60.0 / latency.as_secs_f64() * CONCURRENCY as f64;
-            // What is in flight was sent before it is answered.
+            // Requests in flight are counted before their response.
             assert!((*sent as f64 - due).abs() <= due * 0.02 + CONCURRENCY as f64, "{sent} instead of {due}");
         }
-        // The first load came before anything was known of its pace; what of it was too late was given back in time.
+        // The first claim came before the latency was known; what waited too long was released before its lease expired.
         assert!(sent.too_late < limits::DELIVERIES_HELD_MAX / 5, "{}", sent.too_late);
         assert_eq!(sent.lost, 0);
     }

@@ -1,10 +1,9 @@
-//! RECORDER: the `deliver-record` thread. Writes what came of attempts to the database, many at a time, and gives their
-//! places in memory back.
+//! The `deliver-record` thread: writes results to the database in batches, then frees their part of the budget.
 //!
-//! While the database is away it keeps what it has and tries again; what waits for it is bounded by the places that are
-//! reserved, and [`RecordingLag`] says how long it has waited. Results that cannot be written before their leases run out are
-//! written late, and a success counts whoever has the lease by then: another server may have sent those deliveries again,
-//! which is what "at least once" allows; this one does not, because it holds them.
+//! During a database outage it keeps what it has and retries. Reservations bound what waits here, and [`RecordingLag`] tells
+//! the other threads for how long. A result that could not be written before its lease expired is written late; a success
+//! counts whoever has the lease by then. Another server may have sent that delivery again, which "at least once" allows; this
+//! server does not, because it still has the delivery in memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,52 +26,52 @@ use crate::delivery::lease::LeaseGuard;
 use crate::plan::budget::Reservation;
 use crate::send::recording_lag::RecordingLag;
 
-/// Results are gathered this long, so that a commit is worth its synchronisation.
+/// Results are collected for this long, so that one commit with its disk sync covers many.
 const GATHER: Duration = Duration::from_millis(10);
-/// Results that are recorded this soon after they came have not waited for the database: much less than a lease.
+/// A result recorded within this time did not wait for an outage: much less than a lease.
 const PROMPT: Duration = Duration::from_secs(5);
-/// A claim finds nothing due whose lease ends later than this, whatever the clocks' disagreement.
+/// A claim in progress cannot find a row due whose lease expires later than this, even if clocks disagree.
 const SOON: Duration = Duration::from_secs(5);
 
-/// What the sender tells the recorder.
+/// What the sender sends to the recorder.
 #[derive(Debug)]
 pub enum RecorderMessage {
-    /// What came of an attempt, and when; its place is free once that is written.
+    /// The result of an attempt and when it arrived. The reservation is dropped when the result is written.
     Attempted(AttemptResult, Instant, LeaseGuard, Reservation),
-    /// Not sent: whoever comes first may claim it, once that is written.
+    /// Not sent: any server may claim it when this is written.
     Released(LeaseGuard, Reservation),
-    /// Nothing but failures, and for so long since the last such note; `None`: it took something again.
+    /// The endpoint has failed for this long since the last such message; `None`: it succeeded again.
     Failing(EndpointId, Option<Duration>),
-    /// It said 410: it wants nothing any more.
+    /// The endpoint responded 410 Gone: disable it.
     Gone(EndpointId),
 }
 
-/// The thread's state.
+/// The state of the thread.
 pub struct Recorder {
-    /// From the sender.
+    /// Messages from the sender.
     pub messages: Receiver<RecorderMessage>,
-    /// Where they go.
+    /// Where results are recorded.
     pub store: Arc<dyn Store>,
-    /// What time it is for deliveries.
+    /// The clock of deliveries.
     pub clock: Arc<DeliveryClock>,
-    /// Counts calls, and leases that were lost.
+    /// Counts calls and lost leases.
     pub metrics: Arc<Metrics>,
-    /// Told of what waits.
+    /// Updated with the age of the oldest result.
     pub recording_lag: Arc<RecordingLag>,
-    /// Set when a shutdown's grace is over: stop trying.
+    /// Set when the grace period of a shutdown is over: stop retrying.
     pub give_up: Arc<AtomicBool>,
 }
 
-/// Notes gathered, by what is done with them.
+/// A batch of messages, sorted by what is done with them.
 #[derive(Default)]
 struct MessageBatch {
     results: Vec<AttemptResult>,
-    /// One for each of `results`.
+    /// For each of `results`, its lease and reservation.
     held: Vec<(LeaseGuard, Reservation)>,
-    /// When the first of them came.
+    /// When the oldest result arrived.
     oldest: Option<Instant>,
     released: Vec<(LeaseGuard, Reservation)>,
-    /// Since the last time that it took something, where that is among the notes.
+    /// How long each endpoint has failed, counted from its last success if that is in the batch.
     failing: HashMap<EndpointId, Option<Duration>>,
     gone: Vec<EndpointId>,
 }
@@ -98,7 +97,7 @@ impl MessageBatch {
 }
 
 impl Recorder {
-    /// Records until the sender is gone and everything it said is written.
+    /// Records until the sender is gone and all its messages are handled.
     pub fn run(self) {
         while let Ok(first) = self.messages.recv() {
             thread::sleep(GATHER);
@@ -138,7 +137,7 @@ impl Recorder {
 
     fn record_results(&self, mut results: Vec<AttemptResult>, held: Vec<(LeaseGuard, Reservation)>) {
         let all = self.retry_until_done(|store| {
-            // While it could not be written it may have been claimed again, for the copy that is here.
+            // During an outage the row may have been claimed again for this copy, which then has a newer lease.
             for (result, (guard, _)) in results.iter_mut().zip(&held) {
                 result.lease = guard.lease().until;
             }
@@ -152,7 +151,7 @@ impl Recorder {
             }
             return;
         }
-        // One of them is refused: it must not take the others with it.
+        // The database refuses one of them: record each on its own, so that the others are kept.
         for (result, (guard, _)) in results.iter().zip(held) {
             if let Some(one) = self.retry_until_done(|store| store.record(std::slice::from_ref(result))) {
                 self.metrics.webhook.leases_lost.inc_by(one.lost);
@@ -165,7 +164,8 @@ impl Recorder {
         self.clock.now().plus(SOON)
     }
 
-    /// Endpoints that fail for days are disabled. The database adds up how long that is, over all servers and starts.
+    /// Notes failing endpoints and disables those that have failed for days. The database adds up the time, over all servers
+    /// and restarts.
     fn record_failing(&self, messages: &[(EndpointId, Option<Duration>)]) {
         if messages.is_empty() {
             return;
@@ -185,7 +185,7 @@ impl Recorder {
         }
     }
 
-    /// Runs `call` until the database has done it or refuses the data; `None` where it refuses, or time is up.
+    /// Retries `call` until it succeeds. `None` if the database refuses the data, or if `give_up` is set.
     fn retry_until_done<T>(&self, mut call: impl FnMut(&dyn Store) -> Result<T, StoreError>) -> Option<T> {
         let mut backoff = Backoff::for_store();
         let mut is_logged = false;

@@ -1,47 +1,47 @@
-//! UNRECORDED: since when results wait for the database, for those who would make more of them.
+//! How long results have waited to be recorded, for the threads that would produce more of them.
 //!
-//! While results wait whose recording has failed, nothing is claimed: what looks due may be what they are of. Once the oldest
-//! is older than a third of a lease, nothing is sent: the leases of what is sent now would end before it can be recorded, and
-//! whoever finds them over sends it again.
+//! After recording has failed nothing is claimed: rows that look due may be those whose results wait here. When the oldest
+//! result is older than a third of a lease nothing is sent: the lease of a new attempt would expire before its result is
+//! recorded, and another server would send it again.
 //!
-//! Written by the recorder; read by the claiming thread and the sender, which never wait for it.
+//! Written by the recorder, read by the claimer and the sender; nobody waits for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_base::clock::micros_since_start;
 
-/// The part of a lease for which sending goes on without recording.
+/// Sending continues without recording for 1 / this of a lease.
 const LEASE_PARTS: u32 = 3;
 
-/// See the module.
+/// How long results have waited. Shared by the recorder, the claimer and the sender.
 #[derive(Debug)]
 pub struct RecordingLag {
-    /// When the oldest result came that is not recorded, as [`micros_since_start`]; 0 where there is none.
+    /// When the oldest unrecorded result arrived, as [`micros_since_start`]; 0 if there is none.
     oldest: AtomicU64,
-    /// Whether recording has failed since all results were recorded in time.
+    /// Whether recording has failed since results were last recorded promptly.
     has_failed: AtomicBool,
     age_max: Duration,
 }
 
 impl RecordingLag {
-    /// Nothing waits. Results are to be recorded before a third of `lease` has passed.
+    /// Nothing waits. Results should be recorded within a third of `lease`.
     pub fn new(lease: Duration) -> Self {
         let (oldest, has_failed) = Default::default();
         Self { oldest, has_failed, age_max: lease / LEASE_PARTS }
     }
 
-    /// Results wait, the oldest of them since then.
+    /// Results wait to be recorded; the oldest arrived at `oldest`.
     pub fn begin(&self, oldest: Instant) {
         self.oldest.store(micros_since_start(oldest).max(1), Ordering::Relaxed);
     }
 
-    /// They could not be recorded.
+    /// Recording them has failed.
     pub fn fail(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
     }
 
-    /// They are recorded; `is_all` says whether there are no others that have waited for long.
+    /// They are recorded. `is_all` says that no other result has waited for long.
     pub fn end(&self, is_all: bool) {
         self.oldest.store(0, Ordering::Relaxed);
         if is_all {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_sent_once_the_oldest_result_is_a_third_of_a_lease_old() {
+    fn a_result_older_than_a_third_of_a_lease_stops_sending() {
         let (recording_lag, start) = (RecordingLag::new(Duration::from_secs(60)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(recording_lag.may_send(at(1000)) && recording_lag.may_claim(at(1000)));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_claimed_from_a_failure_on_until_nothing_has_waited_for_long() {
+    fn a_failure_stops_claiming_until_recording_is_prompt() {
         let (recording_lag, now) = (RecordingLag::new(Duration::from_secs(60)), Instant::now());
         recording_lag.begin(now);
         recording_lag.fail();

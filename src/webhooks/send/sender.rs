@@ -1,15 +1,14 @@
-//! SENDER: the `deliver` thread. A single-threaded tokio runtime that makes the attempts and decides what follows.
+//! The `deliver` thread: a single-threaded tokio runtime that makes the attempts and decides what follows.
 //!
-//! What the writers and the claiming thread hand over waits in [`FairQueue`] until its endpoint may be asked; each attempt is a
-//! task; what came of it goes to the recorder. Nothing here touches the database.
+//! Deliveries from the planner and the claimer wait in a [`FairQueue`]. Each attempt is a task; its result goes to the
+//! recorder. Nothing here calls the database.
 //!
-//! Invariant: a delivery is only sent while its lease lasts longer than an attempt and its recording may take. One that waited too long is
-//! given back, at nobody's cost: whoever claims it next is its only sender. Nor is one sent while what came of others has
-//! waited for the database for so long that its own result would come too late.
+//! Invariant: a delivery is sent only while its lease outlasts an attempt and the recording of its result. One that waited too
+//! long is released, without counting an attempt, for whichever server claims it next. Nothing is sent either while earlier
+//! results have waited so long to be recorded that a new one would come too late.
 //!
-//! Limits: requests in flight in total and for each endpoint; what waits is bounded by its reservations; a circuit is
-//! remembered only for endpoints that fail, and only as long as they are the same: one that is deleted, disabled or moved
-//! to another URL has left its circuit behind.
+//! Limits: requests in flight, in all and per endpoint. Reservations bound what waits. A circuit exists only for an endpoint
+//! that fails, and only while the endpoint is the same: deleting or disabling it, or changing its URL, discards the circuit.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -43,78 +42,78 @@ use crate::send::recorder::RecorderMessage;
 use crate::send::recording_lag::RecordingLag;
 use crate::send::signature;
 
-/// How often circuits are looked through for endpoints that are gone, while there are any.
+/// How often circuits of removed endpoints are discarded, while there are circuits.
 const PRUNE: Duration = Duration::from_secs(1);
-/// How often it is looked whether results can be recorded again.
+/// While paused, how often the sender checks whether results are recorded again.
 const RESUME_POLL: Duration = Duration::from_millis(100);
-/// Becomes the moment at which whatever is still in flight is left, when the server goes down.
+/// `None` until the server shuts down; then the time at which attempts in flight are abandoned.
 pub type StopSignal = watch::Receiver<Option<Instant>>;
-/// Notes are in the recorder's hands as long as this thread lives.
+/// The recorder's channel is open as long as this thread lives.
 const RECORDER_OUTLIVES: &str = "the recorder ends after the sender";
 
-/// The runtime's state.
+/// The state of the thread.
 pub struct Sender {
-    /// From the writers and the claiming thread.
+    /// From the planner and the claimer.
     pub inbox: UnboundedReceiver<Vec<OutgoingDelivery>>,
-    /// To the recorder; what it holds is bounded by reservations.
+    /// To the recorder. Bounded by the reservations of what it carries.
     pub messages: MessageSender<RecorderMessage>,
-    /// What endpoints are now, whatever they were when a delivery was handed over.
+    /// The endpoints as they are now, which may differ from when a delivery was handed over.
     pub endpoints: Arc<EndpointCache>,
-    /// Rung when a circuit closes.
+    /// Wakes the claimer when a circuit closes.
     pub budget: Arc<DeliveryBudget>,
-    /// Makes requests.
+    /// Makes the requests.
     pub client: WebhookClient,
-    /// What time it is for deliveries.
+    /// The clock of deliveries.
     pub clock: Arc<DeliveryClock>,
-    /// When a failed delivery is tried again.
+    /// The retry schedule.
     pub fleet_schedule: Arc<FleetSchedule>,
-    /// The longest an attempt can take.
+    /// The longest duration of an attempt.
     pub timeout: Duration,
-    /// Whether results can be recorded.
+    /// How long results have waited to be recorded.
     pub recording_lag: Arc<RecordingLag>,
-    /// Whether nothing is sent because they cannot.
+    /// Whether sending is paused because results cannot be recorded.
     pub is_paused: bool,
-    /// Shown to operators.
+    /// The server's metrics.
     pub metrics: Arc<Metrics>,
-    /// When the server goes down.
+    /// The shutdown signal.
     pub stop: Arc<StopSignal>,
-    /// What waits for its endpoint.
+    /// Deliveries that wait for their turn.
     pub queue: FairQueue<OutgoingDelivery>,
-    /// Requests that wait for their answer.
+    /// Attempts in flight.
     pub attempts: JoinSet<AttemptReport>,
-    /// Of endpoints that have failed since they last took something.
+    /// Circuits of endpoints that have failed since their last success.
     pub circuits: HashMap<EndpointId, Circuit>,
-    /// Endpoints that the directory says have failed since then, and that have taken something since.
+    /// Endpoints that have succeeded although the cache still says that they fail, with its `failing_since`.
     pub recovered: HashMap<EndpointId, Timestamp>,
-    /// When both are to be looked through.
+    /// When `circuits` and `recovered` are next pruned.
     pub prune_at: Option<Instant>,
-    /// How many of `circuits` are open.
+    /// The number of open circuits.
     pub open_circuits: usize,
 }
 
 /// An endpoint's circuit breaker.
 pub struct Circuit {
     breaker: Breaker,
-    /// Which endpoint it is of: another one has another share, whatever its id.
+    /// Identifies the receiver: an endpoint that was moved or re-enabled has another usage under the same id.
     usage: Arc<EndpointUsage>,
 }
 
-/// An attempt that is over.
+/// The end of an attempt's task.
 pub struct AttemptReport {
     delivery: OutgoingDelivery,
     endpoint: Arc<CachedEndpoint>,
     end: AttemptEnd,
 }
 
-/// What came of it.
+/// How an attempt ended.
 enum AttemptEnd {
     Finished(FinishedAttempt),
-    /// It was not made, for reasons on this side.
+    /// It was not made, for a reason on this server.
     Postponed(&'static str),
 }
 
 impl Sender {
-    /// Sends until `stop` says when to end, and then until nothing is in flight or that moment has come.
+    /// Sends until `stop` has a deadline, and then until nothing is in flight or the deadline has passed.
     pub async fn run(mut self) {
         let mut stop = StopSignal::clone(&self.stop);
         let until = loop {
@@ -126,14 +125,14 @@ impl Sender {
                 Some(handed_over) = self.inbox.recv() => self.enqueue(handed_over),
                 Some(ended) = self.attempts.join_next() => self.attempt_ended(ended),
                 () = sleep_until(timer) => {}
-                // Without a sender of the signal nobody waits for an end in order.
+                // If the other end of the signal is gone nobody waits for an orderly end.
                 changed = stop.changed() => match *stop.borrow() {
                     Some(until) => break until,
                     None if changed.is_err() => break Instant::now(),
                     None => {}
                 },
             }
-            // What else is there already costs no further turn of the runtime.
+            // Handles everything that is ready, without another iteration of the runtime.
             while let Ok(handed_over) = self.inbox.try_recv() {
                 self.enqueue(handed_over);
             }
@@ -144,13 +143,13 @@ impl Sender {
         self.finish(until).await;
     }
 
-    /// When to look again, where nothing happens before. While nothing is sent, that it is somebody's turn is no reason.
+    /// When to iterate again if nothing happens before. While paused, an endpoint whose turn has come is no reason to wake.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
         let turn = if self.is_paused { Some(now + RESUME_POLL) } else { self.queue.next_timer() };
         [turn, self.prune_at].into_iter().flatten().min()
     }
 
-    /// Nothing new is sent; what waits is given back; what is in flight may end until then.
+    /// Sends nothing new, releases what waits, and waits for attempts in flight until `until`.
     async fn finish(&mut self, until: Instant) {
         while let Ok(handed_over) = self.inbox.try_recv() {
             self.enqueue(handed_over);
@@ -179,7 +178,7 @@ impl Sender {
         }
     }
 
-    /// How much of its lease an attempt needs, from its beginning to its recorded result.
+    /// How much of its lease an attempt needs, from its start until its result is recorded.
     fn lease_needed(&self) -> Duration {
         self.timeout + limits::DELIVERY_RECORD_MARGIN
     }
@@ -204,7 +203,7 @@ impl Sender {
         }
     }
 
-    /// Whether nothing is to be sent, because what came of earlier attempts cannot be recorded.
+    /// Whether sending is paused because the results of earlier attempts cannot be recorded.
     fn is_paused(&mut self, now: Instant) -> bool {
         let is_paused = !self.recording_lag.may_send(now);
         if std::mem::replace(&mut self.is_paused, is_paused) != is_paused {
@@ -219,10 +218,10 @@ impl Sender {
         is_paused
     }
 
-    /// Makes an attempt, unless the endpoint or its circuit say otherwise.
+    /// Starts an attempt, unless the endpoint is gone or its circuit is open.
     fn start(&mut self, delivery: OutgoingDelivery, now: Instant) {
         let id = delivery.endpoint;
-        // Disabled or deleted meanwhile: the claiming thread knows what to do with it.
+        // Disabled or deleted meanwhile: the claimer handles it.
         let Some(endpoint) = self.endpoints.get(id) else {
             self.release(delivery);
             self.queue.done(id, now);
@@ -237,13 +236,13 @@ impl Sender {
                 return;
             }
         }
-        // Whatever is waited for before the attempt, its lease outlasts it.
+        // However long the name lookup takes, the lease outlasts the attempt.
         let begin_by = delivery.guard.lease().ends.checked_sub(self.lease_needed()).unwrap_or(now);
         let (client, clock, stop) = (self.client.clone(), Arc::clone(&self.clock), Arc::clone(&self.stop));
         self.attempts.spawn(attempt(delivery, endpoint, client, clock, begin_by, stop));
     }
 
-    /// An attempt has ended: the books of its endpoint, and what follows for the delivery.
+    /// Handles the end of an attempt: updates its endpoint's queue and circuit, and decides the delivery's next step.
     fn attempt_ended(&mut self, ended: Result<AttemptReport, JoinError>) {
         let AttemptReport { delivery, endpoint, end } =
             ended.expect("an attempt's panics are contained, and none is cancelled");
@@ -271,7 +270,7 @@ impl Sender {
         if is_delivered && delivery.attempts_made == 0 {
             self.metrics.webhook.delivered_at_once(Timestamp::now().since(delivery.received_at));
         }
-        // Another endpoint by now, or none: what came of this attempt says nothing about it.
+        // If the endpoint was removed or replaced meanwhile, this result says nothing about the current one.
         let is_same =
             self.endpoints.get(endpoint.id).is_some_and(|current| Arc::ptr_eq(&current.usage, &endpoint.usage));
         if is_same {
@@ -289,8 +288,8 @@ impl Sender {
         }
     }
 
-    /// Something on this side is missing for it: the delivery and those that wait with it stay in the database, which costs
-    /// none of them an attempt, and the endpoint is left alone for a little.
+    /// A failure on this server prevented the attempt: releases this delivery and all that wait for the endpoint, without
+    /// counting an attempt, and sends nothing to the endpoint for [`limits::WEBHOOK_PUT_OFF`].
     fn postpone(&mut self, delivery: OutgoingDelivery, endpoint: &CachedEndpoint, why: &'static str, now: Instant) {
         tracing::debug!(delivery = %delivery.guard.delivery(), endpoint = %endpoint.id, why, "a webhook attempt is put off");
         endpoint.usage.postpone_until(now + limits::WEBHOOK_PUT_OFF);
@@ -299,14 +298,14 @@ impl Sender {
         self.release_waiting(endpoint.id);
     }
 
-    /// What its circuit takes for a probe says nothing about the endpoint.
+    /// If this attempt was a probe it says nothing about the endpoint.
     fn withdraw_probe(&mut self, endpoint: &CachedEndpoint, now: Instant) {
         if let Some(circuit) = self.circuit(endpoint) {
             circuit.breaker.withdraw_probe(now);
         }
     }
 
-    /// The endpoint's circuit, where it has one.
+    /// The endpoint's circuit, if it has one.
     fn circuit(&mut self, endpoint: &CachedEndpoint) -> Option<&mut Circuit> {
         self.circuits.get_mut(&endpoint.id).filter(|circuit| Arc::ptr_eq(&circuit.usage, &endpoint.usage))
     }
@@ -321,7 +320,7 @@ impl Sender {
             self.budget.wake();
             tracing::info!(endpoint = %id, "a webhook endpoint takes deliveries again");
         }
-        // Noted by an earlier run, or by another server.
+        // The database still says it fails: noted by an earlier run or another server.
         let is_news = endpoint.failing_since.is_some_and(|since| self.recovered.insert(id, since) != Some(since));
         if is_news {
             self.prune_at.get_or_insert_with(|| Instant::now() + PRUNE);
@@ -351,7 +350,7 @@ impl Sender {
         self.release_waiting(id);
     }
 
-    /// Forgets what belongs to endpoints that are gone, disabled or another by now.
+    /// Discards the state of endpoints that were deleted, disabled or replaced.
     fn prune(&mut self) {
         let now = Instant::now();
         if self.prune_at.is_none_or(|at| at > now) {
@@ -392,8 +391,8 @@ impl Sender {
     }
 }
 
-/// One attempt, which begins by `begin_by` or not at all. Ends within the client's timeout; a panic in it is an outcome like
-/// another, and not the endpoint's.
+/// Makes one attempt, which starts by `begin_by` or not at all, and ends within the client's timeout. A panic becomes the
+/// outcome [`ErrorClass::InternalError`], which does not count against the endpoint.
 async fn attempt(
     delivery: OutgoingDelivery,
     endpoint: Arc<CachedEndpoint>,
@@ -409,7 +408,7 @@ async fn attempt(
             let send = async {
                 let route = match client.pooled_route(&template.url, endpoint.org) {
                     Some(route) => route,
-                    // Seldom and large: in a box, it takes no room in the others' tasks.
+                    // This future is large and seldom needed: boxed, it does not enlarge every task.
                     None => match Box::pin(resolve_route_until_stop(&client, template, endpoint.org, begin_by, &stop))
                         .await
                     {
@@ -418,7 +417,7 @@ async fn attempt(
                         Err(Unsent::Postponed(why)) => return Err(why),
                     },
                 };
-                // What was waited for is not the endpoint's time.
+                // The time of the lookup does not count as the endpoint's latency.
                 began = (Instant::now(), clock.shown());
                 if began.0 > begin_by {
                     return Err("its lease may end before it is recorded");
@@ -439,7 +438,7 @@ async fn attempt(
     AttemptReport { delivery, endpoint, end }
 }
 
-/// As [`WebhookClient::resolve_route`]. What has not begun when the server goes down does not begin.
+/// As [`WebhookClient::resolve_route`], but ends when the server shuts down.
 async fn resolve_route_until_stop(
     client: &WebhookClient,
     template: &RequestTemplate,
@@ -458,7 +457,7 @@ fn failure(error: AttemptError) -> Outcome {
     Outcome { answer: None, error: Some(error) }
 }
 
-/// The request, signed for this attempt: the body and the id are the same every time, the timestamp is not.
+/// The signed request of this attempt. Body and id are the same for every attempt; the timestamp is not.
 fn request(delivery: &OutgoingDelivery, template: &RequestTemplate, now: Timestamp) -> Request {
     const USER_AGENT: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
     const VISIBLE: &str = "hexadecimal digits, decimal digits and base64 are visible ASCII";
@@ -476,14 +475,14 @@ fn request(delivery: &OutgoingDelivery, template: &RequestTemplate, now: Timesta
     Request { url: template.url.clone(), headers, body: delivery.body.clone() }
 }
 
-/// For ever where nobody is left who could say so.
+/// Completes when the server shuts down; never if the other end of the signal is gone.
 async fn stopped(stop: &mut StopSignal) {
     if stop.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// For ever where there is no moment.
+/// Sleeps until then; for ever if `None`.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -1,4 +1,4 @@
-//! What follows from attempts, on a real endpoint of a real store; the client's way to addresses is in the test's hand.
+//! Tests the sender with a real endpoint in a real store; the tests supply the name resolver.
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver as Messages, unbounded};
@@ -18,7 +18,7 @@ use crate::endpoint::target_policy::TargetPolicy;
 use crate::send::recording_lag::RecordingLag;
 use crate::test_store::TestStore;
 
-/// Panics in the attempt itself, or knows nothing for reasons of its own.
+/// A resolver that panics, or that fails for a reason on this server.
 struct Resolver {
     panics: bool,
 }
@@ -34,7 +34,7 @@ impl Resolve for Resolver {
     }
 }
 
-/// A sender with one endpoint, and what it tells the recorder.
+/// A sender with one endpoint, and its messages to the recorder.
 struct Fixture {
     sender: Sender,
     endpoint: Arc<CachedEndpoint>,
@@ -103,7 +103,7 @@ impl Fixture {
         }
     }
 
-    /// One delivery from its turn to what follows; what the recorder was told of it.
+    /// Sends one delivery; returns the message to the recorder.
     fn send(&mut self) -> RecorderMessage {
         let delivery = self.delivery();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -118,10 +118,10 @@ impl Fixture {
 }
 
 #[test]
-fn a_panic_is_this_servers_own_failure_and_nothing_is_held_against_the_endpoint() {
+fn a_panic_is_an_internal_error_and_opens_no_circuit() {
     let mut fixture = fixture(Resolver { panics: true });
     for _ in 0..2 * limits::BREAKER_FAILURES {
-        // It is an attempt all the same, with the next one on schedule: what always panics must come to an end.
+        // It counts as an attempt: a delivery that always panics must end.
         let RecorderMessage::Attempted(result, ..) = fixture.send() else { panic!("it is recorded") };
         assert_eq!(result.attempt.error.as_deref(), Some("internal_error"));
         assert!(matches!(result.next, Next::RetryAt(_)));
@@ -130,7 +130,7 @@ fn a_panic_is_this_servers_own_failure_and_nothing_is_held_against_the_endpoint(
 }
 
 #[test]
-fn what_is_put_off_is_given_back_and_its_endpoint_left_alone_for_a_little() {
+fn a_postponed_delivery_is_released_and_its_endpoint_paused() {
     let mut fixture = fixture(Resolver { panics: false });
     for _ in 0..2 * limits::BREAKER_FAILURES {
         assert!(matches!(fixture.send(), RecorderMessage::Released(..)));
@@ -143,7 +143,7 @@ fn what_is_put_off_is_given_back_and_its_endpoint_left_alone_for_a_little() {
 }
 
 #[test]
-fn while_nothing_is_sent_a_turn_that_has_come_keeps_nobody_awake() {
+fn a_paused_sender_does_not_wake_for_a_rate_timer() {
     let mut fixture = fixture(Resolver { panics: false });
     let (id, now) = (fixture.endpoint.id, Instant::now());
     let before = now.checked_sub(Duration::from_secs(5)).unwrap();

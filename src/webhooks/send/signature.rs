@@ -1,8 +1,8 @@
-//! Standard Webhooks signatures: `v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`. Pure; run by the sender for
+//! Standard Webhooks signatures: `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`. Pure; computed by the sender for
 //! every attempt.
 //!
-//! The id and the body are the same on every attempt; the timestamp is the attempt's own, because receivers refuse what
-//! is older than five minutes. So a signature is never kept.
+//! Id and body are the same for every attempt. The timestamp is that of the attempt, because receivers refuse requests older
+//! than five minutes, so a signature is never reused.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,11 +21,11 @@ pub fn sign<'a>(
     timestamp: i64,
     body: &[u8],
 ) -> String {
-    // A dot in the id would let two different contents have one signature.
+    // With a dot in the id, two different contents could have the same signature.
     debug_assert!(!webhook_id.contains('.'), "the separator of what is signed");
     let mut digits = itoa::Buffer::new();
     let timestamp = digits.format(timestamp);
-    // Two secrets while one takes over from the other.
+    // During a rotation there are two secrets.
     let mut value = String::with_capacity(2 * SIGNATURE_LEN + 1);
     for secret in secrets {
         let mut content = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.key()));

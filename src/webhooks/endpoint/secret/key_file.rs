@@ -1,6 +1,6 @@
-//! The file with the keys that seal webhook secrets, for a server whose configuration names none. Read once, at start.
+//! The file with the keys that seal webhook secrets, used when the configuration has none. Read once, at start.
 //!
-//! **It never has its name before it is whole and on the disk**, and is never replaced: losing it loses every secret.
+//! **The file gets its name only when it is complete and synced**, and it is never replaced: losing it loses every secret.
 //! Only its owner may read or write it.
 //!
 //! Limit: [`limits::WEBHOOK_SECRET_KEY_FILE_BYTES_MAX`].
@@ -18,7 +18,7 @@ use millrace_base::limits;
 
 use super::KEY_LEN;
 
-/// What the file says; made with one random key where there is none.
+/// Reads the file, and creates it with one random key if it does not exist.
 pub(super) fn read_or_create(path: &Path) -> io::Result<Zeroizing<String>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -27,8 +27,8 @@ pub(super) fn read_or_create(path: &Path) -> io::Result<Zeroizing<String>> {
         }
         opened => opened?,
     };
-    // Whoever made it may not have come to this yet, and what is sealed from here on needs it after a power loss. A
-    // directory that this user cannot read is its owner's business.
+    // The process that created the file may not have synced the directory yet, and secrets sealed from here on need the key
+    // after a power loss. Fails if this user may not read the directory, which is not an error here.
     let _ = sync_directory_of(path);
     read(file)
 }
@@ -41,7 +41,7 @@ fn read(file: File) -> io::Result<Zeroizing<String>> {
         ));
     }
     let most = limits::WEBHOOK_SECRET_KEY_FILE_BYTES_MAX;
-    // Long enough from the start: a string that grows leaves its old copy behind.
+    // Allocated in full: a growing string leaves unwiped copies behind.
     let mut text = Zeroizing::new(String::with_capacity(most as usize + 1));
     file.take(most + 1).read_to_string(&mut text)?;
     if text.len() as u64 > most {
@@ -50,7 +50,7 @@ fn read(file: File) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Puts a new key at `path` unless somebody else did first. It is whole and on the disk before it has that name.
+/// Creates a new key at `path` unless another process did first. The file is complete and synced before it gets that name.
 fn create(path: &Path) -> io::Result<()> {
     let mut key = Zeroizing::new([0; KEY_LEN]);
     let mut suffix = [0; 8];
@@ -68,7 +68,7 @@ fn create(path: &Path) -> io::Result<()> {
         give_to_owner_of_directory(&file, path)?;
         file.sync_all()
     });
-    // A link, not a rename: it does not replace what is there.
+    // A link instead of a rename, because it never replaces an existing file.
     let linked = written.and_then(|()| match fs::hard_link(unfinished, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked,
@@ -78,7 +78,7 @@ fn create(path: &Path) -> io::Result<()> {
     sync_directory_of(path)
 }
 
-/// What root makes beside a server of another user's, with a command, is that user's: the server could not read it.
+/// When root creates the file with a command, its owner becomes that of the directory, so that the server can read it.
 fn give_to_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
