@@ -212,7 +212,7 @@ impl WebhookClient {
         let deadline = Instant::now() + self.timeout;
         match self.exchange(route, &request, deadline).await {
             Ok((connection, response)) => Ok(self.read_response(connection, response, deadline).await),
-            Err(Unsent::Failed(error)) => Ok(Outcome { answer: None, error: Some(error) }),
+            Err(Unsent::Failed(error)) => Ok(Outcome { response: None, error: Some(error) }),
             Err(Unsent::Postponed(why)) => Err(why),
         }
     }
@@ -324,12 +324,12 @@ impl WebhookClient {
             Err(_) => Some(ErrorClass::Timeout.into()),
         };
         let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let answer = ReceiverResponse {
+        let response = ReceiverResponse {
             status: head.status.as_u16(),
             retry_after: retry_after.and_then(|text| outcome::retry_after(text, SystemTime::now())),
             body: outcome::body_excerpt(&shown),
         };
-        Outcome { answer: Some(answer), error }
+        Outcome { response: Some(response), error }
     }
 }
 

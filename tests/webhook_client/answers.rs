@@ -97,7 +97,7 @@ fn interim_answers_are_passed_over() {
 fn switching_protocols_is_not_followed() {
     let receiver = Receiver::start(|_| send("HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"));
     let outcome = Fixture::new(insecure()).post(&receiver.url("/"));
-    assert_eq!(outcome.answer.map(|answer| answer.status), Some(101));
+    assert_eq!(outcome.response.map(|answer| answer.status), Some(101));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn redirects_are_not_followed() {
 #[test]
 fn the_pause_a_receiver_asks_for() {
     let receiver = Receiver::start(|_| answer_with(429, "Retry-After: 17\r\n", ""));
-    let answer = Fixture::new(insecure()).post(&receiver.url("/")).answer.unwrap();
+    let answer = Fixture::new(insecure()).post(&receiver.url("/")).response.unwrap();
     assert_eq!((answer.status, answer.retry_after), (429, Some(Duration::from_secs(17))));
 }
 

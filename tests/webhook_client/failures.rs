@@ -43,7 +43,7 @@ fn nobody_listens() {
 fn nothing_goes_out_after_the_attempts_time() {
     let receiver = Receiver::start(|_| answer(200, ""));
     let fixture = impatient();
-    let why = fixture.put_off_by(&receiver.url("/"), SHORT * 2);
+    let why = fixture.postponed_by(&receiver.url("/"), SHORT * 2);
     assert!(why.contains("held up"), "{why}");
     fixture.idle(SHORT);
     assert_eq!(receiver.count(), 0);
@@ -172,7 +172,7 @@ fn a_byte_now_and_then_does_not_prolong_it() {
     let outcome = impatient().post(&body.url("/"));
     in_time(begun);
     assert_eq!(outcome.error, Some(ErrorClass::Timeout.into()));
-    assert!(outcome.answer.unwrap().body.starts_with("one b"));
+    assert!(outcome.response.unwrap().body.starts_with("one b"));
 
     // As many as are taken, and for longer than the attempt may last.
     let interim = Receiver::start(|_| {

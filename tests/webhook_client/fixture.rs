@@ -112,17 +112,17 @@ impl Fixture {
     /// What an attempt shows of its error: the word and the detail.
     pub fn error(&self, url: &str) -> (ErrorClass, String) {
         let outcome = self.runtime.block_on(whole_attempt(&self.client, request(url))).unwrap();
-        let trouble = outcome.error.expect("it fails");
-        (trouble.class, trouble.detail.unwrap_or_default().into_owned())
+        let error = outcome.error.expect("it fails");
+        (error.class, error.detail.unwrap_or_default().into_owned())
     }
 
     /// Why it is put off.
-    pub fn put_off(&self, url: &str) -> &'static str {
+    pub fn postponed(&self, url: &str) -> &'static str {
         self.runtime.block_on(whole_attempt(&self.client, request(url))).unwrap_err()
     }
 
     /// The same where the thread stands still as soon as the attempt has begun, for so long.
-    pub fn put_off_by(&self, url: &str, standstill: Duration) -> &'static str {
+    pub fn postponed_by(&self, url: &str, standstill: Duration) -> &'static str {
         let held_up = async { std::thread::sleep(standstill) };
         let both = async { tokio::join!(biased; whole_attempt(&self.client, request(url)), held_up).0 };
         self.runtime.block_on(both).unwrap_err()
@@ -143,7 +143,7 @@ impl Fixture {
 /// What came of it, without the details of an error.
 async fn attempt(client: &WebhookClient, request: Request) -> Outcome {
     let mut outcome = whole_attempt(client, request).await.unwrap();
-    outcome.error = outcome.error.map(|trouble| trouble.class.into());
+    outcome.error = outcome.error.map(|error| error.class.into());
     outcome
 }
 
@@ -155,7 +155,7 @@ async fn whole_attempt(client: &WebhookClient, request: Request) -> Result<Outco
     };
     match route {
         Ok(route) => client.send(route, request).await,
-        Err(Unsent::Failed(trouble)) => Ok(Outcome { answer: None, error: Some(trouble) }),
+        Err(Unsent::Failed(error)) => Ok(Outcome { response: None, error: Some(error) }),
         Err(Unsent::Postponed(why)) => Err(why),
     }
 }
@@ -168,9 +168,9 @@ pub fn request(url: &str) -> Request {
 }
 
 pub fn answered(status: u16, body: &str) -> Outcome {
-    Outcome { answer: Some(ReceiverResponse { status, retry_after: None, body: body.to_owned() }), error: None }
+    Outcome { response: Some(ReceiverResponse { status, retry_after: None, body: body.to_owned() }), error: None }
 }
 
 pub fn failed(error: ErrorClass) -> Outcome {
-    Outcome { answer: None, error: Some(error.into()) }
+    Outcome { response: None, error: Some(error.into()) }
 }

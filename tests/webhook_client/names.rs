@@ -99,7 +99,7 @@ fn name_servers_that_answer_nobody_are_no_endpoints_failure() {
     let refused = tempfile::tempdir().unwrap();
     let refused = fixture(refusing.files(refused.path(), "", ""));
     for fixture in [&silent, &refused] {
-        assert_eq!(fixture.put_off(&url), "the name servers do not answer, or not yet");
+        assert_eq!(fixture.postponed(&url), "the name servers do not answer, or not yet");
     }
     // Nobody listens: without the file, and with one that is empty, it is this machine that is asked.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -110,7 +110,7 @@ fn name_servers_that_answer_nobody_are_no_endpoints_failure() {
         [absent, files(empty.path(), "", "", nobody), files(empty.path(), "nonsense\n\0\u{ff}", "1.2.3", nobody)]
     {
         let fixture = fixture(files);
-        assert_eq!(fixture.put_off(&url), "the name servers do not answer, or not yet");
+        assert_eq!(fixture.postponed(&url), "the name servers do not answer, or not yet");
         assert_eq!(fixture.post(&receiver.url_of("localhost", "/")), answered(200, "ok"));
     }
     // What was put off is sent as soon as they answer: nothing is remembered of it.

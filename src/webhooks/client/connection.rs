@@ -86,7 +86,7 @@ pub async fn send_http1(
     monitor.wait_for_head();
     let mut message = http1_request(request);
     let counts = monitor.clone();
-    on_informational(&mut message, move |_| counts.interim_answer());
+    on_informational(&mut message, move |_| counts.interim_response());
     let sent = sender.try_send_request(message).await;
     monitor.head_came();
     match sent {
@@ -111,10 +111,10 @@ pub async fn send_http2(
 }
 
 fn failure(mut error: TrySendError<hyper::Request<Body>>, monitor: &ReceiveMonitor) -> SendFailure {
-    let trouble = attempt_error(error.error());
+    let error_to_report = attempt_error(error.error());
     let unsent = error.take_message().is_some();
     let is_invalid = monitor.is_over_limit() || unsent && monitor.has_received() && !is_refusal(error.error());
-    let in_silence = trouble.class == ErrorClass::ConnectionClosed && !monitor.has_received();
+    let in_silence = error_to_report.class == ErrorClass::ConnectionClosed && !monitor.has_received();
     let retry = if is_refusal(error.error()) {
         RetrySafety::Safe
     } else if unsent || in_silence && !monitor.is_over_limit() {
@@ -123,7 +123,7 @@ fn failure(mut error: TrySendError<hyper::Request<Body>>, monitor: &ReceiveMonit
         RetrySafety::Unsafe
     };
     // The receiver spoke first, or sent too much without content.
-    SendFailure { error: if is_invalid { ErrorClass::InvalidResponse.into() } else { trouble }, retry }
+    SendFailure { error: if is_invalid { ErrorClass::InvalidResponse.into() } else { error_to_report }, retry }
 }
 
 fn http1_request(request: &Request) -> hyper::Request<Body> {

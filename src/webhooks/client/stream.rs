@@ -77,7 +77,7 @@ impl ReceiveMonitor {
     }
 
     /// An interim response arrived instead.
-    pub fn interim_answer(&self) {
+    pub fn interim_response(&self) {
         if self.0.interim.fetch_add(1, Ordering::Relaxed) >= WEBHOOK_INTERIM_ANSWERS_MAX {
             self.0.is_over_limit.store(true, Ordering::Relaxed);
         }

@@ -121,7 +121,7 @@ pub struct ReceiverResponse {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The response, if its head arrived.
-    pub answer: Option<ReceiverResponse>,
+    pub response: Option<ReceiverResponse>,
     /// The failure, if there was one.
     pub error: Option<AttemptError>,
 }
@@ -142,16 +142,16 @@ pub enum Verdict {
 impl Outcome {
     /// Whether this server failed, which says nothing about the endpoint.
     pub fn is_internal_error(&self) -> bool {
-        self.error.as_ref().is_some_and(|trouble| trouble.class == ErrorClass::InternalError)
+        self.error.as_ref().is_some_and(|error| error.class == ErrorClass::InternalError)
     }
 
     /// What follows. `Retry-After` is respected on every response that is not a delivery, not only on 429 and 503.
     pub fn verdict(&self) -> Verdict {
-        match (&self.answer, self.error.as_ref().map(|trouble| trouble.class)) {
+        match (&self.response, self.error.as_ref().map(|error| error.class)) {
             (_, Some(ErrorClass::AddressNotAllowed)) => Verdict::Blocked,
-            (Some(answer), None) if (200..300).contains(&answer.status) => Verdict::Delivered,
-            (Some(answer), None) if answer.status == 410 => Verdict::Gone,
-            (answer, _) => Verdict::Retry(answer.as_ref().and_then(|answer| answer.retry_after)),
+            (Some(response), None) if (200..300).contains(&response.status) => Verdict::Delivered,
+            (Some(response), None) if response.status == 410 => Verdict::Gone,
+            (response, _) => Verdict::Retry(response.as_ref().and_then(|response| response.retry_after)),
         }
     }
 }
@@ -191,8 +191,8 @@ mod tests {
     use super::*;
 
     fn outcome(status: Option<u16>, retry_after: Option<Duration>, error: Option<ErrorClass>) -> Outcome {
-        let answer = status.map(|status| ReceiverResponse { status, retry_after, body: String::new() });
-        Outcome { answer, error: error.map(AttemptError::from) }
+        let response = status.map(|status| ReceiverResponse { status, retry_after, body: String::new() });
+        Outcome { response, error: error.map(AttemptError::from) }
     }
 
     #[test]
@@ -239,8 +239,8 @@ mod tests {
             ("a\0b\nc", "abc".to_owned()),
             (&"ü".repeat(max), "ü".repeat(max / 2)),
         ] {
-            let trouble = AttemptError::new(ErrorClass::TlsFailed, given.to_owned());
-            let recorded = trouble.to_recorded();
+            let error = AttemptError::new(ErrorClass::TlsFailed, given.to_owned());
+            let recorded = error.to_recorded();
             assert_eq!(split_recorded(&recorded), ("tls_failed", Some(&*kept)));
         }
         assert_eq!(split_recorded(&AttemptError::from(ErrorClass::Timeout).to_recorded()), ("timeout", None));

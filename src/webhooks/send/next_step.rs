@@ -39,8 +39,8 @@ pub fn next_step(
             schedule.next_attempt(outgoing.schedule_step + 1, now, after, random).map_or(Next::Failed, Next::RetryAt)
         }
     };
-    let (status_code, response_body) = match finished.outcome.answer {
-        Some(answer) => (Some(answer.status), Some(answer.body).filter(|body| !body.is_empty())),
+    let (status_code, response_body) = match finished.outcome.response {
+        Some(response) => (Some(response.status), Some(response.body).filter(|body| !body.is_empty())),
         None => (None, None),
     };
     let attempt = Attempt {

@@ -82,11 +82,11 @@ impl Owed {
 }
 
 fn refused(_: usize) -> Outcome {
-    Outcome { answer: None, error: Some(ErrorClass::ConnectionRefused.into()) }
+    Outcome { response: None, error: Some(ErrorClass::ConnectionRefused.into()) }
 }
 
 fn answered(status: u16, retry_after: Option<Duration>) -> Outcome {
-    Outcome { answer: Some(ReceiverResponse { status, retry_after, body: "no".to_owned() }), error: None }
+    Outcome { response: Some(ReceiverResponse { status, retry_after, body: "no".to_owned() }), error: None }
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn retry_after_delays_and_410_ends_retries() {
 #[test]
 fn a_target_that_is_not_allowed_blocks_the_delivery() {
     let owed = owed();
-    let blocked = Outcome { answer: None, error: Some(ErrorClass::AddressNotAllowed.into()) };
+    let blocked = Outcome { response: None, error: Some(ErrorClass::AddressNotAllowed.into()) };
     assert_eq!(owed.walk(owed.at, |_| blocked.clone()).len(), 1);
     assert_eq!(owed.status(), DeliveryStatus::Blocked);
 }

@@ -454,7 +454,7 @@ async fn resolve_route_until_stop(
 }
 
 fn failure(error: AttemptError) -> Outcome {
-    Outcome { answer: None, error: Some(error) }
+    Outcome { response: None, error: Some(error) }
 }
 
 /// The signed request of this attempt. Body and id are the same for every attempt; the timestamp is not.
