@@ -121,7 +121,7 @@ impl WebhookConfig {
         made.and_then(|()| SecretBox::load_or_create(&path)).map_err(|error| {
             format!(
                 "the key that webhook secrets are sealed with, {}, cannot be used: {error}\n  fix: make the file \
-                 readable, put it back from a backup, or set MILLRACE_WEBHOOK_SECRET_KEY to what it held",
+                 readable, restore it from a backup, or set MILLRACE_WEBHOOK_SECRET_KEY to what it held",
                 path.display()
             )
         })

@@ -20,6 +20,8 @@
 //! **Webhooks never delay ingestion**, apart from the inserted rows: a delivery that does not fit in memory waits in the
 //! database. No lock is held across a request. No secret and no URL appears in a log line or a metric label.
 
+// Over 70 lines: `Webhooks::start` wires every part and does not branch.
+
 pub mod client;
 pub mod config;
 pub mod delivery;

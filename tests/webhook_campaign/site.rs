@@ -23,14 +23,11 @@ const SCHEDULE: &str = "1s,1s,2s,2s,4s,4s,4s,8s,8s";
 
 /// What a log says that no metric does, and what it counts as.
 const SAID: &[(&str, &str)] = &[
-    ("circuit opened", "a webhook endpoint fails again and again"),
-    ("circuit closed", "a webhook endpoint takes deliveries again"),
+    ("circuit opened", "a webhook endpoint keeps failing"),
+    ("circuit closed", "a webhook endpoint accepts deliveries again"),
     ("endpoint disabled for 410", "a webhook endpoint is disabled"),
-    ("results that had to wait", "what came of webhook attempts cannot be recorded"),
-    (
-        "nothing sent for what was not recorded",
-        "no webhooks are sent while what came of those before cannot be recorded",
-    ),
+    ("results that had to wait", "results of webhook attempts cannot be recorded"),
+    ("nothing sent for what was not recorded", "no webhooks are sent while earlier results cannot be recorded"),
     ("claims that had to wait", "due webhook deliveries cannot be claimed"),
 ];
 

@@ -145,7 +145,7 @@ impl SystemResolver {
         } else {
             tracing::warn!(
                 name_servers,
-                "the system's name servers do not answer; webhooks whose addresses are not known wait until they do"
+                "the system's name servers do not answer; webhooks to hosts that are not cached wait until they do"
             );
         }
     }
@@ -253,7 +253,7 @@ impl ResolverSetup {
             Ok(bytes)
         };
         let unreadable = |path: &Path, error: &dyn std::fmt::Display| {
-            tracing::warn!(file = %path.display(), %error, "webhooks look names up without this file");
+            tracing::warn!(file = %path.display(), %error, "webhooks resolve names without this file");
         };
         let mut hosts = Hosts::default();
         match read(&files.hosts).and_then(|bytes| hosts.read_hosts_conf(&*bytes)) {
@@ -271,7 +271,7 @@ impl ResolverSetup {
         };
         let parsed = parse(&text).or_else(|error| {
             let file = files.resolv_conf.display();
-            tracing::warn!(%file, %error, "webhooks look names up without the search list of this file");
+            tracing::warn!(%file, %error, "webhooks resolve names without the search list of this file");
             parse(&without_search(&text))
         });
         let (config, options) = parsed.unwrap_or_else(|error| {

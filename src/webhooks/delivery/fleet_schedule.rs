@@ -58,7 +58,7 @@ impl FleetSchedule {
             Ok(others) => self.learn(others),
             Err(error @ (StoreError::Misconfigured(_) | StoreError::RowRefused(_))) => {
                 if !std::mem::replace(&mut self.lock().is_refused, true) {
-                    tracing::warn!(%error, "whether other servers have another webhook_retry_schedule cannot be found out");
+                    tracing::warn!(%error, "cannot check whether other servers have the same webhook_retry_schedule");
                 }
             }
             Err(error) => return Err(error),
@@ -92,7 +92,7 @@ impl FleetSchedule {
                 own,
                 others = others.join(" "),
                 holds = effective,
-                "servers on this database have different schedules of retries, and the longest holds on all of them: set \
+                "servers on this database have different retry schedules; the longest one applies to all of them: set \
                  MILLRACE_WEBHOOK_RETRY_SCHEDULE (webhook_retry_schedule) to the same on every one"
             );
         }

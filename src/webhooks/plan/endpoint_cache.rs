@@ -176,8 +176,8 @@ impl EndpointCache {
     /// `None` if the key changed while the server ran, because no tenant and no other server may take this one out of service.
     pub fn not_ready_reason(&self) -> Option<&'static str> {
         self.is_key_foreign.load(Ordering::Relaxed).then_some(
-            "webhook_secret_key is not the key that endpoints' secrets are sealed with; the log says what to do. Events \
-             are accepted, webhooks wait",
+            "webhook_secret_key is not the key that seals endpoint secrets; the log says what to do. Events are \
+             accepted, webhooks wait",
         )
     }
 
@@ -266,7 +266,7 @@ impl EndpointCache {
     fn check_key(&self, store: &dyn Store) -> Result<(), StoreError> {
         let key = match store.sealing_key() {
             Err(error @ StoreError::Misconfigured(_)) => {
-                tracing::warn!(%error, "whether webhook_secret_key is the other servers' key cannot be found out");
+                tracing::warn!(%error, "cannot check whether webhook_secret_key is the key of the other servers");
                 return Ok(());
             }
             key => key?,
@@ -274,10 +274,10 @@ impl EndpointCache {
         let is_foreign = key.is_some_and(|key| !self.secrets.fingerprints().contains(&key));
         if is_foreign {
             tracing::error!(
-                "webhook_secret_key is not the key that endpoints' secrets are sealed with in this database: what it \
-                 cannot sign waits, for another server or another key, and it seals no secret. Set MILLRACE_WEBHOOK_SECRET_KEY \
-                 to the same value on every server, or put {SECRET_KEY_FILE} back; where that key is lost: `millrace \
-                 endpoint accept-key`"
+                "webhook_secret_key is not the key that seals endpoint secrets in this database: deliveries that this server \
+                 cannot sign wait for another server or another key, and it seals no secret. Set \
+                 MILLRACE_WEBHOOK_SECRET_KEY to the same value on every server, or restore {SECRET_KEY_FILE}; if that key \
+                 is lost: `millrace endpoint accept-key`"
             );
         }
         if !is_foreign || !self.is_loaded() {
@@ -304,7 +304,7 @@ impl EndpointCache {
                     let Unreadable { id, org, why } = &unreadable;
                     log_limit.log(|| {
                         tracing::error!(endpoint = %id, %org, why, "the row of a webhook endpoint cannot be read: nothing is planned for it or \
-                            sent to it; mend it, or delete it with `millrace endpoint delete`");
+                            sent to it; fix it, or delete it with `millrace endpoint delete`");
                     });
                     rows.unreadable.push(unreadable);
                 }
@@ -338,8 +338,8 @@ impl EndpointCache {
     fn template(&self, endpoint: &Endpoint, log_limit: &mut LogLimit) -> Result<RequestTemplate, ErrorClass> {
         let secret = self.secrets.open(endpoint.id, &endpoint.secret).map_err(|why| {
             log_limit.log(|| {
-                tracing::error!(endpoint = %endpoint.id, org = %endpoint.org, why, "a webhook endpoint's secret cannot be opened; what is due for it \
-                    waits until it can, here or on another server");
+                tracing::error!(endpoint = %endpoint.id, org = %endpoint.org, why, "a webhook endpoint's secret cannot be opened; its deliveries \
+                    wait until it can, here or on another server");
             });
             ErrorClass::SecretUnavailable
         })?;
@@ -348,7 +348,7 @@ impl EndpointCache {
                 Ok(previous) => Some((previous, *until)),
                 Err(why) => {
                     log_limit.log(|| {
-                        tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint's previous secret cannot be opened; only the present one signs");
+                        tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint's previous secret cannot be opened; only the current one signs");
                     });
                     None
                 }
@@ -356,7 +356,7 @@ impl EndpointCache {
             _ => None,
         };
         let refused = |why: String| {
-            tracing::warn!(endpoint = %endpoint.id, why, "a webhook endpoint is not allowed any more; what is sent to it is blocked");
+            tracing::warn!(endpoint = %endpoint.id, why, "the URL or headers of a webhook endpoint are no longer allowed; its deliveries are blocked");
             ErrorClass::AddressNotAllowed
         };
         Ok(RequestTemplate {
@@ -402,7 +402,7 @@ impl LogLimit {
 impl Drop for LogLimit {
     fn drop(&mut self) {
         if let Some(more) = self.0.checked_sub(Self::LINES_MAX).filter(|more| *more > 0) {
-            tracing::error!(more, "more complaints of this kind about webhook endpoints");
+            tracing::error!(more, "more log lines of this kind about webhook endpoints were left out");
         }
     }
 }

@@ -355,7 +355,7 @@ impl Claimer {
         if recalled > 0 {
             tracing::warn!(
                 deliveries = recalled,
-                "webhook deliveries were due further ahead than any pause is long, as a clock that was wrong leaves them; they are due now"
+                "webhook deliveries were due further ahead than any retry pause, because a clock was wrong; they are due now"
             );
         }
         Ok(())
@@ -455,7 +455,7 @@ impl DatabaseOutage {
                 self.answers_since = None;
                 if let Some(since) = self.since.take() {
                     let seconds = since.elapsed().as_secs_f32();
-                    tracing::info!(seconds, "due webhook deliveries are being claimed again");
+                    tracing::info!(seconds, "due webhook deliveries are claimed again");
                 }
             }
             Ok(()) => {}
@@ -463,7 +463,7 @@ impl DatabaseOutage {
                 self.answers_since = None;
                 if self.since.is_none() {
                     self.since = Some(Instant::now());
-                    tracing::warn!(%error, "due webhook deliveries cannot be claimed; trying again");
+                    tracing::warn!(%error, "due webhook deliveries cannot be claimed; retrying");
                 }
             }
         }

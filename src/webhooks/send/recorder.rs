@@ -193,13 +193,13 @@ impl Recorder {
             match self.metrics.store.timed(DbOperation::RecordAttempts, || call(&*self.store)) {
                 Ok(done) => return Some(done),
                 Err(error @ (StoreError::RowRefused(_) | StoreError::Conflict(_) | StoreError::TooMany(_))) => {
-                    tracing::error!(%error, "the database refuses what came of a webhook attempt; it will be made again");
+                    tracing::error!(%error, "the database refuses the result of a webhook attempt; the attempt will be made again");
                     return None;
                 }
                 Err(error) => {
                     self.recording_lag.fail();
                     if !std::mem::replace(&mut is_logged, true) {
-                        tracing::warn!(%error, "what came of webhook attempts cannot be recorded; trying again");
+                        tracing::warn!(%error, "results of webhook attempts cannot be recorded; retrying");
                     }
                     backoff.wait(&self.give_up);
                 }

@@ -165,7 +165,7 @@ impl Sender {
         if left > 0 {
             tracing::warn!(
                 attempts = left,
-                "webhook attempts were cut off; they are made again when their leases run out"
+                "webhook attempts were cut off; they are made again when their leases expire"
             );
         }
         self.attempts.abort_all();
@@ -209,7 +209,7 @@ impl Sender {
         if std::mem::replace(&mut self.is_paused, is_paused) != is_paused {
             if is_paused {
                 tracing::warn!(
-                    "no webhooks are sent while what came of those before cannot be recorded: they would be sent again"
+                    "no webhooks are sent while earlier results cannot be recorded, because they would be sent twice"
                 );
             } else {
                 tracing::info!("webhooks are sent again");
@@ -291,7 +291,7 @@ impl Sender {
     /// A failure on this server prevented the attempt: releases this delivery and all that wait for the endpoint, without
     /// counting an attempt, and sends nothing to the endpoint for [`limits::WEBHOOK_PUT_OFF`].
     fn postpone(&mut self, delivery: OutgoingDelivery, endpoint: &CachedEndpoint, why: &'static str, now: Instant) {
-        tracing::debug!(delivery = %delivery.guard.delivery(), endpoint = %endpoint.id, why, "a webhook attempt is put off");
+        tracing::debug!(delivery = %delivery.guard.delivery(), endpoint = %endpoint.id, why, "a webhook attempt is postponed");
         endpoint.usage.postpone_until(now + limits::WEBHOOK_PUT_OFF);
         self.withdraw_probe(endpoint, now);
         self.release(delivery);
@@ -318,7 +318,7 @@ impl Sender {
             self.count_open();
             endpoint.usage.close_circuit();
             self.budget.wake();
-            tracing::info!(endpoint = %id, "a webhook endpoint takes deliveries again");
+            tracing::info!(endpoint = %id, "a webhook endpoint accepts deliveries again");
         }
         // The database still says it fails: noted by an earlier run or another server.
         let is_news = endpoint.failing_since.is_some_and(|since| self.recovered.insert(id, since) != Some(since));
@@ -343,7 +343,7 @@ impl Sender {
         let failing = breaker.take_failing(now);
         if !was_open {
             self.count_open();
-            tracing::warn!(endpoint = %id, "a webhook endpoint fails again and again; it gets one attempt now and then");
+            tracing::warn!(endpoint = %id, "a webhook endpoint keeps failing: its circuit is open, and it gets one probe at a time");
         }
         endpoint.usage.open_circuit(until);
         self.tell_recorder(RecorderMessage::Failing(id, Some(failing)));
@@ -425,7 +425,7 @@ async fn attempt(
                 client.send(route, request(&delivery, template, began.1)).await
             };
             AssertUnwindSafe(send).catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!(delivery = %delivery.guard.delivery(), "a webhook attempt panicked; a bug");
+                tracing::error!(delivery = %delivery.guard.delivery(), "a webhook attempt panicked: this is a bug");
                 Ok(failure(ErrorClass::InternalError.into()))
             })
         }
