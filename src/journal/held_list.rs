@@ -7,7 +7,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::storage::Storage;
+use super::disk::Storage;
 
 /// The file's name.
 pub const FILE: &str = "held.json";

@@ -1,9 +1,9 @@
 //! THE JOURNAL: what makes a 202 mean durable.
 //!
 //! Append-only segment files in `journal/` under the data directory. Each shard appends to a lane of its own
-//! ([`appender`], [`lane`]); one thread, `journal`, makes what all lanes gathered durable with one write and one
-//! fdatasync ([`committer`]); the `journal-keeper` thread makes segments and deletes them when the database has all
-//! their events ([`keeper`], [`ledger`]); after a start, what earlier runs left is replayed beside new events ([`feeder`]).
+//! ([`append`], [`lane`]); one thread, `journal`, makes what all lanes gathered durable with one write and one
+//! fdatasync ([`commit`]); the `journal-keeper` thread makes segments and deletes them when the database has all
+//! their events ([`segment_pool`], [`segment_refs`]); after a start, what earlier runs left is replayed beside new events ([`replay`]).
 //!
 //! The invariant, in records of each lane: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
 //! And in each segment: **durable ≥ committed**, equal before the file goes.
@@ -14,26 +14,26 @@
 //! One organisation has a share of them ([`shares`]), so that who sends more than is stored is the one that is refused.
 //!
 //! See [`segment`] for what a file looks like and [`record`] for what an event looks like in it. All of it does its
-//! file operations through [`storage`], which tests tear, drop and fail.
+//! file operations through [`disk`], which tests tear, drop and fail.
 
-pub mod appender;
-mod committer;
+pub mod append;
+mod commit;
+pub mod disk;
 mod expiry;
-mod feeder;
 pub mod held_list;
-mod keeper;
 pub mod lane;
-mod ledger;
 pub mod lock;
 pub mod queue;
 pub mod reader;
 pub mod record;
+mod replay;
 mod rewriter;
 pub mod segment;
 #[doc(hidden)]
 pub mod segment_fuzz;
+mod segment_pool;
+mod segment_refs;
 pub mod shares;
-pub mod storage;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -44,26 +44,26 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-pub use appender::{Appender, Ticket, Trouble};
+pub use append::{Appender, Ticket, Trouble};
 pub use expiry::DroppedUntil;
-pub use feeder::Replayed;
-pub use keeper::{Held, Kept, Kepts};
 pub use lane::Closed;
-pub use ledger::Ledger;
+pub use replay::Replayed;
 pub use rewriter::Rewriter;
+pub use segment_pool::{Held, Kept, Kepts};
+pub use segment_refs::Ledger;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::{critical_thread, limits};
 use millrace_metrics::Metrics;
 
 use crate::queue::Queue;
-use committer::Committer;
-use keeper::Keeper;
+use commit::Committer;
+use disk::Storage;
 use lane::{Gate, Lane};
 use reader::ReadError;
 use record::Mark;
 use segment::{BLOCK_BYTES, Header, SEGMENT_BYTES_MIN, SegmentId, Stream};
-use storage::Storage;
+use segment_pool::Keeper;
 
 /// How the journal is kept.
 #[derive(Clone, Copy, Debug)]
@@ -246,7 +246,7 @@ impl Journal {
 
     /// Whether what earlier runs left holds an event, or may: what cannot be read counts.
     pub fn may_hold_events(&self) -> bool {
-        feeder::may_hold_events(self)
+        replay::may_hold_events(self)
     }
 
     /// Takes events from now on, where there is a segment for them.
@@ -264,7 +264,7 @@ impl Journal {
     /// # Errors
     /// Where a segment cannot be read; the others were. Called again, it is tried again.
     pub fn replay(&self, queue: &Queue, stop: &AtomicBool) -> Result<Replayed, ReadError> {
-        feeder::replay(self, queue, stop)
+        replay::replay(self, queue, stop)
     }
 
     /// Starts the thread that does that until nothing is left that can be read, and says so.
@@ -273,7 +273,7 @@ impl Journal {
             return Ok(());
         }
         let journal = Arc::clone(self);
-        let thread = critical_thread::spawn("journal-replay", move || feeder::replay_all(&journal, &queue, &stop))?;
+        let thread = critical_thread::spawn("journal-replay", move || replay::replay_all(&journal, &queue, &stop))?;
         self.threads().feeders.push(thread);
         Ok(())
     }
@@ -281,7 +281,7 @@ impl Journal {
     /// Starts the thread that feeds spilled events to the writers.
     pub fn start_feeder(self: &Arc<Self>, queue: Queue, stop: Arc<AtomicBool>) -> io::Result<()> {
         let journal = Arc::clone(self);
-        let thread = critical_thread::spawn("journal-feeder", move || feeder::feed_spilled(&journal, &queue, &stop))?;
+        let thread = critical_thread::spawn("journal-feeder", move || replay::feed_spilled(&journal, &queue, &stop))?;
         self.threads().feeders.push(thread);
         Ok(())
     }

@@ -17,10 +17,10 @@ use std::ops::{ControlFlow, Range};
 
 use millrace_base::clock::Timestamp;
 
+use super::disk::Storage;
 use super::held_list;
 use super::record::{RECORD_BYTES_MAX, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId, is_zero};
-use super::storage::Storage;
 
 /// How the name of a segment ends that is still being made.
 pub const UNFINISHED_SUFFIX: &str = ".preparing";

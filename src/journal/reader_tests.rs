@@ -10,9 +10,9 @@ use uuid::Uuid;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;
+use crate::disk::{Disk, SegmentFile, Space};
 use crate::record::{self, Mark, unpadded_len};
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, SegmentFile, Space};
 
 const STREAM: Stream = Stream(77);
 const WHOLE: usize = 4 * BLOCK_BYTES;

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use millrace_base::event::{Event, Origin};
 use millrace_metrics::Metrics;
 
+use super::disk::Storage;
 use super::held_list::{self, HeldList};
-use super::keeper::Kepts;
 use super::lane::{Closed, Gate, Lane, Outcome, advance};
-use super::ledger::Ledger;
 use super::record;
-use super::storage::Storage;
+use super::segment_pool::Kepts;
+use super::segment_refs::Ledger;
 
 /// How often the answer is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 
+use super::disk::{SegmentFile, Space, Storage};
 use super::reader::{self, Chain};
 use super::record::{self, Mark, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, Scan, SegmentId, Stream};
-use super::storage::{SegmentFile, Space, Storage};
 
 /// The name the bytes are read under.
 pub const ID: SegmentId = SegmentId { stream: Stream(77 << 10), number: 3 };

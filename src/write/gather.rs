@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::size::BatchSize;
+use super::batch_size::BatchSize;
 
 /// How long the gathering writer sleeps between looks at the channel.
 const NAP: Duration = Duration::from_millis(1);

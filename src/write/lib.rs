@@ -1,8 +1,8 @@
 //! WRITERS: threads that take batches off the queue and store them, whatever it takes.
 //!
-//! A batch leaves a writer's hands in parts: stored ([`pass`]); refused for their data and quarantined; held beside the
-//! writers where they alone cannot be stored ([`holder`]); left for a turn where they owe deliveries that cannot be stored
-//! now ([`turns`]); or given up at the deadline of a shutdown. While the database is away, or refuses everything
+//! A batch leaves a writer's hands in parts: stored ([`bisect`]); refused for their data and quarantined; held beside the
+//! writers where they alone cannot be stored ([`held_events`]); left for a turn where they owe deliveries that cannot be stored
+//! now ([`delivery_permits`]); or given up at the deadline of a shutdown. While the database is away, or refuses everything
 //! ([`refusals`]), each writer keeps its batch and tries again, with backoff and jitter; the queue fills behind it and the
 //! shards answer 429.
 //!
@@ -14,13 +14,13 @@
 //!
 //! Runs on the `writer-N`, `holder` and `holder-journal` threads only; may block; knows no HTTP.
 
+pub mod batch_size;
+mod bisect;
+mod delivery_permits;
 pub mod gather;
-mod holder;
+mod held_events;
 mod outage;
-mod pass;
 mod refusals;
-pub mod size;
-mod turns;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -37,12 +37,12 @@ use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryRe
 use millrace_store::{Store, StoreError};
 use millrace_webhooks::plan::planner::Outbox;
 
-use self::holder::{Cause, Room};
+use self::batch_size::Load;
+use self::bisect::{Left, Pass};
+use self::delivery_permits::{Turn, Turns};
+use self::held_events::{Cause, Room};
 use self::outage::Outage;
-use self::pass::{Left, Pass};
 use self::refusals::Refusals;
-use self::size::Load;
-use self::turns::{Turn, Turns};
 use crate::gather::{Gathered, Gatherer};
 
 /// The running writers.
@@ -123,12 +123,12 @@ impl Writers {
             .collect::<std::io::Result<_>>()?;
         let holder = {
             let shared = Arc::clone(&shared);
-            critical_thread::spawn("holder", move || holder::run(&shared))?
+            critical_thread::spawn("holder", move || held_events::run(&shared))?
         };
         let holder_journal = rewriter
             .map(|rewriter| {
                 let shared = Arc::clone(&shared);
-                critical_thread::spawn("holder-journal", move || holder::free_segments(&shared, &rewriter))
+                critical_thread::spawn("holder-journal", move || held_events::free_segments(&shared, &rewriter))
             })
             .transpose()?;
         Ok(Self { threads, holder, holder_journal, shared })

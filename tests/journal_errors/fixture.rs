@@ -12,9 +12,9 @@ use tempfile::TempDir;
 
 use millrace_base::limits;
 use millrace_ingest::shard::{self, IoDriver, Neighbours};
+use millrace_journal::disk::Disk;
 use millrace_journal::queue::{Accepted, queue};
 use millrace_journal::segment::SEGMENT_BYTES_MIN;
-use millrace_journal::storage::Disk;
 use millrace_journal::{Journal, JournalConfig, Replayed};
 use millrace_metrics::Metrics;
 

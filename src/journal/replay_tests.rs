@@ -6,10 +6,10 @@ use millrace_base::limits;
 use millrace_metrics::Metrics;
 
 use super::*;
+use crate::disk::{Disk, Storage};
 use crate::queue::queue;
 use crate::record::{self, Mark};
 use crate::segment::{Header, SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, Storage};
 use crate::{JournalConfig, ReadError};
 
 /// Offset of the version in a record, of the checksum, and of what it is over.

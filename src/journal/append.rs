@@ -224,5 +224,5 @@ impl Appender {
 }
 
 #[cfg(test)]
-#[path = "appender_tests.rs"]
+#[path = "append_tests.rs"]
 mod tests;

@@ -10,10 +10,10 @@ use uuid::Uuid;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;
+use crate::disk::{Disk, Space};
 use crate::reader;
 use crate::record::Mark;
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, Space};
 
 struct Rig {
     keeper: Keeper,

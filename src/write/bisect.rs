@@ -1,7 +1,7 @@
 //! One batch's way into the store: whole where it can be, else in parts, until each event is stored or known to be the one
 //! that is not.
 //!
-//! - too much at a time: in halves, and [`BatchSize`](super::size::BatchSize) remembers it;
+//! - too much at a time: in halves, and [`BatchSize`](super::batch_size::BatchSize) remembers it;
 //! - an error that may be one row's, whatever its code: in halves, down to that row. Where nothing at all can be stored,
 //!   some rows are tried by themselves, and if none of them can it is everybody's trouble: the batch is held, with backoff;
 //! - the database away: the same again, with backoff;
@@ -17,7 +17,7 @@ use millrace_metrics::HeldReason;
 use millrace_store::StoreError;
 
 use super::Shared;
-use super::holder::Cause;
+use super::held_events::Cause;
 
 /// How the next part is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -21,10 +21,10 @@ use millrace_base::retry::{LogThrottle, sleep_unless};
 
 use super::Journal;
 use super::expiry::Expiry;
-use super::keeper::{Held, Kept};
 use super::reader::{self, Chain, ReadError};
 use super::record::Record;
 use super::segment::{BLOCK_BYTES, Found, Scan, SegmentId};
+use super::segment_pool::{Held, Kept};
 use crate::queue::Queue;
 
 /// How long to wait for a slot between two looks.
@@ -314,5 +314,5 @@ fn feed_segment(
 }
 
 #[cfg(test)]
-#[path = "feeder_tests.rs"]
+#[path = "replay_tests.rs"]
 mod tests;

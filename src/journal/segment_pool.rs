@@ -20,13 +20,13 @@ use millrace_base::event::Origin;
 use millrace_base::limits;
 use millrace_metrics::{JournalSizes, Metrics};
 
-use super::committer::{Prepared, Supply};
+use super::commit::{Prepared, Supply};
+use super::disk::{SegmentFile, Storage};
 use super::lane::{Closed, Gate};
-use super::ledger::{Ledger, Slot};
 use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
 use super::record::Mark;
 use super::segment::{BLOCK_BYTES, Header, SegmentId};
-use super::storage::{SegmentFile, Storage};
+use super::segment_refs::{Ledger, Slot};
 
 /// Zeros are written this many bytes at a time: a commit waits for whatever the disk has begun.
 const FILL_BYTES: usize = 128 * 1024;
@@ -451,5 +451,5 @@ fn send(supply: &Sender<Supply>, supplied: Supply) {
 }
 
 #[cfg(test)]
-#[path = "keeper_tests.rs"]
+#[path = "segment_pool_tests.rs"]
 mod tests;

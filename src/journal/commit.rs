@@ -16,11 +16,11 @@ use crossbeam_channel::{Receiver, RecvError, TryRecvError};
 use millrace_base::event::Origin;
 use millrace_metrics::{JournalFailure, Metrics};
 
+use super::disk::SegmentFile;
 use super::lane::{Closed, Completion, Gate, Group, Lane, Outcome, advance};
-use super::ledger::Ledger;
 use super::record::{self, Mark};
 use super::segment::{BLOCK_BYTES, SegmentId};
-use super::storage::SegmentFile;
+use super::segment_refs::Ledger;
 
 /// How often an idle thread looks whether it is closed and there is room again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -298,5 +298,5 @@ fn settle(loads: &mut Vec<Load>, outcome: Outcome) {
 }
 
 #[cfg(test)]
-#[path = "committer_tests.rs"]
+#[path = "commit_tests.rs"]
 mod tests;
