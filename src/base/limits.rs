@@ -339,7 +339,7 @@ pub const JOURNAL_RESERVE_PART_MAX: u64 = 4;
 pub const JOURNAL_SEGMENTS_PER_DISK_MIN: u64 = 32;
 /// Spilled events that gather on one shard for the next write, in bytes. Over it: 429 `queue_full`. Events with a
 /// slot in the queue are bounded by [`QUEUE_BYTES_MAX`].
-pub const JOURNAL_GROUP_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const JOURNAL_BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Spilled bytes of an organisation from which on its next events go behind them instead of into the queue: more than is
 /// on its way to the disk and back while the database keeps up.
 pub const SPILLED_BYTES_AHEAD_MAX: u64 = 256 * 1024;

@@ -2,7 +2,7 @@
 //!
 //! Runs on the shard; never blocks, takes no lock. An event stays here between its append and its durability,
 //! and goes to the writers only then: what is refused must not be stored. Bounded: a held event has its slot in
-//! the queue, spilled ones stop at [`limits::JOURNAL_GROUP_BYTES_MAX`].
+//! the queue, spilled ones stop at [`limits::JOURNAL_BATCH_BYTES_MAX`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::task::{Poll, Waker};
 use millrace_base::event::{Event, OrgId};
 use millrace_base::limits;
 
-use super::lane::{Closed, Completion, Group, Lane, Outcome, advance};
+use super::lane::{ClosedReason, CommitBatch, Completion, Lane, Outcome, advance};
 use super::record;
 use crate::queue::Queue;
 
@@ -31,16 +31,16 @@ pub struct Appender {
     may_spill: bool,
     pending: RefCell<VecDeque<Pending>>,
     /// Groups that came back, to be filled again: else each would grow from nothing while the one before is written.
-    spare: RefCell<Vec<Box<Group>>>,
+    spare: RefCell<Vec<Box<CommitBatch>>>,
     /// Whether something was appended since the thread was last told.
     is_dirty: Cell<bool>,
-    tender: RefCell<Option<Waker>>,
+    task_waker: RefCell<Option<Waker>>,
 }
 
 /// A record that is not settled yet, in the order of the lane.
 struct Pending {
     event: Appended,
-    ticket: Rc<Ticket>,
+    token: Rc<AckToken>,
 }
 
 /// What is kept of an event until its record is settled.
@@ -53,25 +53,25 @@ enum Appended {
 
 /// Why an event that was appended gets no 202.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum AppendError {
     /// It is not stored, and will not be.
-    Refused(Closed),
+    Refused(ClosedReason),
     /// Whether it will be stored is not known.
     Unknown,
 }
 
 /// One connection's events that wait to become durable.
 #[derive(Default)]
-pub struct Ticket {
+pub struct AckToken {
     appended: Cell<u32>,
     settled: Cell<u32>,
-    /// Those that came to nothing, by their position since [`Ticket::clear`], in order.
-    troubles: RefCell<Vec<(u32, Trouble)>>,
+    /// Those that came to nothing, by their position since [`AckToken::clear`], in order.
+    errors: RefCell<Vec<(u32, AppendError)>>,
     waker: Cell<Option<Waker>>,
 }
 
-impl Ticket {
-    /// Waits until everything appended with this ticket is settled.
+impl AckToken {
+    /// Waits until everything appended with this token is settled.
     pub async fn settled(&self) {
         poll_fn(|context| {
             if self.settled.get() == self.appended.get() {
@@ -84,18 +84,18 @@ impl Ticket {
     }
 
     /// Forgets what is settled. Returns which events, counted from 0, came to nothing.
-    pub fn clear(&self) -> Vec<(u32, Trouble)> {
+    pub fn clear(&self) -> Vec<(u32, AppendError)> {
         debug_assert_eq!(self.settled.get(), self.appended.get());
         self.settled.set(0);
         self.appended.set(0);
-        self.troubles.take()
+        self.errors.take()
     }
 
-    fn settle(&self, trouble: Option<Trouble>) {
+    fn settle(&self, error: Option<AppendError>) {
         let position = self.settled.get();
         self.settled.set(position + 1);
-        if let Some(trouble) = trouble {
-            self.troubles.borrow_mut().push((position, trouble));
+        if let Some(error) = error {
+            self.errors.borrow_mut().push((position, error));
         }
         if position + 1 == self.appended.get()
             && let Some(waker) = self.waker.take()
@@ -115,7 +115,7 @@ impl Appender {
             pending: RefCell::default(),
             spare: RefCell::default(),
             is_dirty: Cell::new(false),
-            tender: RefCell::default(),
+            task_waker: RefCell::default(),
         }
     }
 
@@ -126,11 +126,11 @@ impl Appender {
 
     /// Takes a slot in the queue for `event` and appends it; without a slot it is spilled (fed to the writers from the
     /// journal later) or refused. So is an event whose organisation has its share of the journal. What becomes of it is
-    /// on `ticket`.
+    /// on `token`.
     ///
     /// # Errors
     /// Nothing was appended, because of this.
-    pub fn accept(&self, event: Event, ticket: &Rc<Ticket>) -> Result<(), Closed> {
+    pub fn accept(&self, event: Event, token: &Rc<AckToken>) -> Result<(), ClosedReason> {
         if let Some(why) = self.lane.closed() {
             return Err(why);
         }
@@ -138,33 +138,33 @@ impl Appender {
         if let Some(room) = self.lane.crowded()
             && !self.queue.is_in_share_of_journal(org, weight, room)
         {
-            return Err(Closed::Full);
+            return Err(ClosedReason::Full);
         }
         let is_spilled = (self.may_spill && self.queue.is_behind(org)) || self.queue.reserve(&event).is_err();
         if is_spilled && !self.may_spill {
-            return Err(Closed::Full);
+            return Err(ClosedReason::Full);
         }
-        let mut group = self.lane.take_group().or_else(|| self.spare.borrow_mut().pop()).unwrap_or_default();
-        if is_spilled && group.bytes.len() >= limits::JOURNAL_GROUP_BYTES_MAX {
-            self.lane.put_group(group);
-            return Err(Closed::Full);
+        let mut batch = self.lane.take_batch().or_else(|| self.spare.borrow_mut().pop()).unwrap_or_default();
+        if is_spilled && batch.bytes.len() >= limits::JOURNAL_BATCH_BYTES_MAX {
+            self.lane.put_batch(batch);
+            return Err(ClosedReason::Full);
         }
-        record::frame(&mut group.bytes, is_spilled, &event);
-        group.records += 1;
+        record::frame(&mut batch.bytes, is_spilled, &event);
+        batch.records += 1;
         advance(&self.lane.progress.appended, 1);
-        self.lane.put_group(group);
-        ticket.appended.set(ticket.appended.get() + 1);
+        self.lane.put_batch(batch);
+        token.appended.set(token.appended.get() + 1);
         let event = if is_spilled {
             self.queue.spill(org, weight);
             Appended::Spilled(org, weight)
         } else {
             Appended::Queued(event)
         };
-        self.pending.borrow_mut().push_back(Pending { event, ticket: Rc::clone(ticket) });
+        self.pending.borrow_mut().push_back(Pending { event, token: Rc::clone(token) });
         if !self.is_dirty.replace(true)
-            && let Some(tender) = &*self.tender.borrow()
+            && let Some(task_waker) = &*self.task_waker.borrow()
         {
-            tender.wake_by_ref();
+            task_waker.wake_by_ref();
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Appender {
     pub async fn tend(&self, count_durable: impl Fn(u32)) {
         poll_fn(|context| {
             self.lane.shard_waker.register(context.waker());
-            self.tender.replace(Some(context.waker().clone()));
+            self.task_waker.replace(Some(context.waker().clone()));
             while let Some(completion) = self.lane.next_completion() {
                 if matches!(completion.outcome, Outcome::Durable(_)) {
                     count_durable(completion.records);
@@ -191,33 +191,33 @@ impl Appender {
     }
 
     fn settle(&self, completion: Completion) {
-        let Completion { records, outcome, group } = completion;
+        let Completion { records, outcome, batch } = completion;
         self.lane.progress.check();
         let mut pending = self.pending.borrow_mut();
         for _ in 0..records {
-            let Pending { event, ticket } = pending.pop_front().expect("a completion is for what was appended");
+            let Pending { event, token } = pending.pop_front().expect("a completion is for what was appended");
             match (outcome, event) {
-                (Outcome::Durable(origin), Appended::Queued(mut event)) => {
-                    event.origin = origin;
+                (Outcome::Durable(segment_ref), Appended::Queued(mut event)) => {
+                    event.segment_ref = segment_ref;
                     self.queue.hand_over(event);
                 }
                 (_, Appended::Queued(event)) => self.queue.give_back(&event),
                 (Outcome::Durable(_), Appended::Spilled(..)) => {}
                 (_, Appended::Spilled(org, weight)) => self.queue.unspill(org, weight),
             }
-            ticket.settle(match outcome {
+            token.settle(match outcome {
                 Outcome::Durable(_) => None,
-                Outcome::Refused(why) => Some(Trouble::Refused(why)),
-                Outcome::Unknown => Some(Trouble::Unknown),
+                Outcome::Refused(why) => Some(AppendError::Refused(why)),
+                Outcome::Unknown => Some(AppendError::Unknown),
             });
         }
         advance(&self.lane.progress.released, records);
         self.lane.progress.check();
-        if let Some(mut group) = group {
-            group.reset();
+        if let Some(mut batch) = batch {
+            batch.reset();
             let mut spare = self.spare.borrow_mut();
             if spare.len() < SPARE_GROUPS_MAX {
-                spare.push(group);
+                spare.push(batch);
             }
         }
     }

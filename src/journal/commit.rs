@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, TryRecvError};
 
-use millrace_base::event::Origin;
+use millrace_base::event::SegmentRef;
 use millrace_metrics::{JournalFailure, Metrics};
 
 use super::disk::SegmentFile;
-use super::lane::{Closed, Completion, Gate, Group, Lane, Outcome, advance};
-use super::record::{self, Mark};
+use super::lane::{ClosedReason, CommitBatch, Completion, Gate, Lane, Outcome, advance};
+use super::record::{self, Salt};
 use super::segment::{BLOCK_BYTES, SegmentId};
-use super::segment_refs::Ledger;
+use super::segment_refs::SegmentRefs;
 
 /// How often an idle thread looks whether it is closed and there is room again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -28,44 +28,44 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const KEPT_BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A segment that is made, durable in name and length, and empty.
-pub(super) struct Prepared {
+pub(super) struct PreallocatedSegment {
     pub id: SegmentId,
-    pub origin: Origin,
+    pub segment_ref: SegmentRef,
     pub file: Box<dyn SegmentFile>,
     pub bytes: u64,
 }
 
-/// What the keeper sends where there is no segment to be had.
-pub(super) type Supply = Result<Prepared, Closed>;
+/// What the pool sends where there is no segment to be had.
+pub(super) type NextSegment = Result<PreallocatedSegment, ClosedReason>;
 
 pub(super) struct Committer {
     pub lanes: Vec<Arc<Lane>>,
     pub gate: Arc<Gate>,
-    pub mark: Mark,
-    pub ledger: Arc<Ledger>,
+    pub salt: Salt,
+    pub segment_refs: Arc<SegmentRefs>,
     pub metrics: Arc<Metrics>,
-    pub supply: Receiver<Supply>,
-    pub keeper: Thread,
+    pub next_segments: Receiver<NextSegment>,
+    pub pool: Thread,
     /// Whether durable means synchronised, or written.
     pub is_synchronised: bool,
     /// The segment in use.
-    pub current: Option<Current>,
+    pub current: Option<OpenSegment>,
     /// The number of the next record that is written.
     pub next_sequence: u64,
     /// What is written next: records of several lanes, one behind the other.
     pub buffer: Vec<u8>,
 }
 
-pub(super) struct Current {
-    segment: Prepared,
+pub(super) struct OpenSegment {
+    segment: PreallocatedSegment,
     /// Where the next write goes.
     position: u64,
 }
 
-/// One lane's group on its way to the disk.
-struct Load {
+/// One lane's batch on its way to the disk.
+struct LaneBatch {
     lane: Arc<Lane>,
-    group: Box<Group>,
+    batch: Box<CommitBatch>,
     /// Where its first record is that is not taken yet.
     at: usize,
     /// How many are not taken yet.
@@ -78,21 +78,21 @@ impl Committer {
     /// Until the gate is stopped and the lanes are empty.
     pub(super) fn run(mut self) {
         self.lanes.iter().for_each(|lane| lane.set_thread(thread::current()));
-        let mut loads = Vec::with_capacity(self.lanes.len());
+        let mut lane_batches = Vec::with_capacity(self.lanes.len());
         loop {
             // Read before the mailboxes: what was appended before the stop is found after it.
             let is_stopped = self.gate.stop.load(Ordering::Acquire);
             for lane in &self.lanes {
-                loads.extend(lane.take_group().map(|group| Load {
+                lane_batches.extend(lane.take_batch().map(|batch| LaneBatch {
                     lane: Arc::clone(lane),
                     at: 0,
-                    left: group.records,
+                    left: batch.records,
                     taken: 0,
-                    group,
+                    batch,
                 }));
             }
-            if !loads.is_empty() {
-                self.commit(&mut loads);
+            if !lane_batches.is_empty() {
+                self.commit(&mut lane_batches);
             } else if is_stopped {
                 break;
             } else {
@@ -113,7 +113,7 @@ impl Committer {
                 }
             }
             // Before somebody has to be refused to find out.
-            None if self.current.is_none() && self.supply.is_empty() => {
+            None if self.current.is_none() && self.next_segments.is_empty() => {
                 if let Some(why) = self.gate.shortage() {
                     self.close(why);
                 }
@@ -125,29 +125,29 @@ impl Committer {
         }
     }
 
-    fn close(&self, why: Closed) {
+    fn close(&self, why: ClosedReason) {
         let before = self.gate.closed();
         if before == Some(why) {
             return;
         }
         self.gate.close(why);
-        why.say();
+        why.log();
     }
 
-    /// Brings all of `loads` to an end, one way or another.
-    fn commit(&mut self, loads: &mut Vec<Load>) {
-        while !loads.is_empty() {
-            let room = match self.make_room(record::len_at(&loads[0].group.bytes[loads[0].at..])) {
+    /// Brings all of `lane_batches` to an end, one way or another.
+    fn commit(&mut self, lane_batches: &mut Vec<LaneBatch>) {
+        while !lane_batches.is_empty() {
+            let room = match self.make_room(record::len_at(&lane_batches[0].batch.bytes[lane_batches[0].at..])) {
                 Ok(room) => room,
-                Err(why) => return self.refuse(why, loads),
+                Err(why) => return self.refuse(why, lane_batches),
             };
-            let spilled = self.fill(loads, room);
-            let records = loads.iter().map(|load| load.taken).sum();
+            let spilled = self.fill(lane_batches, room);
+            let records = lane_batches.iter().map(|lane_batch| lane_batch.taken).sum();
             let started = Instant::now();
-            let outcome = self.write(loads, records, spilled);
+            let outcome = self.write(lane_batches, records, spilled);
             self.metrics.journal.commit_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.journal.group_size.observe(f64::from(records));
-            settle(loads, outcome);
+            settle(lane_batches, outcome);
         }
         if self.buffer.capacity() > KEPT_BUFFER_BYTES_MAX {
             self.buffer = Vec::new();
@@ -155,9 +155,9 @@ impl Committer {
     }
 
     /// How many bytes the segment in use has left; the next one where a record of `len` bytes does not fit.
-    fn make_room(&mut self, len: usize) -> Result<usize, Closed> {
-        if self.gate.closed() == Some(Closed::Failed) {
-            return Err(Closed::Failed);
+    fn make_room(&mut self, len: usize) -> Result<usize, ClosedReason> {
+        if self.gate.closed() == Some(ClosedReason::Failed) {
+            return Err(ClosedReason::Failed);
         }
         loop {
             if let Some(current) = &self.current {
@@ -171,22 +171,22 @@ impl Committer {
         }
     }
 
-    /// Waits for the keeper's next segment, or for its word that there is none.
-    fn acquire(&mut self) -> Result<(), Closed> {
-        let supplied = match self.supply.try_recv() {
-            Ok(Ok(prepared)) => Ok(Ok(prepared)),
+    /// Waits for the pool's next segment, or for its word that there is none.
+    fn acquire(&mut self) -> Result<(), ClosedReason> {
+        let next = match self.next_segments.try_recv() {
+            Ok(Ok(preallocated)) => Ok(Ok(preallocated)),
             // A refusal that nobody waits for is an old one: it answered a question that a segment answered, too.
             Ok(Err(_)) | Err(TryRecvError::Empty) => {
                 self.gate.wants_segment.store(true, Ordering::Release);
-                self.keeper.unpark();
-                self.supply.recv()
+                self.pool.unpark();
+                self.next_segments.recv()
             }
             Err(TryRecvError::Disconnected) => Err(RecvError),
         };
-        let segment = supplied.expect("the keeper ends after this thread")?;
-        self.keeper.unpark();
+        let segment = next.expect("the pool ends after this thread")?;
+        self.pool.unpark();
         self.gate.fill(BLOCK_BYTES as u64);
-        self.current = Some(Current { segment, position: BLOCK_BYTES as u64 });
+        self.current = Some(OpenSegment { segment, position: BLOCK_BYTES as u64 });
         if let Some(why) = self.gate.closed().filter(|why| why.may_pass()) {
             let is_full = why.is_full();
             tracing::info!("the journal {}", if is_full { "has room again" } else { "takes events again" });
@@ -197,52 +197,52 @@ impl Committer {
 
     /// Puts as many records into the buffer as fit into `room`, numbered and sealed. Returns how many of them are
     /// spilled ones.
-    fn fill(&mut self, loads: &mut [Load], room: usize) -> u32 {
+    fn fill(&mut self, lane_batches: &mut [LaneBatch], room: usize) -> u32 {
         self.buffer.clear();
         let (mut sequence, mut spilled) = (self.next_sequence, 0);
-        for load in loads {
-            while load.left > 0 {
-                let framed = &load.group.bytes[load.at..];
+        for lane_batch in lane_batches {
+            while lane_batch.left > 0 {
+                let framed = &lane_batch.batch.bytes[lane_batch.at..];
                 let framed = &framed[..record::len_at(framed)];
                 let start = self.buffer.len();
                 if (start + framed.len()).next_multiple_of(BLOCK_BYTES) > room {
                     return spilled;
                 }
                 self.buffer.extend_from_slice(framed);
-                record::seal(&mut self.buffer[start..], self.mark, sequence);
+                record::seal(&mut self.buffer[start..], self.salt, sequence);
                 spilled += u32::from(record::is_spilled_at(framed));
                 sequence += 1;
-                load.at += framed.len();
-                load.left -= 1;
-                load.taken += 1;
+                lane_batch.at += framed.len();
+                lane_batch.left -= 1;
+                lane_batch.taken += 1;
             }
         }
         spilled
     }
 
     /// Writes the buffer at the beginning of a block and makes it durable.
-    fn write(&mut self, loads: &[Load], records: u32, spilled: u32) -> Outcome {
+    fn write(&mut self, lane_batches: &[LaneBatch], records: u32, spilled: u32) -> Outcome {
         self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK_BYTES), 0);
         let current = self.current.as_mut().expect("there is room in it");
-        let Current { segment, position } = current;
+        let OpenSegment { segment, position } = current;
         let mut result = segment.file.write(*position, &self.buffer);
         // Also where it failed: nobody will be promised anything of it.
-        for load in loads {
-            advance(&load.lane.progress.written, load.taken);
+        for lane_batch in lane_batches {
+            advance(&lane_batch.lane.progress.written, lane_batch.taken);
         }
         if self.is_synchronised && result.is_ok() {
             result = segment.file.sync();
         }
-        for load in loads {
-            advance(&load.lane.progress.durable, load.taken);
+        for lane_batch in lane_batches {
+            advance(&lane_batch.lane.progress.durable, lane_batch.taken);
         }
         let error = match result {
             Ok(()) => {
                 *position += self.buffer.len() as u64;
                 self.gate.fill(self.buffer.len() as u64);
                 self.next_sequence += u64::from(records);
-                self.ledger.slot(segment.origin).add_durable(records, spilled, *position);
-                return Outcome::Durable(segment.origin);
+                self.segment_refs.counts(segment.segment_ref).add_durable(records, spilled, *position);
+                return Outcome::Durable(segment.segment_ref);
             }
             Err(error) => error,
         };
@@ -258,42 +258,42 @@ impl Committer {
                 segment = %name,
                 "the journal could not be written; no event is accepted until the server is started again"
             );
-            self.metrics.journal.failed(Closed::by(&error).failure());
-            self.gate.close(Closed::Failed);
+            self.metrics.journal.failed(ClosedReason::of(&error).failure());
+            self.gate.close(ClosedReason::Failed);
         }
         self.seal();
         Outcome::Unknown
     }
 
-    fn refuse(&self, why: Closed, loads: &mut Vec<Load>) {
+    fn refuse(&self, why: ClosedReason, lane_batches: &mut Vec<LaneBatch>) {
         self.close(why);
-        for load in &mut *loads {
-            load.taken = std::mem::take(&mut load.left);
-            advance(&load.lane.progress.written, load.taken);
-            advance(&load.lane.progress.durable, load.taken);
+        for lane_batch in &mut *lane_batches {
+            lane_batch.taken = std::mem::take(&mut lane_batch.left);
+            advance(&lane_batch.lane.progress.written, lane_batch.taken);
+            advance(&lane_batch.lane.progress.durable, lane_batch.taken);
         }
-        settle(loads, Outcome::Refused(why));
+        settle(lane_batches, Outcome::Refused(why));
     }
 
     fn seal(&mut self) {
         if let Some(current) = self.current.take() {
             self.gate.fill(current.segment.bytes - current.position);
-            self.ledger.slot(current.segment.origin).seal();
-            self.keeper.unpark();
+            self.segment_refs.counts(current.segment.segment_ref).seal();
+            self.pool.unpark();
         }
     }
 }
 
-/// Tells the lanes what became of what was taken; what is left stays in `loads`.
-fn settle(loads: &mut Vec<Load>, outcome: Outcome) {
-    let done = loads.iter().take_while(|load| load.left == 0).count();
-    for load in loads.drain(..done) {
-        load.lane.complete(Completion { records: load.taken, outcome, group: Some(load.group) });
+/// Tells the lanes what became of what was taken; what is left stays in `lane_batches`.
+fn settle(lane_batches: &mut Vec<LaneBatch>, outcome: Outcome) {
+    let done = lane_batches.iter().take_while(|lane_batch| lane_batch.left == 0).count();
+    for lane_batch in lane_batches.drain(..done) {
+        lane_batch.lane.complete(Completion { records: lane_batch.taken, outcome, batch: Some(lane_batch.batch) });
     }
-    if let Some(Load { lane, taken, .. }) = loads.first_mut()
+    if let Some(LaneBatch { lane, taken, .. }) = lane_batches.first_mut()
         && *taken > 0
     {
-        lane.complete(Completion { records: std::mem::take(taken), outcome, group: None });
+        lane.complete(Completion { records: std::mem::take(taken), outcome, batch: None });
     }
 }
 

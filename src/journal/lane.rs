@@ -1,14 +1,14 @@
 //! LANE: the crossing between one shard and the `journal` thread. No locks: the shard never waits.
 //!
-//! Records travel in a [`Group`] through a mailbox of one: the shard takes the group out, appends to it and puts
-//! it back, the thread takes it away as soon as it is free. So while one write is under way the next groups gather,
-//! and a group is as large as what arrived meanwhile. What became of it comes back through a bounded channel.
+//! Records travel in a [`CommitBatch`] through a mailbox of one: the shard takes the batch out, appends to it and puts
+//! it back, the thread takes it away as soon as it is free. So while one write is under way the next batches gather,
+//! and a batch is as large as what arrived meanwhile. What became of it comes back through a bounded channel.
 //!
 //! Invariant, in records of the lane: appended ≥ written ≥ durable ≥ released.
 //!
 //! | number | is advanced by | when |
 //! |---|---|---|
-//! | appended | the shard | the record is in a group |
+//! | appended | the shard | the record is in a batch |
 //! | written | the thread | the write has returned |
 //! | durable | the thread | fdatasync has returned (`durability = "os"`: with written) |
 //! | released | the shard | the answer may be sent |
@@ -24,28 +24,28 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crossbeam_utils::atomic::AtomicCell;
 use futures_util::task::AtomicWaker;
 
-use millrace_base::event::Origin;
+use millrace_base::event::SegmentRef;
 use millrace_metrics::JournalFailure;
 
-use crate::shares::{FREE_TIMES, JournalRoom};
+use crate::shares::{FREE_MULTIPLE, JournalUsage};
 
-/// Completions waiting for a shard. There are two groups, and a group is split only where a segment ends.
+/// Completions waiting for a shard. There are two batches, and a batch is split only where a segment ends.
 const COMPLETIONS_MAX: usize = 64;
-/// A group's buffer that grew beyond this is not kept.
+/// A batch's buffer that grew beyond this is not kept.
 const KEPT_GROUP_BYTES_MAX: usize = 1024 * 1024;
 
-const _: () = assert!(AtomicCell::<Option<Box<Group>>>::is_lock_free());
+const _: () = assert!(AtomicCell::<Option<Box<CommitBatch>>>::is_lock_free());
 
 /// Framed records of one shard that are made durable together.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct CommitBatch {
     /// The records, one behind the other.
     pub bytes: Vec<u8>,
     /// How many.
     pub records: u32,
 }
 
-impl Group {
+impl CommitBatch {
     /// Empties it for the next use.
     pub fn reset(&mut self) {
         if self.bytes.capacity() > KEPT_GROUP_BYTES_MAX {
@@ -56,10 +56,10 @@ impl Group {
     }
 }
 
-/// Why the journal takes nothing, or did not take a group.
+/// Why the journal takes nothing, or did not take a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Closed {
+pub enum ClosedReason {
     /// The start has not come far enough: mostly, the database was not reached yet.
     Starting = 1,
     /// No segment could be made: the disk is full.
@@ -80,7 +80,7 @@ pub enum Closed {
     Failed,
 }
 
-impl Closed {
+impl ClosedReason {
     const ALL: [Self; 9] = [
         Self::Starting,
         Self::NoSpace,
@@ -98,7 +98,7 @@ impl Closed {
     }
 
     /// Why a segment cannot be made, by what the operating system said.
-    pub(super) fn by(error: &io::Error) -> Self {
+    pub(super) fn of(error: &io::Error) -> Self {
         const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
         const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
         match (error.kind(), error.raw_os_error()) {
@@ -133,7 +133,7 @@ impl Closed {
     }
 
     /// Says in the log that nothing is taken from now on.
-    pub(super) fn say(self) {
+    pub(super) fn log(self) {
         let reason = self.reason();
         match self {
             // Said where it happened.
@@ -168,28 +168,28 @@ pub struct Completion {
     pub records: u32,
     /// It.
     pub outcome: Outcome,
-    /// The group, with its last completion.
-    pub group: Option<Box<Group>>,
+    /// The batch, with its last completion.
+    pub batch: Option<Box<CommitBatch>>,
 }
 
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is durable, in this segment.
-    Durable(Origin),
+    Durable(SegmentRef),
     /// Nothing of it was written.
-    Refused(Closed),
+    Refused(ClosedReason),
     /// A write failed half-way: it may come back at the next start or not. Nobody may be told either.
     Unknown,
 }
 
 /// Whether the journal takes anything; what its threads tell each other. Shared by all lanes.
 pub(super) struct Gate {
-    /// A [`Closed`], or 0; written by the `journal` thread (and once by the start), read by the shards.
+    /// A [`ClosedReason`], or 0; written by the `journal` thread (and once by the start), read by the shards.
     state: AtomicU8,
-    /// The same: why there is no next segment; written by the keeper.
+    /// The same: why there is no next segment; written by the pool.
     shortage: AtomicU8,
-    /// Set by the keeper: the segment is old, begin another when idle.
+    /// Set by the pool: the segment is old, begin another when idle.
     pub wants_seal: AtomicBool,
     /// Set by the rewriter: one segment more than there may be, to move out of others what alone keeps them.
     pub wants_reserve: AtomicBool,
@@ -200,7 +200,7 @@ pub(super) struct Gate {
     /// What organisations share, in bytes, and what there is in all.
     capacity: [AtomicU64; 2],
     /// What of it is in use: sealed segments whole, the one in use as far as it is written. Written by the `journal`
-    /// thread and the keeper, read by the shards.
+    /// thread and the pool, read by the shards.
     filled: AtomicU64,
 }
 
@@ -208,7 +208,7 @@ impl Default for Gate {
     /// Closed until the start opens it.
     fn default() -> Self {
         Self {
-            state: AtomicU8::new(Closed::Starting as u8),
+            state: AtomicU8::new(ClosedReason::Starting as u8),
             shortage: AtomicU8::new(0),
             wants_seal: AtomicBool::default(),
             wants_reserve: AtomicBool::default(),
@@ -222,31 +222,31 @@ impl Default for Gate {
 
 impl Gate {
     /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
-        Closed::from_state(self.state.load(Ordering::Relaxed))
+    pub fn closed(&self) -> Option<ClosedReason> {
+        ClosedReason::from_state(self.state.load(Ordering::Relaxed))
     }
 
-    /// Why the keeper has no next segment; `None` where it has one, or has not looked yet.
-    pub fn shortage(&self) -> Option<Closed> {
-        Closed::from_state(self.shortage.load(Ordering::Relaxed))
+    /// Why the pool has no next segment; `None` where it has one, or has not looked yet.
+    pub fn shortage(&self) -> Option<ClosedReason> {
+        ClosedReason::from_state(self.shortage.load(Ordering::Relaxed))
     }
 
-    pub fn set_shortage(&self, why: Option<Closed>) {
+    pub fn set_shortage(&self, why: Option<ClosedReason>) {
         self.shortage.store(why.map_or(0, |why| why as u8), Ordering::Relaxed);
     }
 
     /// Takes what is appended, unless it was closed for another reason meanwhile.
-    pub fn open(&self, was: Closed) {
+    pub fn open(&self, was: ClosedReason) {
         self.change(was, None);
     }
 
     /// From one state to another, unless it is in a third.
-    pub fn change(&self, was: Closed, now: Option<Closed>) {
+    pub fn change(&self, was: ClosedReason, now: Option<ClosedReason>) {
         let now = now.map_or(0, |why| why as u8);
         let _ = self.state.compare_exchange(was as u8, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub fn close(&self, why: Closed) {
+    pub fn close(&self, why: ClosedReason) {
         self.state.store(why as u8, Ordering::Relaxed);
     }
 
@@ -268,19 +268,19 @@ impl Gate {
     }
 
     /// What is in use and what is free, where so much is in use that shares count; else `None`.
-    pub fn crowded(&self) -> Option<JournalRoom> {
+    pub fn crowded(&self) -> Option<JournalUsage> {
         let filled = self.filled.load(Ordering::Relaxed);
         let [free_shared, free] =
             self.capacity.each_ref().map(|all| all.load(Ordering::Relaxed).saturating_sub(filled));
         // Whoever holds all of it may still have more, and so may whoever holds less.
-        (filled / FREE_TIMES >= free_shared).then_some(JournalRoom { filled, free_shared, free })
+        (filled / FREE_MULTIPLE >= free_shared).then_some(JournalUsage { filled, free_shared, free })
     }
 }
 
 /// See the module.
 pub struct Lane {
     gate: Arc<Gate>,
-    mailbox: AtomicCell<Option<Box<Group>>>,
+    mailbox: AtomicCell<Option<Box<CommitBatch>>>,
     completions: (Sender<Completion>, Receiver<Completion>),
     /// Registered by the shard, woken by the thread.
     pub(super) shard_waker: AtomicWaker,
@@ -333,23 +333,23 @@ impl Lane {
     }
 
     /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
+    pub fn closed(&self) -> Option<ClosedReason> {
         self.gate.closed()
     }
 
     /// As [`Gate::crowded`].
-    pub(super) fn crowded(&self) -> Option<JournalRoom> {
+    pub(super) fn crowded(&self) -> Option<JournalUsage> {
         self.gate.crowded()
     }
 
-    /// The group that is in the mailbox. On the shard: put one back before anything else.
-    pub(super) fn take_group(&self) -> Option<Box<Group>> {
+    /// The batch that is in the mailbox. On the shard: put one back before anything else.
+    pub(super) fn take_batch(&self) -> Option<Box<CommitBatch>> {
         self.mailbox.take()
     }
 
-    pub(super) fn put_group(&self, group: Box<Group>) {
-        let other = self.mailbox.swap(Some(group));
-        debug_assert!(other.is_none(), "only the shard puts groups into the mailbox");
+    pub(super) fn put_batch(&self, batch: Box<CommitBatch>) {
+        let other = self.mailbox.swap(Some(batch));
+        debug_assert!(other.is_none(), "only the shard puts batches into the mailbox");
     }
 
     /// Has the thread look into the mailbox.
@@ -381,29 +381,29 @@ mod tests {
 
     #[test]
     fn every_reason_is_found_again_by_its_number() {
-        for (number, why) in (1..).zip(Closed::ALL) {
-            assert_eq!((why as u8, Closed::from_state(number)), (number, Some(why)));
+        for (number, why) in (1..).zip(ClosedReason::ALL) {
+            assert_eq!((why as u8, ClosedReason::from_state(number)), (number, Some(why)));
         }
-        assert_eq!((Closed::from_state(0), Closed::from_state(10)), (None, None));
+        assert_eq!((ClosedReason::from_state(0), ClosedReason::from_state(10)), (None, None));
     }
 
     #[test]
     fn the_reason_follows_the_errno() {
         use rustix::io::Errno;
         for (errno, why) in [
-            (Errno::NOSPC, Closed::NoSpace),
-            (Errno::DQUOT, Closed::NoSpace),
-            (Errno::ACCESS, Closed::Permission),
-            (Errno::PERM, Closed::Permission),
-            (Errno::ROFS, Closed::Permission),
-            (Errno::NOSYS, Closed::Unsupported),
-            (Errno::OPNOTSUPP, Closed::Unsupported),
-            (Errno::INVAL, Closed::Unsupported),
-            (Errno::MFILE, Closed::Descriptors),
-            (Errno::NFILE, Closed::Descriptors),
-            (Errno::IO, Closed::Io),
+            (Errno::NOSPC, ClosedReason::NoSpace),
+            (Errno::DQUOT, ClosedReason::NoSpace),
+            (Errno::ACCESS, ClosedReason::Permission),
+            (Errno::PERM, ClosedReason::Permission),
+            (Errno::ROFS, ClosedReason::Permission),
+            (Errno::NOSYS, ClosedReason::Unsupported),
+            (Errno::OPNOTSUPP, ClosedReason::Unsupported),
+            (Errno::INVAL, ClosedReason::Unsupported),
+            (Errno::MFILE, ClosedReason::Descriptors),
+            (Errno::NFILE, ClosedReason::Descriptors),
+            (Errno::IO, ClosedReason::Io),
         ] {
-            assert_eq!(Closed::by(&errno.into()), why, "{errno:?}");
+            assert_eq!(ClosedReason::of(&errno.into()), why, "{errno:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Append-only segment files in `journal/` under the data directory. Each shard appends to a lane of its own
 //! ([`append`], [`lane`]); one thread, `journal`, makes what all lanes gathered durable with one write and one
-//! fdatasync ([`commit`]); the `journal-keeper` thread makes segments and deletes them when the database has all
+//! fdatasync ([`commit`]); the `journal-pool` thread makes segments and deletes them when the database has all
 //! their events ([`segment_pool`], [`segment_refs`]); after a start, what earlier runs left is replayed beside new events ([`replay`]).
 //!
 //! The invariant, in records of each lane: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
@@ -44,13 +44,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-pub use append::{Appender, Ticket, Trouble};
+pub use append::{AckToken, AppendError, Appender};
 pub use expiry::DroppedUntil;
-pub use lane::Closed;
+pub use lane::ClosedReason;
 pub use replay::Replayed;
 pub use rewriter::Rewriter;
-pub use segment_pool::{Held, Kept, Kepts};
-pub use segment_refs::Ledger;
+pub use segment_pool::{SegmentPhase, SegmentState, SegmentTable};
+pub use segment_refs::SegmentRefs;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::{critical_thread, limits};
@@ -61,9 +61,9 @@ use commit::Committer;
 use disk::Storage;
 use lane::{Gate, Lane};
 use reader::ReadError;
-use record::Mark;
+use record::Salt;
 use segment::{BLOCK_BYTES, Header, SEGMENT_BYTES_MIN, SegmentId, Stream};
-use segment_pool::Keeper;
+use segment_pool::SegmentPool;
 
 /// How the journal is kept.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ pub struct JournalConfig {
 
 /// What a journal still holds at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct Remaining {
     /// Events that are not known to be in the database. Of those that were read back an earlier run may have stored some.
     pub events: u64,
     /// Segments that earlier runs left and that were not read to their end: nobody knows what the database has of them.
@@ -98,24 +98,24 @@ pub struct Left {
 /// The journal of a running server.
 pub struct Journal {
     storage: Arc<dyn Storage>,
-    ledger: Arc<Ledger>,
+    segment_refs: Arc<SegmentRefs>,
     metrics: Arc<Metrics>,
-    kepts: Arc<Kepts>,
+    segments: Arc<SegmentTable>,
     gate: Arc<Gate>,
     lanes: Vec<Arc<Lane>>,
     config: JournalConfig,
     stream: Stream,
-    mark: Mark,
+    salt: Salt,
     /// What the store says of a day; a replay stores everything where nobody can be asked.
     dropped_until: OnceLock<DroppedUntil>,
-    keeper_stop: Arc<AtomicBool>,
+    pool_stop: Arc<AtomicBool>,
     threads: Mutex<Threads>,
 }
 
 #[derive(Default)]
 struct Threads {
     committer: Option<JoinHandle<()>>,
-    keeper: Option<JoinHandle<()>>,
+    pool: Option<JoinHandle<()>>,
     /// Those that bring events from the disk to the writers.
     feeders: Vec<JoinHandle<()>>,
 }
@@ -142,7 +142,7 @@ impl Journal {
         let newest = listing.segments.last().map_or(0, |id| id.stream.0);
         // Later than everything that is there, whatever the clock says: names are never used twice.
         let stream = Stream((Timestamp::now().as_micros().max(0) as u64).max(newest.saturating_add(1)));
-        let mark = Mark(getrandom::u64().map_err(io::Error::other)?);
+        let salt = Salt(getrandom::u64().map_err(io::Error::other)?);
         let gate = Arc::new(Gate::default());
         let segment_bytes = segment_bytes(&config, &*storage);
         let whole_segments = config.bytes_max / segment_bytes;
@@ -153,41 +153,41 @@ impl Journal {
         // One for each shard, and the last for what is written over.
         let lanes = if config.shards == 0 { 0 } else { config.shards + 1 };
         let lanes: Vec<Arc<Lane>> = (0..lanes).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
-        let (ledger, kepts) = (Arc::new(Ledger::default()), Arc::new(Kepts::default()));
+        let (segment_refs, segments) = (Arc::new(SegmentRefs::default()), Arc::new(SegmentTable::default()));
         // They count from the start, read or not.
         for id in &listing.segments {
-            let kept = left_by_earlier_run(&*storage, *id)?;
-            gate.fill(kept.bytes);
-            kepts.set(*id, kept);
+            let state = left_by_earlier_run(&*storage, *id)?;
+            gate.fill(state.bytes);
+            segments.set(*id, state);
         }
-        let keeper_stop = Arc::new(AtomicBool::new(false));
-        let (supply, supplied) = bounded(1);
-        let keeper = Keeper {
+        let pool_stop = Arc::new(AtomicBool::new(false));
+        let (next_segments, next) = bounded(1);
+        let pool = SegmentPool {
             storage: Arc::clone(&storage),
-            ledger: Arc::clone(&ledger),
+            segment_refs: Arc::clone(&segment_refs),
             metrics: Arc::clone(metrics),
-            kepts: Arc::clone(&kepts),
+            segments: Arc::clone(&segments),
             gate: Arc::clone(&gate),
-            supply: (!lanes.is_empty()).then(|| (supply, supplied.clone())),
+            next_segments: (!lanes.is_empty()).then(|| (next_segments, next.clone())),
             next: SegmentId { stream, number: 0 },
-            mark,
+            salt,
             has_spare: false,
             shortage: None,
             segment_bytes,
             bytes_max: config.bytes_max,
             is_store_here: config.is_store_here,
             undeleted_retry_at: None,
-            stop: Arc::clone(&keeper_stop),
+            stop: Arc::clone(&pool_stop),
         };
-        let keeper = critical_thread::spawn("journal-keeper", move || keeper.run())?;
+        let pool = critical_thread::spawn("journal-pool", move || pool.run())?;
         let committer = Committer {
             lanes: lanes.clone(),
             gate: Arc::clone(&gate),
-            mark,
-            ledger: Arc::clone(&ledger),
+            salt,
+            segment_refs: Arc::clone(&segment_refs),
             metrics: Arc::clone(metrics),
-            supply: supplied,
-            keeper: keeper.thread().clone(),
+            next_segments: next,
+            pool: pool.thread().clone(),
             is_synchronised: config.is_synchronised,
             current: None,
             next_sequence: 0,
@@ -195,22 +195,22 @@ impl Journal {
         };
         let committer = critical_thread::spawn("journal", move || committer.run())?;
         {
-            let kepts = Arc::clone(&kepts);
-            metrics.set_journal(move || kepts.sizes());
+            let segments = Arc::clone(&segments);
+            metrics.set_journal(move || segments.sizes());
         }
         Ok(Arc::new(Self {
             storage,
-            ledger,
+            segment_refs,
             metrics: Arc::clone(metrics),
-            kepts,
+            segments,
             gate,
             lanes,
             config,
             stream,
-            mark,
+            salt,
             dropped_until: OnceLock::new(),
-            keeper_stop,
-            threads: Mutex::new(Threads { committer: Some(committer), keeper: Some(keeper), feeders: Vec::new() }),
+            pool_stop,
+            threads: Mutex::new(Threads { committer: Some(committer), pool: Some(pool), feeders: Vec::new() }),
         }))
     }
 
@@ -226,8 +226,8 @@ impl Journal {
             storage: Arc::clone(&self.storage),
             lane: Arc::clone(lane),
             gate: Arc::clone(&self.gate),
-            ledger: Arc::clone(&self.ledger),
-            kepts: Arc::clone(&self.kepts),
+            segment_refs: Arc::clone(&self.segment_refs),
+            segments: Arc::clone(&self.segments),
             metrics: Arc::clone(&self.metrics),
             segment_bytes: segment_bytes(&self.config, &*self.storage),
             bytes_max: self.config.bytes_max,
@@ -240,8 +240,8 @@ impl Journal {
     }
 
     /// Where writers count what they commit.
-    pub fn ledger(&self) -> Arc<Ledger> {
-        Arc::clone(&self.ledger)
+    pub fn segment_refs(&self) -> Arc<SegmentRefs> {
+        Arc::clone(&self.segment_refs)
     }
 
     /// Whether what earlier runs left holds an event, or may: what cannot be read counts.
@@ -252,9 +252,9 @@ impl Journal {
     /// Takes events from now on, where there is a segment for them.
     pub fn open(&self) {
         let shortage = self.gate.shortage();
-        self.gate.change(Closed::Starting, shortage);
+        self.gate.change(ClosedReason::Starting, shortage);
         if let Some(why) = shortage {
-            why.say();
+            why.log();
         }
     }
 
@@ -269,7 +269,7 @@ impl Journal {
 
     /// Starts the thread that does that until nothing is left that can be read, and says so.
     pub fn start_replay(self: &Arc<Self>, queue: Queue, stop: Arc<AtomicBool>) -> io::Result<()> {
-        if self.kepts.unread().is_empty() {
+        if self.segments.unread().is_empty() {
             return Ok(());
         }
         let journal = Arc::clone(self);
@@ -287,13 +287,13 @@ impl Journal {
     }
 
     /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
+    pub fn closed(&self) -> Option<ClosedReason> {
         self.gate.closed()
     }
 
     /// Whether nothing can be taken until the next start.
     pub fn has_failed(&self) -> bool {
-        self.gate.closed() == Some(Closed::Failed)
+        self.gate.closed() == Some(ClosedReason::Failed)
     }
 
     /// Commits what is appended and ends the `journal` thread and those that feed the writers (they were told to stop);
@@ -311,22 +311,23 @@ impl Journal {
 
     /// Deletes what the database has and ends the last thread. After [`Self::close`], and after the writers. Returns what
     /// is left for the next start.
-    pub fn end(&self) -> Left {
-        self.keeper_stop.store(true, Ordering::Release);
-        if let Some(keeper) = self.threads().keeper.take() {
-            wait_for(&keeper, Instant::now() + Duration::from_secs(5));
+    pub fn end(&self) -> Remaining {
+        self.pool_stop.store(true, Ordering::Release);
+        if let Some(pool) = self.threads().pool.take() {
+            wait_for(&pool, Instant::now() + Duration::from_secs(5));
         }
-        let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
-        let mut left = Left { unread_events: Some(0), ..Left::default() };
+        let segments: Vec<(SegmentId, SegmentState)> =
+            self.segments.lock().iter().map(|(id, state)| (*id, *state)).collect();
+        let mut left = Remaining { unread_events: Some(0), ..Remaining::default() };
         let deadline = Instant::now() + limits::JOURNAL_COUNT_TIME_MAX;
-        for (id, kept) in kepts {
-            let counts = kept.held.origin().map(|origin| self.ledger.slot(origin));
-            let outstanding = counts.map_or(0, |slot| u64::from(slot.outstanding()));
+        for (id, state) in segments {
+            let counts = state.phase.segment_ref().map(|segment_ref| self.segment_refs.counts(segment_ref));
+            let outstanding = counts.map_or(0, |counts| u64::from(counts.outstanding()));
             left.handed_over += outstanding;
-            if matches!(kept.held, Held::Unread { .. }) {
-                let committed = counts.map_or(0, |slot| u64::from(slot.durable() - slot.outstanding()));
+            if matches!(state.phase, SegmentPhase::Unread { .. }) {
+                let committed = counts.map_or(0, |counts| u64::from(counts.durable() - counts.outstanding()));
                 left.unread_segments += 1;
-                left.unread_bytes += kept.bytes;
+                left.unread_bytes += state.bytes;
                 let records = if Instant::now() < deadline { self.records_in(id) } else { None };
                 left.unread_events =
                     left.unread_events.zip(records).map(|(sum, records)| sum + records.saturating_sub(committed));
@@ -364,12 +365,17 @@ fn segment_bytes(config: &JournalConfig, storage: &dyn Storage) -> u64 {
 }
 
 /// What is known of a segment before it is read. `Err` where the disk does not even say how long it is.
-fn left_by_earlier_run(storage: &dyn Storage, id: SegmentId) -> io::Result<Kept> {
+fn left_by_earlier_run(storage: &dyn Storage, id: SegmentId) -> io::Result<SegmentState> {
     let name = id.to_string();
     let bytes = storage.len(&name)?;
     let block = storage.read(&name, 0, BLOCK_BYTES).unwrap_or_default();
     let made = Header::decode(&block, id).ok().map(|(header, _)| header.created_at);
     // A damaged header has no time: the stream's beginning is earlier.
     let since = made.filter(|at| at.as_micros() > 0).unwrap_or(Timestamp::from_micros(id.stream.0 as i64));
-    Ok(Kept { held: Held::Unread { origin: None, is_unknown: false }, bytes, since, is_damaged: false })
+    Ok(SegmentState {
+        phase: SegmentPhase::Unread { segment_ref: None, is_unknown: false },
+        bytes,
+        since,
+        is_damaged: false,
+    })
 }

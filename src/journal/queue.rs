@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use millrace_base::event::{Event, OrgId};
 use millrace_base::limits;
 
-use super::shares::{JournalRoom, Shares, may_grow};
+use super::shares::{JournalUsage, Shares, may_grow};
 
 const BYTES_BITS: u32 = 40;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
@@ -135,7 +135,7 @@ impl Queue {
 
     /// Whether another `bytes` of the organisation are within its share of the journal. What is in use there is counted as
     /// the organisation's in the proportion of what it has there that is not stored yet.
-    pub fn is_in_share_of_journal(&self, org: OrgId, bytes: usize, room: JournalRoom) -> bool {
+    pub fn is_in_share_of_journal(&self, org: OrgId, bytes: usize, room: JournalUsage) -> bool {
         let slots = &*self.slots;
         let own = (slots.held.held(org) & BYTES_MASK) + slots.spilled.held(org) + bytes as u64;
         let all = slots.bytes() as u64 + slots.spilled_bytes.load(Ordering::Relaxed) + bytes as u64;
@@ -353,7 +353,7 @@ mod tests {
         queue.offer(event_of(1, 100)).unwrap();
         queue.spill(OrgId(Uuid::from_u128(2)), 99_000);
         let may = |org, filled, free_shared, free| {
-            let room = JournalRoom { filled, free_shared, free };
+            let room = JournalUsage { filled, free_shared, free };
             queue.is_in_share_of_journal(OrgId(Uuid::from_u128(org)), 100, room)
         };
         assert!(may(1, 800, 1, 1) && may(2, 800, 110, 110), "8/9 of it, a little more for what the others have in it");

@@ -292,7 +292,7 @@ fn read_file(
             if is_damaged {
                 report.add(0, BLOCK_BYTES.min(bytes.len()), 0, "the header is damaged");
             }
-            let mut scan = Scan::new(&bytes, header.mark, None);
+            let mut scan = Scan::new(&bytes, header.salt, None);
             let is_read = scan_records(&mut scan, is_other, &expected, &mut report, on_record)?;
             let (ended, before) = (scan.next_sequence(), expected.sequence);
             let next_sequence = match is_other {
@@ -407,7 +407,7 @@ fn lost_behind(storage: &dyn Storage, id: SegmentId, next_sequence: Option<u64>)
         // Where it cannot be read, or begins with damage, its own turn will tell.
         let bytes = storage.read(&id.to_string(), 0, BLOCK_BYTES + RECORD_BYTES_MAX).ok()?;
         let (header, _) = Header::decode(&bytes, id).ok().filter(|(header, _)| header.id == id)?;
-        match Scan::new(&bytes, header.mark, None).next()? {
+        match Scan::new(&bytes, header.salt, None).next()? {
             Found::Record { record, .. } => Some(record.sequence),
             _ => None,
         }
@@ -484,7 +484,7 @@ fn report_missing(expected: &Expected, records_lost: u64, report: &mut SegmentRe
 
 fn in_words(bytes: usize, records_lost: u64) -> &'static str {
     match (bytes, records_lost) {
-        (0, 0) => "a record is intact, its mark or its padding is not",
+        (0, 0) => "a record is intact, its salt or its padding is not",
         (0, _) => "records are missing",
         (_, 0) => "bytes that belong to no record",
         _ => "damaged records",

@@ -1,4 +1,4 @@
-//! FEEDER: brings events to the writers that are on disk only: what an earlier run left, and what was spilled.
+//! REPLAY: brings events to the writers that are on disk only: what an earlier run left, and what was spilled.
 //!
 //! Runs beside new events: on the `journal-replay` thread after a start, and on the `journal-feeder` thread where
 //! `queue.overflow` is `spill`. Both read one segment at a time into memory, wait for a slot in the queue for each
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_base::clock::Timestamp;
-use millrace_base::event::{Event, Origin};
+use millrace_base::event::{Event, SegmentRef};
 use millrace_base::limits;
 use millrace_base::retry::{LogThrottle, sleep_unless};
 
@@ -24,7 +24,7 @@ use super::expiry::Expiry;
 use super::reader::{self, Chain, ReadError};
 use super::record::Record;
 use super::segment::{BLOCK_BYTES, Found, Scan, SegmentId};
-use super::segment_pool::{Held, Kept};
+use super::segment_pool::{SegmentPhase, SegmentState};
 use crate::queue::Queue;
 
 /// How long to wait for a slot between two looks.
@@ -65,7 +65,7 @@ pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
     loop {
         let (more, error) = pass(journal, queue, stop, unreadable.is_none());
         replayed.add(more);
-        let is_done = journal.kepts.unread().is_empty();
+        let is_done = journal.segments.unread().is_empty();
         if let Some(error) = error {
             if throttle.pass().is_some() {
                 tracing::error!(%error, "a segment of the journal cannot be read; it stays, and the others are read");
@@ -85,7 +85,7 @@ pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
     if lost > 0 {
         tracing::error!(events = lost, "EVENTS ARE MISSING: the journal is damaged; see the lines above");
     }
-    if journal.kepts.sizes().unread_segments > 0
+    if journal.segments.sizes().unread_segments > 0
         && let Some(error) = unreadable
     {
         tracing::error!(%error, "EVENTS ARE WAITING in segments of the journal that this version cannot read; they stay");
@@ -106,7 +106,7 @@ fn pass(journal: &Journal, queue: &Queue, stop: &AtomicBool, is_first: bool) -> 
     let mut unreadable = None;
     let mut progress = LogThrottle::after_interval(PROGRESS_INTERVAL);
     let mut expiry = Expiry::new(journal.dropped_until.get());
-    let unread = journal.kepts.unread();
+    let unread = journal.segments.unread();
     for id in &unread {
         if !is_first {
             chain = Chain::default();
@@ -135,43 +135,44 @@ fn replay_segment(
     chain: &mut Chain,
     expiry: &mut Expiry<'_>,
 ) -> Result<Option<Replayed>, ReadError> {
-    let Some(kept) = journal.kepts.lock().get(&id).copied() else { return Ok(Some(Replayed::default())) };
-    let Some(origin) = kept.held.origin().or_else(|| claim(journal, stop)) else { return Ok(None) };
-    let unread = |origin, is_unknown| Kept { held: Held::Unread { origin, is_unknown }, ..kept };
+    let Some(state) = journal.segments.lock().get(&id).copied() else { return Ok(Some(Replayed::default())) };
+    let Some(segment_ref) = state.phase.segment_ref().or_else(|| claim(journal, stop)) else { return Ok(None) };
+    let unread =
+        |segment_ref, is_unknown| SegmentState { phase: SegmentPhase::Unread { segment_ref, is_unknown }, ..state };
     // From here on what is handed over is counted.
-    journal.kepts.set(id, unread(Some(origin), false));
-    let slot = journal.ledger.slot(origin);
+    journal.segments.set(id, unread(Some(segment_ref), false));
+    let counts = journal.segment_refs.counts(segment_ref);
     let mut events = 0;
     let mut hand_over = |_offset, record: Record| {
         // Before the writers have it: durable ≥ committed.
-        slot.add_durable(1, 0, 0);
+        counts.add_durable(1, 0, 0);
         let mut event = record.event;
         if expiry.holds(&event) {
-            event.origin = origin;
-            journal.ledger.commit(std::slice::from_ref(&event));
+            event.segment_ref = segment_ref;
+            journal.segment_refs.commit(std::slice::from_ref(&event));
             journal.metrics.journal.expired.inc();
             return ControlFlow::Continue(());
         }
         journal.metrics.journal.replayed.inc();
         events += 1;
         event.note_may_be_stored();
-        if feed(queue, event, origin, stop) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if feed(queue, event, segment_ref, stop) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     let report = match reader::read(&*journal.storage, id, chain, &mut hand_over) {
         Ok(report) => report,
         Err(error) => {
             // What was handed over before is still counted there; another segment must not get those counts.
-            let kept_origin = (slot.durable() > 0).then_some(origin);
-            if kept_origin.is_none() {
-                journal.ledger.give_back(origin);
+            let kept_ref = (counts.durable() > 0).then_some(segment_ref);
+            if kept_ref.is_none() {
+                journal.segment_refs.give_back(segment_ref);
             }
             if matches!(&error, ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound) {
                 tracing::error!(segment = %id, "somebody else removed a segment of the journal that was not read back yet");
-                journal.kepts.remove(id);
-                journal.gate.unfill(kept.bytes);
+                journal.segments.remove(id);
+                journal.gate.unfill(state.bytes);
                 return Ok(Some(Replayed::default()));
             }
-            journal.kepts.set(id, unread(kept_origin, !matches!(error, ReadError::Io(_))));
+            journal.segments.set(id, unread(kept_ref, !matches!(error, ReadError::Io(_))));
             return Err(error);
         }
     };
@@ -194,16 +195,16 @@ fn replay_segment(
     }
     // The last thing: who sees that it is read sees the rest, too.
     let since = report.oldest.unwrap_or_else(Timestamp::now);
-    let held = Held::Counted(origin);
-    journal.kepts.set(id, Kept { held, bytes: report.file_bytes, since, is_damaged: report.is_damaged() });
-    slot.seal();
+    let phase = SegmentPhase::Counted(segment_ref);
+    journal.segments.set(id, SegmentState { phase, bytes: report.file_bytes, since, is_damaged: report.is_damaged() });
+    counts.seal();
     Ok(Some(Replayed { segments: 1, events, lost: report.records_lost() }))
 }
 
 /// Whether a replay would find an event, or damage in place of one.
 pub(super) fn may_hold_events(journal: &Journal) -> bool {
     let mut chain = Chain::default();
-    journal.kepts.unread().into_iter().any(|id| {
+    journal.segments.unread().into_iter().any(|id| {
         let mut holds_record = false;
         let mut on_record = |_offset, _record: Record| {
             holds_record = true;
@@ -214,10 +215,10 @@ pub(super) fn may_hold_events(journal: &Journal) -> bool {
     })
 }
 
-fn claim(journal: &Journal, stop: &AtomicBool) -> Option<Origin> {
+fn claim(journal: &Journal, stop: &AtomicBool) -> Option<SegmentRef> {
     while !stop.load(Ordering::Relaxed) {
-        if let Some(origin) = journal.ledger.claim() {
-            return Some(origin);
+        if let Some(segment_ref) = journal.segment_refs.claim() {
+            return Some(segment_ref);
         }
         thread::sleep(SPILL_WAIT);
     }
@@ -225,8 +226,8 @@ fn claim(journal: &Journal, stop: &AtomicBool) -> Option<Origin> {
 }
 
 /// Waits for a slot and hands the event over. `false` where the server stops first.
-fn feed(queue: &Queue, mut event: Event, origin: Origin, stop: &AtomicBool) -> bool {
-    event.origin = origin;
+fn feed(queue: &Queue, mut event: Event, segment_ref: SegmentRef, stop: &AtomicBool) -> bool {
+    event.segment_ref = segment_ref;
     event.note_fed();
     let mut waiting = None;
     loop {
@@ -248,18 +249,18 @@ pub(super) fn feed_spilled(journal: &Arc<Journal>, queue: &Queue, stop: &AtomicB
     // How far each segment was fed.
     let mut positions: HashMap<SegmentId, u64> = HashMap::new();
     while !stop.load(Ordering::Relaxed) {
-        let unfed: Vec<(SegmentId, Origin)> = {
-            let kepts = journal.kepts.lock();
-            positions.retain(|id, _| kepts.contains_key(id));
-            let counted = kepts.iter().filter_map(|(id, kept)| Some((*id, kept.held.origin()?)));
-            counted.filter(|(_, origin)| journal.ledger.slot(*origin).unfed() > 0).collect()
+        let unfed: Vec<(SegmentId, SegmentRef)> = {
+            let segments = journal.segments.lock();
+            positions.retain(|id, _| segments.contains_key(id));
+            let counted = segments.iter().filter_map(|(id, state)| Some((*id, state.phase.segment_ref()?)));
+            counted.filter(|(_, segment_ref)| journal.segment_refs.counts(*segment_ref).unfed() > 0).collect()
         };
         if unfed.is_empty() {
             thread::sleep(SPILL_WAIT);
         }
-        for (id, origin) in unfed {
+        for (id, segment_ref) in unfed {
             let from = positions.get(&id).copied().unwrap_or(BLOCK_BYTES as u64);
-            match feed_segment(journal, queue, id, origin, from, stop) {
+            match feed_segment(journal, queue, id, segment_ref, from, stop) {
                 Ok(to) => positions.insert(id, to),
                 Err(error) => {
                     tracing::error!(%error, segment = %id, "spilled events cannot be read back; trying again");
@@ -276,12 +277,12 @@ fn feed_segment(
     journal: &Journal,
     queue: &Queue,
     id: SegmentId,
-    origin: Origin,
+    segment_ref: SegmentRef,
     from: u64,
     stop: &AtomicBool,
 ) -> io::Result<u64> {
-    let slot = journal.ledger.slot(origin);
-    let to = slot.bytes();
+    let counts = journal.segment_refs.counts(segment_ref);
+    let to = counts.bytes();
     if to <= from {
         thread::sleep(SPILL_WAIT);
         return Ok(from);
@@ -291,14 +292,14 @@ fn feed_segment(
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment is shorter than what was written"));
     }
     debug_assert_eq!(id.stream, journal.stream, "only segments of this run have spilled events");
-    for found in Scan::new(&bytes, journal.mark, None).from(0) {
+    for found in Scan::new(&bytes, journal.salt, None).from(0) {
         match found {
             Found::Record { record, .. } if record.is_spilled => {
                 let (org, bytes) = (record.event.org, record.event.weight());
-                if !feed(queue, record.event, origin, stop) {
+                if !feed(queue, record.event, segment_ref, stop) {
                     return Ok(to);
                 }
-                slot.add_fed();
+                counts.add_fed();
                 journal.metrics.journal.spilled.inc();
                 queue.unspill(org, bytes);
             }

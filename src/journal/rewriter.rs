@@ -14,15 +14,15 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace_base::event::{Event, Origin};
+use millrace_base::event::{Event, SegmentRef};
 use millrace_metrics::Metrics;
 
 use super::disk::Storage;
 use super::held_list::{self, HeldList};
-use super::lane::{Closed, Gate, Lane, Outcome, advance};
+use super::lane::{ClosedReason, Gate, Lane, Outcome, advance};
 use super::record;
-use super::segment_pool::Kepts;
-use super::segment_refs::Ledger;
+use super::segment_pool::SegmentTable;
+use super::segment_refs::SegmentRefs;
 
 /// How often the answer is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -36,8 +36,8 @@ pub struct Rewriter {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) lane: Arc<Lane>,
     pub(super) gate: Arc<Gate>,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) kepts: Arc<Kepts>,
+    pub(super) segment_refs: Arc<SegmentRefs>,
+    pub(super) segments: Arc<SegmentTable>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) segment_bytes: u64,
     pub(super) bytes_max: u64,
@@ -54,36 +54,36 @@ impl Rewriter {
 
     /// Those of the segments that are kept by nothing but the held events: `held` says how many each has. None while the
     /// journal has plenty of room.
-    pub fn kept_by_these_alone(&self, held: &HashMap<Origin, u32>) -> Vec<Origin> {
-        if self.kepts.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
+    pub fn kept_by_these_alone(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
+        if self.segments.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
             return Vec::new();
         }
-        let is_kept_alone = |(origin, count): (&Origin, &u32)| {
-            let slot = self.ledger.slot(*origin);
-            (slot.is_sealed() && slot.outstanding() <= *count).then_some(*origin)
+        let is_kept_alone = |(segment_ref, count): (&SegmentRef, &u32)| {
+            let counts = self.segment_refs.counts(*segment_ref);
+            (counts.is_sealed() && counts.outstanding() <= *count).then_some(*segment_ref)
         };
         held.iter().filter_map(is_kept_alone).collect()
     }
 
     /// Appends `events` again. Where each is now, in their order; `None` for one that was not written.
-    pub fn rewrite(&self, events: &[Event]) -> Vec<Option<Origin>> {
+    pub fn rewrite(&self, events: &[Event]) -> Vec<Option<SegmentRef>> {
         let nothing = vec![None; events.len()];
         match self.gate.closed() {
             None => {}
             // The journal is full of what these events keep: one segment more, and then less.
-            Some(Closed::Full) => self.gate.wants_reserve.store(true, Ordering::Release),
+            Some(ClosedReason::Full) => self.gate.wants_reserve.store(true, Ordering::Release),
             Some(_) => return nothing,
         }
         if events.is_empty() || self.gate.stop.load(Ordering::Acquire) {
             return nothing;
         }
-        let mut group = self.lane.take_group().unwrap_or_default();
+        let mut batch = self.lane.take_batch().unwrap_or_default();
         for event in events {
-            record::frame(&mut group.bytes, false, event);
-            group.records += 1;
+            record::frame(&mut batch.bytes, false, event);
+            batch.records += 1;
         }
         advance(&self.lane.progress.appended, events.len() as u32);
-        self.lane.put_group(group);
+        self.lane.put_batch(batch);
         self.lane.wake_thread();
         let written = self.wait_for(events.len());
         self.gate.wants_reserve.store(false, Ordering::Release);
@@ -91,16 +91,16 @@ impl Rewriter {
         written
     }
 
-    fn wait_for(&self, count: usize) -> Vec<Option<Origin>> {
+    fn wait_for(&self, count: usize) -> Vec<Option<SegmentRef>> {
         let mut written = Vec::with_capacity(count);
         let mut ending_since = None;
         while written.len() < count {
             if let Some(completion) = self.lane.next_completion() {
-                let origin = match completion.outcome {
-                    Outcome::Durable(origin) => Some(origin),
+                let segment_ref = match completion.outcome {
+                    Outcome::Durable(segment_ref) => Some(segment_ref),
                     Outcome::Refused(_) | Outcome::Unknown => None,
                 };
-                written.extend((0..completion.records).map(|_| origin));
+                written.extend((0..completion.records).map(|_| segment_ref));
                 advance(&self.lane.progress.released, completion.records);
                 self.lane.progress.check();
                 continue;

@@ -11,7 +11,7 @@ use std::fmt;
 
 use millrace_base::clock::Timestamp;
 
-use super::record::{self, Mark, NoRecord, RECORD_ALIGNMENT, RECORD_BYTES_MAX, Record};
+use super::record::{self, NoRecord, RECORD_ALIGNMENT, RECORD_BYTES_MAX, Record, Salt};
 
 /// Groups begin at multiples of this; the header has the first block. No disk tears less.
 pub const BLOCK_BYTES: usize = 4096;
@@ -68,7 +68,7 @@ pub struct Header {
     /// Which segment.
     pub id: SegmentId,
     /// What its records are marked with.
-    pub mark: Mark,
+    pub salt: Salt,
     /// When it was made.
     pub created_at: Timestamp,
     /// Length of the file.
@@ -96,7 +96,7 @@ impl Header {
             copy[8..12].copy_from_slice(&FORMAT.to_le_bytes());
             copy[12..20].copy_from_slice(&self.id.stream.0.to_le_bytes());
             copy[20..24].copy_from_slice(&self.id.number.to_le_bytes());
-            copy[24..32].copy_from_slice(&self.mark.0.to_le_bytes());
+            copy[24..32].copy_from_slice(&self.salt.0.to_le_bytes());
             copy[32..40].copy_from_slice(&self.created_at.as_micros().to_le_bytes());
             copy[40..48].copy_from_slice(&self.bytes.to_le_bytes());
             let crc = crc32c::crc32c(&copy[..HEADER_BYTES - 4]);
@@ -134,25 +134,25 @@ impl Header {
         }
         Ok(Self {
             id: SegmentId { stream: Stream(u64_at(12)), number: u32_at(20) },
-            mark: Mark(u64_at(24)),
+            salt: Salt(u64_at(24)),
             created_at: Timestamp::from_micros(u64_at(32) as i64),
             bytes: u64_at(40),
         })
     }
 
-    /// The mark is in every record, too: the first one that proves its own is believed.
+    /// The salt is in every record, too: the first one that proves its own is believed.
     fn from_first_record(bytes: &[u8], id: SegmentId) -> Option<Self> {
         let mut places = (BLOCK_BYTES..bytes.len()).step_by(RECORD_ALIGNMENT);
         places.find_map(|at| {
-            let mark = u64::from_le_bytes(bytes[at..].first_chunk().copied()?);
-            if mark == 0 {
+            let salt = u64::from_le_bytes(bytes[at..].first_chunk().copied()?);
+            if salt == 0 {
                 return None;
             }
-            match record::decode(&bytes[at..], Mark(mark)) {
-                // A later version's record proves its mark, too.
+            match record::decode(&bytes[at..], Salt(salt)) {
+                // A later version's record proves its salt, too.
                 Ok(_) | Err(NoRecord::UnknownVersion(_)) => Some(Self {
                     id,
-                    mark: Mark(mark),
+                    salt: Salt(salt),
                     created_at: Timestamp::from_micros(0),
                     bytes: bytes.len() as u64,
                 }),
@@ -176,7 +176,7 @@ pub enum Found {
     Damage {
         /// Where it begins.
         offset: usize,
-        /// How many bytes it spans; 0 for a gap in the numbers alone, and where only the mark or the padding of an
+        /// How many bytes it spans; 0 for a gap in the numbers alone, and where only the salt or the padding of an
         /// intact record is damaged.
         bytes: usize,
         /// How many records are missing, from their numbers. Where the number of the first is not known, those that
@@ -200,7 +200,7 @@ pub enum Found {
 /// Walks through the bytes of a segment behind its header.
 pub struct Scan<'a> {
     bytes: &'a [u8],
-    mark: Mark,
+    salt: Salt,
     /// Where the first group begins.
     start: usize,
     position: usize,
@@ -213,9 +213,9 @@ pub struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     /// Walks through the whole file `bytes`. `next_sequence` is what the stream's segment before ended with, plus one.
-    pub fn new(bytes: &'a [u8], mark: Mark, next_sequence: Option<u64>) -> Self {
+    pub fn new(bytes: &'a [u8], salt: Salt, next_sequence: Option<u64>) -> Self {
         let bytes = &bytes[..bytes.len().min(SEGMENT_BYTES_MAX)];
-        Self { bytes, mark, start: BLOCK_BYTES, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
+        Self { bytes, salt, start: BLOCK_BYTES, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
     }
 
     /// Starts at `offset`, where a group begins, instead of behind the header.
@@ -249,25 +249,25 @@ impl<'a> Scan<'a> {
         Found::Damage { offset: begun, bytes: offset - begun, records_lost }
     }
 
-    /// The next intact record behind `begun`, or the version of one that cannot be read: wherever the mark stands, and
+    /// The next intact record behind `begun`, or the version of one that cannot be read: wherever the salt stands, and
     /// wherever a group may begin.
     fn resume(&self, begun: usize) -> Option<(usize, Result<Record, u8>)> {
-        let mark = self.mark.0.to_le_bytes();
-        let mut marks = memchr::memmem::find_iter(&self.bytes[begun..], &mark).map(|at| begun + at).peekable();
+        let salt = self.salt.0.to_le_bytes();
+        let mut salts = memchr::memmem::find_iter(&self.bytes[begun..], &salt).map(|at| begun + at).peekable();
         let mut block = begun.next_multiple_of(BLOCK_BYTES);
         loop {
-            let candidate = match marks.peek() {
-                Some(at) if *at < block => marks.next()?,
+            let candidate = match salts.peek() {
+                Some(at) if *at < block => salts.next()?,
                 _ if block < self.bytes.len() => {
                     block += BLOCK_BYTES;
                     block - BLOCK_BYTES
                 }
-                _ => marks.next()?,
+                _ => salts.next()?,
             };
             if !candidate.is_multiple_of(RECORD_ALIGNMENT) {
                 continue;
             }
-            match record::decode(&self.bytes[candidate..], self.mark) {
+            match record::decode(&self.bytes[candidate..], self.salt) {
                 Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
                     return Some((candidate, Ok(record)));
                 }
@@ -277,10 +277,10 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Where the intact record at `at` is yet not as it was written: its mark or its padding. Nothing is lost by it.
+    /// Where the intact record at `at` is yet not as it was written: its salt or its padding. Nothing is lost by it.
     fn blemish(&self, at: usize, record: &Record) -> Option<usize> {
         let body_end = at + record::unpadded_len(&record.event);
-        if self.bytes[at..at + size_of::<Mark>()] != self.mark.0.to_le_bytes() {
+        if self.bytes[at..at + size_of::<Salt>()] != self.salt.0.to_le_bytes() {
             return Some(at);
         }
         (!self.is_zero(body_end, (at + record.len).min(self.bytes.len()))).then_some(body_end)
@@ -309,7 +309,7 @@ impl Iterator for Scan<'_> {
             if self.is_ended || at >= self.bytes.len() {
                 return None;
             }
-            match record::decode(&self.bytes[at..], self.mark) {
+            match record::decode(&self.bytes[at..], self.salt) {
                 Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
                     let blemish = self.blemish(at, &record);
                     return Some(match (self.arrive(at, at, record), blemish) {

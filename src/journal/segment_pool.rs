@@ -1,4 +1,4 @@
-//! KEEPER: the `journal-keeper` thread. Makes the next segment before it is needed, out of one whose events are all in
+//! SEGMENT POOL: the `journal-pool` thread. Makes the next segment before it is needed, out of one whose events are all in
 //! the database where there is one, deletes the others of those, and keeps the gauges.
 //!
 //! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
@@ -16,17 +16,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use millrace_base::clock::Timestamp;
-use millrace_base::event::Origin;
+use millrace_base::event::SegmentRef;
 use millrace_base::limits;
 use millrace_metrics::{JournalSizes, Metrics};
 
-use super::commit::{Prepared, Supply};
+use super::commit::{NextSegment, PreallocatedSegment};
 use super::disk::{SegmentFile, Storage};
-use super::lane::{Closed, Gate};
+use super::lane::{ClosedReason, Gate};
 use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
-use super::record::Mark;
+use super::record::Salt;
 use super::segment::{BLOCK_BYTES, Header, SegmentId};
-use super::segment_refs::{Ledger, Slot};
+use super::segment_refs::{RefCounts, SegmentRefs};
 
 /// Zeros are written this many bytes at a time: a commit waits for whatever the disk has begun.
 const FILL_BYTES: usize = 128 * 1024;
@@ -40,9 +40,9 @@ fn preparing() -> String {
 
 /// A segment that is on disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct SegmentState {
     /// What is known of its events.
-    pub held: Held,
+    pub phase: SegmentPhase,
     /// Length of the file.
     pub bytes: u64,
     /// When it was made, or when its oldest event was received.
@@ -53,26 +53,26 @@ pub struct Kept {
 
 /// Who knows how many events of a segment the database lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum SegmentPhase {
     /// An earlier run left it, and it was not read to its end.
     Unread {
         /// Where those are counted that were handed over.
-        origin: Option<Origin>,
+        segment_ref: Option<SegmentRef>,
         /// A later version of Millrace wrote it.
         is_unknown: bool,
     },
-    /// The ledger counts its events.
-    Counted(Origin),
+    /// Its events are counted in the segment references.
+    Counted(SegmentRef),
     /// The database has all of them; it could not be deleted.
     Undeleted,
 }
 
-impl Held {
+impl SegmentPhase {
     /// Where its events are counted, as far as they are.
-    pub fn origin(self) -> Option<Origin> {
+    pub fn segment_ref(self) -> Option<SegmentRef> {
         match self {
-            Self::Unread { origin, .. } => origin,
-            Self::Counted(origin) => Some(origin),
+            Self::Unread { segment_ref, .. } => segment_ref,
+            Self::Counted(segment_ref) => Some(segment_ref),
             Self::Undeleted => None,
         }
     }
@@ -80,8 +80,8 @@ impl Held {
 
 /// The segments on disk, by name, and what a scrape shows of them.
 #[derive(Default)]
-pub struct Kepts {
-    segments: Mutex<BTreeMap<SegmentId, Kept>>,
+pub struct SegmentTable {
+    segments: Mutex<BTreeMap<SegmentId, SegmentState>>,
     bytes: AtomicU64,
     count: AtomicU64,
     unread: AtomicU64,
@@ -89,17 +89,17 @@ pub struct Kepts {
     oldest: AtomicI64,
 }
 
-impl Kepts {
+impl SegmentTable {
     /// All of them. Not on a shard.
-    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, Kept>> {
+    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, SegmentState>> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds one, or says what is known of it now.
-    pub fn set(&self, id: SegmentId, kept: Kept) {
+    pub fn set(&self, id: SegmentId, state: SegmentState) {
         let mut segments = self.lock();
-        let before = segments.insert(id, kept);
-        self.show(&segments, before, Some(kept));
+        let before = segments.insert(id, state);
+        self.show(&segments, before, Some(state));
     }
 
     /// Forgets one.
@@ -111,13 +111,20 @@ impl Kepts {
 
     /// Those that earlier runs left and that can perhaps be read, the oldest first.
     pub fn unread(&self) -> Vec<SegmentId> {
-        let can_be_read = |kept: &Kept| matches!(kept.held, Held::Unread { is_unknown: false, .. });
-        self.lock().iter().filter(|(_, kept)| can_be_read(kept)).map(|(id, _)| *id).collect()
+        let can_be_read = |state: &SegmentState| matches!(state.phase, SegmentPhase::Unread { is_unknown: false, .. });
+        self.lock().iter().filter(|(_, state)| can_be_read(state)).map(|(id, _)| *id).collect()
     }
 
-    fn show(&self, segments: &BTreeMap<SegmentId, Kept>, before: Option<Kept>, now: Option<Kept>) {
-        let bytes = |kept: Option<Kept>| kept.map_or(0, |kept| kept.bytes);
-        let unread = |kept: Option<Kept>| u64::from(kept.is_some_and(|kept| matches!(kept.held, Held::Unread { .. })));
+    fn show(
+        &self,
+        segments: &BTreeMap<SegmentId, SegmentState>,
+        before: Option<SegmentState>,
+        now: Option<SegmentState>,
+    ) {
+        let bytes = |state: Option<SegmentState>| state.map_or(0, |state| state.bytes);
+        let unread = |state: Option<SegmentState>| {
+            u64::from(state.is_some_and(|state| matches!(state.phase, SegmentPhase::Unread { .. })))
+        };
         // Under the lock: nobody else changes these.
         let change = |number: &AtomicU64, less, more| {
             number.store(number.load(Ordering::Relaxed) - less + more, Ordering::Relaxed);
@@ -159,21 +166,21 @@ fn reserve(total: u64) -> u64 {
     wanted.min(total / limits::JOURNAL_RESERVE_PART_MAX)
 }
 
-pub(super) struct Keeper {
+pub(super) struct SegmentPool {
     pub storage: Arc<dyn Storage>,
-    pub ledger: Arc<Ledger>,
+    pub segment_refs: Arc<SegmentRefs>,
     pub metrics: Arc<Metrics>,
-    pub kepts: Arc<Kepts>,
+    pub segments: Arc<SegmentTable>,
     pub gate: Arc<Gate>,
-    /// Where prepared segments go, and where one is taken back; `None` where nothing is written.
-    pub supply: Option<(Sender<Supply>, Receiver<Supply>)>,
+    /// Where preallocated segments go, and where one is taken back; `None` where nothing is written.
+    pub next_segments: Option<(Sender<NextSegment>, Receiver<NextSegment>)>,
     /// The segment that is made next.
     pub next: SegmentId,
-    pub mark: Mark,
+    pub salt: Salt,
     /// Whether a segment that is not needed any more waits to become the next.
     pub has_spare: bool,
     /// Why the last segment could not be made, and when that is tried again.
-    pub shortage: Option<(Closed, Instant)>,
+    pub shortage: Option<(ClosedReason, Instant)>,
     pub segment_bytes: u64,
     pub bytes_max: u64,
     /// Whether the store is on the journal's file system.
@@ -184,13 +191,13 @@ pub(super) struct Keeper {
     pub stop: Arc<AtomicBool>,
 }
 
-impl Keeper {
+impl SegmentPool {
     pub(super) fn run(mut self) {
         loop {
             let is_stopped = self.stop.load(Ordering::Acquire);
             if !is_stopped {
                 self.make_way();
-                self.supply();
+                self.offer_next();
             }
             self.release(is_stopped);
             if is_stopped {
@@ -200,15 +207,18 @@ impl Keeper {
         }
     }
 
-    fn supply(&mut self) {
-        let Some((supply, _)) = self.supply.clone().filter(|(supply, _)| supply.is_empty()) else { return };
+    fn offer_next(&mut self) {
+        let Some((next_segments, _)) = self.next_segments.clone().filter(|(next_segments, _)| next_segments.is_empty())
+        else {
+            return;
+        };
         // That it is full costs nothing to find out; and what is asked for in the reserve is asked for a moment only.
-        if self.shortage.is_none_or(|(why, retry_at)| why == Closed::Full || Instant::now() >= retry_at) {
-            match self.prepare() {
-                Ok(prepared) => {
+        if self.shortage.is_none_or(|(why, retry_at)| why == ClosedReason::Full || Instant::now() >= retry_at) {
+            match self.preallocate() {
+                Ok(preallocated) => {
                     self.shortage = None;
                     self.gate.wants_segment.store(false, Ordering::Relaxed);
-                    send(&supply, Ok(prepared));
+                    send(&next_segments, Ok(preallocated));
                     return self.gate.set_shortage(None);
                 }
                 Err(why) => {
@@ -220,40 +230,42 @@ impl Keeper {
         if let Some((why, _)) = self.shortage
             && self.gate.wants_segment.swap(false, Ordering::Acquire)
         {
-            send(&supply, Err(why));
+            send(&next_segments, Err(why));
         }
     }
 
-    fn prepare(&mut self) -> Result<Prepared, Closed> {
-        let bytes = self.kepts.bytes();
+    fn preallocate(&mut self) -> Result<PreallocatedSegment, ClosedReason> {
+        let bytes = self.segments.bytes();
         let is_reserve = self.gate.wants_reserve.load(Ordering::Acquire) && bytes <= self.bytes_max;
         if bytes + self.segment_bytes > self.bytes_max && !is_reserve {
-            return Err(Closed::Full);
+            return Err(ClosedReason::Full);
         }
         if !self.has_room() {
-            return Err(self.cannot_make(Closed::Reserved, &"only the reserve is left on its file system"));
+            return Err(self.cannot_make(ClosedReason::Reserved, &"only the reserve is left on its file system"));
         }
-        let origin = self.ledger.claim().ok_or(Closed::Full)?;
+        let segment_ref = self.segment_refs.claim().ok_or(ClosedReason::Full)?;
         let id = self.next;
-        let header = Header { id, mark: self.mark, created_at: Timestamp::now(), bytes: self.segment_bytes };
+        let header = Header { id, salt: self.salt, created_at: Timestamp::now(), bytes: self.segment_bytes };
         let made = self.make(&header);
         self.has_spare = false;
         match made {
             Ok(file) => {
                 self.next.number += 1;
-                let held = Held::Counted(origin);
-                self.kepts
-                    .set(id, Kept { held, bytes: self.segment_bytes, since: header.created_at, is_damaged: false });
-                Ok(Prepared { id, origin, file, bytes: self.segment_bytes })
+                let phase = SegmentPhase::Counted(segment_ref);
+                self.segments.set(
+                    id,
+                    SegmentState { phase, bytes: self.segment_bytes, since: header.created_at, is_damaged: false },
+                );
+                Ok(PreallocatedSegment { id, segment_ref, file, bytes: self.segment_bytes })
             }
             Err(error) => {
-                self.ledger.give_back(origin);
-                Err(self.cannot_make(Closed::by(&error), &error))
+                self.segment_refs.give_back(segment_ref);
+                Err(self.cannot_make(ClosedReason::of(&error), &error))
             }
         }
     }
 
-    fn cannot_make(&self, why: Closed, error: &dyn std::fmt::Display) -> Closed {
+    fn cannot_make(&self, why: ClosedReason, error: &dyn std::fmt::Display) -> ClosedReason {
         self.metrics.journal.failed(why.failure());
         if self.shortage.is_none_or(|(before, _)| before != why) {
             tracing::warn!(%error, segment = %self.next, "the journal's next segment cannot be made; trying again");
@@ -267,7 +279,7 @@ impl Keeper {
         let Ok(space) = self.storage.space() else { return true };
         let taken = if self.has_spare { 0 } else { self.segment_bytes };
         // What the journal holds goes into a store on the same file system before it goes from here.
-        let unstored = if self.is_store_here { self.kepts.bytes() + self.segment_bytes } else { 0 };
+        let unstored = if self.is_store_here { self.segments.bytes() + self.segment_bytes } else { 0 };
         space.available >= taken.saturating_add(unstored).saturating_add(reserve(space.total))
     }
 
@@ -280,20 +292,20 @@ impl Keeper {
             let _ = self.storage.remove(&preparing());
         }
         // Whoever waits for one has it sooner.
-        if let Some((supply, prepared)) = &self.supply
+        if let Some((next_segments, preallocated)) = &self.next_segments
             && !self.gate.wants_segment.load(Ordering::Acquire)
-            && let Ok(taken) = prepared.try_recv()
+            && let Ok(taken) = preallocated.try_recv()
         {
-            let Prepared { id, origin, .. } = match taken {
-                Ok(prepared) => prepared,
+            let PreallocatedSegment { id, segment_ref, .. } = match taken {
+                Ok(preallocated) => preallocated,
                 // Perhaps somebody is about to hear it.
-                Err(why) => return send(supply, Err(why)),
+                Err(why) => return send(next_segments, Err(why)),
             };
             // Its number is the next one's: the stream has no gap. Where it stays it is empty, and written over.
             self.next = id;
             let _ = self.storage.remove(&id.to_string()).and_then(|()| self.storage.sync_directory());
-            self.kepts.remove(id);
-            self.ledger.give_back(origin);
+            self.segments.remove(id);
+            self.segment_refs.give_back(segment_ref);
         }
     }
 
@@ -342,35 +354,37 @@ impl Keeper {
     /// written to as not needed.
     fn release(&mut self, is_last: bool) {
         let now = Timestamp::now();
-        let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
+        let segments: Vec<(SegmentId, SegmentState)> =
+            self.segments.lock().iter().map(|(id, state)| (*id, *state)).collect();
         let (mut held_stream, mut oldest, mut is_directory_changed) = (None, 0, false);
-        let ledger = Arc::clone(&self.ledger);
+        let segment_refs = Arc::clone(&self.segment_refs);
         let may_retry = is_last || self.undeleted_retry_at.is_none_or(|at| Instant::now() >= at);
-        for (id, kept) in kepts {
-            let counts = match kept.held {
-                Held::Counted(origin) => Some(ledger.slot(origin)),
-                Held::Unread { .. } | Held::Undeleted => None,
+        for (id, state) in segments {
+            let counts = match state.phase {
+                SegmentPhase::Counted(segment_ref) => Some(segment_refs.counts(segment_ref)),
+                SegmentPhase::Unread { .. } | SegmentPhase::Undeleted => None,
             };
-            let (is_unread, is_undeleted) = (matches!(kept.held, Held::Unread { .. }), kept.held == Held::Undeleted);
-            let is_sealed = counts.is_some_and(Slot::is_sealed);
-            let outstanding = counts.map_or(0, Slot::outstanding);
-            let is_empty = counts.is_some_and(|slot| slot.durable() == 0);
-            if (outstanding > 0 || is_unread) && (oldest == 0 || kept.since.as_micros() < oldest) {
-                oldest = kept.since.as_micros();
+            let (is_unread, is_undeleted) =
+                (matches!(state.phase, SegmentPhase::Unread { .. }), state.phase == SegmentPhase::Undeleted);
+            let is_sealed = counts.is_some_and(RefCounts::is_sealed);
+            let outstanding = counts.map_or(0, RefCounts::outstanding);
+            let is_empty = counts.is_some_and(|counts| counts.durable() == 0);
+            if (outstanding > 0 || is_unread) && (oldest == 0 || state.since.as_micros() < oldest) {
+                oldest = state.since.as_micros();
             }
             let is_done = is_undeleted || !is_unread && outstanding == 0 && (is_sealed || is_last && is_empty);
-            if is_done && held_stream != Some(id.stream) && may_retry && self.drop_segment(id, kept) {
+            if is_done && held_stream != Some(id.stream) && may_retry && self.drop_segment(id, state) {
                 is_directory_changed = true;
                 continue;
             }
             held_stream = Some(id.stream);
-            let is_old = now.as_micros() - kept.since.as_micros() > limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64;
+            let is_old = now.as_micros() - state.since.as_micros() > limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64;
             let is_in_use = counts.is_some() && !is_sealed && !is_empty;
             if is_old && outstanding == 0 && is_in_use {
                 self.gate.wants_seal.store(true, Ordering::Relaxed);
             }
         }
-        self.kepts.oldest.store(oldest, Ordering::Relaxed);
+        self.segments.oldest.store(oldest, Ordering::Relaxed);
         let mut is_spare_needed = !is_last;
         if is_directory_changed && let Err(error) = self.storage.sync_directory() {
             // The files may come back after a power loss; storing their events again changes nothing. But then they
@@ -385,14 +399,14 @@ impl Keeper {
     }
 
     /// Whether the segment is gone. One that is not is tried again.
-    fn drop_segment(&mut self, id: SegmentId, kept: Kept) -> bool {
+    fn drop_segment(&mut self, id: SegmentId, state: SegmentState) -> bool {
         let name = id.to_string();
         // A spare is not counted: it must fit beside what is.
         let is_spare = !self.has_spare
-            && self.supply.is_some()
-            && kept.bytes == self.segment_bytes
-            && self.kepts.bytes() <= self.bytes_max;
-        let dropped = if kept.is_damaged {
+            && self.next_segments.is_some()
+            && state.bytes == self.segment_bytes
+            && self.segments.bytes() <= self.bytes_max;
+        let dropped = if state.is_damaged {
             self.storage.rename(&name, &format!("{name}{KEPT_ASIDE_SUFFIX}"))
         } else if is_spare {
             let renamed = self.storage.rename(&name, &preparing());
@@ -401,10 +415,10 @@ impl Keeper {
         } else {
             self.storage.remove(&name)
         };
-        if let Held::Counted(origin) = kept.held {
-            self.ledger.give_back(origin);
+        if let SegmentPhase::Counted(segment_ref) = state.phase {
+            self.segment_refs.give_back(segment_ref);
         }
-        let is_retry = kept.held == Held::Undeleted;
+        let is_retry = state.phase == SegmentPhase::Undeleted;
         match dropped {
             Ok(()) => {}
             // Somebody has done it, once it was known that it is not needed.
@@ -414,7 +428,7 @@ impl Keeper {
             }
             Err(error) => {
                 if !is_retry {
-                    self.metrics.journal.failed(Closed::by(&error).failure());
+                    self.metrics.journal.failed(ClosedReason::of(&error).failure());
                 }
                 if self.undeleted_retry_at.is_none() {
                     tracing::warn!(
@@ -424,15 +438,15 @@ impl Keeper {
                     );
                 }
                 self.undeleted_retry_at = Some(Instant::now() + limits::JOURNAL_RETRY_INTERVAL);
-                self.kepts.set(id, Kept { held: Held::Undeleted, ..kept });
+                self.segments.set(id, SegmentState { phase: SegmentPhase::Undeleted, ..state });
                 return false;
             }
         }
         if is_retry && self.undeleted_retry_at.take().is_some() {
             tracing::info!(segment = %id, "segments of the journal can be deleted again");
         }
-        self.kepts.remove(id);
-        self.gate.unfill(kept.bytes);
+        self.segments.remove(id);
+        self.gate.unfill(state.bytes);
         true
     }
 }
@@ -444,9 +458,9 @@ fn remove_if_there(storage: &dyn Storage, name: &str) -> io::Result<()> {
     }
 }
 
-fn send(supply: &Sender<Supply>, supplied: Supply) {
-    if let Err(TrySendError::Full(_)) = supply.try_send(supplied) {
-        unreachable!("only the keeper sends, and it looked");
+fn send(next_segments: &Sender<NextSegment>, next: NextSegment) {
+    if let Err(TrySendError::Full(_)) = next_segments.try_send(next) {
+        unreachable!("only the pool sends, and it looked");
     }
 }
 

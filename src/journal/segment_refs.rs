@@ -1,6 +1,6 @@
-//! The ledger: how many events of each segment are durable, and how many of those the database has.
+//! References by segment: how many events of each segment are durable, and how many of those the database has.
 //!
-//! `journal-N` threads count what they made durable, writers count what they committed, the keeper compares: a
+//! `journal-N` threads count what they made durable, writers count what they committed, the pool compares: a
 //! sealed segment whose counts agree is not needed any more. Counting is one atomic addition for each run of events
 //! of one segment, on whatever thread; nothing here is touched by a shard.
 //!
@@ -9,18 +9,18 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use millrace_base::event::{Event, Origin};
+use millrace_base::event::{Event, SegmentRef};
 use millrace_base::limits;
 
 /// Counts by segment.
-pub struct Ledger {
-    slots: Box<[Slot]>,
+pub struct SegmentRefs {
+    counts: Box<[RefCounts]>,
     free: Mutex<Vec<u32>>,
 }
 
 /// One segment's counts.
 #[derive(Default)]
-pub struct Slot {
+pub struct RefCounts {
     durable: AtomicU32,
     spilled: AtomicU32,
     fed: AtomicU32,
@@ -30,50 +30,50 @@ pub struct Slot {
     is_sealed: AtomicBool,
 }
 
-impl Default for Ledger {
+impl Default for SegmentRefs {
     fn default() -> Self {
         Self {
-            slots: (0..limits::JOURNAL_SEGMENTS_MAX).map(|_| Slot::default()).collect(),
+            counts: (0..limits::JOURNAL_SEGMENTS_MAX).map(|_| RefCounts::default()).collect(),
             free: Mutex::new((0..limits::JOURNAL_SEGMENTS_MAX as u32).rev().collect()),
         }
     }
 }
 
-impl Ledger {
+impl SegmentRefs {
     /// A slot with nothing in it; `None` where there are [`limits::JOURNAL_SEGMENTS_MAX`] segments already.
-    pub fn claim(&self) -> Option<Origin> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().map(Origin)
+    pub fn claim(&self) -> Option<SegmentRef> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().map(SegmentRef)
     }
 
     /// Gives a slot back. Its segment is gone.
-    pub fn give_back(&self, origin: Origin) {
-        let slot = self.slot(origin);
-        for count in [&slot.durable, &slot.spilled, &slot.fed, &slot.committed, &slot.bytes] {
+    pub fn give_back(&self, segment_ref: SegmentRef) {
+        let counts = self.counts(segment_ref);
+        for count in [&counts.durable, &counts.spilled, &counts.fed, &counts.committed, &counts.bytes] {
             count.store(0, Ordering::Relaxed);
         }
-        slot.is_sealed.store(false, Ordering::Relaxed);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(origin.0);
+        counts.is_sealed.store(false, Ordering::Relaxed);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(segment_ref.0);
     }
 
     /// The counts of a claimed segment.
     ///
     /// # Panics
-    /// For [`Origin::NONE`].
-    pub fn slot(&self, origin: Origin) -> &Slot {
-        &self.slots[origin.0 as usize]
+    /// For [`SegmentRef::NONE`].
+    pub fn counts(&self, segment_ref: SegmentRef) -> &RefCounts {
+        &self.counts[segment_ref.0 as usize]
     }
 
     /// Counts events the database has committed, to `events` or to `quarantined_events`.
     pub fn commit(&self, events: &[Event]) {
-        for run in events.chunk_by(|a, b| a.origin == b.origin) {
-            if run[0].origin != Origin::NONE {
-                self.slot(run[0].origin).committed.fetch_add(run.len() as u32, Ordering::Release);
+        for run in events.chunk_by(|a, b| a.segment_ref == b.segment_ref) {
+            if run[0].segment_ref != SegmentRef::NONE {
+                self.counts(run[0].segment_ref).committed.fetch_add(run.len() as u32, Ordering::Release);
             }
         }
     }
 }
 
-impl Slot {
+impl RefCounts {
     /// Counts a group that is durable now, up to `bytes` from the beginning of the file.
     pub fn add_durable(&self, records: u32, spilled: u32, bytes: u64) {
         self.spilled.fetch_add(spilled, Ordering::Relaxed);
@@ -131,21 +131,24 @@ mod tests {
 
     #[test]
     fn a_segment_is_done_when_everything_durable_is_committed() {
-        let ledger = Ledger::default();
-        let (a, b) = (ledger.claim().unwrap(), ledger.claim().unwrap());
-        let event = |origin| {
+        let segment_refs = SegmentRefs::default();
+        let (a, b) = (segment_refs.claim().unwrap(), segment_refs.claim().unwrap());
+        let event = |segment_ref| {
             let (id, org) = (EventId(Uuid::nil()), OrgId(Uuid::nil()));
             let mut event = Event::new(id, org, Timestamp::from_micros(0), "t", None, b"1");
-            event.origin = origin;
+            event.segment_ref = segment_ref;
             event
         };
-        ledger.slot(a).add_durable(2, 0, 8192);
-        ledger.slot(b).add_durable(1, 0, 8192);
-        ledger.commit(&[event(a), event(b), event(Origin::NONE), event(a)]);
-        assert_eq!((ledger.slot(a).outstanding(), ledger.slot(b).outstanding()), (0, 0));
-        ledger.slot(a).seal();
-        ledger.give_back(a);
-        let again = ledger.claim().unwrap();
-        assert_eq!((again, ledger.slot(again).durable(), ledger.slot(again).is_sealed()), (a, 0, false));
+        segment_refs.counts(a).add_durable(2, 0, 8192);
+        segment_refs.counts(b).add_durable(1, 0, 8192);
+        segment_refs.commit(&[event(a), event(b), event(SegmentRef::NONE), event(a)]);
+        assert_eq!((segment_refs.counts(a).outstanding(), segment_refs.counts(b).outstanding()), (0, 0));
+        segment_refs.counts(a).seal();
+        segment_refs.give_back(a);
+        let again = segment_refs.claim().unwrap();
+        assert_eq!(
+            (again, segment_refs.counts(again).durable(), segment_refs.counts(again).is_sealed()),
+            (a, 0, false)
+        );
     }
 }

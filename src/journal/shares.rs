@@ -1,6 +1,6 @@
 //! SHARES: how much of a bounded room each organisation holds, and how much it may.
 //!
-//! An organisation may hold [`FREE_TIMES`] times what is free at that moment, not a fixed part (Choudhury and Hahne's
+//! An organisation may hold [`FREE_MULTIPLE`] times what is free at that moment, not a fixed part (Choudhury and Hahne's
 //! dynamic thresholds for shared buffers): alone it fills 8/9 of the room, and however many hold theirs, some is free for
 //! the others. Who sends more than is stored is the one that is refused.
 //!
@@ -16,7 +16,7 @@ use millrace_base::event::OrgId;
 use millrace_base::limits;
 
 /// What one organisation may hold, in parts of what is free.
-pub const FREE_TIMES: u64 = 8;
+pub const FREE_MULTIPLE: u64 = 8;
 
 /// One number for each organisation: what it holds.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl Shares {
 /// Whether one that holds `held` may hold more while `free` is free.
 #[inline]
 pub const fn may_grow(held: u64, free: u64) -> bool {
-    held < free * FREE_TIMES
+    held < free * FREE_MULTIPLE
 }
 
 /// The journal's bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct JournalRoom {
+pub struct JournalUsage {
     /// In use.
     pub filled: u64,
     /// Free of what organisations share.
@@ -70,7 +70,7 @@ pub struct JournalRoom {
     pub free: u64,
 }
 
-impl JournalRoom {
+impl JournalUsage {
     /// Whether one to whom `held` bytes of what is in use are counted may have more.
     pub const fn may_grow(self, held: u64) -> bool {
         may_grow(held, self.free_shared) || held < self.free
@@ -110,7 +110,7 @@ mod tests {
         for organizations in [2, 10, 100] {
             let held = fill(10_000, organizations);
             assert!(held.iter().sum::<u64>() < 10_000, "{organizations}");
-            assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= FREE_TIMES, "{held:?}");
+            assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= FREE_MULTIPLE, "{held:?}");
         }
     }
 

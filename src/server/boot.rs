@@ -281,9 +281,9 @@ fn start_writers(
     deliver: &Deliver,
     metrics: &Arc<Metrics>,
 ) -> std::io::Result<Writers> {
-    let ledger = journal.map(|journal| journal.ledger());
+    let segment_refs = journal.map(|journal| journal.segment_refs());
     let rewriter = journal.and_then(|journal| journal.rewriter());
-    Writers::start(config.writers, store, accepted, ledger, rewriter, deliver.outbox(), metrics)
+    Writers::start(config.writers, store, accepted, segment_refs, rewriter, deliver.outbox(), metrics)
 }
 
 /// Where no webhook may go.
