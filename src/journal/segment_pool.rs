@@ -203,7 +203,7 @@ impl SegmentPool {
             if is_stopped {
                 return;
             }
-            thread::park_timeout(limits::JOURNAL_KEEPER_INTERVAL);
+            thread::park_timeout(limits::JOURNAL_POOL_INTERVAL);
         }
     }
 
