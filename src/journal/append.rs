@@ -1,8 +1,8 @@
-//! The shard's end of its lane: appends events, and releases their answers when they are durable.
+//! The shard's end of its lane: appends events, and completes their acknowledgements once they are durable.
 //!
-//! Runs on the shard; never blocks, takes no lock. An event stays here between its append and its durability,
-//! and goes to the writers only then: what is refused must not be stored. Bounded: a held event has its slot in
-//! the queue, spilled ones stop at [`limits::JOURNAL_BATCH_BYTES_MAX`].
+//! Runs on the shard, never blocks and takes no lock. An event stays here from its append until it is durable, and only then
+//! goes to the writers, so that a refused event is not stored. Bounded: a held event has a slot in the queue, and spilled
+//! events stop at [`limits::JOURNAL_BATCH_BYTES_MAX`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,54 +18,54 @@ use super::lane::{ClosedReason, CommitBatch, Completion, Lane, Outcome, advance}
 use super::record;
 use crate::queue::Queue;
 
-/// As many as the thread brings to an end while the shard is at one turn, or more. Groups have some tens of KiB; at worst 8
-/// MiB a shard.
+/// Empty batches kept for reuse: at least as many as the thread completes while the shard polls its tasks once. A batch has
+/// some tens of KiB; 8 MiB a shard at worst.
 const SPARE_GROUPS_MAX: usize = 8;
 
-/// See the module.
-#[allow(clippy::vec_box, reason = "boxes are what a lane carries")]
+/// Appends one shard's events to its lane.
+#[allow(clippy::vec_box, reason = "a lane carries boxes")]
 pub struct Appender {
     lane: Arc<Lane>,
     queue: Queue,
-    /// Whether an event without a slot is accepted into the journal alone.
+    /// Whether an event without a slot is spilled: accepted into the journal only.
     may_spill: bool,
     pending: RefCell<VecDeque<Pending>>,
-    /// Groups that came back, to be filled again: else each would grow from nothing while the one before is written.
+    /// Committed batches, to be filled again. A new one would have to grow from nothing.
     spare: RefCell<Vec<Box<CommitBatch>>>,
-    /// Whether something was appended since the thread was last told.
+    /// Whether something was appended since the thread was last woken.
     is_dirty: Cell<bool>,
     task_waker: RefCell<Option<Waker>>,
 }
 
-/// A record that is not settled yet, in the order of the lane.
+/// A record whose outcome is not known yet. Records settle in the order of the lane.
 struct Pending {
     event: Appended,
     token: Rc<AckToken>,
 }
 
-/// What is kept of an event until its record is settled.
+/// What remains of an event until its record is settled.
 enum Appended {
-    /// All of it; it has its slot in the queue.
+    /// The event, which has a slot in the queue.
     Queued(Event),
-    /// Whose it is and what it weighs: it is fed to the writers from the journal.
+    /// Organisation and weight. The event itself is read back from the journal later.
     Spilled(OrgId, usize),
 }
 
-/// Why an event that was appended gets no 202.
+/// Why an appended event gets no 202.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendError {
-    /// It is not stored, and will not be.
+    /// It is not in the journal and will not be stored.
     Refused(ClosedReason),
-    /// Whether it will be stored is not known.
+    /// A write failed half-way: it may or may not be stored.
     Unknown,
 }
 
-/// One connection's events that wait to become durable.
+/// One connection's events that wait to become durable. The connection sends their responses once all are settled.
 #[derive(Default)]
 pub struct AckToken {
     appended: Cell<u32>,
     settled: Cell<u32>,
-    /// Those that came to nothing, by their position since [`AckToken::clear`], in order.
+    /// Events that failed, by their position since [`AckToken::clear`], in order.
     errors: RefCell<Vec<(u32, AppendError)>>,
     waker: Cell<Option<Waker>>,
 }
@@ -83,7 +83,7 @@ impl AckToken {
         .await;
     }
 
-    /// Forgets what is settled. Returns which events, counted from 0, came to nothing.
+    /// Starts again from 0. Returns the events that failed, by their position from 0.
     pub fn clear(&self) -> Vec<(u32, AppendError)> {
         debug_assert_eq!(self.settled.get(), self.appended.get());
         self.settled.set(0);
@@ -119,24 +119,24 @@ impl Appender {
         }
     }
 
-    /// Whether everything appended is settled.
+    /// Whether the outcome of every appended event is known.
     pub fn is_settled(&self) -> bool {
         self.pending.borrow().is_empty()
     }
 
-    /// Takes a slot in the queue for `event` and appends it; without a slot it is spilled (fed to the writers from the
-    /// journal later) or refused. So is an event whose organisation has its share of the journal. What becomes of it is
-    /// on `token`.
+    /// Takes a slot in the queue for `event` and appends it. Without a slot the event is spilled (read back from the journal
+    /// for the writers later) or refused. It is refused if its organisation has used up its share of the journal. `token`
+    /// learns the outcome.
     ///
     /// # Errors
-    /// Nothing was appended, because of this.
+    /// Why nothing was appended.
     pub fn accept(&self, event: Event, token: &Rc<AckToken>) -> Result<(), ClosedReason> {
         if let Some(why) = self.lane.closed() {
             return Err(why);
         }
         let (org, weight) = (event.org, event.weight());
-        if let Some(room) = self.lane.crowded()
-            && !self.queue.is_in_share_of_journal(org, weight, room)
+        if let Some(usage) = self.lane.crowded()
+            && !self.queue.is_in_share_of_journal(org, weight, usage)
         {
             return Err(ClosedReason::Full);
         }
@@ -169,9 +169,9 @@ impl Appender {
         Ok(())
     }
 
-    /// The task that moves the lane, for as long as the shard runs. Woken by the first append of a turn, it runs
-    /// behind the tasks that were ready then: one wake of the thread for all they append. `count_durable` hears how many
-    /// events became so.
+    /// The task that settles completions and wakes the thread, for as long as the shard runs. The first append wakes it, and
+    /// it runs after the tasks that were ready then, so all their appends cost one wake of the thread. `count_durable` gets
+    /// the number of events that became durable.
     pub async fn tend(&self, count_durable: impl Fn(u32)) {
         poll_fn(|context| {
             self.lane.shard_waker.register(context.waker());

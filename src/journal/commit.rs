@@ -1,9 +1,7 @@
-//! The `journal` thread: takes what the lanes have gathered and makes it durable, with one write and one fdatasync
-//! for all of them.
+//! The `journal` thread: takes the batches of all lanes and makes them durable with one write and one fdatasync.
 //!
-//! Blocks on the disk, on nothing else for long. An error of a write or of fdatasync is never retried: what the
-//! kernel could not write it may have dropped, and a second fdatasync would say nothing about it. The journal is
-//! closed then until the next start.
+//! It blocks on the disk and on nothing else for long. A failed write or fdatasync is never retried: the kernel may have dropped
+//! the data it could not write, and a second fdatasync would not report that. The journal is closed then until the next start.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -22,12 +20,12 @@ use super::record::{self, Salt};
 use super::segment::{BLOCK_BYTES, SegmentId};
 use super::segment_refs::SegmentRefs;
 
-/// How often an idle thread looks whether it is closed and there is room again.
+/// How often an idle thread checks whether a closed journal can be opened again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// A write buffer that grew beyond this is not kept.
 const KEPT_BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A segment that is made, durable in name and length, and empty.
+/// A segment that exists with its full length, durable in name and length, and empty.
 pub(super) struct PreallocatedSegment {
     pub id: SegmentId,
     pub segment_ref: SegmentRef,
@@ -35,7 +33,7 @@ pub(super) struct PreallocatedSegment {
     pub bytes: u64,
 }
 
-/// What the pool sends where there is no segment to be had.
+/// The answer of the segment pool: a segment, or why there is none.
 pub(super) type NextSegment = Result<PreallocatedSegment, ClosedReason>;
 
 pub(super) struct Committer {
@@ -46,13 +44,13 @@ pub(super) struct Committer {
     pub metrics: Arc<Metrics>,
     pub next_segments: Receiver<NextSegment>,
     pub pool: Thread,
-    /// Whether durable means synchronised, or written.
+    /// Whether durable means synchronised to the disk, or only written to the operating system.
     pub is_synchronised: bool,
-    /// The segment in use.
+    /// The segment that is written to.
     pub current: Option<OpenSegment>,
-    /// The number of the next record that is written.
+    /// The sequence number of the next record.
     pub next_sequence: u64,
-    /// What is written next: records of several lanes, one behind the other.
+    /// The next write: records of several lanes, one after the other.
     pub buffer: Vec<u8>,
 }
 
@@ -62,25 +60,25 @@ pub(super) struct OpenSegment {
     position: u64,
 }
 
-/// One lane's batch on its way to the disk.
+/// The batch of one lane on its way to the disk.
 struct LaneBatch {
     lane: Arc<Lane>,
     batch: Box<CommitBatch>,
-    /// Where its first record is that is not taken yet.
+    /// Where its first record begins that is not written yet.
     at: usize,
-    /// How many are not taken yet.
+    /// Records that are not written yet.
     left: u32,
-    /// How many the present write takes.
+    /// Records in the current write.
     taken: u32,
 }
 
 impl Committer {
-    /// Until the gate is stopped and the lanes are empty.
+    /// Runs until the gate is stopped and the lanes are empty.
     pub(super) fn run(mut self) {
         self.lanes.iter().for_each(|lane| lane.set_thread(thread::current()));
         let mut lane_batches = Vec::with_capacity(self.lanes.len());
         loop {
-            // Read before the mailboxes: what was appended before the stop is found after it.
+            // Read before the mailboxes, so that everything appended before the stop is still found.
             let is_stopped = self.gate.stop.load(Ordering::Acquire);
             for lane in &self.lanes {
                 lane_batches.extend(lane.take_batch().map(|batch| LaneBatch {
@@ -103,8 +101,8 @@ impl Committer {
         self.seal();
     }
 
-    /// With nothing to do: reopens where there is room again, closes where there is none for the next event, and leaves a
-    /// segment that is old.
+    /// When idle: opens the journal again if there is space, closes it if there is no segment for the next event, and seals
+    /// an old segment.
     fn look_around(&mut self) {
         match self.gate.closed() {
             Some(why) if why.may_pass() => {
@@ -112,7 +110,7 @@ impl Committer {
                     self.close(now);
                 }
             }
-            // Before somebody has to be refused to find out.
+            // Without this, the first refused event would find it out.
             None if self.current.is_none() && self.next_segments.is_empty() => {
                 if let Some(why) = self.gate.shortage() {
                     self.close(why);
@@ -134,7 +132,7 @@ impl Committer {
         why.log();
     }
 
-    /// Brings all of `lane_batches` to an end, one way or another.
+    /// Commits or refuses every record of `lane_batches`.
     fn commit(&mut self, lane_batches: &mut Vec<LaneBatch>) {
         while !lane_batches.is_empty() {
             let room = match self.make_room(record::len_at(&lane_batches[0].batch.bytes[lane_batches[0].at..])) {
@@ -154,7 +152,7 @@ impl Committer {
         }
     }
 
-    /// How many bytes the segment in use has left; the next one where a record of `len` bytes does not fit.
+    /// Bytes left in the open segment. Takes the next segment if a record of `len` bytes does not fit.
     fn make_room(&mut self, len: usize) -> Result<usize, ClosedReason> {
         if self.gate.closed() == Some(ClosedReason::Failed) {
             return Err(ClosedReason::Failed);
@@ -171,11 +169,11 @@ impl Committer {
         }
     }
 
-    /// Waits for the pool's next segment, or for its word that there is none.
+    /// Waits for the pool's next segment, or for its answer that there is none.
     fn acquire(&mut self) -> Result<(), ClosedReason> {
         let next = match self.next_segments.try_recv() {
             Ok(Ok(preallocated)) => Ok(Ok(preallocated)),
-            // A refusal that nobody waits for is an old one: it answered a question that a segment answered, too.
+            // A refusal found without asking is stale: the request that it answered has got a segment since.
             Ok(Err(_)) | Err(TryRecvError::Empty) => {
                 self.gate.wants_segment.store(true, Ordering::Release);
                 self.pool.unpark();
@@ -195,8 +193,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Puts as many records into the buffer as fit into `room`, numbered and sealed. Returns how many of them are
-    /// spilled ones.
+    /// Fills the buffer with as many records as fit into `room` bytes, and numbers and seals them. Returns how many of them
+    /// are spilled.
     fn fill(&mut self, lane_batches: &mut [LaneBatch], room: usize) -> u32 {
         self.buffer.clear();
         let (mut sequence, mut spilled) = (self.next_sequence, 0);
@@ -220,13 +218,13 @@ impl Committer {
         spilled
     }
 
-    /// Writes the buffer at the beginning of a block and makes it durable.
+    /// Writes the buffer at a block boundary and makes it durable.
     fn write(&mut self, lane_batches: &[LaneBatch], records: u32, spilled: u32) -> Outcome {
         self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK_BYTES), 0);
-        let current = self.current.as_mut().expect("there is room in it");
+        let current = self.current.as_mut().expect("make_room left an open segment");
         let OpenSegment { segment, position } = current;
         let mut result = segment.file.write(*position, &self.buffer);
-        // Also where it failed: nobody will be promised anything of it.
+        // Also after a failure: nothing of it will be acknowledged.
         for lane_batch in lane_batches {
             advance(&lane_batch.lane.progress.written, lane_batch.taken);
         }
@@ -248,8 +246,8 @@ impl Committer {
         };
         let name = segment.id;
         if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
-            // A file system that does not keep what was allocated. The half-written segment is left as it is; the
-            // numbers are used again in the next.
+            // A file system that does not honour its allocation. The half-written segment stays as it is; the next segment
+            // reuses the sequence numbers.
             tracing::error!(%error, segment = %name, "the journal's disk is full");
             self.metrics.journal.failed(JournalFailure::NoSpace);
         } else {
@@ -284,7 +282,7 @@ impl Committer {
     }
 }
 
-/// Tells the lanes what became of what was taken; what is left stays in `lane_batches`.
+/// Reports the outcome of the written records to their lanes. Batches with records left stay in `lane_batches`.
 fn settle(lane_batches: &mut Vec<LaneBatch>, outcome: Outcome) {
     let done = lane_batches.iter().take_while(|lane_batch| lane_batch.left == 0).count();
     for lane_batch in lane_batches.drain(..done) {

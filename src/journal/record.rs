@@ -1,13 +1,13 @@
-//! One event as the journal keeps it: a fixed header, then type, dedup id and payload, then zeros up to eight bytes.
+//! One event as a journal record: a fixed header, then type, dedup id and payload, padded with zeros to a multiple of eight.
 //!
 //! Little-endian:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 8 | the segment's salt: a random number no client can know, so no payload can pass for a record |
+//! | 0 | 8 | the segment's salt: a random number that no client knows, so that no payload can pass for a record |
 //! | 8 | 4 | CRC32C of the salt and of everything from offset 12 to the end of the payload |
 //! | 12 | 4 | length of type, dedup id and payload together |
-//! | 16 | 8 | sequence number: one more than the record before, through all segments of a stream |
+//! | 16 | 8 | sequence number: one more than that of the record before, across all segments of a stream |
 //! | 24 | 1 | version of this layout: 1 |
 //! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted) |
 //! | 26 | 1 | length of the type |
@@ -19,10 +19,10 @@
 //! | 64 | 8 | when it was received, microseconds since 1970 |
 //! | 72 | | type, dedup id, payload |
 //!
-//! A record is made in two steps: [`frame`] on the shard, which knows the event, and [`seal`] on the journal's thread,
-//! which knows its number. [`encode`] is both.
+//! A record is made in two steps: [`frame`] on the shard, which has the event, and [`seal`] on the `journal` thread, which
+//! knows the sequence number. [`encode`] does both.
 //!
-//! Pure: no files, no threads.
+//! No files and no threads.
 
 use uuid::Uuid;
 
@@ -42,14 +42,14 @@ const VERSION: u8 = 1;
 const HAS_DEDUP_ID: u8 = 1;
 const IS_SPILLED: u8 = 2;
 
-/// Proves that a record belongs to its segment.
+/// The random number in a segment's header and in each of its records. It proves that a record belongs to the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Salt(pub u64);
 
-/// A record that was read and is intact.
+/// An intact record, as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the stream.
+    /// Its sequence number in the stream.
     pub sequence: u64,
     /// Whether the event was not handed to the writers when it was accepted.
     pub is_spilled: bool,
@@ -59,7 +59,7 @@ pub struct Record {
     pub len: usize,
 }
 
-/// Why there is no intact record at a place.
+/// Why there is no intact record at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRecord {
     /// The bytes end before the record does.
@@ -70,7 +70,7 @@ pub enum NoRecord {
     UnknownVersion(u8),
 }
 
-/// `len` rounded up to where the next record may begin.
+/// `len` rounded up to where the next record can begin.
 pub const fn padded(len: usize) -> usize {
     len.next_multiple_of(RECORD_ALIGNMENT)
 }
@@ -92,7 +92,7 @@ pub fn encode(out: &mut Vec<u8>, salt: Salt, sequence: u64, is_spilled: bool, ev
     seal(&mut out[start..], salt, sequence);
 }
 
-/// Appends a record to `out` that lacks salt, number and checksum.
+/// Appends the record of `event` to `out` without salt, sequence number and checksum.
 pub fn frame(out: &mut Vec<u8>, is_spilled: bool, event: &Event) {
     let start = out.len();
     let (body, dedup_id) = (event.body(), event.dedup_id());
@@ -111,7 +111,7 @@ pub fn frame(out: &mut Vec<u8>, is_spilled: bool, event: &Event) {
     out.resize(start + padded(RECORD_HEADER_BYTES + body.len()), 0);
 }
 
-/// Completes the framed record at the beginning of `bytes`.
+/// Adds salt, sequence number and checksum to the framed record at the beginning of `bytes`.
 pub fn seal(bytes: &mut [u8], salt: Salt, sequence: u64) {
     let end = RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize;
     bytes[..8].copy_from_slice(&salt.0.to_le_bytes());
@@ -130,8 +130,8 @@ pub fn is_spilled_at(bytes: &[u8]) -> bool {
     bytes[25] & IS_SPILLED != 0
 }
 
-/// Reads the record at the beginning of `bytes`. The salt in the record is not looked at: it serves only to find
-/// records again behind damage; the checksum proves what `salt` should be.
+/// Reads the record at the beginning of `bytes`. The salt bytes in the record are ignored: they only help to find records
+/// behind damage. The checksum covers the segment's `salt` and proves the record.
 pub fn decode(bytes: &[u8], salt: Salt) -> Result<Record, NoRecord> {
     let (header, rest) = bytes.split_at_checked(RECORD_HEADER_BYTES).ok_or(NoRecord::Short)?;
     let body_len = u32_at(header, 12) as usize;

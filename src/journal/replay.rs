@@ -1,10 +1,11 @@
-//! REPLAY: brings events to the writers that are on disk only: what an earlier run left, and what was spilled.
+//! Replay: brings events from disk to the writers, those that an earlier run left and those that were spilled.
 //!
-//! Runs beside new events: on the `journal-replay` thread after a start, and on the `journal-feeder` thread where
-//! `queue.overflow` is `spill`. Both read one segment at a time into memory, wait for a slot in the queue for each
-//! event, and have half of the slots at most; while they wait, so have new events. Storing is idempotent on the event id, so feeding an event
-//! twice changes nothing. An event that is replayed and its retry with the same `dedup_id` have one id: the one that is
-//! stored first wins.
+//! New events arrive meanwhile. After a start this runs on the `journal-replay` thread, and with `queue.overflow = "spill"` also
+//! on the `journal-feeder` thread. Both read one segment at a time into memory and wait for a slot in the queue for each event.
+//! They get half of the slots at most; while they wait, new events get half at most.
+//!
+//! Storing is idempotent on the event id, so feeding an event twice changes nothing. A replayed event and its retry with the
+//! same `dedup_id` have the same id: the one that is stored first wins.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,17 +28,17 @@ use super::segment::{BLOCK_BYTES, Found, Scan, SegmentId};
 use super::segment_pool::{SegmentPhase, SegmentState};
 use crate::queue::Queue;
 
-/// How long to wait for a slot between two looks.
+/// Pause between two attempts to get a slot.
 const SLOT_WAIT: Duration = Duration::from_micros(500);
-/// How long to wait for spilled events between two looks.
+/// Pause between two looks for spilled events.
 const SPILL_WAIT: Duration = Duration::from_millis(5);
-/// How often a long replay says how far it is.
+/// How often a long replay logs its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is said that one cannot go on.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the log reports a segment that cannot be read.
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a replay brought.
+/// The result of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Segments read.
@@ -56,12 +57,12 @@ impl Replayed {
     }
 }
 
-/// The `journal-replay` thread: until nothing is left that can be read, or the server stops.
+/// The `journal-replay` thread: replays until every readable segment is read, or the server stops.
 pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
     let started = Instant::now();
     let mut replayed = Replayed::default();
     let mut unreadable = None;
-    let mut throttle = LogThrottle::new(COMPLAINT_INTERVAL);
+    let mut throttle = LogThrottle::new(ERROR_LOG_INTERVAL);
     loop {
         let (more, error) = pass(journal, queue, stop, unreadable.is_none());
         replayed.add(more);
@@ -92,14 +93,14 @@ pub(super) fn replay_all(journal: &Journal, queue: &Queue, stop: &AtomicBool) {
     }
 }
 
-/// Hands everything that earlier runs left to the writers, from the oldest on. Ends early where `stop` is set.
+/// Hands all events of earlier runs to the writers, oldest first. Ends early once `stop` is set.
 pub(super) fn replay(journal: &Journal, queue: &Queue, stop: &AtomicBool) -> Result<Replayed, ReadError> {
     let (replayed, error) = pass(journal, queue, stop, true);
     error.map_or(Ok(replayed), Err)
 }
 
-/// One look at every segment that was not read yet. With it, why one could not be. Of streams that others of were read
-/// before, it is not known what comes next: `is_first` is whether that is none.
+/// Reads every segment that was not read yet, and returns the first error with the result. `is_first`: no earlier pass read
+/// segments of these streams, so the chain of their sequence numbers can be checked.
 fn pass(journal: &Journal, queue: &Queue, stop: &AtomicBool, is_first: bool) -> (Replayed, Option<ReadError>) {
     let mut chain = Chain::default();
     let mut replayed = Replayed::default();
@@ -126,7 +127,7 @@ fn pass(journal: &Journal, queue: &Queue, stop: &AtomicBool, is_first: bool) -> 
     (replayed, unreadable)
 }
 
-/// Hands one segment to the writers. `None` where the server stops.
+/// Hands the events of one segment to the writers. `None` if the server stops.
 fn replay_segment(
     journal: &Journal,
     queue: &Queue,
@@ -139,15 +140,15 @@ fn replay_segment(
     let Some(segment_ref) = state.phase.segment_ref().or_else(|| claim(journal, stop)) else { return Ok(None) };
     let unread =
         |segment_ref, is_unknown| SegmentState { phase: SegmentPhase::Unread { segment_ref, is_unknown }, ..state };
-    // From here on what is handed over is counted.
+    // From here on, events that are handed over are counted.
     journal.segments.set(id, unread(Some(segment_ref), false));
     let counts = journal.segment_refs.counts(segment_ref);
     let mut events = 0;
     let mut hand_over = |_offset, record: Record| {
-        // Before the writers have it: durable ≥ committed.
+        // Counted before the writers have the event: durable ≥ committed.
         counts.add_durable(1, 0, 0);
         let mut event = record.event;
-        if expiry.holds(&event) {
+        if expiry.is_dropped(&event) {
             event.segment_ref = segment_ref;
             journal.segment_refs.commit(std::slice::from_ref(&event));
             journal.metrics.journal.expired.inc();
@@ -161,7 +162,7 @@ fn replay_segment(
     let report = match reader::read(&*journal.storage, id, chain, &mut hand_over) {
         Ok(report) => report,
         Err(error) => {
-            // What was handed over before is still counted there; another segment must not get those counts.
+            // Events that were handed over are still counted there, so another segment must not get these counters.
             let kept_ref = (counts.durable() > 0).then_some(segment_ref);
             if kept_ref.is_none() {
                 journal.segment_refs.give_back(segment_ref);
@@ -177,7 +178,7 @@ fn replay_segment(
         }
     };
     if stop.load(Ordering::Relaxed) {
-        // Perhaps not all of it was read: the file stays as it is.
+        // Perhaps not all of the file was read; it stays as it is.
         return Ok(None);
     }
     if let Some(offset) = report.torn_tail {
@@ -193,7 +194,7 @@ fn replay_segment(
             "the journal is damaged: {}; the segment is kept aside as {id}.damaged", damage.what
         );
     }
-    // The last thing: who sees that it is read sees the rest, too.
+    // Last, so that whoever sees the segment as read also sees the counts.
     let since = report.oldest.unwrap_or_else(Timestamp::now);
     let phase = SegmentPhase::Counted(segment_ref);
     journal.segments.set(id, SegmentState { phase, bytes: report.file_bytes, since, is_damaged: report.is_damaged() });
@@ -201,7 +202,7 @@ fn replay_segment(
     Ok(Some(Replayed { segments: 1, events, lost: report.records_lost() }))
 }
 
-/// Whether a replay would find an event, or damage in place of one.
+/// Whether a replay would find an event, or damage that may have been one.
 pub(super) fn may_hold_events(journal: &Journal) -> bool {
     let mut chain = Chain::default();
     journal.segments.unread().into_iter().any(|id| {
@@ -225,7 +226,7 @@ fn claim(journal: &Journal, stop: &AtomicBool) -> Option<SegmentRef> {
     None
 }
 
-/// Waits for a slot and hands the event over. `false` where the server stops first.
+/// Waits for a slot and hands the event over. `false` if the server stops first.
 fn feed(queue: &Queue, mut event: Event, segment_ref: SegmentRef, stop: &AtomicBool) -> bool {
     event.segment_ref = segment_ref;
     event.note_fed();
@@ -246,7 +247,7 @@ fn feed(queue: &Queue, mut event: Event, segment_ref: SegmentRef, stop: &AtomicB
 
 /// The `journal-feeder` thread: feeds spilled events until the server stops.
 pub(super) fn feed_spilled(journal: &Arc<Journal>, queue: &Queue, stop: &AtomicBool) {
-    // How far each segment was fed.
+    // Up to where each segment was fed.
     let mut positions: HashMap<SegmentId, u64> = HashMap::new();
     while !stop.load(Ordering::Relaxed) {
         let unfed: Vec<(SegmentId, SegmentRef)> = {
@@ -272,7 +273,7 @@ pub(super) fn feed_spilled(journal: &Arc<Journal>, queue: &Queue, stop: &AtomicB
     }
 }
 
-/// Feeds the spilled events of one segment from `from` on, as far as it is durable now. Returns how far that was.
+/// Feeds the spilled events of one segment, from offset `from` to where it is durable now. Returns that offset.
 fn feed_segment(
     journal: &Journal,
     queue: &Queue,
@@ -291,7 +292,7 @@ fn feed_segment(
     if (bytes.len() as u64) < to - from {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment is shorter than what was written"));
     }
-    debug_assert_eq!(id.stream, journal.stream, "only segments of this run have spilled events");
+    debug_assert_eq!(id.stream, journal.stream, "only segments of this run have unfed events");
     for found in Scan::new(&bytes, journal.salt, None).from(0) {
         match found {
             Found::Record { record, .. } if record.is_spilled => {
@@ -305,7 +306,7 @@ fn feed_segment(
             }
             Found::Record { .. } => {}
             Found::Damage { offset, .. } | Found::TornTail { offset } | Found::UnknownVersion { offset, .. } => {
-                // The segment is never released then: its counts do not meet, and the next start reports it.
+                // The segment is never released then, since its counts do not agree; the next start reports it.
                 journal.metrics.journal.damaged_records.inc();
                 tracing::error!(segment = %id, offset = from + offset as u64, "the journal is damaged where it was written a moment ago");
             }

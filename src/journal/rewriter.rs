@@ -1,11 +1,11 @@
-//! REWRITER: writes events that are held in memory over into the segment in use, so that they do not keep an old one.
+//! The rewriter: copies long-held events into the open segment, so that they do not keep an old segment alive.
 //!
-//! An event that the database does not take keeps its segment, and all behind it, because segments of a stream are deleted
-//! in their order. Appended again through a lane of its own, as an ordinary record that is not spilled, it is durable in
-//! the segment in use; then the old one counts it as committed. A crash in between replays both records, and storing is
-//! idempotent.
+//! An event that the database does not take keeps its segment and all segments behind it, because segments of a stream are
+//! deleted in order. The rewriter appends the event again through a lane of its own, as an ordinary record that is not spilled.
+//! Once that record is durable, the old segment counts the event as committed. A crash in between replays both records, and
+//! storing is idempotent.
 //!
-//! Runs on the writers' `holder-journal` thread; blocks until the `journal` thread has answered.
+//! Runs on the writers' `held-journal` thread; blocks until the `journal` thread has answered.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,14 +24,14 @@ use super::record;
 use super::segment_pool::SegmentTable;
 use super::segment_refs::SegmentRefs;
 
-/// How often the answer is looked for.
+/// How often the thread looks for the completion.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// How long it is waited for once the `journal` thread may have ended.
+/// How long it looks once the `journal` thread may have ended.
 const END_MAX: Duration = Duration::from_secs(2);
-/// Segments' lengths that the journal holds before anything is written over: nothing is where they are soon done anyway.
+/// Nothing is rewritten while the journal holds less than this many segments: they are probably released soon anyway.
 const SEGMENTS_MIN: u64 = 4;
 
-/// See the module.
+/// Moves held events into the open segment.
 pub struct Rewriter {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) lane: Arc<Lane>,
@@ -44,16 +44,16 @@ pub struct Rewriter {
 }
 
 impl Rewriter {
-    /// Writes down what is held, for `journal inspect`.
+    /// Writes the list of held events, for `millrace journal inspect`.
     ///
     /// # Errors
-    /// Where the directory does not take the file.
+    /// The file cannot be written.
     pub fn write_down(&self, held: &HeldList) -> io::Result<()> {
         held_list::write(&*self.storage, held)
     }
 
-    /// Those of the segments that are kept by nothing but the held events: `held` says how many each has. None while the
-    /// journal has plenty of room.
+    /// The segments that only held events keep alive. `held` has the number of held events of each segment. Empty while the
+    /// journal has plenty of space.
     pub fn kept_by_these_alone(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
         if self.segments.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
             return Vec::new();
@@ -65,12 +65,12 @@ impl Rewriter {
         held.iter().filter_map(is_kept_alone).collect()
     }
 
-    /// Appends `events` again. Where each is now, in their order; `None` for one that was not written.
+    /// Appends `events` again. Returns the new segment of each, in order; `None` for one that was not written.
     pub fn rewrite(&self, events: &[Event]) -> Vec<Option<SegmentRef>> {
         let nothing = vec![None; events.len()];
         match self.gate.closed() {
             None => {}
-            // The journal is full of what these events keep: one segment more, and then less.
+            // These events keep the journal full: one segment beyond the maximum lets others be released.
             Some(ClosedReason::Full) => self.gate.wants_reserve.store(true, Ordering::Release),
             Some(_) => return nothing,
         }
@@ -108,7 +108,7 @@ impl Rewriter {
             if self.gate.stop.load(Ordering::Acquire)
                 && ending_since.get_or_insert_with(Instant::now).elapsed() >= END_MAX
             {
-                // The `journal` thread ended before it saw them. Nobody appends to this lane any more.
+                // The `journal` thread ended before it saw the batch. Nobody appends to this lane any more.
                 written.resize(count, None);
             }
             thread::sleep(LOOK_INTERVAL);

@@ -1,9 +1,9 @@
-//! What must hold for any bytes at all, read as a segment file: the body of the fuzz target
-//! `fuzz/fuzz_targets/journal_segment.rs`, and of a normal test over its seeds and mutations of them.
+//! What must hold for any bytes that are read as a segment file. The fuzz target `fuzz/fuzz_targets/journal_segment.rs` runs
+//! this, and so does a normal test with its seeds and mutations of them.
 //!
-//! No panic; records in order, apart from each other, within the file; each of them decodes to itself when it is
-//! encoded again; damage within the file. The bytes are read as they are, and with all checksums made right, or
-//! nothing would ever get past those. Not part of the server.
+//! No panic; records in order, without overlap, within the file; every record decodes to itself after encoding; damage within
+//! the file. The bytes are read twice: as they are, and with all checksums corrected, since otherwise almost no input would get
+//! past those. Not part of the server.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -14,12 +14,12 @@ use super::reader::{self, Chain};
 use super::record::{self, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, Salt};
 use super::segment::{BLOCK_BYTES, Found, Header, Scan, SegmentId, Stream};
 
-/// The name the bytes are read under.
+/// The segment that the bytes are read as.
 pub const ID: SegmentId = SegmentId { stream: Stream(77 << 10), number: 3 };
-/// The length of a header's copy, its checksum aside.
+/// The length of a header copy without its checksum.
 const PROVEN_HEADER_BYTES: usize = 56;
 
-/// Panics where something does not hold for `bytes`.
+/// Panics if something does not hold for `bytes`.
 pub fn check(bytes: &[u8]) {
     check_file(bytes);
     check_file(&proven(bytes));
@@ -64,7 +64,7 @@ fn check_record(record: &Record, salt: Salt) {
     assert_eq!(record::is_spilled_at(&again), record.is_spilled);
 }
 
-/// Reads the bytes as three segments of a stream behind each other; the first as the one that `check_scan` read.
+/// Reads the bytes as three segments of one stream; the first is the one that `check_scan` read.
 fn check_reader(bytes: &[u8], records: u64) {
     let names = [0, 1, 3].map(|further| SegmentId { number: ID.number + further, ..ID });
     let storage = Memory(names.map(|name| (name.to_string(), bytes.to_vec())).into());
@@ -84,7 +84,7 @@ fn check_reader(bytes: &[u8], records: u64) {
     }
 }
 
-/// The same bytes with the checksums that they should have.
+/// The same bytes with correct checksums.
 fn proven(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for at in [0, BLOCK_BYTES / 2] {
@@ -109,7 +109,7 @@ fn proven(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Files in memory that are only read.
+/// Read-only files in memory.
 struct Memory(BTreeMap<String, Vec<u8>>);
 
 impl Storage for Memory {

@@ -1,10 +1,10 @@
-//! SEGMENT POOL: the `journal-pool` thread. Makes the next segment before it is needed, out of one whose events are all in
-//! the database where there is one, deletes the others of those, and keeps the gauges.
+//! The `journal-pool` thread: preallocates the next segment before it is needed, deletes segments whose events are all in the
+//! database, and keeps the gauges. A deleted segment of the usual length becomes the next one if none waits yet.
 //!
-//! Segments of a stream are deleted in their order, so that a gap between those that are left is a missing file.
-//! A segment that could not be read whole is kept aside under another name instead. One that cannot be deleted stays in
-//! the books, and those of its stream behind it, until it can. What is kept is bounded by `journal_bytes_max`, what
-//! earlier runs left included, and leaves a reserve on the file system; at either bound the `journal` thread is told so.
+//! Segments of a stream are deleted in order, so a gap between the remaining ones means a missing file. A damaged segment is
+//! renamed and kept. A segment that cannot be deleted stays in the table, with those of its stream behind it, until it can. All
+//! segments together, including those of earlier runs, stay within `journal_bytes_max` and leave a reserve on the file system;
+//! at either bound the `journal` thread is told so.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -28,47 +28,47 @@ use super::record::Salt;
 use super::segment::{BLOCK_BYTES, Header, SegmentId};
 use super::segment_refs::{RefCounts, SegmentRefs};
 
-/// Zeros are written this many bytes at a time: a commit waits for whatever the disk has begun.
+/// Zeros are written in pieces of this many bytes, since a commit waits for the piece that the disk has begun.
 const FILL_BYTES: usize = 128 * 1024;
-/// How long the disk is left to the commits between two of them.
+/// Pause between two pieces, for commits.
 const FILL_PAUSE: Duration = Duration::from_millis(1);
 
-/// What becomes the next segment is called this until it is one.
+/// Name of the file that becomes the next segment.
 fn preparing() -> String {
     format!("next{UNFINISHED_SUFFIX}")
 }
 
-/// A segment that is on disk.
+/// What is known of a segment on disk.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentState {
-    /// What is known of its events.
+    /// How its events are tracked.
     pub phase: SegmentPhase,
     /// Length of the file.
     pub bytes: u64,
     /// When it was made, or when its oldest event was received.
     pub since: Timestamp,
-    /// Not to be deleted.
+    /// A damaged segment is renamed instead of deleted.
     pub is_damaged: bool,
 }
 
-/// Who knows how many events of a segment the database lacks.
+/// How the events of a segment are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentPhase {
-    /// An earlier run left it, and it was not read to its end.
+    /// A segment of an earlier run that was not read to its end.
     Unread {
-        /// Where those are counted that were handed over.
+        /// Where its events that were handed over are counted.
         segment_ref: Option<SegmentRef>,
         /// A later version of Millrace wrote it.
         is_unknown: bool,
     },
-    /// Its events are counted in the segment references.
+    /// The segment references count its events.
     Counted(SegmentRef),
-    /// The database has all of them; it could not be deleted.
+    /// All its events are stored, but it could not be deleted.
     Undeleted,
 }
 
 impl SegmentPhase {
-    /// Where its events are counted, as far as they are.
+    /// Where its events are counted, if they are.
     pub fn segment_ref(self) -> Option<SegmentRef> {
         match self {
             Self::Unread { segment_ref, .. } => segment_ref,
@@ -78,38 +78,38 @@ impl SegmentPhase {
     }
 }
 
-/// The segments on disk, by name, and what a scrape shows of them.
+/// All segments on disk, and the numbers that a scrape shows of them.
 #[derive(Default)]
 pub struct SegmentTable {
     segments: Mutex<BTreeMap<SegmentId, SegmentState>>,
     bytes: AtomicU64,
     count: AtomicU64,
     unread: AtomicU64,
-    /// When the oldest segment with an event that is not in the database was begun, microseconds since 1970; 0 for none.
+    /// When the oldest segment with an unstored event was begun, in microseconds since 1970; 0 for none.
     oldest: AtomicI64,
 }
 
 impl SegmentTable {
-    /// All of them. Not on a shard.
+    /// Locks the table. Not for shards.
     pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, SegmentState>> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one, or says what is known of it now.
+    /// Adds a segment or replaces its state.
     pub fn set(&self, id: SegmentId, state: SegmentState) {
         let mut segments = self.lock();
         let before = segments.insert(id, state);
         self.show(&segments, before, Some(state));
     }
 
-    /// Forgets one.
+    /// Removes a segment.
     pub fn remove(&self, id: SegmentId) {
         let mut segments = self.lock();
         let before = segments.remove(&id);
         self.show(&segments, before, None);
     }
 
-    /// Those that earlier runs left and that can perhaps be read, the oldest first.
+    /// Unread segments of earlier runs that this version may be able to read, oldest first.
     pub fn unread(&self) -> Vec<SegmentId> {
         let can_be_read = |state: &SegmentState| matches!(state.phase, SegmentPhase::Unread { is_unknown: false, .. });
         self.lock().iter().filter(|(_, state)| can_be_read(state)).map(|(id, _)| *id).collect()
@@ -125,22 +125,22 @@ impl SegmentTable {
         let unread = |state: Option<SegmentState>| {
             u64::from(state.is_some_and(|state| matches!(state.phase, SegmentPhase::Unread { .. })))
         };
-        // Under the lock: nobody else changes these.
+        // Only changed under the lock.
         let change = |number: &AtomicU64, less, more| {
             number.store(number.load(Ordering::Relaxed) - less + more, Ordering::Relaxed);
         };
         self.count.store(segments.len() as u64, Ordering::Relaxed);
         change(&self.bytes, bytes(before), bytes(now));
-        // Read by a scrape before the queue: what was handed over is in the queue by then.
+        // A scrape reads this before the queue, so events that were handed over are in the queue by then.
         self.unread.store(self.unread.load(Ordering::Relaxed) - unread(before) + unread(now), Ordering::Release);
     }
 
-    /// Bytes of all of them.
+    /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// What a scrape shows.
+    /// The numbers for a scrape.
     pub fn sizes(&self) -> JournalSizes {
         JournalSizes {
             bytes: self.bytes(),
@@ -150,7 +150,7 @@ impl SegmentTable {
         }
     }
 
-    /// How old the oldest segment is that holds an event which is not in the database, in seconds; 0 where none does.
+    /// Age of the oldest segment with an unstored event, in seconds; 0 if there is none.
     pub fn oldest_unreleased_seconds(&self) -> f64 {
         match self.oldest.load(Ordering::Relaxed) {
             0 => 0.0,
@@ -159,7 +159,7 @@ impl SegmentTable {
     }
 }
 
-/// Bytes that are left on a file system of so many: see [`limits::JOURNAL_RESERVE_BYTES_MIN`].
+/// Bytes to leave free on a file system of `total` bytes: see [`limits::JOURNAL_RESERVE_BYTES_MIN`].
 fn reserve(total: u64) -> u64 {
     let part = total / limits::JOURNAL_RESERVE_PART;
     let wanted = part.clamp(limits::JOURNAL_RESERVE_BYTES_MIN, limits::JOURNAL_RESERVE_BYTES_MAX);
@@ -172,22 +172,22 @@ pub(super) struct SegmentPool {
     pub metrics: Arc<Metrics>,
     pub segments: Arc<SegmentTable>,
     pub gate: Arc<Gate>,
-    /// Where preallocated segments go, and where one is taken back; `None` where nothing is written.
+    /// The channel of preallocated segments; the receiver takes one back. `None` if nothing is written.
     pub next_segments: Option<(Sender<NextSegment>, Receiver<NextSegment>)>,
-    /// The segment that is made next.
+    /// The id of the next segment.
     pub next: SegmentId,
     pub salt: Salt,
-    /// Whether a segment that is not needed any more waits to become the next.
+    /// Whether a spare file, a released segment, waits to become the next segment.
     pub has_spare: bool,
-    /// Why the last segment could not be made, and when that is tried again.
+    /// Why the last segment could not be made, and when to try again.
     pub shortage: Option<(ClosedReason, Instant)>,
     pub segment_bytes: u64,
     pub bytes_max: u64,
     /// Whether the store is on the journal's file system.
     pub is_store_here: bool,
-    /// When a segment could not be deleted, and when that is tried again.
+    /// When to try again to delete segments that could not be deleted.
     pub undeleted_retry_at: Option<Instant>,
-    /// Set when the `journal` thread has ended: look once more, and end.
+    /// Set when the `journal` thread has ended: release once more, and end.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -212,7 +212,7 @@ impl SegmentPool {
         else {
             return;
         };
-        // That it is full costs nothing to find out; and what is asked for in the reserve is asked for a moment only.
+        // Checking for a full journal is free, and a request beyond the maximum is short-lived; neither waits for the retry.
         if self.shortage.is_none_or(|(why, retry_at)| why == ClosedReason::Full || Instant::now() >= retry_at) {
             match self.preallocate() {
                 Ok(preallocated) => {
@@ -273,17 +273,17 @@ impl SegmentPool {
         why
     }
 
-    /// Whether the next segment leaves on the file system what others need.
+    /// Whether the next segment leaves enough space on the file system for others.
     fn has_room(&self) -> bool {
-        // Where nobody can tell, the attempt will.
+        // If the file system cannot tell, the attempt will.
         let Ok(space) = self.storage.space() else { return true };
         let taken = if self.has_spare { 0 } else { self.segment_bytes };
-        // What the journal holds goes into a store on the same file system before it goes from here.
+        // A store on the same file system takes in what the journal holds before the journal deletes it.
         let unstored = if self.is_store_here { self.segments.bytes() + self.segment_bytes } else { 0 };
         space.available >= taken.saturating_add(unstored).saturating_add(reserve(space.total))
     }
 
-    /// Gives back what is only kept ready, where somebody else, such as a store, needs more than the reserve.
+    /// Deletes preallocated files when somebody else, such as the store, needs more than the reserve.
     fn make_way(&mut self) {
         if self.storage.space().is_ok_and(|space| space.available >= reserve(space.total)) {
             return;
@@ -291,17 +291,17 @@ impl SegmentPool {
         if std::mem::take(&mut self.has_spare) {
             let _ = self.storage.remove(&preparing());
         }
-        // Whoever waits for one has it sooner.
+        // A committer that waits for a segment keeps it.
         if let Some((next_segments, preallocated)) = &self.next_segments
             && !self.gate.wants_segment.load(Ordering::Acquire)
             && let Ok(taken) = preallocated.try_recv()
         {
             let PreallocatedSegment { id, segment_ref, .. } = match taken {
                 Ok(preallocated) => preallocated,
-                // Perhaps somebody is about to hear it.
+                // The committer may be about to read this answer.
                 Err(why) => return send(next_segments, Err(why)),
             };
-            // Its number is the next one's: the stream has no gap. Where it stays it is empty, and written over.
+            // The next segment gets its number, so the stream has no gap. If it cannot be removed, it is empty and is overwritten.
             self.next = id;
             let _ = self.storage.remove(&id.to_string()).and_then(|()| self.storage.sync_directory());
             self.segments.remove(id);
@@ -309,8 +309,8 @@ impl SegmentPool {
         }
     }
 
-    /// Makes a segment: its length, its header and its name are durable, its data all zeros. The zeros are written, not
-    /// only promised: a later write must change nothing but data, or its synchronisation takes twice as long.
+    /// Makes a segment with durable length, header and name, and data that is all zeros. The zeros are really written: a later
+    /// write must change data only, or its fdatasync takes twice as long.
     fn make(&self, header: &Header) -> io::Result<Box<dyn SegmentFile>> {
         let (storage, preparing, name) = (&*self.storage, preparing(), header.id.to_string());
         let made = (|| {
@@ -337,21 +337,21 @@ impl SegmentPool {
             Ok(file)
         })();
         if made.is_err() {
-            // What is left of it must not take the room of the next attempt.
+            // A leftover must not take the space of the next attempt.
             let _ = storage.remove(&preparing).or_else(|_| storage.remove(&name));
         }
         made
     }
 
-    /// Between two pieces of a segment that nobody waits for yet.
+    /// Pauses between two pieces, unless somebody waits for the segment.
     fn leave_the_disk(&self) {
         if !self.gate.wants_segment.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
             thread::sleep(FILL_PAUSE);
         }
     }
 
-    /// Deletes what is not needed any more, from the oldest on. `is_last` also counts segments that no event was
-    /// written to as not needed.
+    /// Deletes segments whose events are all stored, oldest first. With `is_last`, also segments that no event was written
+    /// to.
     fn release(&mut self, is_last: bool) {
         let now = Timestamp::now();
         let segments: Vec<(SegmentId, SegmentState)> =
@@ -387,8 +387,8 @@ impl SegmentPool {
         self.segments.oldest.store(oldest, Ordering::Relaxed);
         let mut is_spare_needed = !is_last;
         if is_directory_changed && let Err(error) = self.storage.sync_directory() {
-            // The files may come back after a power loss; storing their events again changes nothing. But then they
-            // must be what they were.
+            // Deleted files may come back after a power loss. Storing their events again changes nothing, but the files must
+            // not have been reused.
             tracing::warn!(%error, "the journal's directory could not be synchronised");
             is_spare_needed = false;
         }
@@ -398,10 +398,10 @@ impl SegmentPool {
         }
     }
 
-    /// Whether the segment is gone. One that is not is tried again.
+    /// Deletes a segment, or keeps it aside or as a spare. `false` if it is still there; it is tried again.
     fn drop_segment(&mut self, id: SegmentId, state: SegmentState) -> bool {
         let name = id.to_string();
-        // A spare is not counted: it must fit beside what is.
+        // A spare is not counted as a segment, so it must fit in addition to those that are.
         let is_spare = !self.has_spare
             && self.next_segments.is_some()
             && state.bytes == self.segment_bytes
@@ -421,7 +421,7 @@ impl SegmentPool {
         let is_retry = state.phase == SegmentPhase::Undeleted;
         match dropped {
             Ok(()) => {}
-            // Somebody has done it, once it was known that it is not needed.
+            // Somebody has deleted it since the first attempt.
             Err(error) if error.kind() == ErrorKind::NotFound && is_retry => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!(segment = %id, "somebody else removed a segment of the journal");

@@ -1,10 +1,10 @@
-//! References by segment: how many events of each segment are durable, and how many of those the database has.
+//! References by segment: how many events of each segment are durable, and how many of those are stored.
 //!
-//! `journal-N` threads count what they made durable, writers count what they committed, the pool compares: a
-//! sealed segment whose counts agree is not needed any more. Counting is one atomic addition for each run of events
-//! of one segment, on whatever thread; nothing here is touched by a shard.
+//! The `journal` thread counts what it made durable, writers count what they stored, the segment pool compares: a sealed
+//! segment whose counts agree can be deleted. Counting is one atomic addition for each run of events of one segment. Shards
+//! never touch these counters.
 //!
-//! Invariant of every slot: durable ≥ committed. An event is handed to the writers after it was counted durable.
+//! Invariant of each segment: durable ≥ committed, because an event is handed to the writers after it was counted durable.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,13 +12,13 @@ use std::sync::{Mutex, PoisonError};
 use millrace_base::event::{Event, SegmentRef};
 use millrace_base::limits;
 
-/// Counts by segment.
+/// Counters of all segments, found by [`SegmentRef`].
 pub struct SegmentRefs {
     counts: Box<[RefCounts]>,
     free: Mutex<Vec<u32>>,
 }
 
-/// One segment's counts.
+/// The counters of one segment.
 #[derive(Default)]
 pub struct RefCounts {
     durable: AtomicU32,
@@ -40,12 +40,12 @@ impl Default for SegmentRefs {
 }
 
 impl SegmentRefs {
-    /// A slot with nothing in it; `None` where there are [`limits::JOURNAL_SEGMENTS_MAX`] segments already.
+    /// Counters for a new segment; `None` if there are [`limits::JOURNAL_SEGMENTS_MAX`] segments already.
     pub fn claim(&self) -> Option<SegmentRef> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().map(SegmentRef)
     }
 
-    /// Gives a slot back. Its segment is gone.
+    /// Releases the counters of a segment that is gone.
     pub fn give_back(&self, segment_ref: SegmentRef) {
         let counts = self.counts(segment_ref);
         for count in [&counts.durable, &counts.spilled, &counts.fed, &counts.committed, &counts.bytes] {
@@ -55,7 +55,7 @@ impl SegmentRefs {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(segment_ref.0);
     }
 
-    /// The counts of a claimed segment.
+    /// The counters of a claimed segment.
     ///
     /// # Panics
     /// For [`SegmentRef::NONE`].
@@ -63,7 +63,7 @@ impl SegmentRefs {
         &self.counts[segment_ref.0 as usize]
     }
 
-    /// Counts events the database has committed, to `events` or to `quarantined_events`.
+    /// Counts events that the database has committed, to `events` or to `quarantined_events`.
     pub fn commit(&self, events: &[Event]) {
         for run in events.chunk_by(|a, b| a.segment_ref == b.segment_ref) {
             if run[0].segment_ref != SegmentRef::NONE {
@@ -74,19 +74,19 @@ impl SegmentRefs {
 }
 
 impl RefCounts {
-    /// Counts a group that is durable now, up to `bytes` from the beginning of the file.
+    /// Counts records that are durable now. The file is durable up to `bytes` from its beginning.
     pub fn add_durable(&self, records: u32, spilled: u32, bytes: u64) {
         self.spilled.fetch_add(spilled, Ordering::Relaxed);
         self.durable.fetch_add(records, Ordering::Relaxed);
         self.bytes.store(bytes as u32, Ordering::Release);
     }
 
-    /// Counts a spilled event that the writers have now.
+    /// Counts a spilled event that was handed to the writers.
     pub fn add_fed(&self) {
         self.fed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Nothing will be added any more.
+    /// Notes that nothing will be added any more.
     pub fn seal(&self) {
         self.is_sealed.store(true, Ordering::Release);
     }
@@ -106,12 +106,15 @@ impl RefCounts {
         self.bytes.load(Ordering::Acquire).into()
     }
 
-    /// Spilled events that the writers do not have yet.
+    /// Spilled events that were not handed to the writers yet.
     pub fn unfed(&self) -> u32 {
         self.spilled.load(Ordering::Relaxed) - self.fed.load(Ordering::Relaxed)
     }
 
-    /// Events that are durable and not in the database.
+    /// Events that are durable and not stored.
+    ///
+    /// # Panics
+    /// More events were stored than are durable.
     pub fn outstanding(&self) -> u32 {
         let committed = self.committed.load(Ordering::Acquire);
         let durable = self.durable.load(Ordering::Relaxed);
