@@ -85,7 +85,7 @@ pub struct Event {
     /// When the request was accepted.
     pub received_at: Timestamp,
     /// Where the journal keeps it; not part of what the event says.
-    pub origin: Origin,
+    pub segment_ref: SegmentRef,
     /// [`MAY_BE_STORED`] and [`IS_FED`]. Not part of what the event says either.
     marks: u8,
     body: Box<[u8]>,
@@ -97,9 +97,9 @@ pub struct Event {
 /// Which segment of the journal holds an event, so that whoever stores it can say so: a number that only the
 /// journal's ledger understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Origin(pub u32);
+pub struct SegmentRef(pub u32);
 
-impl Origin {
+impl SegmentRef {
     /// In no segment.
     pub const NONE: Self = Self(u32::MAX);
 }
@@ -136,7 +136,7 @@ impl Event {
             id,
             org,
             received_at,
-            origin: Origin::NONE,
+            segment_ref: SegmentRef::NONE,
             marks: 0,
             body: body.into_boxed_slice(),
             dedup_len: dedup_id.map_or(NO_DEDUP_ID, |d| d.len() as u16),

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use millrace_base::limits::CONTROL_COMPLAINT_INTERVAL;
+use millrace_base::limits::CONTROL_LOG_INTERVAL;
 use millrace_base::retry::LogThrottle;
 
 /// What an operator can tell apart and mend.
@@ -33,7 +33,7 @@ pub(super) struct Complaints {
 
 impl Default for Complaints {
     fn default() -> Self {
-        Self { throttles: Mutex::new([LogThrottle::new(CONTROL_COMPLAINT_INTERVAL); TROUBLES]) }
+        Self { throttles: Mutex::new([LogThrottle::new(CONTROL_LOG_INTERVAL); TROUBLES]) }
     }
 }
 
@@ -70,7 +70,7 @@ mod tests {
             assert_eq!(complaints.due(Trouble::Unavailable, start), None);
         }
         assert_eq!(complaints.due(Trouble::Panic, start), Some(0), "another kind has a line of its own");
-        let later = start + CONTROL_COMPLAINT_INTERVAL;
+        let later = start + CONTROL_LOG_INTERVAL;
         assert_eq!(complaints.due(Trouble::Unavailable, later), Some(3));
         assert_eq!(complaints.due(Trouble::Unavailable, later), None);
     }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use millrace_base::event::{Event, EventId};
 use millrace_base::limits;
 use millrace_base::problem::{FieldError, Problem, reason_phrase};
-use millrace_journal::{Ticket, Trouble};
+use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
 use millrace_tenant::rate_limit::Minute;
 use millrace_wire::http::{ContentType, Head};
@@ -96,7 +96,7 @@ pub(super) async fn post_events<S: Stream>(
     if using.is_some_and(|using| keys.is_for_another(using)) {
         return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
     }
-    let ticket = Rc::new(Ticket::default());
+    let ticket = Rc::new(AckToken::default());
     let mut is_first = true;
     let mut results: Vec<Result<Taken, Problem>> = events
         .into_iter()
@@ -125,7 +125,7 @@ pub(super) async fn post_events<S: Stream>(
     let mut taken = results.iter_mut().filter(|result| result.is_ok());
     let mut next = 0;
     for (position, trouble) in ticket.clear() {
-        let Trouble::Refused(why) = trouble else { return Err(Stop::Gone) };
+        let AppendError::Refused(why) = trouble else { return Err(Stop::Gone) };
         let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
         if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
             give_back(charge, standing);

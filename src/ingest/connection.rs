@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use millrace_base::problem::Problem;
 use millrace_base::{health, limits};
 use millrace_control::{Caller, Job, Reply, ReplyHold, Request};
-use millrace_journal::{Ticket, Trouble};
+use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::Route as RouteLabel;
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
 use millrace_wire::routes::{self, Route};
@@ -344,7 +344,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// What single events are appended to the journal with.
-    pub(super) fn ticket(&self) -> &Rc<Ticket> {
+    pub(super) fn ticket(&self) -> &Rc<AckToken> {
         self.promises.ticket()
     }
 
@@ -410,7 +410,7 @@ impl<S: Stream> Connection<S> {
         metrics.http_requests_total.add(RouteLabel::EventsPost, 202, kept.into());
         let Some((begins, trouble)) = broken else { return Ok(()) };
         self.out.truncate(begins);
-        if let Trouble::Refused(why) = trouble {
+        if let AppendError::Refused(why) = trouble {
             self.refuse(RouteLabel::EventsPost, &journal_refusal(why), false);
         }
         self.write_out().await?;

@@ -35,7 +35,7 @@ use millrace_base::key::{self, API_KEY_LEN, KeyId};
 use millrace_base::limits;
 use millrace_base::problem::Problem;
 use millrace_control::Line;
-use millrace_journal::{Closed, Ticket};
+use millrace_journal::{AckToken, ClosedReason};
 use millrace_metrics::{CacheLookup, ValidationErrorKind};
 use millrace_tenant::Verdict;
 use millrace_tenant::auth_cache::{self, Lookup, Tenant};
@@ -89,9 +89,9 @@ impl Charge {
 }
 
 /// What a client is told where the journal takes nothing.
-fn journal_refusal(why: Closed) -> Problem {
+fn journal_refusal(why: ClosedReason) -> Problem {
     match why {
-        Closed::Full => Problem::QueueFull,
+        ClosedReason::Full => Problem::QueueFull,
         why => Problem::JournalUnavailable(why.reason()),
     }
 }
@@ -310,7 +310,7 @@ fn parse(
 
 /// Takes a slot for the event and appends it to the journal; its 202 may leave when `ticket` says that it is durable.
 /// Without a journal it is handed over at once.
-fn accept(shard: &Shard, event: Event, ticket: &Rc<Ticket>) -> Result<EventId, Problem> {
+fn accept(shard: &Shard, event: Event, ticket: &Rc<AckToken>) -> Result<EventId, Problem> {
     let id = event.id;
     if let Some(journal) = &shard.journal {
         journal.accept(event, ticket).map_err(journal_refusal)?;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use millrace_base::event::EventId;
-use millrace_journal::{Ticket, Trouble};
+use millrace_journal::{AckToken, AppendError};
 
 use super::Charge;
 
@@ -18,7 +18,7 @@ pub(super) struct Accepted {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Promises {
-    ticket: Rc<Ticket>,
+    ticket: Rc<AckToken>,
     /// Where in the output each of the answers begins.
     begins: Vec<usize>,
     /// What each took of its organisation's minute; ends early where the last took nothing.
@@ -34,12 +34,12 @@ pub(super) struct Settled {
     /// When the request of the first began.
     pub since: Instant,
     /// Where the first that may not leave begins, and why.
-    pub broken: Option<(usize, Trouble)>,
+    pub broken: Option<(usize, AppendError)>,
 }
 
 impl Promises {
     /// What the events are appended with.
-    pub(super) fn ticket(&self) -> &Rc<Ticket> {
+    pub(super) fn ticket(&self) -> &Rc<AckToken> {
         &self.ticket
     }
 
@@ -66,7 +66,7 @@ impl Promises {
         let broken = troubles.first().map(|(position, trouble)| (self.begins[*position as usize], *trouble));
         let kept = troubles.first().map_or(self.begins.len() as u32, |(position, _)| *position);
         for (position, trouble) in &troubles {
-            if let Trouble::Refused(_) = trouble
+            if let AppendError::Refused(_) = trouble
                 && let Some(charge) = self.charges.get_mut(*position as usize).and_then(Option::take)
             {
                 charge.give_back();

@@ -1,8 +1,8 @@
-//! EXPIRY: events that an earlier run left and whose day the store has dropped since. They are released, not stored and
-//! delivered a second time; counted, and said once a day.
+//! Expiry: events of an earlier run whose day the store has dropped since. They are released instead of being stored and
+//! delivered a second time, and are counted and logged per day.
 //!
-//! Runs on the thread that replays. The store is asked again each [`limits::EXPIRY_AGE_MAX`], since a day may be dropped
-//! while a long replay goes on.
+//! Runs on the thread that replays. It asks the store again every [`limits::EXPIRY_AGE_MAX`], since a day may be dropped during a
+//! long replay.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -11,15 +11,15 @@ use millrace_base::clock::{Day, Timestamp};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-/// Up to when the events of a day were dropped; `None` where the day was not, and where the server stops before the store
-/// has answered. May block.
+/// Returns up to which time the events of a day were dropped; `None` if they were not, or if the server stops before the
+/// store has answered. May block.
 pub type DroppedUntil = Box<dyn Fn(Day) -> Option<Timestamp> + Send + Sync>;
 
-/// What a replay knows of the days it met; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
+/// What a replay knows about the days that it met; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
 pub(super) struct Expiry<'a> {
     dropped_until: Option<&'a DroppedUntil>,
     days: BTreeMap<Day, (Instant, Option<Timestamp>)>,
-    /// Events released by day; bounded in the same way.
+    /// Released events by day; has the same bound.
     released: BTreeMap<Day, u64>,
 }
 
@@ -28,8 +28,8 @@ impl<'a> Expiry<'a> {
         Self { dropped_until, days: BTreeMap::new(), released: BTreeMap::new() }
     }
 
-    /// Whether `event` was dropped with its day; then it is counted here.
-    pub(super) fn holds(&mut self, event: &Event) -> bool {
+    /// Whether `event` was dropped with its day. Counts it if so.
+    pub(super) fn is_dropped(&mut self, event: &Event) -> bool {
         let Some(dropped_until) = self.dropped_until else { return false };
         let day = event.received_at.day();
         let known = self.days.get(&day).filter(|(at, _)| at.elapsed() < limits::EXPIRY_AGE_MAX);
@@ -46,14 +46,14 @@ impl<'a> Expiry<'a> {
         let is_expired = until.is_some_and(|until| event.received_at < until);
         if is_expired {
             if self.released.len() >= limits::PARTITION_DAYS_KNOWN_MAX {
-                self.say();
+                self.log();
             }
             *self.released.entry(day).or_default() += 1;
         }
         is_expired
     }
 
-    fn say(&mut self) {
+    fn log(&mut self) {
         for (day, events) in std::mem::take(&mut self.released) {
             let start = day.start().to_rfc3339();
             let day = start.split('T').next().unwrap_or(&start);
@@ -68,6 +68,6 @@ impl<'a> Expiry<'a> {
 
 impl Drop for Expiry<'_> {
     fn drop(&mut self) {
-        self.say();
+        self.log();
     }
 }

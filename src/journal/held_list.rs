@@ -1,52 +1,52 @@
-//! HELD LIST: the file `held.json` beside the segments, which says which events the database does not take while it takes
-//! others, and why. Written for `journal inspect`; the server never reads it, and removes it at its start.
+//! The file `held.json` next to the segments: the events that the database does not take while it takes others, and why.
 //!
-//! Not synchronised: after a power cut it may be missing or old. Whoever reads it believes only what the segments hold, too.
+//! It is written for `millrace journal inspect`. The server never reads it, and removes it when it starts. It is not
+//! synchronised: after a power loss it may be missing or old, so readers check it against the segments.
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::storage::Storage;
+use super::disk::Storage;
 
 /// The file's name.
 pub const FILE: &str = "held.json";
-/// Its name until it is whole.
+/// The name of the file while it is being written.
 const UNFINISHED: &str = "held.json.new";
 
-/// What is held, as the file says it.
+/// The content of the file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldList {
-    /// When this was so, RFC 3339.
+    /// When the list was made, RFC 3339.
     pub as_of: String,
-    /// The events, those held for longest first.
+    /// The events, longest held first.
     pub events: Vec<HeldEvent>,
 }
 
-/// An event that is held.
+/// A held event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldEvent {
-    /// The event's id.
+    /// Id of the event.
     pub id: String,
-    /// Its organisation's.
+    /// Id of its organisation.
     pub org_id: String,
-    /// Its type.
+    /// Type of the event.
     #[serde(rename = "type")]
     pub event_type: String,
-    /// RFC 3339.
+    /// Since when it is held, RFC 3339.
     pub held_since: String,
-    /// What the database calls its refusal: an SQLSTATE, or SQLite's word.
+    /// The database's error code: an SQLSTATE, or SQLite's name for it.
     pub code: String,
-    /// The same in words.
+    /// The error in words.
     pub reason: String,
 }
 
-/// Whether a file of this name is this module's.
+/// Whether `name` is one of this module's two files.
 pub fn is_name(name: &str) -> bool {
     name == FILE || name == UNFINISHED
 }
 
-/// Replaces the file, or removes it where nothing is held.
+/// Replaces the file; removes it if nothing is held.
 pub(super) fn write(storage: &dyn Storage, list: &HeldList) -> io::Result<()> {
     absent(storage.remove(UNFINISHED))?;
     if list.events.is_empty() {
@@ -57,7 +57,7 @@ pub(super) fn write(storage: &dyn Storage, list: &HeldList) -> io::Result<()> {
     storage.rename(UNFINISHED, FILE)
 }
 
-/// What the file says; nothing where there is none.
+/// Reads the file; an empty list if there is none.
 pub fn read(storage: &dyn Storage) -> io::Result<HeldList> {
     let bytes = match storage.len(FILE) {
         Ok(len) => storage.read(FILE, 0, len as usize)?,

@@ -1,19 +1,19 @@
-//! LANE: the crossing between one shard and the `journal` thread. No locks: the shard never waits.
+//! A lane: the path between one shard and the `journal` thread. It takes no lock, and the shard never waits.
 //!
-//! Records travel in a [`Group`] through a mailbox of one: the shard takes the group out, appends to it and puts
-//! it back, the thread takes it away as soon as it is free. So while one write is under way the next groups gather,
-//! and a group is as large as what arrived meanwhile. What became of it comes back through a bounded channel.
+//! Records travel in a [`CommitBatch`] through a mailbox of one: the shard takes the batch out, appends to it and puts it back;
+//! the thread takes it as soon as it is free. While one write is under way the next batches gather, so a batch is as large as
+//! what arrived meanwhile. Outcomes come back through a bounded channel.
 //!
-//! Invariant, in records of the lane: appended ≥ written ≥ durable ≥ released.
+//! Invariant of each lane, in records: appended ≥ written ≥ durable ≥ released.
 //!
-//! | number | is advanced by | when |
+//! | number | advanced by | when |
 //! |---|---|---|
-//! | appended | the shard | the record is in a group |
+//! | appended | the shard | the record is in a batch |
 //! | written | the thread | the write has returned |
-//! | durable | the thread | fdatasync has returned (`durability = "os"`: with written) |
-//! | released | the shard | the answer may be sent |
+//! | durable | the thread | fdatasync has returned (with `durability = "os"`: the write) |
+//! | released | the shard | the response may be sent |
 //!
-//! Refused records count as passed: nobody was promised anything.
+//! Refused records advance all four: nothing was promised for them.
 
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -24,28 +24,28 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crossbeam_utils::atomic::AtomicCell;
 use futures_util::task::AtomicWaker;
 
-use millrace_base::event::Origin;
+use millrace_base::event::SegmentRef;
 use millrace_metrics::JournalFailure;
 
-use crate::shares::{FREE_TIMES, JournalRoom};
+use crate::shares::{FREE_MULTIPLE, JournalUsage};
 
-/// Completions waiting for a shard. There are two groups, and a group is split only where a segment ends.
+/// Completions waiting for a shard. A lane has two batches, and a batch is split only at the end of a segment.
 const COMPLETIONS_MAX: usize = 64;
-/// A group's buffer that grew beyond this is not kept.
+/// A batch buffer that grew beyond this is freed after use.
 const KEPT_GROUP_BYTES_MAX: usize = 1024 * 1024;
 
-const _: () = assert!(AtomicCell::<Option<Box<Group>>>::is_lock_free());
+const _: () = assert!(AtomicCell::<Option<Box<CommitBatch>>>::is_lock_free());
 
 /// Framed records of one shard that are made durable together.
 #[derive(Debug, Default)]
-pub struct Group {
-    /// The records, one behind the other.
+pub struct CommitBatch {
+    /// The records, one after the other.
     pub bytes: Vec<u8>,
-    /// How many.
+    /// Number of records.
     pub records: u32,
 }
 
-impl Group {
+impl CommitBatch {
     /// Empties it for the next use.
     pub fn reset(&mut self) {
         if self.bytes.capacity() > KEPT_GROUP_BYTES_MAX {
@@ -56,31 +56,31 @@ impl Group {
     }
 }
 
-/// Why the journal takes nothing, or did not take a group.
+/// Why the journal accepts nothing, or refused a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Closed {
-    /// The start has not come far enough: mostly, the database was not reached yet.
+pub enum ClosedReason {
+    /// The server has not finished its start, usually because the database was not reached yet.
     Starting = 1,
     /// No segment could be made: the disk is full.
     NoSpace,
-    /// No segment was made: only the reserve is left on the disk.
+    /// No segment was made: only the reserve for the database is left on the disk.
     Reserved,
-    /// `journal_bytes_max` is reached.
+    /// The journal has reached its configured size (`journal_bytes_max`).
     Full,
     /// No segment could be made: not permitted.
     Permission,
-    /// No segment could be made: the file system, or a sandbox, does not know or refuses an operation.
+    /// No segment could be made: the file system or a sandbox refuses an operation.
     Unsupported,
-    /// No segment could be made: no descriptor is left.
+    /// No segment could be made: no file descriptor is left.
     Descriptors,
-    /// No segment could be made, for another reason that may pass.
+    /// No segment could be made, for another reason that may be temporary.
     Io,
-    /// A write or fdatasync failed: the journal cannot be trusted any more.
+    /// A write or fdatasync failed: the journal cannot be trusted until the next start.
     Failed,
 }
 
-impl Closed {
+impl ClosedReason {
     const ALL: [Self; 9] = [
         Self::Starting,
         Self::NoSpace,
@@ -97,8 +97,8 @@ impl Closed {
         Self::ALL.get(usize::from(state).checked_sub(1)?).copied()
     }
 
-    /// Why a segment cannot be made, by what the operating system said.
-    pub(super) fn by(error: &io::Error) -> Self {
+    /// The reason behind an error of the operating system while a segment is made.
+    pub(super) fn of(error: &io::Error) -> Self {
         const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
         const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
         match (error.kind(), error.raw_os_error()) {
@@ -111,7 +111,7 @@ impl Closed {
         }
     }
 
-    /// What the metric calls it.
+    /// The label of the metric.
     pub(super) fn failure(self) -> JournalFailure {
         match self {
             Self::NoSpace | Self::Reserved | Self::Full => JournalFailure::NoSpace,
@@ -122,28 +122,28 @@ impl Closed {
         }
     }
 
-    /// Whether it may pass while the server runs, by itself or by somebody's help.
+    /// Whether it can end while the server runs, by itself or through an operator.
     pub(super) fn may_pass(self) -> bool {
         !matches!(self, Self::Starting | Self::Failed)
     }
 
-    /// Whether it is for want of room.
+    /// Whether it is for want of space.
     pub(super) fn is_full(self) -> bool {
         matches!(self, Self::NoSpace | Self::Reserved | Self::Full)
     }
 
-    /// Says in the log that nothing is taken from now on.
-    pub(super) fn say(self) {
+    /// Logs that nothing is accepted from now on.
+    pub(super) fn log(self) {
         let reason = self.reason();
         match self {
-            // Said where it happened.
+            // Logged where it happened.
             Self::Failed => {}
             _ if self.is_full() => tracing::warn!(reason, "the journal has no room; events are refused until it has"),
             _ => tracing::error!(reason, "the journal takes nothing; events are refused until it does"),
         }
     }
 
-    /// The reason, for a client and for whoever asks `/ready`.
+    /// The reason in words, for clients and for `/ready`.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Starting => "the server has not finished its start; /ready says what it waits for",
@@ -161,46 +161,46 @@ impl Closed {
     }
 }
 
-/// What became of some records, in the order in which they were appended.
+/// The outcome of some records, in the order in which they were appended.
 #[derive(Debug)]
 pub struct Completion {
-    /// How many.
+    /// Number of records.
     pub records: u32,
-    /// It.
+    /// Their outcome.
     pub outcome: Outcome,
-    /// The group, with its last completion.
-    pub group: Option<Box<Group>>,
+    /// The emptied batch, with its last completion.
+    pub batch: Option<Box<CommitBatch>>,
 }
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is durable, in this segment.
-    Durable(Origin),
-    /// Nothing of it was written.
-    Refused(Closed),
-    /// A write failed half-way: it may come back at the next start or not. Nobody may be told either.
+    /// Durable, in this segment.
+    Durable(SegmentRef),
+    /// Not written.
+    Refused(ClosedReason),
+    /// A write failed half-way: a replay may find it or not, so the client may be told neither.
     Unknown,
 }
 
-/// Whether the journal takes anything; what its threads tell each other. Shared by all lanes.
+/// Whether the journal accepts events, and the flags that its threads set for each other. Shared by all lanes.
 pub(super) struct Gate {
-    /// A [`Closed`], or 0; written by the `journal` thread (and once by the start), read by the shards.
+    /// A [`ClosedReason`], or 0; written by the `journal` thread (and once by the start), read by the shards.
     state: AtomicU8,
-    /// The same: why there is no next segment; written by the keeper.
+    /// A [`ClosedReason`], or 0: why there is no next segment. Written by the pool.
     shortage: AtomicU8,
-    /// Set by the keeper: the segment is old, begin another when idle.
+    /// Set by the pool: the open segment is old, seal it when idle.
     pub wants_seal: AtomicBool,
-    /// Set by the rewriter: one segment more than there may be, to move out of others what alone keeps them.
+    /// Set by the rewriter: one segment beyond the maximum is needed to move held events out of older ones.
     pub wants_reserve: AtomicBool,
-    /// Set by the `journal` thread when it waits for a segment, so that it is told where there is none.
+    /// Set by the `journal` thread while it waits for a segment: it needs an answer even if there is none.
     pub wants_segment: AtomicBool,
-    /// Set at the end: commit what is left and end.
+    /// Set at shutdown: commit what is left and end.
     pub stop: AtomicBool,
-    /// What organisations share, in bytes, and what there is in all.
+    /// Bytes that organisations share, and all bytes.
     capacity: [AtomicU64; 2],
-    /// What of it is in use: sealed segments whole, the one in use as far as it is written. Written by the `journal`
-    /// thread and the keeper, read by the shards.
+    /// Bytes in use: sealed segments whole, the open one as far as it is written. Written by the `journal` thread and the
+    /// pool, read by the shards.
     filled: AtomicU64,
 }
 
@@ -208,7 +208,7 @@ impl Default for Gate {
     /// Closed until the start opens it.
     fn default() -> Self {
         Self {
-            state: AtomicU8::new(Closed::Starting as u8),
+            state: AtomicU8::new(ClosedReason::Starting as u8),
             shortage: AtomicU8::new(0),
             wants_seal: AtomicBool::default(),
             wants_reserve: AtomicBool::default(),
@@ -221,91 +221,93 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
-        Closed::from_state(self.state.load(Ordering::Relaxed))
+    /// Why the journal accepts nothing at the moment; `None` if it does.
+    pub fn closed(&self) -> Option<ClosedReason> {
+        ClosedReason::from_state(self.state.load(Ordering::Relaxed))
     }
 
-    /// Why the keeper has no next segment; `None` where it has one, or has not looked yet.
-    pub fn shortage(&self) -> Option<Closed> {
-        Closed::from_state(self.shortage.load(Ordering::Relaxed))
+    /// Why the pool has no next segment; `None` if it has one, or has not tried yet.
+    pub fn shortage(&self) -> Option<ClosedReason> {
+        ClosedReason::from_state(self.shortage.load(Ordering::Relaxed))
     }
 
-    pub fn set_shortage(&self, why: Option<Closed>) {
+    pub fn set_shortage(&self, why: Option<ClosedReason>) {
         self.shortage.store(why.map_or(0, |why| why as u8), Ordering::Relaxed);
     }
 
-    /// Takes what is appended, unless it was closed for another reason meanwhile.
-    pub fn open(&self, was: Closed) {
+    /// Opens, unless the journal was closed for another reason meanwhile.
+    pub fn open(&self, was: ClosedReason) {
         self.change(was, None);
     }
 
-    /// From one state to another, unless it is in a third.
-    pub fn change(&self, was: Closed, now: Option<Closed>) {
+    /// Changes from one state to another, unless it is in a third.
+    pub fn change(&self, was: ClosedReason, now: Option<ClosedReason>) {
         let now = now.map_or(0, |why| why as u8);
         let _ = self.state.compare_exchange(was as u8, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub fn close(&self, why: Closed) {
+    pub fn close(&self, why: ClosedReason) {
         self.state.store(why as u8, Ordering::Relaxed);
     }
 
-    /// What organisations share, in bytes, and what there is in all.
+    /// Sets the bytes that organisations share, and all bytes.
     pub fn set_capacity(&self, shared: u64, all: u64) {
         self.capacity[0].store(shared, Ordering::Relaxed);
         self.capacity[1].store(all, Ordering::Relaxed);
     }
 
-    /// Counts bytes that cannot be used again before their segment goes.
+    /// Counts bytes as in use. They are free again when their segment is deleted.
     pub fn fill(&self, bytes: u64) {
         self.filled.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts a segment that is gone.
+    /// Counts the bytes of a deleted segment as free.
     pub fn unfill(&self, bytes: u64) {
         let _ =
             self.filled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |filled| Some(filled.saturating_sub(bytes)));
     }
 
-    /// What is in use and what is free, where so much is in use that shares count; else `None`.
-    pub fn crowded(&self) -> Option<JournalRoom> {
+    /// Bytes in use and free, once the journal is so full that shares are enforced; `None` before.
+    pub fn crowded(&self) -> Option<JournalUsage> {
         let filled = self.filled.load(Ordering::Relaxed);
         let [free_shared, free] =
             self.capacity.each_ref().map(|all| all.load(Ordering::Relaxed).saturating_sub(filled));
-        // Whoever holds all of it may still have more, and so may whoever holds less.
-        (filled / FREE_TIMES >= free_shared).then_some(JournalRoom { filled, free_shared, free })
+        // Below this level even an organisation that holds everything may have more.
+        (filled / FREE_MULTIPLE >= free_shared).then_some(JournalUsage { filled, free_shared, free })
     }
 }
 
-/// See the module.
+/// One shard's lane.
 pub struct Lane {
     gate: Arc<Gate>,
-    mailbox: AtomicCell<Option<Box<Group>>>,
+    mailbox: AtomicCell<Option<Box<CommitBatch>>>,
     completions: (Sender<Completion>, Receiver<Completion>),
-    /// Registered by the shard, woken by the thread.
+    /// Registered by the shard, woken by the `journal` thread.
     pub(super) shard_waker: AtomicWaker,
     thread: OnceLock<Thread>,
     pub(super) progress: Progress,
 }
 
-/// See [`Lane`]. Each number has one writer.
+/// The four counters of a lane. Each has one writer.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// By the shard.
+    /// Written by the shard.
     pub appended: AtomicU64,
-    /// By the thread.
+    /// Written by the thread.
     pub written: AtomicU64,
-    /// By the thread.
+    /// Written by the thread.
     pub durable: AtomicU64,
-    /// By the shard.
+    /// Written by the shard.
     pub released: AtomicU64,
 }
 
 impl Progress {
+    /// Asserts the invariant.
+    ///
     /// # Panics
-    /// Where the invariant does not hold: somebody was promised what is not durable.
+    /// The invariant does not hold: an event was acknowledged that is not durable.
     pub fn check(&self) {
-        // From the last to the first: each may have advanced since the one before was read, never the other way.
+        // Read from last to first: a counter can only have advanced since the one behind it was read.
         let [released, durable, written, appended] =
             [&self.released, &self.durable, &self.written, &self.appended].map(|n| n.load(Ordering::Acquire));
         assert!(
@@ -332,27 +334,27 @@ impl Lane {
         }
     }
 
-    /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
+    /// Why the journal accepts nothing at the moment; `None` if it does.
+    pub fn closed(&self) -> Option<ClosedReason> {
         self.gate.closed()
     }
 
-    /// As [`Gate::crowded`].
-    pub(super) fn crowded(&self) -> Option<JournalRoom> {
+    /// See [`Gate::crowded`].
+    pub(super) fn crowded(&self) -> Option<JournalUsage> {
         self.gate.crowded()
     }
 
-    /// The group that is in the mailbox. On the shard: put one back before anything else.
-    pub(super) fn take_group(&self) -> Option<Box<Group>> {
+    /// The batch in the mailbox. The shard puts one back before anything else.
+    pub(super) fn take_batch(&self) -> Option<Box<CommitBatch>> {
         self.mailbox.take()
     }
 
-    pub(super) fn put_group(&self, group: Box<Group>) {
-        let other = self.mailbox.swap(Some(group));
-        debug_assert!(other.is_none(), "only the shard puts groups into the mailbox");
+    pub(super) fn put_batch(&self, batch: Box<CommitBatch>) {
+        let other = self.mailbox.swap(Some(batch));
+        debug_assert!(other.is_none(), "only the shard puts batches into the mailbox");
     }
 
-    /// Has the thread look into the mailbox.
+    /// Makes the thread look into the mailbox.
     pub(super) fn wake_thread(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
@@ -363,9 +365,9 @@ impl Lane {
         let _ = self.thread.set(thread);
     }
 
-    /// On the thread. Blocks where the shard does not look.
+    /// Called by the thread. Blocks while the channel is full.
     pub(super) fn complete(&self, completion: Completion) {
-        // The receiver is in the lane itself: it cannot be gone.
+        // The lane holds the receiver itself, so it cannot be gone.
         let _ = self.completions.0.send(completion);
         self.shard_waker.wake();
     }
@@ -381,29 +383,29 @@ mod tests {
 
     #[test]
     fn every_reason_is_found_again_by_its_number() {
-        for (number, why) in (1..).zip(Closed::ALL) {
-            assert_eq!((why as u8, Closed::from_state(number)), (number, Some(why)));
+        for (number, why) in (1..).zip(ClosedReason::ALL) {
+            assert_eq!((why as u8, ClosedReason::from_state(number)), (number, Some(why)));
         }
-        assert_eq!((Closed::from_state(0), Closed::from_state(10)), (None, None));
+        assert_eq!((ClosedReason::from_state(0), ClosedReason::from_state(10)), (None, None));
     }
 
     #[test]
     fn the_reason_follows_the_errno() {
         use rustix::io::Errno;
         for (errno, why) in [
-            (Errno::NOSPC, Closed::NoSpace),
-            (Errno::DQUOT, Closed::NoSpace),
-            (Errno::ACCESS, Closed::Permission),
-            (Errno::PERM, Closed::Permission),
-            (Errno::ROFS, Closed::Permission),
-            (Errno::NOSYS, Closed::Unsupported),
-            (Errno::OPNOTSUPP, Closed::Unsupported),
-            (Errno::INVAL, Closed::Unsupported),
-            (Errno::MFILE, Closed::Descriptors),
-            (Errno::NFILE, Closed::Descriptors),
-            (Errno::IO, Closed::Io),
+            (Errno::NOSPC, ClosedReason::NoSpace),
+            (Errno::DQUOT, ClosedReason::NoSpace),
+            (Errno::ACCESS, ClosedReason::Permission),
+            (Errno::PERM, ClosedReason::Permission),
+            (Errno::ROFS, ClosedReason::Permission),
+            (Errno::NOSYS, ClosedReason::Unsupported),
+            (Errno::OPNOTSUPP, ClosedReason::Unsupported),
+            (Errno::INVAL, ClosedReason::Unsupported),
+            (Errno::MFILE, ClosedReason::Descriptors),
+            (Errno::NFILE, ClosedReason::Descriptors),
+            (Errno::IO, ClosedReason::Io),
         ] {
-            assert_eq!(Closed::by(&errno.into()), why, "{errno:?}");
+            assert_eq!(ClosedReason::of(&errno.into()), why, "{errno:?}");
         }
     }
 }

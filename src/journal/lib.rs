@@ -1,39 +1,38 @@
-//! THE JOURNAL: what makes a 202 mean durable.
+//! The journal: what makes a 202 mean durable. It is also the only path from shards to writers.
 //!
-//! Append-only segment files in `journal/` under the data directory. Each shard appends to a lane of its own
-//! ([`appender`], [`lane`]); one thread, `journal`, makes what all lanes gathered durable with one write and one
-//! fdatasync ([`committer`]); the `journal-keeper` thread makes segments and deletes them when the database has all
-//! their events ([`keeper`], [`ledger`]); after a start, what earlier runs left is replayed beside new events ([`feeder`]).
+//! Append-only segment files in `journal/` under the data directory. Each shard appends to its own lane ([`append`],
+//! [`lane`]). One thread, `journal`, makes the records of all lanes durable with one write and one fdatasync ([`commit`]). The
+//! `journal-pool` thread preallocates segments, and deletes them once the database has all their events ([`segment_pool`],
+//! [`segment_refs`]). After a start, events that earlier runs left are replayed while new ones arrive ([`replay`]).
 //!
-//! The invariant, in records of each lane: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
-//! And in each segment: **durable ≥ committed**, equal before the file goes.
+//! Invariant of each lane, in records: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
+//! Invariant of each segment: **durable ≥ committed**; they are equal before the file is deleted.
 //!
-//! And the only crossing from shards to writers. The guarantee: an event that [`queue::Queue::offer`] took holds a slot
-//! until a writer reports it stored or quarantined. Slots are taken before anything is promised to the client, so a full
-//! queue is a clear no, and the memory of accepted events is bounded in count and in bytes whatever the database does.
-//! One organisation has a share of them ([`shares`]), so that who sends more than is stored is the one that is refused.
+//! An event that [`queue::Queue::offer`] accepted holds a slot until a writer reports it stored or quarantined. The slot is
+//! taken before the client is promised anything, so a full queue is a clear refusal, and accepted events are bounded in count
+//! and bytes whatever the database does. Each organisation has a share of the slots ([`shares`]), so the organisation that
+//! sends more than is stored is the one that is refused.
 //!
-//! See [`segment`] for what a file looks like and [`record`] for what an event looks like in it. All of it does its
-//! file operations through [`storage`], which tests tear, drop and fail.
+//! [`segment`] describes a file, [`record`] an event in it. All file operations go through [`disk`], which tests replace.
 
-pub mod appender;
-mod committer;
+pub mod append;
+mod commit;
+pub mod disk;
 mod expiry;
-mod feeder;
 pub mod held_list;
-mod keeper;
 pub mod lane;
-mod ledger;
 pub mod lock;
 pub mod queue;
 pub mod reader;
 pub mod record;
+mod replay;
 mod rewriter;
 pub mod segment;
 #[doc(hidden)]
 pub mod segment_fuzz;
+mod segment_pool;
+mod segment_refs;
 pub mod shares;
-pub mod storage;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -44,79 +43,79 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-pub use appender::{Appender, Ticket, Trouble};
+pub use append::{AckToken, AppendError, Appender};
 pub use expiry::DroppedUntil;
-pub use feeder::Replayed;
-pub use keeper::{Held, Kept, Kepts};
-pub use lane::Closed;
-pub use ledger::Ledger;
+pub use lane::ClosedReason;
+pub use replay::Replayed;
 pub use rewriter::Rewriter;
+pub use segment_pool::{SegmentPhase, SegmentState, SegmentTable};
+pub use segment_refs::SegmentRefs;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::{critical_thread, limits};
 use millrace_metrics::Metrics;
 
 use crate::queue::Queue;
-use committer::Committer;
-use keeper::Keeper;
+use commit::Committer;
+use disk::Storage;
 use lane::{Gate, Lane};
 use reader::ReadError;
-use record::Mark;
+use record::Salt;
 use segment::{BLOCK_BYTES, Header, SEGMENT_BYTES_MIN, SegmentId, Stream};
-use storage::Storage;
+use segment_pool::SegmentPool;
 
-/// How the journal is kept.
+/// Configuration of a journal.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalConfig {
-    /// How many lanes. None: nothing is written, only what earlier runs left is replayed.
+    /// Number of lanes. 0: nothing is written, only events of earlier runs are replayed.
     pub shards: usize,
-    /// Whether durable means synchronised, or only written to the operating system.
+    /// Whether durable means synchronised to the disk, or only written to the operating system.
     pub is_synchronised: bool,
-    /// Length of a segment; made shorter where `bytes_max` would not hold two.
+    /// Length of a segment; shorter if `bytes_max` would not hold two.
     pub segment_bytes: u64,
-    /// All segments together.
+    /// Most bytes that all segments together may take.
     pub bytes_max: u64,
-    /// Whether the store is on the journal's file system and needs its room.
+    /// Whether the store is on the journal's file system and needs space there.
     pub is_store_here: bool,
 }
 
-/// What a journal still holds at its end.
+/// What a journal still holds when the server stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
-    /// Events that are not known to be in the database. Of those that were read back an earlier run may have stored some.
+pub struct Remaining {
+    /// Events that are not known to be in the database. Of replayed ones, an earlier run may have stored some.
     pub events: u64,
-    /// Segments that earlier runs left and that were not read to their end: nobody knows what the database has of them.
+    /// Segments of earlier runs that were not read to their end, so it is unknown which of their events are stored.
     pub unread_segments: u64,
-    /// Their length.
+    /// Bytes of those segments.
     pub unread_bytes: u64,
-    /// Events in them that are not known to be in the database; `None` where they are too many to be counted now, or cannot be.
+    /// Events in them that are not known to be in the database; `None` if counting takes too long or a segment is damaged.
     pub unread_events: Option<u64>,
-    /// Events of all of these that were handed to the writers and that they have not stored.
+    /// Of all these events, those that were handed to the writers and not stored.
     pub handed_over: u64,
 }
 
 /// The journal of a running server.
 pub struct Journal {
     storage: Arc<dyn Storage>,
-    ledger: Arc<Ledger>,
+    segment_refs: Arc<SegmentRefs>,
     metrics: Arc<Metrics>,
-    kepts: Arc<Kepts>,
+    segments: Arc<SegmentTable>,
     gate: Arc<Gate>,
     lanes: Vec<Arc<Lane>>,
     config: JournalConfig,
     stream: Stream,
-    mark: Mark,
-    /// What the store says of a day; a replay stores everything where nobody can be asked.
+    salt: Salt,
+    /// Asks the store which days were dropped. Without it a replay stores everything.
     dropped_until: OnceLock<DroppedUntil>,
-    keeper_stop: Arc<AtomicBool>,
+    pool_stop: Arc<AtomicBool>,
     threads: Mutex<Threads>,
 }
 
 #[derive(Default)]
 struct Threads {
     committer: Option<JoinHandle<()>>,
-    keeper: Option<JoinHandle<()>>,
-    /// Those that bring events from the disk to the writers.
+    pool: Option<JoinHandle<()>>,
+    /// Threads that bring events from the disk to the writers.
     feeders: Vec<JoinHandle<()>>,
 }
 
@@ -124,14 +123,14 @@ impl Journal {
     /// Starts the threads. The lanes are closed until [`Self::open`].
     ///
     /// # Errors
-    /// Where the directory cannot be read, or the operating system refuses a thread or has no randomness. That no
-    /// segment can be made is no error here: the lanes say so.
+    /// The directory cannot be read, or the operating system refuses a thread or random bytes. A segment that cannot be
+    /// made is no error here: appending reports it.
     pub fn start(storage: Arc<dyn Storage>, config: JournalConfig, metrics: &Arc<Metrics>) -> io::Result<Arc<Self>> {
         let listing = reader::list(&*storage)?;
         for name in &listing.unfinished {
             storage.remove(name)?;
         }
-        // Of an earlier run; what is held is found out anew. One that stays is believed of what the segments hold only.
+        // It is an earlier run's. If it cannot be removed, readers still check it against the segments.
         let _ = held_list::write(&*storage, &held_list::HeldList::default());
         for name in &listing.kept_aside {
             tracing::warn!(
@@ -140,54 +139,54 @@ impl Journal {
             );
         }
         let newest = listing.segments.last().map_or(0, |id| id.stream.0);
-        // Later than everything that is there, whatever the clock says: names are never used twice.
+        // Later than every stream in the directory, whatever the clock says: names are never reused.
         let stream = Stream((Timestamp::now().as_micros().max(0) as u64).max(newest.saturating_add(1)));
-        let mark = Mark(getrandom::u64().map_err(io::Error::other)?);
+        let salt = Salt(getrandom::u64().map_err(io::Error::other)?);
         let gate = Arc::new(Gate::default());
         let segment_bytes = segment_bytes(&config, &*storage);
         let whole_segments = config.bytes_max / segment_bytes;
-        // One is left out of what is shared where there are some: the segment in its place is made when another is
-        // released, and who holds little must not wait for that. Where there are few, half of all would be too much.
+        // One segment is kept out of the shares, so that an organisation that holds little need not wait until a segment is
+        // released and the next one made. With fewer than four segments that would be too large a part.
         let shared_segments = if whole_segments < 4 { whole_segments } else { whole_segments - 1 };
         gate.set_capacity(shared_segments * segment_bytes, whole_segments * segment_bytes);
-        // One for each shard, and the last for what is written over.
+        // One for each shard, and the last for rewritten events.
         let lanes = if config.shards == 0 { 0 } else { config.shards + 1 };
         let lanes: Vec<Arc<Lane>> = (0..lanes).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
-        let (ledger, kepts) = (Arc::new(Ledger::default()), Arc::new(Kepts::default()));
-        // They count from the start, read or not.
+        let (segment_refs, segments) = (Arc::new(SegmentRefs::default()), Arc::new(SegmentTable::default()));
+        // They count against the bounds from the start, read or not.
         for id in &listing.segments {
-            let kept = left_by_earlier_run(&*storage, *id)?;
-            gate.fill(kept.bytes);
-            kepts.set(*id, kept);
+            let state = left_by_earlier_run(&*storage, *id)?;
+            gate.fill(state.bytes);
+            segments.set(*id, state);
         }
-        let keeper_stop = Arc::new(AtomicBool::new(false));
-        let (supply, supplied) = bounded(1);
-        let keeper = Keeper {
+        let pool_stop = Arc::new(AtomicBool::new(false));
+        let (next_segments, next) = bounded(1);
+        let pool = SegmentPool {
             storage: Arc::clone(&storage),
-            ledger: Arc::clone(&ledger),
+            segment_refs: Arc::clone(&segment_refs),
             metrics: Arc::clone(metrics),
-            kepts: Arc::clone(&kepts),
+            segments: Arc::clone(&segments),
             gate: Arc::clone(&gate),
-            supply: (!lanes.is_empty()).then(|| (supply, supplied.clone())),
+            next_segments: (!lanes.is_empty()).then(|| (next_segments, next.clone())),
             next: SegmentId { stream, number: 0 },
-            mark,
+            salt,
             has_spare: false,
             shortage: None,
             segment_bytes,
             bytes_max: config.bytes_max,
             is_store_here: config.is_store_here,
             undeleted_retry_at: None,
-            stop: Arc::clone(&keeper_stop),
+            stop: Arc::clone(&pool_stop),
         };
-        let keeper = critical_thread::spawn("journal-keeper", move || keeper.run())?;
+        let pool = critical_thread::spawn("journal-pool", move || pool.run())?;
         let committer = Committer {
             lanes: lanes.clone(),
             gate: Arc::clone(&gate),
-            mark,
-            ledger: Arc::clone(&ledger),
+            salt,
+            segment_refs: Arc::clone(&segment_refs),
             metrics: Arc::clone(metrics),
-            supply: supplied,
-            keeper: keeper.thread().clone(),
+            next_segments: next,
+            pool: pool.thread().clone(),
             is_synchronised: config.is_synchronised,
             current: None,
             next_sequence: 0,
@@ -195,85 +194,85 @@ impl Journal {
         };
         let committer = critical_thread::spawn("journal", move || committer.run())?;
         {
-            let kepts = Arc::clone(&kepts);
-            metrics.set_journal(move || kepts.sizes());
+            let segments = Arc::clone(&segments);
+            metrics.set_journal(move || segments.sizes());
         }
         Ok(Arc::new(Self {
             storage,
-            ledger,
+            segment_refs,
             metrics: Arc::clone(metrics),
-            kepts,
+            segments,
             gate,
             lanes,
             config,
             stream,
-            mark,
+            salt,
             dropped_until: OnceLock::new(),
-            keeper_stop,
-            threads: Mutex::new(Threads { committer: Some(committer), keeper: Some(keeper), feeders: Vec::new() }),
+            pool_stop,
+            threads: Mutex::new(Threads { committer: Some(committer), pool: Some(pool), feeders: Vec::new() }),
         }))
     }
 
-    /// The shard's end of lane `shard`, to be moved to its thread.
+    /// Lane `shard`, to be moved to the thread of that shard.
     pub fn lane(&self, shard: usize) -> Arc<Lane> {
         Arc::clone(&self.lanes[shard])
     }
 
-    /// For whoever holds events for long; `None` where nothing is written. To be called once.
+    /// Moves long-held events into the open segment. `None` if nothing is written. Call it once.
     pub fn rewriter(&self) -> Option<Rewriter> {
         let lane = self.lanes.last()?;
         Some(Rewriter {
             storage: Arc::clone(&self.storage),
             lane: Arc::clone(lane),
             gate: Arc::clone(&self.gate),
-            ledger: Arc::clone(&self.ledger),
-            kepts: Arc::clone(&self.kepts),
+            segment_refs: Arc::clone(&self.segment_refs),
+            segments: Arc::clone(&self.segments),
             metrics: Arc::clone(&self.metrics),
             segment_bytes: segment_bytes(&self.config, &*self.storage),
             bytes_max: self.config.bytes_max,
         })
     }
 
-    /// Whom a replay asks which days were dropped. Once, before it.
+    /// Sets how a replay finds out which days were dropped. Call it once, before the replay.
     pub fn ask_before_replay(&self, dropped_until: DroppedUntil) {
         let _ = self.dropped_until.set(dropped_until);
     }
 
-    /// Where writers count what they commit.
-    pub fn ledger(&self) -> Arc<Ledger> {
-        Arc::clone(&self.ledger)
+    /// Where writers count the events that they have stored.
+    pub fn segment_refs(&self) -> Arc<SegmentRefs> {
+        Arc::clone(&self.segment_refs)
     }
 
-    /// Whether what earlier runs left holds an event, or may: what cannot be read counts.
+    /// Whether the segments of earlier runs may hold an event. One that cannot be read counts.
     pub fn may_hold_events(&self) -> bool {
-        feeder::may_hold_events(self)
+        replay::may_hold_events(self)
     }
 
-    /// Takes events from now on, where there is a segment for them.
+    /// Accepts events from now on, if there is a segment for them.
     pub fn open(&self) {
         let shortage = self.gate.shortage();
-        self.gate.change(Closed::Starting, shortage);
+        self.gate.change(ClosedReason::Starting, shortage);
         if let Some(why) = shortage {
-            why.say();
+            why.log();
         }
     }
 
-    /// Hands to the writers what earlier runs left, from the oldest on. Blocks; ends early where `stop` is set. Beside new
-    /// events or before them: nothing depends on it.
+    /// Hands the events of earlier runs to the writers, oldest first. Blocks, and ends early once `stop` is set. New events
+    /// may arrive meanwhile.
     ///
     /// # Errors
-    /// Where a segment cannot be read; the others were. Called again, it is tried again.
+    /// A segment cannot be read; the others were. Another call tries it again.
     pub fn replay(&self, queue: &Queue, stop: &AtomicBool) -> Result<Replayed, ReadError> {
-        feeder::replay(self, queue, stop)
+        replay::replay(self, queue, stop)
     }
 
-    /// Starts the thread that does that until nothing is left that can be read, and says so.
+    /// Starts the thread that replays until every readable segment is read, and logs the result.
     pub fn start_replay(self: &Arc<Self>, queue: Queue, stop: Arc<AtomicBool>) -> io::Result<()> {
-        if self.kepts.unread().is_empty() {
+        if self.segments.unread().is_empty() {
             return Ok(());
         }
         let journal = Arc::clone(self);
-        let thread = critical_thread::spawn("journal-replay", move || feeder::replay_all(&journal, &queue, &stop))?;
+        let thread = critical_thread::spawn("journal-replay", move || replay::replay_all(&journal, &queue, &stop))?;
         self.threads().feeders.push(thread);
         Ok(())
     }
@@ -281,23 +280,23 @@ impl Journal {
     /// Starts the thread that feeds spilled events to the writers.
     pub fn start_feeder(self: &Arc<Self>, queue: Queue, stop: Arc<AtomicBool>) -> io::Result<()> {
         let journal = Arc::clone(self);
-        let thread = critical_thread::spawn("journal-feeder", move || feeder::feed_spilled(&journal, &queue, &stop))?;
+        let thread = critical_thread::spawn("journal-feeder", move || replay::feed_spilled(&journal, &queue, &stop))?;
         self.threads().feeders.push(thread);
         Ok(())
     }
 
-    /// Why nothing is taken at the moment; `None` where something is.
-    pub fn closed(&self) -> Option<Closed> {
+    /// Why the journal accepts nothing at the moment; `None` if it does.
+    pub fn closed(&self) -> Option<ClosedReason> {
         self.gate.closed()
     }
 
-    /// Whether nothing can be taken until the next start.
+    /// Whether the journal accepts nothing until the next start.
     pub fn has_failed(&self) -> bool {
-        self.gate.closed() == Some(Closed::Failed)
+        self.gate.closed() == Some(ClosedReason::Failed)
     }
 
-    /// Commits what is appended and ends the `journal` thread and those that feed the writers (they were told to stop);
-    /// nothing may be appended any more. At most until `deadline`.
+    /// Commits what is appended and waits for the `journal` thread and for those that feed the writers, which were told to
+    /// stop; at most until `deadline`. Nothing may be appended any more.
     pub fn close(&self, deadline: Instant) {
         self.gate.stop.store(true, Ordering::Release);
         let (committer, feeders) = {
@@ -309,24 +308,25 @@ impl Journal {
         }
     }
 
-    /// Deletes what the database has and ends the last thread. After [`Self::close`], and after the writers. Returns what
-    /// is left for the next start.
-    pub fn end(&self) -> Left {
-        self.keeper_stop.store(true, Ordering::Release);
-        if let Some(keeper) = self.threads().keeper.take() {
-            wait_for(&keeper, Instant::now() + Duration::from_secs(5));
+    /// Deletes the segments whose events are all stored and ends the last thread. Call it after [`Self::close`] and after
+    /// the writers have ended. Returns what is left for the next start.
+    pub fn end(&self) -> Remaining {
+        self.pool_stop.store(true, Ordering::Release);
+        if let Some(pool) = self.threads().pool.take() {
+            wait_for(&pool, Instant::now() + Duration::from_secs(5));
         }
-        let kepts: Vec<(SegmentId, Kept)> = self.kepts.lock().iter().map(|(id, kept)| (*id, *kept)).collect();
-        let mut left = Left { unread_events: Some(0), ..Left::default() };
+        let segments: Vec<(SegmentId, SegmentState)> =
+            self.segments.lock().iter().map(|(id, state)| (*id, *state)).collect();
+        let mut left = Remaining { unread_events: Some(0), ..Remaining::default() };
         let deadline = Instant::now() + limits::JOURNAL_COUNT_TIME_MAX;
-        for (id, kept) in kepts {
-            let counts = kept.held.origin().map(|origin| self.ledger.slot(origin));
-            let outstanding = counts.map_or(0, |slot| u64::from(slot.outstanding()));
+        for (id, state) in segments {
+            let counts = state.phase.segment_ref().map(|segment_ref| self.segment_refs.counts(segment_ref));
+            let outstanding = counts.map_or(0, |counts| u64::from(counts.outstanding()));
             left.handed_over += outstanding;
-            if matches!(kept.held, Held::Unread { .. }) {
-                let committed = counts.map_or(0, |slot| u64::from(slot.durable() - slot.outstanding()));
+            if matches!(state.phase, SegmentPhase::Unread { .. }) {
+                let committed = counts.map_or(0, |counts| u64::from(counts.durable() - counts.outstanding()));
                 left.unread_segments += 1;
-                left.unread_bytes += kept.bytes;
+                left.unread_bytes += state.bytes;
                 let records = if Instant::now() < deadline { self.records_in(id) } else { None };
                 left.unread_events =
                     left.unread_events.zip(records).map(|(sum, records)| sum + records.saturating_sub(committed));
@@ -337,7 +337,7 @@ impl Journal {
         left
     }
 
-    /// `None` where a segment cannot be read whole.
+    /// `None` if the segment cannot be read whole.
     fn records_in(&self, id: SegmentId) -> Option<u64> {
         let mut go_on = |_, _| ControlFlow::Continue(());
         let report = reader::read(&*self.storage, id, &mut reader::Chain::default(), &mut go_on).ok()?;
@@ -363,13 +363,18 @@ fn segment_bytes(config: &JournalConfig, storage: &dyn Storage) -> u64 {
     bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
 }
 
-/// What is known of a segment before it is read. `Err` where the disk does not even say how long it is.
-fn left_by_earlier_run(storage: &dyn Storage, id: SegmentId) -> io::Result<Kept> {
+/// The state of a segment before it is read. `Err` if the disk does not even tell its length.
+fn left_by_earlier_run(storage: &dyn Storage, id: SegmentId) -> io::Result<SegmentState> {
     let name = id.to_string();
     let bytes = storage.len(&name)?;
     let block = storage.read(&name, 0, BLOCK_BYTES).unwrap_or_default();
     let made = Header::decode(&block, id).ok().map(|(header, _)| header.created_at);
-    // A damaged header has no time: the stream's beginning is earlier.
+    // A damaged header has no time; the stream's start is earlier.
     let since = made.filter(|at| at.as_micros() > 0).unwrap_or(Timestamp::from_micros(id.stream.0 as i64));
-    Ok(Kept { held: Held::Unread { origin: None, is_unknown: false }, bytes, since, is_damaged: false })
+    Ok(SegmentState {
+        phase: SegmentPhase::Unread { segment_ref: None, is_unknown: false },
+        bytes,
+        since,
+        is_damaged: false,
+    })
 }

@@ -1,11 +1,11 @@
-//! One server to a data directory: a lock on the file `lock` in it, held for as long as the process lives.
+//! One server per data directory: a lock on the file `lock` in it, held for as long as the process lives.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Held until it is dropped, or the process ends, however it ends.
+/// The lock. Dropping it, or any end of the process, releases it.
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
@@ -14,17 +14,17 @@ pub struct DirectoryLock {
 /// Why a directory was not locked.
 #[derive(Debug)]
 pub enum LockError {
-    /// Another process has it; its id, where it says so.
+    /// Another process holds it; with its process id, if the file has it.
     Taken(Option<u32>),
-    /// The directory or the file cannot be made or opened.
+    /// The directory or the file cannot be created or opened.
     Io(io::Error),
 }
 
 impl DirectoryLock {
-    /// Locks `directory`, which is created (for its owner only) where it is missing.
+    /// Locks `directory`; creates it with mode 0700 if it is missing.
     pub fn take(directory: &Path) -> Result<Self, LockError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(LockError::Io)?;
-        // Its own entry must survive a power loss, too, as far as this user may see to that.
+        // The directory's own entry must survive a power loss, too, if this user may synchronise its parent.
         let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let _ = File::open(parent).and_then(|parent| parent.sync_all());
         let open = OpenOptions::new()
@@ -44,7 +44,7 @@ impl DirectoryLock {
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(LockError::Io(error)),
         }
-        // For whoever finds it taken; a disk too full for it changes nothing about the lock.
+        // Tells whoever finds the lock taken. If the disk is too full for it, the lock still holds.
         let _ = file
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))

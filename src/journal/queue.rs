@@ -1,12 +1,13 @@
-//! The bounded queue: a crossbeam channel behind a slot counter.
+//! The bounded queue between shards and writers: a crossbeam channel behind a counter of slots.
 //!
-//! The channel alone would bound only what no writer has picked up; the slots bound everything accepted and not
-//! yet stored, the batches in writers' hands included. Count and bytes share one atomic (`events << 40 | bytes`), so
-//! taking a slot is one read-modify-write for all and one for the organisation, whose share of it is bounded by what is
-//! free ([`super::shares`]).
+//! The channel alone would bound only what no writer has picked up. Slots bound everything accepted and not yet stored,
+//! including the batches in writers' hands. Count and bytes share one atomic (`events << 40 | bytes`), so taking a slot is one
+//! read-modify-write for the whole queue and one for the organisation, whose share is bounded by what is free ([`shares`]).
 //!
-//! `offer` runs on shards and never blocks. A send wakes a writer only if one is asleep in the channel, and at
-//! most one ever is (see `store::writer`), so under load a send makes no system call.
+//! [`Queue::offer`] runs on shards and never blocks. A send wakes a writer only if one sleeps in the channel, and at most one
+//! ever does (the gatherer of `millrace_write`), so under load a send makes no system call.
+//!
+//! [`shares`]: super::shares
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use millrace_base::event::{Event, OrgId};
 use millrace_base::limits;
 
-use super::shares::{JournalRoom, Shares, may_grow};
+use super::shares::{JournalUsage, Shares, may_grow};
 
 const BYTES_BITS: u32 = 40;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
@@ -26,7 +27,7 @@ const ONE_EVENT: u64 = 1 << BYTES_BITS;
 pub const QUEUE_CAPACITY_MAX: usize = (1 << (64 - BYTES_BITS)) - 1024;
 const _: () = assert!((limits::QUEUE_BYTES_MAX as u64) < BYTES_MASK / 2);
 
-/// Every slot is taken, or the organisation has its share of them.
+/// Every slot is taken, or the organisation has used up its share.
 #[derive(Debug, PartialEq, Eq)]
 pub struct QueueFull;
 
@@ -42,25 +43,25 @@ pub struct Queue {
 pub struct Accepted {
     /// Events in the order of acceptance.
     pub receiver: Receiver<Event>,
-    /// To be released when an event is stored.
+    /// Released when an event is stored.
     pub slots: Arc<Slots>,
 }
 
-/// Counts what was accepted and is not stored yet, of all organisations and of each.
+/// Counts the events that are accepted and not stored yet, in total and for each organisation.
 #[derive(Debug)]
 pub struct Slots {
     /// Written by every shard (take) and every writer (release).
     used: AtomicU64,
     events_max: u64,
-    /// What of `used` came from the journal. Written by the feeders and the writers.
+    /// The part of `used` that was read back from the journal. Written by the replay threads and the writers.
     fed: AtomicU64,
-    /// Feeders that have an event and no slot for it. Written by them, read by the shards.
+    /// Replay threads that have an event and no slot for it. Written by them, read by the shards.
     fed_waiting: AtomicU64,
-    /// The same of each organisation.
+    /// Slots and bytes of each organisation.
     held: Shares,
-    /// Bytes that are spilled: in the journal, without a slot. Written by shards (spill) and the feeder.
+    /// Spilled bytes: in the journal, without a slot. Written by the shards and the `journal-feeder` thread.
     spilled_bytes: AtomicU64,
-    /// The same of each organisation.
+    /// Spilled bytes of each organisation.
     spilled: Shares,
 }
 
@@ -95,10 +96,10 @@ impl Queue {
         if self.slots.take(event, Slots::is_in_share) { Ok(()) } else { Err(QueueFull) }
     }
 
-    /// Takes a slot for an event that is fed from the journal: such events have half of the slots at most, so that the
-    /// rest is there for new ones. Whose it is does not matter: it stands before the others' events.
+    /// Takes a slot for an event that is fed from the journal. Such events have half of the slots at most, so that the rest
+    /// is free for new ones. Shares do not apply: the events behind it may be of any organisation.
     pub fn reserve_fed(&self, event: &Event) -> Result<(), QueueFull> {
-        debug_assert!(event.is_fed(), "its slot is given back as such");
+        debug_assert!(event.is_fed(), "its slot is released as fed");
         let slots = &*self.slots;
         let fed = slots.fed.fetch_add(ONE_EVENT + event.weight() as u64, Ordering::Relaxed);
         if is_within_half(fed, slots.events_max.div_ceil(2)) && slots.take(event, |_, _, _| true) {
@@ -108,42 +109,42 @@ impl Queue {
         Err(QueueFull)
     }
 
-    /// From now on, until the guard is dropped, new events have half of the slots at most: events of the journal wait, and
-    /// under a load that takes every slot as soon as it is free they would wait for ever.
+    /// Until the guard is dropped, new events have half of the slots at most. Otherwise, under a load that takes every slot
+    /// as soon as it is free, events of the journal would wait forever.
     pub fn wait_for_fed(&self) -> FedWaiting<'_> {
         self.slots.fed_waiting.fetch_add(1, Ordering::Relaxed);
         FedWaiting(&self.slots)
     }
 
-    /// Counts an event that is in the journal alone, until [`Self::unspill`].
+    /// Counts an event that is only in the journal, until [`Self::unspill`].
     pub fn spill(&self, org: OrgId, bytes: usize) {
         self.slots.spilled_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.slots.spilled.of(org).fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The event has a slot now, or came to nothing.
+    /// The event has a slot now, or failed.
     pub fn unspill(&self, org: OrgId, bytes: usize) {
         self.slots.spilled_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
         self.slots.spilled.of(org).fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Whether so much of the organisation's is spilled that its next event goes behind it. The slots are for what is
-    /// spilled then: new events in them would keep the old ones in the journal, and the journal full.
+    /// Whether so much of the organisation is spilled that its next event must be spilled, too. Free slots are for its
+    /// spilled events then: new ones would keep the old ones in the journal, and the journal full.
     pub fn is_behind(&self, org: OrgId) -> bool {
         self.slots.spilled.held(org) >= limits::SPILLED_BYTES_AHEAD_MAX
     }
 
-    /// Whether another `bytes` of the organisation are within its share of the journal. What is in use there is counted as
-    /// the organisation's in the proportion of what it has there that is not stored yet.
-    pub fn is_in_share_of_journal(&self, org: OrgId, bytes: usize, room: JournalRoom) -> bool {
+    /// Whether another `bytes` of the organisation are within its share of the journal. The bytes in use are attributed to
+    /// organisations in proportion to their events that are not stored yet.
+    pub fn is_in_share_of_journal(&self, org: OrgId, bytes: usize, usage: JournalUsage) -> bool {
         let slots = &*self.slots;
         let own = (slots.held.held(org) & BYTES_MASK) + slots.spilled.held(org) + bytes as u64;
         let all = slots.bytes() as u64 + slots.spilled_bytes.load(Ordering::Relaxed) + bytes as u64;
-        let filled_by_it = u128::from(room.filled) * u128::from(own.min(all)) / u128::from(all.max(1));
-        room.may_grow(filled_by_it as u64)
+        let filled_by_it = u128::from(usage.filled) * u128::from(own.min(all)) / u128::from(all.max(1));
+        usage.may_grow(filled_by_it as u64)
     }
 
-    /// Gives the writers an event that has its slot. `false` where they are gone; the slot is free then.
+    /// Gives the writers an event that has its slot. `false` if they are gone; the slot is free then.
     pub fn hand_over(&self, event: Event) -> bool {
         // The channel has room for every slot; it refuses only once the writers are gone.
         match self.sender.try_send(event) {
@@ -155,7 +156,7 @@ impl Queue {
         }
     }
 
-    /// Gives the slot of an event back that is not handed over.
+    /// Releases the slot of an event that is not handed over.
     pub fn give_back(&self, event: &Event) {
         self.slots.release(std::slice::from_ref(event), event.weight());
     }
@@ -177,12 +178,12 @@ impl Slots {
         (self.used.load(Ordering::Relaxed) & BYTES_MASK) as usize
     }
 
-    /// How many there may be.
+    /// Number of slots.
     pub fn events_max(&self) -> usize {
         self.events_max as usize
     }
 
-    /// Gives back the slots of `events`, which are stored and weighed `bytes` together.
+    /// Releases the slots of `events`, which are stored and weigh `bytes` together.
     pub fn release(&self, events: &[Event], bytes: usize) {
         for run in events.chunk_by(|a, b| a.org == b.org) {
             let bytes = run.iter().map(Event::weight).sum::<usize>();
@@ -196,8 +197,7 @@ impl Slots {
         self.used.fetch_sub(events.len() as u64 * ONE_EVENT + bytes as u64, Ordering::Relaxed);
     }
 
-    /// Takes a slot where there is one and `may_have` says so of what is used by all, what the organisation holds and
-    /// what the event weighs.
+    /// Takes a slot if one is free and `may_have` agrees, given what all organisations use and what this one holds.
     fn take(&self, event: &Event, may_have: impl FnOnce(&Self, u64, u64) -> bool) -> bool {
         let one = ONE_EVENT + event.weight() as u64;
         let cell = self.held.of(event.org);
@@ -213,7 +213,7 @@ impl Slots {
         fits
     }
 
-    /// Whether one who holds `held` while all together use `used` may have another slot for a new event.
+    /// Whether an organisation that holds `held`, while all together use `used`, may have another slot for a new event.
     fn is_in_share(&self, used: u64, held: u64) -> bool {
         if self.fed_waiting.load(Ordering::Relaxed) > 0 {
             let new = used.saturating_sub(self.fed.load(Ordering::Relaxed));
@@ -221,14 +221,14 @@ impl Slots {
                 return false;
             }
         }
-        // Offers that race and are taken back may count for more than there is.
+        // Racing offers that are about to be taken back may count for more than there is.
         let free_events = self.events_max.saturating_sub(used >> BYTES_BITS);
         let free_bytes = (limits::QUEUE_BYTES_MAX as u64).saturating_sub(used & BYTES_MASK);
         may_grow(held >> BYTES_BITS, free_events) && may_grow(held & BYTES_MASK, free_bytes)
     }
 }
 
-/// Whether another event fits beside `taken` where there may be `events_max`, and half of the bytes.
+/// Whether another event fits in addition to `taken`, with at most `events_max` events and half of the bytes.
 const fn is_within_half(taken: u64, events_max: u64) -> bool {
     taken >> BYTES_BITS < events_max && (taken & BYTES_MASK) < limits::QUEUE_BYTES_MAX as u64 / 2
 }
@@ -353,8 +353,8 @@ mod tests {
         queue.offer(event_of(1, 100)).unwrap();
         queue.spill(OrgId(Uuid::from_u128(2)), 99_000);
         let may = |org, filled, free_shared, free| {
-            let room = JournalRoom { filled, free_shared, free };
-            queue.is_in_share_of_journal(OrgId(Uuid::from_u128(org)), 100, room)
+            let usage = JournalUsage { filled, free_shared, free };
+            queue.is_in_share_of_journal(OrgId(Uuid::from_u128(org)), 100, usage)
         };
         assert!(may(1, 800, 1, 1) && may(2, 800, 110, 110), "8/9 of it, a little more for what the others have in it");
         assert!(!may(2, 800, 90, 90) && may(3, 800, 1, 1));

@@ -1,15 +1,15 @@
-//! Reads what a journal directory holds, for replay and for the operator.
+//! Reads the segments of a journal directory, for replay and for the operator's commands.
 //!
-//! One segment at a time, whole, in memory: at most [`SEGMENT_BYTES_MAX`] bytes. Changes nothing, takes no lock,
-//! starts no thread. What a file alone cannot tell (is the segment before it missing, are its last records?) the
-//! [`Chain`] knows, which goes from segment to segment in the order of [`Listing::segments`].
+//! It reads one segment at a time, whole, into memory: at most [`SEGMENT_BYTES_MAX`] bytes. It changes nothing, takes no lock and
+//! starts no thread. What one file cannot tell (is the segment before it missing, are its last records?) the [`Chain`] knows,
+//! which follows segments in the order of [`Listing::segments`].
 //!
 //! What is damage and what is not:
-//! - A stream may begin at any number and sequence: its older segments were released, in order.
-//! - A torn tail is a write that nobody was told of. Were those records acknowledged, the next segment's sequence
-//!   says so: it does not begin where this one ends. So what ends strangely is held against the segment behind it.
-//! - A segment may begin lower than expected: numbers of a write that failed are used again in the next segment.
-//! - A file of zeros is damage: a segment gets its name when its header is durable.
+//! - A stream may begin at any segment and sequence number: its older segments were released, in order.
+//! - A torn tail is a write that was not acknowledged. If its records were acknowledged, the next segment shows it, since it
+//!   does not begin with the number where this one ends. So a strange end is judged by the next segment.
+//! - A segment may begin with a lower number than expected: the next segment reuses the numbers of a failed write.
+//! - A file of zeros is damage: a segment gets its name after its header is durable.
 
 use std::fmt;
 use std::io;
@@ -17,28 +17,28 @@ use std::ops::{ControlFlow, Range};
 
 use millrace_base::clock::Timestamp;
 
+use super::disk::Storage;
 use super::held_list;
 use super::record::{RECORD_BYTES_MAX, Record};
 use super::segment::{BLOCK_BYTES, Found, Header, NoHeader, SEGMENT_BYTES_MAX, Scan, SegmentId, is_zero};
-use super::storage::Storage;
 
-/// How the name of a segment ends that is still being made.
+/// Ending of the name of a segment that is still being made.
 pub const UNFINISHED_SUFFIX: &str = ".preparing";
-/// What is appended to the name of a damaged segment that is kept for the operator.
+/// Appended to the name of a damaged segment that is kept for the operator.
 pub const KEPT_ASIDE_SUFFIX: &str = ".damaged";
-/// Bytes read at a time behind the greatest length of a segment.
+/// Bytes read at a time behind the longest possible segment.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// What is in a journal directory.
+/// The files of a journal directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Segments, sorted by stream (time) and number.
     pub segments: Vec<SegmentId>,
-    /// Names of segments whose making was cut short; they never hold records.
+    /// Names of unfinished segments. They hold no records.
     pub unfinished: Vec<String>,
-    /// Names of damaged segments that were kept.
+    /// Names of damaged segments that were kept aside.
     pub kept_aside: Vec<String>,
-    /// Anything else.
+    /// Names of all other files.
     pub foreign: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ pub fn list(storage: &dyn Storage) -> io::Result<Listing> {
     let mut names = storage.list()?;
     names.sort_unstable();
     for name in names {
-        // A name spelt otherwise than we would (capital digits) is not ours, and opening it by its id would fail.
+        // A name that we would write differently (capital digits) is not ours, and opening it by its id would fail.
         match SegmentId::from_file_name(&name).filter(|id| id.to_string() == name) {
             Some(id) => listing.segments.push(id),
             None if name.ends_with(UNFINISHED_SUFFIX) => listing.unfinished.push(name),
@@ -61,12 +61,12 @@ pub fn list(storage: &dyn Storage) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// Which segment a file that was kept aside is, by its name.
+/// The segment of a file that was kept aside, by its name.
 pub fn kept_aside_id(name: &str) -> Option<SegmentId> {
     SegmentId::from_file_name(name.strip_suffix(KEPT_ASIDE_SUFFIX)?)
 }
 
-/// Follows streams from segment to segment: which number and sequence come next.
+/// Follows streams from segment to segment: which segment and which sequence number come next.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     /// The segment that was read last.
@@ -79,18 +79,18 @@ struct Link {
     next_sequence: Option<u64>,
 }
 
-/// What a chain expects of a segment.
+/// What the chain expects of a segment.
 struct Expected {
-    /// Of its first record, where known.
+    /// Sequence number of its first record, if known.
     sequence: Option<u64>,
-    /// Whether segments between the one read before and this one are missing.
+    /// Whether segments are missing between the one read before and this one.
     is_behind_missing: bool,
 }
 
 impl Chain {
     fn expected(&self, storage: &dyn Storage, id: SegmentId) -> io::Result<Expected> {
         let Some(link) = self.behind.filter(|link| link.id.stream == id.stream) else {
-            // A stream's first segment begins with its first number.
+            // The first segment of a stream begins with sequence number 0.
             let sequence = (id.number == 0).then_some(0);
             return Ok(Expected { sequence, is_behind_missing: false });
         };
@@ -101,67 +101,67 @@ impl Chain {
         let is_between =
             |at: &SegmentId| at.stream == id.stream && (link.id.number + 1..id.number).contains(&at.number);
         let kept_aside = storage.list()?.iter().filter_map(|name| kept_aside_id(name)).filter(is_between).count();
-        // What was kept aside was reported then, and its records were counted.
+        // A segment that was kept aside was reported then, with its lost records.
         let sequence = link.next_sequence.filter(|_| kept_aside == 0);
         Ok(Expected { sequence, is_behind_missing: kept_aside < between as usize })
     }
 
-    /// `id` is there and was not read to its end.
+    /// Segment `id` exists and was not read to its end.
     fn passed_unread(&mut self, id: SegmentId) {
         self.behind = Some(Link { id, next_sequence: None });
     }
 
-    /// `id` went away while the directory was read: it was released, so everything before it was, too.
+    /// A segment was deleted while the directory was read. It was released, and so was everything before it.
     fn released(&mut self) {
         self.behind = None;
     }
 }
 
-/// A place where a segment is not as it was written.
+/// A place where a segment differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// Bytes from the beginning of the file.
     pub offset: u64,
-    /// How many bytes it spans; 0 where something is missing between two that are intact.
+    /// How many bytes it spans; 0 if something is missing between two intact records.
     pub bytes: u64,
-    /// How many records are surely missing; there may be more where no number tells.
+    /// A lower bound of the missing records.
     pub records_lost: u64,
-    /// In words.
+    /// The damage in words.
     pub what: &'static str,
 }
 
-/// What was found in one segment.
+/// The result of reading one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentReport {
-    /// Which, by its name.
+    /// Which segment, by its name.
     pub id: SegmentId,
     /// Length of the file.
     pub file_bytes: u64,
     /// Where its last record ends.
     pub used_bytes: u64,
-    /// When it was made; `None` where its header does not tell.
+    /// When it was made; `None` if its header does not tell.
     pub created_at: Option<Timestamp>,
     /// Intact records.
     pub records: u64,
-    /// Those of them that were not handed to the writers when they were accepted.
+    /// Intact records of spilled events.
     pub spilled: u64,
-    /// When the first of them to be received was.
+    /// When the first of its events was received.
     pub oldest: Option<Timestamp>,
-    /// When the last of them was.
+    /// When the last of its events was received.
     pub newest: Option<Timestamp>,
-    /// Places that are not as they were written.
+    /// Places that differ from what was written.
     pub damage: Vec<Damage>,
-    /// Where bytes begin, behind the last record, that are none: a write that was cut short.
+    /// Where a torn tail begins: bytes behind the last record that are no record, from a write that was cut short.
     pub torn_tail: Option<u64>,
 }
 
 impl SegmentReport {
-    /// Whether anything is not as it was written, torn tail aside.
+    /// Whether anything differs from what was written, apart from a torn tail.
     pub fn is_damaged(&self) -> bool {
         !self.damage.is_empty()
     }
 
-    /// How many records are surely missing.
+    /// A lower bound of the missing records.
     pub fn records_lost(&self) -> u64 {
         self.damage.iter().fold(0, |lost: u64, damage| lost.saturating_add(damage.records_lost))
     }
@@ -183,22 +183,22 @@ impl SegmentReport {
 /// Why a segment cannot be read to its end.
 #[derive(Debug)]
 pub enum ReadError {
-    /// The disk refused; the message names the file.
+    /// The disk failed; the message names the file.
     Io(io::Error),
     /// A later version of Millrace made the segment.
     UnknownFormat {
-        /// Which.
+        /// Which segment.
         id: SegmentId,
-        /// The layout it is in.
+        /// Version of its layout.
         format: u32,
     },
-    /// A later version of Millrace wrote a record; those before it were read.
+    /// A later version of Millrace wrote a record; the records before it were read.
     UnknownVersion {
         /// In which segment.
         id: SegmentId,
         /// Where.
         offset: u64,
-        /// The layout it is in.
+        /// Version of its layout.
         version: u8,
     },
 }
@@ -240,7 +240,7 @@ pub fn read(
     read_named(storage, &id.to_string(), id, chain, on_record)
 }
 
-/// The same for a segment that is in the file `name`: one that was kept aside.
+/// Like [`read`], for a segment in the file `name`: one that was kept aside.
 pub fn read_named(
     storage: &dyn Storage,
     name: &str,
@@ -292,12 +292,12 @@ fn read_file(
             if is_damaged {
                 report.add(0, BLOCK_BYTES.min(bytes.len()), 0, "the header is damaged");
             }
-            let mut scan = Scan::new(&bytes, header.mark, None);
+            let mut scan = Scan::new(&bytes, header.salt, None);
             let is_read = scan_records(&mut scan, is_other, &expected, &mut report, on_record)?;
             let (ended, before) = (scan.next_sequence(), expected.sequence);
             let next_sequence = match is_other {
                 false => ended.or(before),
-                // Perhaps two files of the stream changed their names: the later numbers are the stream's.
+                // Perhaps two files of the stream have swapped names; the later numbers are the stream's.
                 true if header.id.stream == id.stream => ended.max(before),
                 true => before,
             };
@@ -326,15 +326,14 @@ fn read_file(
     Ok(report)
 }
 
-/// A segment as far as the disk gives it away.
+/// The bytes of a segment, as far as the disk can read them.
 struct Content {
     bytes: Vec<u8>,
-    /// Where there are zeros instead of what could not be read.
+    /// Ranges that could not be read; `bytes` has zeros there.
     unreadable: Vec<Range<usize>>,
 }
 
-/// Reads a whole segment; what is longer than a segment can be is cut. A bad sector costs what it holds, not the
-/// segment.
+/// Reads a whole segment, up to the longest possible length. A bad sector costs its own bytes, not the segment.
 fn read_whole(storage: &dyn Storage, name: &str) -> io::Result<Content> {
     let is_bad_sector = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
     match storage.read(name, 0, SEGMENT_BYTES_MAX) {
@@ -360,7 +359,7 @@ fn read_whole(storage: &dyn Storage, name: &str) -> io::Result<Content> {
     Ok(content)
 }
 
-/// What is wrong behind the last record of a file that should be `whole` long. Returns which number comes next.
+/// Reports what is wrong behind the last record of a file that should be `whole` bytes long. Returns the next sequence number.
 fn check_end(
     storage: &dyn Storage,
     bytes: &[u8],
@@ -399,15 +398,15 @@ fn check_end(
 
 const CUT_SHORT: &str = "the file was cut short";
 
-/// How many records are missing between a segment, behind which `next_sequence` should come, and the first record of the
-/// segment behind it, and which number comes next then.
+/// Records missing between this segment, after which `next_sequence` should follow, and the first record of the next segment;
+/// and the sequence number that follows then.
 fn lost_behind(storage: &dyn Storage, id: SegmentId, next_sequence: Option<u64>) -> (u64, Option<u64>) {
     let first_behind = || {
         let id = SegmentId { number: id.number.checked_add(1)?, ..id };
-        // Where it cannot be read, or begins with damage, its own turn will tell.
+        // If it cannot be read or begins with damage, reading it will report that.
         let bytes = storage.read(&id.to_string(), 0, BLOCK_BYTES + RECORD_BYTES_MAX).ok()?;
         let (header, _) = Header::decode(&bytes, id).ok().filter(|(header, _)| header.id == id)?;
-        match Scan::new(&bytes, header.mark, None).next()? {
+        match Scan::new(&bytes, header.salt, None).next()? {
             Found::Record { record, .. } => Some(record.sequence),
             _ => None,
         }
@@ -417,8 +416,8 @@ fn lost_behind(storage: &dyn Storage, id: SegmentId, next_sequence: Option<u64>)
     (lost, Some(next + lost))
 }
 
-/// Goes through the records until `on_record` breaks; `is_other` where they are another segment's, so that their numbers
-/// say nothing here.
+/// Reads the records until `on_record` breaks. `is_other`: they belong to another segment, so their numbers mean nothing
+/// here.
 fn scan_records(
     scan: &mut Scan<'_>,
     is_other: bool,
@@ -458,7 +457,7 @@ fn scan_records(
     Ok(ControlFlow::Continue(()))
 }
 
-/// What is wrong before the first record, at `offset`: `gap` numbers are missing, `damage` is in front of it.
+/// Reports what is wrong before the first record, at `offset`: `gap` numbers are missing, `damage` is in front of it.
 fn report_first(
     expected: &Expected,
     damage: Option<(usize, usize, u64)>,
@@ -484,14 +483,14 @@ fn report_missing(expected: &Expected, records_lost: u64, report: &mut SegmentRe
 
 fn in_words(bytes: usize, records_lost: u64) -> &'static str {
     match (bytes, records_lost) {
-        (0, 0) => "a record is intact, its mark or its padding is not",
+        (0, 0) => "a record is intact, its salt or its padding is not",
         (0, _) => "records are missing",
         (_, 0) => "bytes that belong to no record",
         _ => "damaged records",
     }
 }
 
-/// What is behind the greatest length of a segment was never written by us.
+/// Reports bytes behind the longest possible segment; we never write there.
 fn look_behind(storage: &dyn Storage, name: &str, report: &mut SegmentReport) -> io::Result<()> {
     let mut is_empty = true;
     loop {

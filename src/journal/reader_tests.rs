@@ -10,9 +10,9 @@ use uuid::Uuid;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;
-use crate::record::{self, Mark, unpadded_len};
+use crate::disk::{Disk, SegmentFile, Space};
+use crate::record::{self, Salt, unpadded_len};
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, SegmentFile, Space};
 
 const STREAM: Stream = Stream(77);
 const WHOLE: usize = 4 * BLOCK_BYTES;
@@ -21,8 +21,8 @@ fn id(number: u32) -> SegmentId {
     SegmentId { stream: STREAM, number }
 }
 
-fn mark(stream: Stream) -> Mark {
-    Mark(0x5eed_5eed_0123_4567 ^ stream.0)
+fn salt(stream: Stream) -> Salt {
+    Salt(0x5eed_5eed_0123_4567 ^ stream.0)
 }
 
 /// The event that has this number in the stream, wherever it is.
@@ -50,12 +50,12 @@ struct Segment {
 impl Segment {
     fn new(id: SegmentId, first: u64, groups: &[u64]) -> Self {
         let created_at = Timestamp::from_micros(500);
-        let header = Header { id, mark: mark(id.stream), created_at, bytes: WHOLE as u64 };
+        let header = Header { id, salt: salt(id.stream), created_at, bytes: WHOLE as u64 };
         let mut segment = Self { bytes: header.encode().to_vec(), records: Vec::new(), next: first };
         for records in groups {
             segment.bytes.resize(segment.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
             for _ in 0..*records {
-                segment.push(mark(id.stream));
+                segment.push(salt(id.stream));
             }
         }
         assert!(segment.bytes.len() <= WHOLE);
@@ -63,10 +63,10 @@ impl Segment {
         segment
     }
 
-    fn push(&mut self, mark: Mark) {
+    fn push(&mut self, salt: Salt) {
         let event = event(self.next);
         self.records.push((self.bytes.len(), unpadded_len(&event), self.next));
-        record::encode(&mut self.bytes, mark, self.next, self.next.is_multiple_of(3), &event);
+        record::encode(&mut self.bytes, salt, self.next, self.next.is_multiple_of(3), &event);
         self.next += 1;
     }
 
@@ -494,7 +494,7 @@ fn a_later_versions_files_are_left_alone_by_name() {
     let mut later = healthy(1);
     let (at, len, _) = later.records[2];
     later.bytes[at + 24] = 3;
-    let proof = [&mark(STREAM).0.to_le_bytes()[..], &later.bytes[at + 12..at + len]].concat();
+    let proof = [&salt(STREAM).0.to_le_bytes()[..], &later.bytes[at + 12..at + len]].concat();
     later.bytes[at + 8..at + 12].copy_from_slice(&crc32c::crc32c(&proof).to_le_bytes());
     directory.put(id(1), &later);
     let mut read_before = 0;
@@ -551,7 +551,7 @@ fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
     for at in 0..WHOLE {
         file.write_all_at(&[segment.bytes[at] ^ 0x11], at as u64).unwrap();
         let told = directory.read_from(&mut chain.clone(), &ids);
-        // The mark of a record that is where it should be is not needed to read it.
+        // The salt of a record that is where it should be is not needed to read it.
         let hit = segment.records.iter().find(|(from, len, _)| (from + 8..from + len).contains(&at));
         let missing = hit.map(|(_, _, sequence)| *sequence);
         let expected: Vec<u64> = (101..=segment.next).filter(|sequence| Some(*sequence) != missing).collect();
@@ -593,10 +593,10 @@ fn every_cut_is_said_and_counted() {
 fn segments_of_the_shortest_real_length_are_read_as_well() {
     let directory = Directory::new();
     let header =
-        Header { id: id(0), mark: mark(STREAM), created_at: Timestamp::now(), bytes: SEGMENT_BYTES_MIN as u64 };
+        Header { id: id(0), salt: salt(STREAM), created_at: Timestamp::now(), bytes: SEGMENT_BYTES_MIN as u64 };
     let mut segment = Segment { bytes: header.encode().to_vec(), records: Vec::new(), next: 0 };
     while segment.bytes.len() + RECORD_BYTES_MAX < SEGMENT_BYTES_MIN {
-        segment.push(mark(STREAM));
+        segment.push(salt(STREAM));
     }
     segment.bytes.resize(SEGMENT_BYTES_MIN, 0);
     directory.put(id(0), &segment);

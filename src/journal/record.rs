@@ -1,13 +1,13 @@
-//! One event as the journal keeps it: a fixed header, then type, dedup id and payload, then zeros up to eight bytes.
+//! One event as a journal record: a fixed header, then type, dedup id and payload, padded with zeros to a multiple of eight.
 //!
 //! Little-endian:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 8 | the segment's mark: a random number no client can know, so no payload can pass for a record |
-//! | 8 | 4 | CRC32C of the mark and of everything from offset 12 to the end of the payload |
+//! | 0 | 8 | the segment's salt: a random number that no client knows, so that no payload can pass for a record |
+//! | 8 | 4 | CRC32C of the salt and of everything from offset 12 to the end of the payload |
 //! | 12 | 4 | length of type, dedup id and payload together |
-//! | 16 | 8 | sequence number: one more than the record before, through all segments of a stream |
+//! | 16 | 8 | sequence number: one more than that of the record before, across all segments of a stream |
 //! | 24 | 1 | version of this layout: 1 |
 //! | 25 | 1 | flags: 1 = there is a dedup id, 2 = spilled (the event was not handed to the writers when it was accepted) |
 //! | 26 | 1 | length of the type |
@@ -19,10 +19,10 @@
 //! | 64 | 8 | when it was received, microseconds since 1970 |
 //! | 72 | | type, dedup id, payload |
 //!
-//! A record is made in two steps: [`frame`] on the shard, which knows the event, and [`seal`] on the journal's thread,
-//! which knows its number. [`encode`] is both.
+//! A record is made in two steps: [`frame`] on the shard, which has the event, and [`seal`] on the `journal` thread, which
+//! knows the sequence number. [`encode`] does both.
 //!
-//! Pure: no files, no threads.
+//! No files and no threads.
 
 use uuid::Uuid;
 
@@ -42,14 +42,14 @@ const VERSION: u8 = 1;
 const HAS_DEDUP_ID: u8 = 1;
 const IS_SPILLED: u8 = 2;
 
-/// Proves that a record belongs to its segment.
+/// The random number in a segment's header and in each of its records. It proves that a record belongs to the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark(pub u64);
+pub struct Salt(pub u64);
 
-/// A record that was read and is intact.
+/// An intact record, as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the stream.
+    /// Its sequence number in the stream.
     pub sequence: u64,
     /// Whether the event was not handed to the writers when it was accepted.
     pub is_spilled: bool,
@@ -59,7 +59,7 @@ pub struct Record {
     pub len: usize,
 }
 
-/// Why there is no intact record at a place.
+/// Why there is no intact record at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRecord {
     /// The bytes end before the record does.
@@ -70,7 +70,7 @@ pub enum NoRecord {
     UnknownVersion(u8),
 }
 
-/// `len` rounded up to where the next record may begin.
+/// `len` rounded up to where the next record can begin.
 pub const fn padded(len: usize) -> usize {
     len.next_multiple_of(RECORD_ALIGNMENT)
 }
@@ -86,13 +86,13 @@ pub fn unpadded_len(event: &Event) -> usize {
 }
 
 /// Appends the record of `event` to `out`, padding included.
-pub fn encode(out: &mut Vec<u8>, mark: Mark, sequence: u64, is_spilled: bool, event: &Event) {
+pub fn encode(out: &mut Vec<u8>, salt: Salt, sequence: u64, is_spilled: bool, event: &Event) {
     let start = out.len();
     frame(out, is_spilled, event);
-    seal(&mut out[start..], mark, sequence);
+    seal(&mut out[start..], salt, sequence);
 }
 
-/// Appends a record to `out` that lacks mark, number and checksum.
+/// Appends the record of `event` to `out` without salt, sequence number and checksum.
 pub fn frame(out: &mut Vec<u8>, is_spilled: bool, event: &Event) {
     let start = out.len();
     let (body, dedup_id) = (event.body(), event.dedup_id());
@@ -111,12 +111,12 @@ pub fn frame(out: &mut Vec<u8>, is_spilled: bool, event: &Event) {
     out.resize(start + padded(RECORD_HEADER_BYTES + body.len()), 0);
 }
 
-/// Completes the framed record at the beginning of `bytes`.
-pub fn seal(bytes: &mut [u8], mark: Mark, sequence: u64) {
+/// Adds salt, sequence number and checksum to the framed record at the beginning of `bytes`.
+pub fn seal(bytes: &mut [u8], salt: Salt, sequence: u64) {
     let end = RECORD_HEADER_BYTES + u32_at(bytes, 12) as usize;
-    bytes[..8].copy_from_slice(&mark.0.to_le_bytes());
+    bytes[..8].copy_from_slice(&salt.0.to_le_bytes());
     bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
-    let crc = checksum(mark, &bytes[12..end]);
+    let crc = checksum(salt, &bytes[12..end]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
 }
 
@@ -130,16 +130,16 @@ pub fn is_spilled_at(bytes: &[u8]) -> bool {
     bytes[25] & IS_SPILLED != 0
 }
 
-/// Reads the record at the beginning of `bytes`. The mark in the record is not looked at: it serves only to find
-/// records again behind damage; the checksum proves what `mark` should be.
-pub fn decode(bytes: &[u8], mark: Mark) -> Result<Record, NoRecord> {
+/// Reads the record at the beginning of `bytes`. The salt bytes in the record are ignored: they only help to find records
+/// behind damage. The checksum covers the segment's `salt` and proves the record.
+pub fn decode(bytes: &[u8], salt: Salt) -> Result<Record, NoRecord> {
     let (header, rest) = bytes.split_at_checked(RECORD_HEADER_BYTES).ok_or(NoRecord::Short)?;
     let body_len = u32_at(header, 12) as usize;
     if body_len > BODY_BYTES_MAX {
         return Err(NoRecord::Damaged);
     }
     let body = rest.get(..body_len).ok_or(NoRecord::Short)?;
-    if crc32c::crc32c_append(checksum(mark, &header[12..]), body) != u32_at(header, 8) {
+    if crc32c::crc32c_append(checksum(salt, &header[12..]), body) != u32_at(header, 8) {
         return Err(NoRecord::Damaged);
     }
     if header[24] != VERSION {
@@ -173,8 +173,8 @@ fn event(header: &[u8], body: &[u8], type_len: usize, dedup_len: Option<usize>) 
     ))
 }
 
-fn checksum(mark: Mark, header: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&mark.0.to_le_bytes()), header)
+fn checksum(salt: Salt, header: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&salt.0.to_le_bytes()), header)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -189,7 +189,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const MARK: Mark = Mark(0x1234_5678_9abc_def0);
+    const SALT: Salt = Salt(0x1234_5678_9abc_def0);
 
     fn event(dedup_id: Option<&str>, payload: &[u8]) -> Event {
         let id = EventId(Uuid::from_u128(0xfeed));
@@ -204,9 +204,9 @@ mod tests {
         {
             let event = event(dedup_id, payload);
             let mut bytes = Vec::new();
-            encode(&mut bytes, MARK, 9, dedup_id.is_some(), &event);
+            encode(&mut bytes, SALT, 9, dedup_id.is_some(), &event);
             assert_eq!(bytes.len(), encoded_len(&event));
-            let record = decode(&bytes, MARK).unwrap();
+            let record = decode(&bytes, SALT).unwrap();
             let is_spilled = dedup_id.is_some();
             assert_eq!(record, Record { sequence: 9, is_spilled, event, len: bytes.len() });
             assert_eq!((len_at(&bytes), is_spilled_at(&bytes)), (bytes.len(), is_spilled));
@@ -216,24 +216,24 @@ mod tests {
     #[test]
     fn a_flipped_bit_or_another_mark_is_noticed() {
         let mut bytes = Vec::new();
-        encode(&mut bytes, MARK, 1, false, &event(Some("d"), b"\"xyz\""));
+        encode(&mut bytes, SALT, 1, false, &event(Some("d"), b"\"xyz\""));
         let end = RECORD_HEADER_BYTES + 3 + 1 + 5;
         for bit in 64..end * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&bytes, MARK).is_err(), "bit {bit}");
+            assert!(decode(&bytes, SALT).is_err(), "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
-        assert_eq!(decode(&bytes, Mark(1)), Err(NoRecord::Damaged));
-        (0..end).for_each(|len| assert_eq!(decode(&bytes[..len], MARK), Err(NoRecord::Short)));
+        assert_eq!(decode(&bytes, Salt(1)), Err(NoRecord::Damaged));
+        (0..end).for_each(|len| assert_eq!(decode(&bytes[..len], SALT), Err(NoRecord::Short)));
     }
 
     #[test]
     fn a_later_version_is_told_from_damage() {
         let mut bytes = Vec::new();
-        encode(&mut bytes, MARK, 1, false, &event(None, b"1"));
+        encode(&mut bytes, SALT, 1, false, &event(None, b"1"));
         bytes[24] = 2;
-        let crc = checksum(MARK, &bytes[12..RECORD_HEADER_BYTES + 4]);
+        let crc = checksum(SALT, &bytes[12..RECORD_HEADER_BYTES + 4]);
         bytes[8..12].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode(&bytes, MARK), Err(NoRecord::UnknownVersion(2)));
+        assert_eq!(decode(&bytes, SALT), Err(NoRecord::UnknownVersion(2)));
     }
 }

@@ -1,49 +1,49 @@
-//! One segment file: a header block, then groups of records, each beginning on a block of its own, then zeros.
+//! One segment file: a header block, then commits, each beginning at a block boundary, then zeros.
 //!
-//! A group is what one write made durable. Groups begin on block boundaries so that nothing durable is ever
-//! written again: a torn write can only tear the group that nobody was told of. A fresh segment is zeros up to
-//! its full length, so whatever is not zero behind the last record is a torn tail or damage, and is seen.
+//! A commit is what one write made durable: the records of one or more batches. Commits begin at block boundaries so that
+//! nothing durable is ever written again: a torn write can only tear the commit that was not acknowledged. A fresh segment is
+//! zeros up to its full length, so anything else behind the last record is a torn tail or damage, and is detected.
 //!
-//! Pure: [`Scan`] reads bytes that somebody else got from a file. It never panics on them, never returns a record
-//! whose checksum does not fit, and finds every intact record behind damage again.
+//! No file access here: [`Scan`] reads bytes that a caller got from a file. It never panics on them, never returns a record whose
+//! checksum does not match, and finds every intact record behind damage.
 
 use std::fmt;
 
 use millrace_base::clock::Timestamp;
 
-use super::record::{self, Mark, NoRecord, RECORD_ALIGNMENT, RECORD_BYTES_MAX, Record};
+use super::record::{self, NoRecord, RECORD_ALIGNMENT, RECORD_BYTES_MAX, Record, Salt};
 
-/// Groups begin at multiples of this; the header has the first block. No disk tears less.
+/// Commits begin at multiples of this; the header has the first block. No disk tears within a smaller unit.
 pub const BLOCK_BYTES: usize = 4096;
-/// Segments cannot be made longer; a file that is longer is not read beyond.
+/// Longest segment that can be made. Of a longer file only this much is read.
 pub const SEGMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Segments cannot be made shorter: the longest record fits.
+/// Shortest segment that can be made: the longest record fits.
 pub const SEGMENT_BYTES_MIN: usize = 512 * 1024;
 const _: () = assert!(BLOCK_BYTES + RECORD_BYTES_MAX + BLOCK_BYTES < SEGMENT_BYTES_MIN);
 
 const MAGIC: [u8; 8] = *b"millrace";
-/// Where in the header block its two copies are.
+/// Offsets of the two copies of the header in its block.
 const COPIES: [usize; 2] = [0, BLOCK_BYTES / 2];
 const HEADER_BYTES: usize = 60;
 /// The version of the segment's layout (records have their own).
 pub const FORMAT: u32 = 1;
 const SUFFIX: &str = ".segment";
 
-/// The segments that one run of the server wrote: when it began, in microseconds since 1970.
+/// The segments that one run of the server wrote. The number is when the run began, in microseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stream(pub u64);
 
-/// Which segment a file is; also its name.
+/// Identifies a segment. Its text form is the name of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentId {
-    /// Whose.
+    /// The run that wrote it.
     pub stream: Stream,
     /// 0, 1, 2 … in the stream.
     pub number: u32,
 }
 
 impl SegmentId {
-    /// What a file's name says; `None` where it is not a segment's name.
+    /// Parses a file name; `None` if it is not the name of a segment.
     pub fn from_file_name(name: &str) -> Option<Self> {
         let (stream, number) = name.strip_suffix(SUFFIX)?.split_once('-')?;
         let is_hex = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -56,26 +56,26 @@ impl SegmentId {
 }
 
 impl fmt::Display for SegmentId {
-    /// The file's name.
+    /// The name of the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{:08x}{SUFFIX}", self.stream.0, self.number)
     }
 }
 
-/// What the first block of a segment says.
+/// The content of a segment's first block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Which segment.
     pub id: SegmentId,
-    /// What its records are marked with.
-    pub mark: Mark,
+    /// The salt of its records.
+    pub salt: Salt,
     /// When it was made.
     pub created_at: Timestamp,
     /// Length of the file.
     pub bytes: u64,
 }
 
-/// Why a file cannot be read as a segment.
+/// Why a file has no usable header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoHeader {
     /// Both copies of the header are damaged, and there is no intact record.
@@ -87,7 +87,7 @@ pub enum NoHeader {
 }
 
 impl Header {
-    /// The first block.
+    /// Encodes the first block.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut block = [0; BLOCK_BYTES];
         for at in COPIES {
@@ -96,7 +96,7 @@ impl Header {
             copy[8..12].copy_from_slice(&FORMAT.to_le_bytes());
             copy[12..20].copy_from_slice(&self.id.stream.0.to_le_bytes());
             copy[20..24].copy_from_slice(&self.id.number.to_le_bytes());
-            copy[24..32].copy_from_slice(&self.mark.0.to_le_bytes());
+            copy[24..32].copy_from_slice(&self.salt.0.to_le_bytes());
             copy[32..40].copy_from_slice(&self.created_at.as_micros().to_le_bytes());
             copy[40..48].copy_from_slice(&self.bytes.to_le_bytes());
             let crc = crc32c::crc32c(&copy[..HEADER_BYTES - 4]);
@@ -105,8 +105,8 @@ impl Header {
         block
     }
 
-    /// Reads the header of the segment that the whole file `bytes` holds. `name` is what the file's name says and
-    /// stands in where both copies are damaged; the flag says whether any byte of the block is not as written.
+    /// Reads the header of the segment in the whole file `bytes`. If both copies are damaged, `name` (from the file's name)
+    /// stands in. The flag tells whether any byte of the block differs from what was written.
     pub fn decode(bytes: &[u8], name: SegmentId) -> Result<(Self, bool), NoHeader> {
         let block = bytes.get(..BLOCK_BYTES).unwrap_or(bytes);
         let copies =
@@ -119,7 +119,7 @@ impl Header {
             _ if is_zero(bytes) => return Err(NoHeader::Empty),
             _ => return Self::from_first_record(bytes, name).map(|header| (header, true)).ok_or(NoHeader::Damaged),
         };
-        // A file that is cut in its first block is not damaged there; its length tells.
+        // A file that is cut within its first block is not damaged there; its length shows the cut.
         Ok((header, !header.encode().starts_with(block)))
     }
 
@@ -134,25 +134,25 @@ impl Header {
         }
         Ok(Self {
             id: SegmentId { stream: Stream(u64_at(12)), number: u32_at(20) },
-            mark: Mark(u64_at(24)),
+            salt: Salt(u64_at(24)),
             created_at: Timestamp::from_micros(u64_at(32) as i64),
             bytes: u64_at(40),
         })
     }
 
-    /// The mark is in every record, too: the first one that proves its own is believed.
+    /// Takes the salt from a record: the first one whose checksum confirms its own salt is believed.
     fn from_first_record(bytes: &[u8], id: SegmentId) -> Option<Self> {
         let mut places = (BLOCK_BYTES..bytes.len()).step_by(RECORD_ALIGNMENT);
         places.find_map(|at| {
-            let mark = u64::from_le_bytes(bytes[at..].first_chunk().copied()?);
-            if mark == 0 {
+            let salt = u64::from_le_bytes(bytes[at..].first_chunk().copied()?);
+            if salt == 0 {
                 return None;
             }
-            match record::decode(&bytes[at..], Mark(mark)) {
-                // A later version's record proves its mark, too.
+            match record::decode(&bytes[at..], Salt(salt)) {
+                // A record of a later version confirms its salt, too.
                 Ok(_) | Err(NoRecord::UnknownVersion(_)) => Some(Self {
                     id,
-                    mark: Mark(mark),
+                    salt: Salt(salt),
                     created_at: Timestamp::from_micros(0),
                     bytes: bytes.len() as u64,
                 }),
@@ -162,28 +162,27 @@ impl Header {
     }
 }
 
-/// What a segment holds, in order.
+/// What a scan finds in a segment, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// An intact record at this offset.
     Record {
         /// Bytes from the beginning of the file.
         offset: usize,
-        /// It.
+        /// The record.
         record: Record,
     },
-    /// Bytes that are not what was written, with intact records behind them, or a gap in the numbers.
+    /// Bytes that differ from what was written, with intact records behind them, or a gap in the sequence numbers.
     Damage {
         /// Where it begins.
         offset: usize,
-        /// How many bytes it spans; 0 for a gap in the numbers alone, and where only the mark or the padding of an
+        /// How many bytes it spans; 0 for a gap in the sequence numbers alone, and if only the salt or the padding of an
         /// intact record is damaged.
         bytes: usize,
-        /// How many records are missing, from their numbers. Where the number of the first is not known, those that
-        /// are surely missing.
+        /// How many records are missing, from the sequence numbers. If the expected number is not known, a lower bound.
         records_lost: u64,
     },
-    /// Bytes behind the last intact record that are not one: a write that was cut short, or damage to the last group.
+    /// Bytes behind the last intact record that are no record: a write that was cut short, or damage to the last commit.
     TornTail {
         /// Where they begin.
         offset: usize,
@@ -192,48 +191,48 @@ pub enum Found {
     UnknownVersion {
         /// Where.
         offset: usize,
-        /// Of which.
+        /// The version of its layout.
         version: u8,
     },
 }
 
-/// Walks through the bytes of a segment behind its header.
+/// Iterates over the bytes of a segment behind its header.
 pub struct Scan<'a> {
     bytes: &'a [u8],
-    mark: Mark,
-    /// Where the first group begins.
+    salt: Salt,
+    /// Where the first commit begins.
     start: usize,
     position: usize,
-    /// The number the next record should have, where known.
+    /// The sequence number that the next record should have, if known.
     next_sequence: Option<u64>,
-    /// Found behind damage, to be returned next.
+    /// A record found behind damage, to be returned next.
     found: Option<(usize, Record)>,
     is_ended: bool,
 }
 
 impl<'a> Scan<'a> {
-    /// Walks through the whole file `bytes`. `next_sequence` is what the stream's segment before ended with, plus one.
-    pub fn new(bytes: &'a [u8], mark: Mark, next_sequence: Option<u64>) -> Self {
+    /// Scans the whole file `bytes`. `next_sequence` is one more than the last number of the stream's previous segment.
+    pub fn new(bytes: &'a [u8], salt: Salt, next_sequence: Option<u64>) -> Self {
         let bytes = &bytes[..bytes.len().min(SEGMENT_BYTES_MAX)];
-        Self { bytes, mark, start: BLOCK_BYTES, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
+        Self { bytes, salt, start: BLOCK_BYTES, position: BLOCK_BYTES, next_sequence, found: None, is_ended: false }
     }
 
-    /// Starts at `offset`, where a group begins, instead of behind the header.
+    /// Starts at `offset`, where a commit begins, instead of behind the header.
     #[must_use]
     pub fn from(mut self, offset: usize) -> Self {
         (self.start, self.position) = (offset, offset);
         self
     }
 
-    /// The number of the record that would come next; `None` where there was none.
+    /// The number of the record that would come next; `None` if there was no record.
     pub fn next_sequence(&self) -> Option<u64> {
         self.next_sequence
     }
 
-    /// Notes the record at `offset` and what is missing before it; `begun` is where the bytes before it stopped
-    /// making sense.
+    /// Accepts the record at `offset` and works out what is missing before it. `begun` is where the bytes before it stopped
+    /// being intact.
     fn arrive(&mut self, begun: usize, offset: usize, record: Record) -> Found {
-        // Where no number tells what came first, the place does: the first group has no zeros before it.
+        // If no number tells what came first, the position does: the first commit has no zeros before it.
         let begun = if self.next_sequence.is_none() { self.start } else { begun };
         let surely = u64::from(begun != offset);
         let records_lost = match self.next_sequence {
@@ -249,25 +248,25 @@ impl<'a> Scan<'a> {
         Found::Damage { offset: begun, bytes: offset - begun, records_lost }
     }
 
-    /// The next intact record behind `begun`, or the version of one that cannot be read: wherever the mark stands, and
-    /// wherever a group may begin.
+    /// The next intact record behind `begun`, or the version of one that cannot be read. It looks wherever the salt occurs
+    /// and wherever a commit can begin.
     fn resume(&self, begun: usize) -> Option<(usize, Result<Record, u8>)> {
-        let mark = self.mark.0.to_le_bytes();
-        let mut marks = memchr::memmem::find_iter(&self.bytes[begun..], &mark).map(|at| begun + at).peekable();
+        let salt = self.salt.0.to_le_bytes();
+        let mut salts = memchr::memmem::find_iter(&self.bytes[begun..], &salt).map(|at| begun + at).peekable();
         let mut block = begun.next_multiple_of(BLOCK_BYTES);
         loop {
-            let candidate = match marks.peek() {
-                Some(at) if *at < block => marks.next()?,
+            let candidate = match salts.peek() {
+                Some(at) if *at < block => salts.next()?,
                 _ if block < self.bytes.len() => {
                     block += BLOCK_BYTES;
                     block - BLOCK_BYTES
                 }
-                _ => marks.next()?,
+                _ => salts.next()?,
             };
             if !candidate.is_multiple_of(RECORD_ALIGNMENT) {
                 continue;
             }
-            match record::decode(&self.bytes[candidate..], self.mark) {
+            match record::decode(&self.bytes[candidate..], self.salt) {
                 Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
                     return Some((candidate, Ok(record)));
                 }
@@ -277,10 +276,10 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Where the intact record at `at` is yet not as it was written: its mark or its padding. Nothing is lost by it.
+    /// Where the intact record at `at` differs from what was written: its salt or its padding. Nothing is lost by that.
     fn blemish(&self, at: usize, record: &Record) -> Option<usize> {
         let body_end = at + record::unpadded_len(&record.event);
-        if self.bytes[at..at + size_of::<Mark>()] != self.mark.0.to_le_bytes() {
+        if self.bytes[at..at + size_of::<Salt>()] != self.salt.0.to_le_bytes() {
             return Some(at);
         }
         (!self.is_zero(body_end, (at + record.len).min(self.bytes.len()))).then_some(body_end)
@@ -291,7 +290,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Whether there is nothing in `bytes`, compared a block at a time: most of a segment may be empty.
+/// Whether `bytes` are all zero, compared a block at a time since most of a segment may be empty.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
     bytes.chunks(BLOCK_BYTES).all(|chunk| chunk == &ZEROS[..chunk.len()])
@@ -309,7 +308,7 @@ impl Iterator for Scan<'_> {
             if self.is_ended || at >= self.bytes.len() {
                 return None;
             }
-            match record::decode(&self.bytes[at..], self.mark) {
+            match record::decode(&self.bytes[at..], self.salt) {
                 Ok(record) if self.next_sequence.is_none_or(|next| record.sequence >= next) => {
                     let blemish = self.blemish(at, &record);
                     return Some(match (self.arrive(at, at, record), blemish) {

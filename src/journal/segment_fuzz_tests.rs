@@ -11,7 +11,7 @@ use millrace_base::limits;
 
 use super::*;
 
-const MARK: Mark = Mark(0x5eed_5eed_0123_4567);
+const SALT: Salt = Salt(0x5eed_5eed_0123_4567);
 const MUTATIONS_PER_SEED: u64 = 1000;
 /// To write the seeds anew where a layout changed: `MILLRACE_WRITE_FUZZ_SEEDS=1 cargo test --lib segment_fuzz`.
 const WRITE_SEEDS: &str = "MILLRACE_WRITE_FUZZ_SEEDS";
@@ -24,7 +24,7 @@ fn event(n: u64, dedup_id: Option<&str>, payload_len: usize) -> Event {
 
 /// A file of `groups`, each a list of payload lengths.
 fn file(groups: &[&[usize]]) -> Vec<u8> {
-    let blank = Header { id: ID, mark: MARK, created_at: Timestamp::from_micros(7), bytes: 0 };
+    let blank = Header { id: ID, salt: SALT, created_at: Timestamp::from_micros(7), bytes: 0 };
     let mut bytes = blank.encode().to_vec();
     let mut sequence = 40u64;
     for group in groups {
@@ -32,7 +32,7 @@ fn file(groups: &[&[usize]]) -> Vec<u8> {
         for payload_len in *group {
             let dedup_id = sequence.is_multiple_of(2).then_some("d\u{fc}");
             let event = event(sequence, dedup_id, *payload_len);
-            record::encode(&mut bytes, MARK, sequence, sequence.is_multiple_of(3), &event);
+            record::encode(&mut bytes, SALT, sequence, sequence.is_multiple_of(3), &event);
             sequence += 1;
         }
     }
@@ -58,8 +58,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("zeros", vec![0; BLOCK_BYTES + 100]),
         ("one_record", file(&[&[1]])),
         ("groups", groups()),
-        ("longest_texts", changed(file(&[]), |bytes| record::encode(bytes, MARK, 0, true, &longest))),
-        ("last_number", changed(file(&[]), |bytes| record::encode(bytes, MARK, u64::MAX, false, &longest))),
+        ("longest_texts", changed(file(&[]), |bytes| record::encode(bytes, SALT, 0, true, &longest))),
+        ("last_number", changed(file(&[]), |bytes| record::encode(bytes, SALT, u64::MAX, false, &longest))),
         ("torn", changed(groups(), |bytes| bytes.truncate(bytes.len() - 50))),
         ("damaged", changed(groups(), |bytes| bytes[BLOCK_BYTES + 40] ^= 1)),
         ("no_header", changed(groups(), |bytes| bytes[..BLOCK_BYTES].fill(0xee))),
@@ -137,7 +137,7 @@ impl Random {
 }
 
 fn mutate(bytes: &mut Vec<u8>, random: &mut Random, other: &[u8]) {
-    const FIELDS: [u64; 6] = [0, 1, u64::MAX, 0x8000_0000, BLOCK_BYTES as u64, MARK.0];
+    const FIELDS: [u64; 6] = [0, 1, u64::MAX, 0x8000_0000, BLOCK_BYTES as u64, SALT.0];
     let len = bytes.len();
     let at = random.below(len);
     let span = at..(at + random.below(600)).min(len);

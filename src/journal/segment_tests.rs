@@ -7,7 +7,7 @@ use millrace_base::event::{Event, EventId, OrgId};
 use super::*;
 use crate::record::{encode, unpadded_len};
 
-const MARK: Mark = Mark(0x5eed_5eed_0123_4567);
+const SALT: Salt = Salt(0x5eed_5eed_0123_4567);
 const ID: SegmentId = SegmentId { stream: Stream(77), number: 3 };
 
 struct Built {
@@ -18,7 +18,7 @@ struct Built {
 
 /// A segment of `groups`, each a list of payload lengths, followed by `spare` empty blocks.
 fn build(groups: &[&[usize]], first_sequence: u64, spare: usize) -> Built {
-    let header = Header { id: ID, mark: MARK, created_at: Timestamp::from_micros(1), bytes: 0 };
+    let header = Header { id: ID, salt: SALT, created_at: Timestamp::from_micros(1), bytes: 0 };
     let mut built = Built { bytes: header.encode().to_vec(), records: Vec::new() };
     let events = groups.iter().flat_map(|group| group.iter().enumerate().map(|(n, len)| (n == 0, *len)));
     for (sequence, (opens_group, payload_len)) in (first_sequence..).zip(events) {
@@ -26,19 +26,19 @@ fn build(groups: &[&[usize]], first_sequence: u64, spare: usize) -> Built {
             built.bytes.resize(built.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         }
         let offset = built.bytes.len();
-        // Payloads that try to pass for records without knowing the mark.
+        // Payloads that try to pass for records without knowing the salt.
         let mut payload = Vec::new();
         let forged =
             Event::new(EventId(Uuid::nil()), OrgId(Uuid::nil()), Timestamp::from_micros(0), "evil", None, b"1");
         while payload.len() < payload_len {
-            encode(&mut payload, Mark(1), sequence + 1, false, &forged);
+            encode(&mut payload, Salt(1), sequence + 1, false, &forged);
         }
         payload.truncate(payload_len);
         let dedup_id = format!("dedup-{sequence}");
         let dedup_id = sequence.is_multiple_of(2).then_some(dedup_id.as_str());
         let (id, org) = (EventId(Uuid::from_u128(sequence.into())), OrgId(Uuid::from_u128(5)));
         let event = Event::new(id, org, Timestamp::from_micros(sequence as i64), "a.b", dedup_id, &payload);
-        encode(&mut built.bytes, MARK, sequence, false, &event);
+        encode(&mut built.bytes, SALT, sequence, false, &event);
         let unpadded = unpadded_len(&event);
         let len = built.bytes.len() - offset;
         built.records.push((offset, unpadded, Record { sequence, is_spilled: false, event, len }));
@@ -54,7 +54,7 @@ fn small() -> Built {
 
 fn scan(bytes: &[u8]) -> (Vec<(usize, Record)>, Vec<Found>) {
     let (mut records, mut rest) = (Vec::new(), Vec::new());
-    for found in Scan::new(bytes, MARK, Some(40)) {
+    for found in Scan::new(bytes, SALT, Some(40)) {
         match found {
             Found::Record { offset, record } => records.push((offset, record)),
             other => rest.push(other),
@@ -76,7 +76,7 @@ fn an_intact_segment_gives_its_records_and_nothing_else() {
     let built = small();
     assert_eq!(scan(&built.bytes), (whole(&built), vec![]));
     let (header, is_damaged) = Header::decode(&built.bytes, ID).unwrap();
-    assert_eq!((header.id, header.mark, is_damaged), (ID, MARK, false));
+    assert_eq!((header.id, header.salt, is_damaged), (ID, SALT, false));
     assert_eq!(SegmentId::from_file_name(&ID.to_string()), Some(ID));
 }
 
@@ -91,7 +91,7 @@ fn every_flipped_bit_is_reported_and_costs_at_most_its_own_record() {
             let (records, rest) = scan(&bytes);
             let hit = built.records.iter().position(|(offset, len, _)| (*offset..offset + len).contains(&at));
             let mut expected = whole(&built);
-            // The mark of a record that is where it should be is not needed to read it.
+            // The salt of a record that is where it should be is not needed to read it.
             let is_needed = hit.is_some_and(|n| at >= built.records[n].0 + 8);
             if is_needed {
                 expected.remove(hit.unwrap());
@@ -147,7 +147,7 @@ fn every_lost_sector_is_reported_and_costs_only_what_it_held() {
 #[test]
 fn a_gap_between_segments_is_counted() {
     let built = build(&[&[1, 1]], 45, 0);
-    let mut scan = Scan::new(&built.bytes, MARK, Some(40));
+    let mut scan = Scan::new(&built.bytes, SALT, Some(40));
     assert_eq!(scan.next(), Some(Found::Damage { offset: BLOCK_BYTES, bytes: 0, records_lost: 5 }));
     assert_eq!(scan.by_ref().count(), 2);
     assert_eq!(scan.next_sequence(), Some(47));
@@ -159,7 +159,7 @@ fn a_first_group_that_is_gone_is_noticed_without_numbers() {
     for fill in [0, 0xee] {
         let mut bytes = built.bytes.clone();
         bytes[BLOCK_BYTES..2 * BLOCK_BYTES].fill(fill);
-        let mut scan = Scan::new(&bytes, MARK, None);
+        let mut scan = Scan::new(&bytes, SALT, None);
         let expected = Found::Damage { offset: BLOCK_BYTES, bytes: BLOCK_BYTES, records_lost: 1 };
         assert_eq!(scan.next(), Some(expected));
         assert_eq!(scan.count(), built.records.len() - 3);
@@ -171,14 +171,14 @@ fn a_later_version_is_noticed_behind_damage_and_without_a_header() {
     let mut built = small();
     let (at, len, _) = built.records[4];
     built.bytes[at + 24] = 2;
-    let crc = [&MARK.0.to_le_bytes()[..], &built.bytes[at + 12..at + len]].concat();
+    let crc = [&SALT.0.to_le_bytes()[..], &built.bytes[at + 12..at + len]].concat();
     built.bytes[at + 8..at + 12].copy_from_slice(&crc32c::crc32c(&crc).to_le_bytes());
     built.bytes[built.records[3].0 + 20] ^= 1;
     let (records, rest) = scan(&built.bytes);
     assert_eq!((records, rest), (whole(&built)[..3].to_vec(), vec![Found::UnknownVersion { offset: at, version: 2 }]));
     built.bytes[..at].fill(0);
     let (header, is_damaged) = Header::decode(&built.bytes, ID).unwrap();
-    assert_eq!((header.mark, is_damaged), (MARK, true));
+    assert_eq!((header.salt, is_damaged), (SALT, true));
 }
 
 #[test]
@@ -187,10 +187,10 @@ fn a_damaged_header_is_read_from_its_copy_or_from_the_first_record() {
     let mut bytes = built.bytes.clone();
     bytes[..BLOCK_BYTES / 2].fill(0xee);
     let (header, is_damaged) = Header::decode(&bytes, ID).unwrap();
-    assert_eq!((header.id, header.mark, is_damaged), (ID, MARK, true));
+    assert_eq!((header.id, header.salt, is_damaged), (ID, SALT, true));
     bytes[..BLOCK_BYTES].fill(0);
     let (header, is_damaged) = Header::decode(&bytes, ID).unwrap();
-    assert_eq!((header.id, header.mark, is_damaged), (ID, MARK, true));
+    assert_eq!((header.id, header.salt, is_damaged), (ID, SALT, true));
     bytes[BLOCK_BYTES..].fill(0xee);
     assert_eq!(Header::decode(&bytes, ID), Err(NoHeader::Damaged));
     assert_eq!(Header::decode(&[0; 9000], ID), Err(NoHeader::Empty));
@@ -198,6 +198,6 @@ fn a_damaged_header_is_read_from_its_copy_or_from_the_first_record() {
         let mut bytes = built.bytes.clone();
         bytes[at] ^= 4;
         let (header, is_damaged) = Header::decode(&bytes, ID).unwrap();
-        assert_eq!((header.mark, is_damaged), (MARK, true));
+        assert_eq!((header.salt, is_damaged), (SALT, true));
     }
 }

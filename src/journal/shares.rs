@@ -1,13 +1,13 @@
-//! SHARES: how much of a bounded room each organisation holds, and how much it may.
+//! Shares: how much of a bounded resource each organisation holds, and how much it may hold.
 //!
-//! An organisation may hold [`FREE_TIMES`] times what is free at that moment, not a fixed part (Choudhury and Hahne's
-//! dynamic thresholds for shared buffers): alone it fills 8/9 of the room, and however many hold theirs, some is free for
-//! the others. Who sends more than is stored is the one that is refused.
+//! An organisation may hold at most [`FREE_MULTIPLE`] times what is free at that moment, instead of a fixed part (the dynamic
+//! thresholds for shared buffers of Choudhury and Hahne). Alone it fills 8/9 of the resource, and however many others use up
+//! their share, some is always free. So the organisation that sends more than is stored is the one that is refused.
 //!
-//! Organisations are told apart by a hash into [`limits::SHARE_CELLS`] counters, so the table is bounded and nothing is
-//! allocated. Two that meet in one counter share one share; the salt is another in every process.
+//! Organisations are hashed into [`limits::SHARE_CELLS`] counters, so the table is bounded and nothing is allocated. Two that
+//! meet in one counter have one share together; each process has its own hash salt.
 //!
-//! Counted on shards, and given back on the writers' and the feeder's threads; nothing locks.
+//! Shards count, the writers and the `journal-feeder` thread release; nothing locks.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use millrace_base::event::OrgId;
 use millrace_base::limits;
 
-/// What one organisation may hold, in parts of what is free.
-pub const FREE_TIMES: u64 = 8;
+/// An organisation may hold this many times what is free.
+pub const FREE_MULTIPLE: u64 = 8;
 
-/// One number for each organisation: what it holds.
+/// One counter for each organisation: what it holds.
 #[derive(Debug)]
 pub struct Shares {
     cells: Box<[AtomicU64]>,
@@ -29,18 +29,18 @@ impl Default for Shares {
     fn default() -> Self {
         let random = RandomState::new();
         let cells = (0..limits::SHARE_CELLS).map(|_| AtomicU64::new(0)).collect();
-        // The first is odd: multiplying by it loses nothing.
+        // The first number is odd: multiplying by it is reversible.
         Self { cells, salt: (random.hash_one(1) | 1, random.hash_one(2)) }
     }
 }
 
 impl Shares {
-    /// What the organisation holds. Written by every shard, writer and the feeder.
+    /// The counter of the organisation. Written by every shard, every writer and the `journal-feeder` thread.
     #[inline]
     pub fn of(&self, org: OrgId) -> &AtomicU64 {
         const BITS: u32 = limits::SHARE_CELLS.trailing_zeros();
         let (high, low) = org.0.as_u64_pair();
-        // The end of MurmurHash3: every bit of an id reaches every bit of the cell, whatever the salt is.
+        // The finaliser of MurmurHash3: every bit of the id affects every bit of the cell, whatever the salt is.
         let mut hash = high.wrapping_mul(self.salt.0) ^ low.wrapping_add(self.salt.1);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -53,25 +53,25 @@ impl Shares {
     }
 }
 
-/// Whether one that holds `held` may hold more while `free` is free.
+/// Whether an organisation that holds `held` may hold more while `free` is free.
 #[inline]
 pub const fn may_grow(held: u64, free: u64) -> bool {
-    held < free * FREE_TIMES
+    held < free * FREE_MULTIPLE
 }
 
-/// The journal's bytes.
+/// Bytes of the journal in use and free.
 #[derive(Clone, Copy, Debug)]
-pub struct JournalRoom {
+pub struct JournalUsage {
     /// In use.
     pub filled: u64,
-    /// Free of what organisations share.
+    /// Free bytes of what organisations share.
     pub free_shared: u64,
-    /// Free in all: what is left out of the shares is for those who hold less than it.
+    /// All free bytes. Those outside the shares are for organisations that hold less than this.
     pub free: u64,
 }
 
-impl JournalRoom {
-    /// Whether one to whom `held` bytes of what is in use are counted may have more.
+impl JournalUsage {
+    /// Whether an organisation that holds `held` of the bytes in use may have more.
     pub const fn may_grow(self, held: u64) -> bool {
         may_grow(held, self.free_shared) || held < self.free
     }
@@ -110,7 +110,7 @@ mod tests {
         for organizations in [2, 10, 100] {
             let held = fill(10_000, organizations);
             assert!(held.iter().sum::<u64>() < 10_000, "{organizations}");
-            assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= FREE_TIMES, "{held:?}");
+            assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= FREE_MULTIPLE, "{held:?}");
         }
     }
 

@@ -29,9 +29,9 @@ use millrace_control::ControlPool;
 use millrace_ingest::certificates::Certificates;
 use millrace_ingest::clients::Clients;
 use millrace_ingest::shard::{self, Driver, Neighbours};
+use millrace_journal::disk::{Disk, Storage};
 use millrace_journal::lock::{DirectoryLock, LockError};
 use millrace_journal::queue::{Accepted, queue};
-use millrace_journal::storage::{Disk, Storage};
 use millrace_journal::{Journal, JournalConfig};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
@@ -282,9 +282,9 @@ fn start_writers(
     deliver: &Webhooks,
     metrics: &Arc<Metrics>,
 ) -> std::io::Result<Writers> {
-    let ledger = journal.map(|journal| journal.ledger());
+    let segment_refs = journal.map(|journal| journal.segment_refs());
     let rewriter = journal.and_then(|journal| journal.rewriter());
-    Writers::start(config.writers, store, accepted, ledger, rewriter, deliver.planner(), metrics)
+    Writers::start(config.writers, store, accepted, segment_refs, rewriter, deliver.planner(), metrics)
 }
 
 /// Where no webhook may go.

@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals as SignalIterator;
 
 use millrace_base::health::Stage;
 use millrace_base::logging;
-use millrace_journal::{Journal, Left};
+use millrace_journal::{Journal, Remaining};
 use millrace_webhooks::Webhooks;
 use millrace_write::Writers;
 
@@ -97,8 +97,8 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let waiting = running.writers.drain(deadline);
     running.deliver.drain(deadline);
     let seconds = begun.elapsed().as_secs_f32();
-    let left = running.journal.map_or_else(Left::default, |journal| journal.end());
-    let Left { events, unread_segments, unread_bytes, unread_events, handed_over } = left;
+    let left = running.journal.map_or_else(Remaining::default, |journal| journal.end());
+    let Remaining { events, unread_segments, unread_bytes, unread_events, handed_over } = left;
     // A segment that was made and never used, or whose events are stored, is nothing that is left.
     if unread_segments > 0 && (events > 0 || unread_events != Some(0)) {
         tracing::info!(

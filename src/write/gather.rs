@@ -1,6 +1,6 @@
 //! Gathers events into batches: closed by count, by bytes, or by the age of the first event.
 //!
-//! One writer gathers at a time, holding the baton; the others wait for it, or store. While a batch gathers,
+//! One writer gathers at a time, holding the leader lock; the others wait for it, or store. While a batch gathers,
 //! its writer sleeps in short naps instead of waiting inside the channel, so the shards' sends find nobody to
 //! wake and cost no system call. Under load a batch fills before it ages; when idle, one writer waits in the
 //! channel and the rest stay asleep.
@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::size::BatchSize;
+use super::batch_size::BatchSize;
 
 /// How long the gathering writer sleeps between looks at the channel.
 const NAP: Duration = Duration::from_millis(1);
@@ -65,7 +65,7 @@ pub enum Gathered {
 
 /// The writers' shared end of the queue.
 pub struct Gatherer {
-    baton: Mutex<Receiver<Event>>,
+    leader_lock: Mutex<Receiver<Event>>,
     /// Set by the main thread once no shard offers any more.
     is_closed: AtomicBool,
     size: BatchSize,
@@ -74,7 +74,7 @@ pub struct Gatherer {
 impl Gatherer {
     /// Gathers from `receiver`.
     pub fn new(receiver: Receiver<Event>) -> Self {
-        Self { baton: Mutex::new(receiver), is_closed: AtomicBool::new(false), size: BatchSize::default() }
+        Self { leader_lock: Mutex::new(receiver), is_closed: AtomicBool::new(false), size: BatchSize::default() }
     }
 
     /// No more events will be offered: [`Self::gather`] ends when the queue is empty.
@@ -97,7 +97,7 @@ impl Gatherer {
 
     /// The same, but returns soon where there is nothing and `is_wanted` elsewhere.
     pub fn gather_unless(&self, is_wanted: impl Fn() -> bool) -> Gathered {
-        let receiver = self.baton.lock().unwrap_or_else(PoisonError::into_inner);
+        let receiver = self.leader_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = match self.first(&receiver, is_wanted) {
             Ok(first) => Batch::open(first),
             Err(other) => return other,

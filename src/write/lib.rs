@@ -1,8 +1,8 @@
 //! WRITERS: threads that take batches off the queue and store them, whatever it takes.
 //!
-//! A batch leaves a writer's hands in parts: stored ([`pass`]); refused for their data and quarantined; held beside the
-//! writers where they alone cannot be stored ([`holder`]); left for a turn where they owe deliveries that cannot be stored
-//! now ([`turns`]); or given up at the deadline of a shutdown. While the database is away, or refuses everything
+//! A batch leaves a writer's hands in parts: stored ([`bisect`]); refused for their data and quarantined; held beside the
+//! writers where they alone cannot be stored ([`held_events`]); left for a permit where they owe deliveries that cannot be stored
+//! now ([`delivery_permits`]); or given up at the deadline of a shutdown. While the database is away, or refuses everything
 //! ([`refusals`]), each writer keeps its batch and tries again, with backoff and jitter; the queue fills behind it and the
 //! shards answer 429.
 //!
@@ -14,13 +14,13 @@
 //!
 //! Runs on the `writer-N`, `holder` and `holder-journal` threads only; may block; knows no HTTP.
 
+pub mod batch_size;
+mod bisect;
+mod delivery_permits;
 pub mod gather;
-mod holder;
+mod held_events;
 mod outage;
-mod pass;
 mod refusals;
-pub mod size;
-mod turns;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -32,17 +32,17 @@ use millrace_base::event::{Event, EventId};
 use millrace_base::retry::Backoff;
 use millrace_base::{critical_thread, limits};
 use millrace_journal::queue::{Accepted, Slots};
-use millrace_journal::{Ledger, Rewriter};
+use millrace_journal::{Rewriter, SegmentRefs};
 use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryReason};
 use millrace_store::{Store, StoreError};
 use millrace_webhooks::plan::planner::DeliveryPlanner;
 
-use self::holder::{Cause, Room};
+use self::batch_size::Load;
+use self::bisect::{Bisection, Unstored};
+use self::delivery_permits::{DeliveryPermit, DeliveryPermits};
+use self::held_events::{Cause, HeldEvents};
 use self::outage::Outage;
-use self::pass::{Left, Pass};
 use self::refusals::Refusals;
-use self::size::Load;
-use self::turns::{Turn, Turns};
 use crate::gather::{Gathered, Gatherer};
 
 /// The running writers.
@@ -61,11 +61,11 @@ struct Shared {
     /// What the events owe their organisations' endpoints.
     planner: Arc<DeliveryPlanner>,
     /// The journal's, where there is one.
-    ledger: Option<Arc<Ledger>>,
+    segment_refs: Option<Arc<SegmentRefs>>,
     outage: Outage,
     refusals: Refusals,
-    room: Arc<Room>,
-    turns: Turns,
+    held_events: Arc<HeldEvents>,
+    permits: DeliveryPermits,
     /// Set when a shutdown's grace is over: stop retrying, leave what is left.
     give_up: AtomicBool,
 }
@@ -92,15 +92,15 @@ impl Writers {
         count: usize,
         store: &Arc<dyn Store>,
         accepted: Accepted,
-        ledger: Option<Arc<Ledger>>,
+        segment_refs: Option<Arc<SegmentRefs>>,
         rewriter: Option<Rewriter>,
         planner: Arc<DeliveryPlanner>,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let room = Arc::new(Room::new(accepted.slots.events_max()));
+        let held_events = Arc::new(HeldEvents::new(accepted.slots.events_max()));
         metrics.set_held({
-            let room = Arc::clone(&room);
-            move |reason| room.count(reason)
+            let held_events = Arc::clone(&held_events);
+            move |reason| held_events.count(reason)
         });
         let shared = Arc::new(Shared {
             store: Arc::clone(store),
@@ -108,11 +108,11 @@ impl Writers {
             gatherer: Gatherer::new(accepted.receiver),
             slots: accepted.slots,
             planner,
-            ledger,
+            segment_refs,
             outage: Outage::default(),
             refusals: Refusals::default(),
-            room,
-            turns: Turns::new(count),
+            held_events,
+            permits: DeliveryPermits::new(count),
             give_up: AtomicBool::new(false),
         });
         let threads = (0..count)
@@ -123,12 +123,12 @@ impl Writers {
             .collect::<std::io::Result<_>>()?;
         let holder = {
             let shared = Arc::clone(&shared);
-            critical_thread::spawn("holder", move || holder::run(&shared))?
+            critical_thread::spawn("holder", move || held_events::run(&shared))?
         };
         let holder_journal = rewriter
             .map(|rewriter| {
                 let shared = Arc::clone(&shared);
-                critical_thread::spawn("holder-journal", move || holder::free_segments(&shared, &rewriter))
+                critical_thread::spawn("holder-journal", move || held_events::free_segments(&shared, &rewriter))
             })
             .transpose()?;
         Ok(Self { threads, holder, holder_journal, shared })
@@ -141,7 +141,7 @@ impl Writers {
         while Instant::now() < deadline && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(10));
         }
-        self.shared.room.end();
+        self.shared.held_events.end();
         while Instant::now() < deadline && !self.holder.is_finished() {
             thread::sleep(Duration::from_millis(10));
         }
@@ -160,24 +160,24 @@ impl Writers {
 impl Shared {
     fn run(&self) {
         while !self.is_given_up() {
-            if let Some((turn, events)) = self.turns.next(self.gatherer.size().most().events) {
-                self.store_batch(events, Instant::now(), Some(turn));
+            if let Some((permit, events)) = self.permits.next(self.gatherer.size().most().events) {
+                self.store_batch(events, Instant::now(), Some(permit));
                 continue;
             }
-            match self.gatherer.gather_unless(|| self.turns.has_next()) {
+            match self.gatherer.gather_unless(|| self.permits.has_next()) {
                 Gathered::Batch(batch) => self.store_batch(batch.events, batch.opened_at, None),
                 Gathered::Interrupted => {}
-                Gathered::Ended if self.turns.waiting() == 0 => return,
+                Gathered::Ended if self.permits.waiting() == 0 => return,
                 Gathered::Ended => thread::sleep(Duration::from_millis(10)),
             }
         }
     }
 
     /// Brings a batch to an end: of two copies the first, and the other where that was not stored.
-    fn store_batch(&self, mut events: Vec<Event>, opened_at: Instant, mut turn: Option<Turn<'_>>) {
+    fn store_batch(&self, mut events: Vec<Event>, opened_at: Instant, mut permit: Option<DeliveryPermit<'_>>) {
         while !events.is_empty() && !self.is_given_up() {
             let copies = take_copies(&mut events);
-            let Some(unsettled) = self.store_originals(events, &copies, opened_at, turn.take()) else { return };
+            let Some(unsettled) = self.store_originals(events, &copies, opened_at, permit.take()) else { return };
             let (rest, done): (Vec<_>, Vec<_>) = copies.into_iter().partition(|copy| unsettled.contains(&copy.id));
             if !done.is_empty() {
                 let sent_again = done.iter().filter(|copy| copy.has_derived_id() && !copy.may_be_stored()).count();
@@ -195,35 +195,35 @@ impl Shared {
         events: Vec<Event>,
         copies: &[Event],
         opened_at: Instant,
-        turn: Option<Turn<'_>>,
+        permit: Option<DeliveryPermit<'_>>,
     ) -> Option<HashSet<EventId>> {
         let owed = self.owed(&events)?;
         let mut unsettled = HashSet::new();
         if !owed.iter().any(|owed| *owed > 0) {
-            return self.pass(events, Vec::new(), opened_at, copies, &mut unsettled).then_some(unsettled);
+            return self.store_in_parts(events, Vec::new(), opened_at, copies, &mut unsettled).then_some(unsettled);
         }
-        let turn = turn.or_else(|| self.turns.take());
-        if turn.is_some() && !self.turns.is_troubled() {
-            return self.pass(events, owed, opened_at, copies, &mut unsettled).then_some(unsettled);
+        let permit = permit.or_else(|| self.permits.take());
+        if permit.is_some() && !self.permits.is_troubled() {
+            return self.store_in_parts(events, owed, opened_at, copies, &mut unsettled).then_some(unsettled);
         }
         let (owing, others): (Vec<_>, Vec<_>) = events.into_iter().zip(owed).partition(|(_, owed)| *owed > 0);
         let others = others.into_iter().map(|(event, _)| event).collect();
-        if !self.pass(others, Vec::new(), opened_at, copies, &mut unsettled) {
+        if !self.store_in_parts(others, Vec::new(), opened_at, copies, &mut unsettled) {
             return None;
         }
         let (owing, owed): (Vec<_>, Vec<_>) = owing.into_iter().unzip();
-        if turn.is_none() {
+        if permit.is_none() {
             self.leave(owing, copies, Duration::ZERO);
             return Some(unsettled);
         }
-        self.pass(owing, owed, opened_at, copies, &mut unsettled).then_some(unsettled)
+        self.store_in_parts(owing, owed, opened_at, copies, &mut unsettled).then_some(unsettled)
     }
 
-    /// Puts events, and their copies behind them, where they wait for a turn.
+    /// Puts events, and their copies behind them, where they wait for a permit.
     fn leave(&self, events: Vec<Event>, copies: &[Event], pause: Duration) {
         let ids: HashSet<EventId> = events.iter().map(|event| event.id).collect();
         let behind: Vec<Event> = copies.iter().filter(|copy| ids.contains(&copy.id)).cloned().collect();
-        self.turns.leave(events.into_iter().chain(behind), pause);
+        self.permits.leave(events.into_iter().chain(behind), pause);
     }
 
     /// Deliveries of each event, once the endpoints are known; `None` where time is up.
@@ -243,7 +243,7 @@ impl Shared {
 
     /// Stores what can be stored and finds a place for the rest; the ids of what is held go to `unsettled`. `false` where
     /// time is up.
-    fn pass(
+    fn store_in_parts(
         &self,
         events: Vec<Event>,
         owed: Vec<u32>,
@@ -254,7 +254,7 @@ impl Shared {
         if events.is_empty() {
             return true;
         }
-        let Left { suspects, put_off, pause, is_given_up } = Pass::new(self, events, owed, opened_at).run();
+        let Unstored { suspects, put_off, pause, is_given_up } = Bisection::new(self, events, owed, opened_at).run();
         if !put_off.is_empty() {
             self.leave(put_off, copies, pause);
         }
@@ -280,9 +280,9 @@ impl Shared {
             HeldReason::Unexplained | HeldReason::TooMuch => limits::STORE_HELD_PAUSE_MIN,
         };
         let mut backoff = Backoff::for_store().with_jitter();
-        while let Err(back) = self.room.put(event, &cause, pause) {
+        while let Err(back) = self.held_events.put(event, &cause, pause) {
             event = back;
-            self.room.say_full(&cause);
+            self.held_events.log_full(&cause);
             backoff.wait(&self.give_up);
             if self.is_given_up() {
                 return;
@@ -354,7 +354,7 @@ impl Shared {
                     self.refusals.stored(began);
                 }
                 if self.outage.stored(began) {
-                    self.room.retry_all();
+                    self.held_events.retry_all();
                 }
                 self.metrics.store.stored_by(stored.way);
                 self.count(events, stored.new_events, opened_at);
@@ -402,8 +402,8 @@ impl Shared {
 
     /// The database has `events`.
     fn settle(&self, events: &[Event]) {
-        if let Some(ledger) = &self.ledger {
-            ledger.commit(events);
+        if let Some(segment_refs) = &self.segment_refs {
+            segment_refs.commit(events);
         }
         self.slots.release(events, events.iter().map(Event::weight).sum());
     }
@@ -415,7 +415,7 @@ impl Shared {
             Ok(is_new) => {
                 if is_new {
                     self.metrics.store.event_quarantined();
-                    self.room.say_set_aside(event, &cause.why);
+                    self.held_events.log_set_aside(event, &cause.why);
                 } else {
                     // By a replay, or an attempt after a lost answer.
                     self.metrics.store.copies_skipped(0, 1);
@@ -425,7 +425,7 @@ impl Shared {
             // The database is away; that is said elsewhere.
             Err(StoreError::Unavailable(_)) => false,
             Err(error) => {
-                self.room.say_not_quarantined(event, &error.to_string());
+                self.held_events.log_not_quarantined(event, &error.to_string());
                 false
             }
         }

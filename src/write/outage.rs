@@ -46,7 +46,7 @@ impl Default for State {
     }
 }
 
-enum Words {
+enum Report {
     Outage(Duration),
     Some,
 }
@@ -56,10 +56,10 @@ impl Outage {
     pub fn note(&self, error: &StoreError, began: Instant, waiting: usize) {
         match self.failed(began, Instant::now()) {
             None => {}
-            Some(Words::Some) => {
+            Some(Report::Some) => {
                 tracing::warn!(%error, waiting, "some events cannot be stored, others are; trying again");
             }
-            Some(Words::Outage(lasting)) => {
+            Some(Report::Outage(lasting)) => {
                 let seconds = lasting.as_secs();
                 match error {
                     StoreError::RowRefused(_) => tracing::error!(
@@ -93,12 +93,12 @@ impl Outage {
         true
     }
 
-    fn failed(&self, began: Instant, now: Instant) -> Option<Words> {
+    fn failed(&self, began: Instant, now: Instant) -> Option<Report> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_any.store(true, Ordering::Relaxed);
         if state.stored_at.is_some_and(|stored_at| stored_at > began) {
             // Others were stored meanwhile.
-            return state.some_line.pass_at(now).map(|_| Words::Some);
+            return state.some_line.pass_at(now).map(|_| Report::Some);
         }
         let lasting = now.duration_since(*state.failing_since.get_or_insert(began));
         if lasting < QUIET_MIN {
@@ -106,7 +106,7 @@ impl Outage {
         }
         state.outage_line.pass_at(now)?;
         state.is_said = true;
-        Some(Words::Outage(lasting))
+        Some(Report::Outage(lasting))
     }
 
     fn succeeded(&self, began: Instant) -> Option<Duration> {
@@ -128,8 +128,8 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let failed = |began, ended| match outage.failed(at(began), at(ended)) {
             None => "",
-            Some(Words::Some) => "some",
-            Some(Words::Outage(_)) => "outage",
+            Some(Report::Some) => "some",
+            Some(Report::Outage(_)) => "outage",
         };
         assert_eq!(failed(0, 10), "", "one failure is none");
         assert_eq!(failed(300, 600), "outage");

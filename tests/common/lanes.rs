@@ -9,9 +9,9 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use millrace_base::event::{Event, EventId};
-use millrace_journal::lane::Closed;
+use millrace_journal::lane::ClosedReason;
 use millrace_journal::queue::Queue;
-use millrace_journal::{Appender, Journal, Ticket, Trouble};
+use millrace_journal::{AckToken, AppendError, Appender, Journal};
 
 /// Something hangs where nothing happens for so long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ pub struct Lanes {
     tasks: Vec<Pin<Box<dyn Future<Output = ()>>>>,
     waker: Waker,
     /// Appended, and nobody was told yet what became of it.
-    waiting: Vec<(EventId, Rc<Ticket>)>,
+    waiting: Vec<(EventId, Rc<AckToken>)>,
 }
 
 impl Lanes {
@@ -39,10 +39,10 @@ impl Lanes {
     }
 
     /// Appends an event to the lane of `shard`.
-    pub fn accept(&mut self, shard: usize, event: Event) -> Result<(), Closed> {
-        let (id, ticket) = (event.id, Rc::new(Ticket::default()));
-        self.appenders[shard].accept(event, &ticket)?;
-        self.waiting.push((id, ticket));
+    pub fn accept(&mut self, shard: usize, event: Event) -> Result<(), ClosedReason> {
+        let (id, token) = (event.id, Rc::new(AckToken::default()));
+        self.appenders[shard].accept(event, &token)?;
+        self.waiting.push((id, token));
         Ok(())
     }
 
@@ -57,16 +57,16 @@ impl Lanes {
     ///
     /// # Errors
     /// How many never are.
-    pub fn settle(&mut self, mut told: impl FnMut(EventId, Option<Trouble>)) -> Result<(), usize> {
+    pub fn settle(&mut self, mut told: impl FnMut(EventId, Option<AppendError>)) -> Result<(), usize> {
         let begun = Instant::now();
         loop {
             self.tend();
             let mut context = Context::from_waker(&self.waker);
-            self.waiting.retain(|(id, ticket)| {
-                if pin!(ticket.settled()).as_mut().poll(&mut context).is_pending() {
+            self.waiting.retain(|(id, token)| {
+                if pin!(token.settled()).as_mut().poll(&mut context).is_pending() {
                     return true;
                 }
-                told(*id, ticket.clear().first().map(|(_, trouble)| *trouble));
+                told(*id, token.clear().first().map(|(_, trouble)| *trouble));
                 false
             });
             if self.waiting.is_empty() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use millrace_journal::storage::{Disk, SegmentFile, Space, Storage};
+use millrace_journal::disk::{Disk, SegmentFile, Space, Storage};
 
 /// What an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

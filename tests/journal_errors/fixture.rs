@@ -12,9 +12,9 @@ use tempfile::TempDir;
 
 use millrace_base::limits;
 use millrace_ingest::shard::{self, IoDriver, Neighbours};
+use millrace_journal::disk::Disk;
 use millrace_journal::queue::{Accepted, queue};
 use millrace_journal::segment::SEGMENT_BYTES_MIN;
-use millrace_journal::storage::Disk;
 use millrace_journal::{Journal, JournalConfig, Replayed};
 use millrace_metrics::Metrics;
 
@@ -146,7 +146,7 @@ impl Shards {
     /// Plays the writers: stores everything that is in the queue.
     pub fn store(&mut self) {
         for event in self.accepted.receiver.try_iter() {
-            self.journal.ledger().commit(std::slice::from_ref(&event));
+            self.journal.segment_refs().commit(std::slice::from_ref(&event));
             self.accepted.slots.release(std::slice::from_ref(&event), event.weight());
             self.told.accepted.remove(&event.id.to_string());
         }

@@ -17,7 +17,7 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 use millrace_journal::queue::queue;
 use millrace_journal::segment::SEGMENT_BYTES_MIN;
-use millrace_journal::{Journal, Trouble};
+use millrace_journal::{AppendError, Journal};
 use millrace_metrics::Metrics;
 
 use crate::common::server::sample;
@@ -50,15 +50,15 @@ fn payload(id: EventId, len: usize) -> String {
 }
 
 /// Takes an event on `shard` and waits for what becomes of it.
-fn take(log: &mut Log, lanes: &mut Lanes, shard: usize, len: usize) -> Option<Trouble> {
+fn take(log: &mut Log, lanes: &mut Lanes, shard: usize, len: usize) -> Option<AppendError> {
     let event = log.event(len);
     let (id, payload) = (event.id, payload(event.id, len));
-    let mut outcome = lanes.accept(shard, event).err().map(Trouble::Refused);
+    let mut outcome = lanes.accept(shard, event).err().map(AppendError::Refused);
     lanes.settle(|_, trouble| outcome = trouble).expect("everything is settled");
     match outcome {
         None => drop(log.promised.insert(id, payload)),
-        Some(Trouble::Refused(_)) => drop(log.refused.insert(id)),
-        Some(Trouble::Unknown) => {}
+        Some(AppendError::Refused(_)) => drop(log.refused.insert(id)),
+        Some(AppendError::Unknown) => {}
     }
     outcome
 }
@@ -76,7 +76,7 @@ fn case(directory: &TempDir, log: &mut Log, fault: Fault) -> bool {
     assert!(is_replayed || disk.failed() == 1, "{fault:?}");
     if is_replayed {
         let replayed: Vec<Event> = accepted.receiver.try_iter().collect();
-        journal.ledger().commit(&replayed);
+        journal.segment_refs().commit(&replayed);
         for event in &replayed {
             log.promised.remove(&event.id);
         }
@@ -106,9 +106,9 @@ fn work(journal: &Journal, disk: &FaultyDisk, log: &mut Log, lanes: &mut Lanes, 
             let len = if round % 4 == 3 { SEGMENT_BYTES_MIN * 2 / 5 } else { 10 + round * 400 };
             let outcome = take(log, lanes, shard, len);
             if is_unknown && fault.errno == EIO {
-                assert!(matches!(outcome, Some(Trouble::Refused(_))), "{fault:?}: {outcome:?} after a failure");
+                assert!(matches!(outcome, Some(AppendError::Refused(_))), "{fault:?}: {outcome:?} after a failure");
             }
-            if outcome == Some(Trouble::Unknown) {
+            if outcome == Some(AppendError::Unknown) {
                 assert!(!is_unknown && disk.failed() == 1, "{fault:?}");
                 is_unknown = true;
             }
@@ -119,8 +119,8 @@ fn work(journal: &Journal, disk: &FaultyDisk, log: &mut Log, lanes: &mut Lanes, 
         while fault.errno == ENOSPC || !is_unknown {
             match take(log, lanes, shard, 10) {
                 None => break,
-                Some(Trouble::Unknown) => is_unknown = true,
-                Some(Trouble::Refused(_)) => std::thread::sleep(Duration::from_millis(5)),
+                Some(AppendError::Unknown) => is_unknown = true,
+                Some(AppendError::Refused(_)) => std::thread::sleep(Duration::from_millis(5)),
             }
             assert!(begun.elapsed() < PATIENCE, "{fault:?}: shard {shard} does not recover");
         }

@@ -18,7 +18,7 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 use millrace_journal::queue::{Accepted, Queue, queue};
 use millrace_journal::segment::SEGMENT_BYTES_MIN;
-use millrace_journal::{Journal, JournalConfig, Left, Replayed, Trouble, reader};
+use millrace_journal::{AppendError, Journal, JournalConfig, Remaining, Replayed, reader};
 use millrace_metrics::Metrics;
 
 use crate::lanes::{Lanes, PATIENCE};
@@ -249,7 +249,7 @@ impl Case {
         self.trace.push(server.disk.trace());
         server.journal.close(Instant::now() + PATIENCE);
         let left = server.journal.end();
-        if left != (Left { unread_events: Some(0), ..Left::default() }) {
+        if left != (Remaining { unread_events: Some(0), ..Remaining::default() }) {
             return Err(format!("{left:?} in the journal, and all are stored"));
         }
         server.disk.cut();
@@ -344,7 +344,7 @@ impl Case {
             // What a machine without power stores is nobody's.
             if self.random.chance(storing, 10) && !server.disk.is_cut() {
                 self.world.stored.insert(event.id);
-                server.journal.ledger().commit(std::slice::from_ref(&event));
+                server.journal.segment_refs().commit(std::slice::from_ref(&event));
             }
             server.accepted.slots.release(std::slice::from_ref(&event), event.weight());
             next = receiver.try_recv().ok();
@@ -403,8 +403,8 @@ impl Case {
                 self.tally.promised += 1;
                 self.world.tell(id, Told::Promised);
             }
-            Some(Trouble::Refused(_)) => self.refused(id),
-            Some(Trouble::Unknown) => self.tally.unknown += 1,
+            Some(AppendError::Refused(_)) => self.refused(id),
+            Some(AppendError::Unknown) => self.tally.unknown += 1,
         });
         settled.map_err(|left| format!("{left} events are never settled"))
     }

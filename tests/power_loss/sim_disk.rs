@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use millrace_journal::storage::{SegmentFile, Space, Storage};
+use millrace_journal::disk::{SegmentFile, Space, Storage};
 
 use crate::random::Random;
 

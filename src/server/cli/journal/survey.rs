@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use millrace_journal::disk::Disk;
 use millrace_journal::held_list::{self, HeldList};
 use millrace_journal::reader::{self, Chain, ReadError, SegmentReport};
 use millrace_journal::record::Record;
 use millrace_journal::segment::SegmentId;
-use millrace_journal::storage::Disk;
 
 use crate::boot::JOURNAL_DIRECTORY;
 use crate::cli::failure::Failure;

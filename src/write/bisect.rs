@@ -1,7 +1,7 @@
 //! One batch's way into the store: whole where it can be, else in parts, until each event is stored or known to be the one
 //! that is not.
 //!
-//! - too much at a time: in halves, and [`BatchSize`](super::size::BatchSize) remembers it;
+//! - too much at a time: in halves, and [`BatchSize`](super::batch_size::BatchSize) remembers it;
 //! - an error that may be one row's, whatever its code: in halves, down to that row. Where nothing at all can be stored,
 //!   some rows are tried by themselves, and if none of them can it is everybody's trouble: the batch is held, with backoff;
 //! - the database away: the same again, with backoff;
@@ -17,7 +17,7 @@ use millrace_metrics::HeldReason;
 use millrace_store::StoreError;
 
 use super::Shared;
-use super::holder::Cause;
+use super::held_events::Cause;
 
 /// How the next part is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ enum Mode {
 }
 
 /// See the module.
-pub(super) struct Pass<'a> {
+pub(super) struct Bisection<'a> {
     shared: &'a Shared,
     events: Vec<Event>,
     /// Deliveries of each event; empty where none owes any.
@@ -56,7 +56,7 @@ pub(super) struct Pass<'a> {
 
 /// What was not stored.
 #[derive(Default)]
-pub(super) struct Left {
+pub(super) struct Unstored {
     /// What cannot be, with the reason, and whether others could be.
     pub suspects: Vec<(Event, Cause, bool)>,
     /// What waits for a lock, and for how long to leave it alone.
@@ -67,7 +67,7 @@ pub(super) struct Left {
     pub is_given_up: bool,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> Bisection<'a> {
     pub fn new(shared: &'a Shared, events: Vec<Event>, owed: Vec<u32>, opened_at: Instant) -> Self {
         let whole = 0..events.len();
         Self {
@@ -87,10 +87,10 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub fn run(mut self) -> Left {
+    pub fn run(mut self) -> Unstored {
         while let Some(part) = self.next() {
             if self.shared.is_given_up() {
-                return Left { is_given_up: true, ..Left::default() };
+                return Unstored { is_given_up: true, ..Unstored::default() };
             }
             let part = self.cut(part);
             let began = Instant::now();
@@ -150,7 +150,7 @@ impl<'a> Pass<'a> {
     fn stored(&mut self, part: Range<usize>) {
         self.shared.settle(&self.events[part.clone()]);
         if self.owes(part) {
-            self.shared.turns.succeed();
+            self.shared.permits.succeed();
         }
         self.mode = Mode::Halving;
         self.backoff.reset();
@@ -266,7 +266,7 @@ impl<'a> Pass<'a> {
 
     /// Storing deliveries is stuck: what of `part` owes none goes first, and what does waits beside the writers.
     fn set_apart(&mut self, part: Range<usize>, began: Instant) {
-        self.shared.turns.fail();
+        self.shared.permits.fail();
         let is_by_itself = !self.owes_nothing_in(part.clone());
         let mut parts = std::mem::take(&mut self.work);
         parts.push(part);
@@ -313,9 +313,9 @@ impl<'a> Pass<'a> {
         self.failed_at.is_some_and(|at| self.shared.refusals.stored_since(at))
     }
 
-    fn finish(self) -> Left {
+    fn finish(self) -> Unstored {
         let are_others_stored = self.is_stored_since();
-        let mut left = Left { pause: self.put_off_for, ..Left::default() };
+        let mut left = Unstored { pause: self.put_off_for, ..Unstored::default() };
         if self.suspects.is_empty() && self.put_off.is_empty() {
             return left;
         }

@@ -1,4 +1,4 @@
-//! The keeper alone: the test plays committers and writers, on a real directory.
+//! The pool alone: the test plays committers and writers, on a real directory.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use uuid::Uuid;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;
+use crate::disk::{Disk, Space};
 use crate::reader;
-use crate::record::Mark;
+use crate::record::Salt;
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, Space};
 
 struct Rig {
-    keeper: Keeper,
-    supplied: Receiver<Supply>,
+    pool: SegmentPool,
+    next: Receiver<NextSegment>,
     directory: TempDir,
 }
 
@@ -25,16 +25,16 @@ impl Rig {
     /// With room for so many segments.
     fn new(segments_max: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (supply, supplied) = bounded(1);
-        let keeper = Keeper {
+        let (next_segments, next) = bounded(1);
+        let pool = SegmentPool {
             storage: Arc::new(Disk::open(directory.path()).unwrap()),
-            ledger: Arc::default(),
+            segment_refs: Arc::default(),
             metrics: Metrics::new(1),
-            kepts: Arc::default(),
+            segments: Arc::default(),
             gate: Arc::default(),
-            supply: Some((supply, supplied.clone())),
+            next_segments: Some((next_segments, next.clone())),
             next: SegmentId { stream: Stream(50), number: 0 },
-            mark: Mark(1),
+            salt: Salt(1),
             has_spare: false,
             shortage: None,
             segment_bytes: SEGMENT_BYTES_MIN as u64,
@@ -43,30 +43,30 @@ impl Rig {
             undeleted_retry_at: None,
             stop: Arc::default(),
         };
-        Self { keeper, supplied, directory }
+        Self { pool, next, directory }
     }
 
-    fn supply(&mut self) {
-        self.keeper.supply();
+    fn offer_next(&mut self) {
+        self.pool.offer_next();
     }
 
     /// A segment, taken into use.
-    fn take(&mut self) -> Prepared {
-        self.supply();
-        self.supplied.try_recv().unwrap().unwrap()
+    fn take(&mut self) -> PreallocatedSegment {
+        self.offer_next();
+        self.next.try_recv().unwrap().unwrap()
     }
 
     /// `records` events of a segment become durable; of these `stored` are stored.
-    fn use_up(&self, segment: &Prepared, records: u32, stored: u32) {
-        self.keeper.ledger.slot(segment.origin).add_durable(records, 0, 8192);
-        self.store(segment.origin, stored);
+    fn use_up(&self, segment: &PreallocatedSegment, records: u32, stored: u32) {
+        self.pool.segment_refs.counts(segment.segment_ref).add_durable(records, 0, 8192);
+        self.store(segment.segment_ref, stored);
     }
 
-    fn store(&self, origin: Origin, count: u32) {
+    fn store(&self, segment_ref: SegmentRef, count: u32) {
         let mut event =
             Event::new(EventId(Uuid::nil()), OrgId(Uuid::nil()), Timestamp::from_micros(0), "t", None, b"1");
-        event.origin = origin;
-        self.keeper.ledger.commit(&vec![event; count as usize]);
+        event.segment_ref = segment_ref;
+        self.pool.segment_refs.commit(&vec![event; count as usize]);
     }
 
     /// All but the spare.
@@ -79,10 +79,10 @@ impl Rig {
         self.directory.path().join(preparing())
     }
 
-    fn expect(&self, segments: &[&Prepared]) {
+    fn expect(&self, segments: &[&PreallocatedSegment]) {
         assert_eq!(self.names(), segments.iter().map(|segment| segment.id.to_string()).collect());
-        assert_eq!(self.keeper.kepts.sizes().segments, segments.len() as u64);
-        assert_eq!(self.keeper.kepts.bytes(), segments.iter().map(|segment| segment.bytes).sum::<u64>());
+        assert_eq!(self.pool.segments.sizes().segments, segments.len() as u64);
+        assert_eq!(self.pool.segments.bytes(), segments.iter().map(|segment| segment.bytes).sum::<u64>());
     }
 }
 
@@ -94,17 +94,17 @@ fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_go
     rig.use_up(&b, 2, 2);
     rig.use_up(&c, 1, 1);
     for segment in [&a, &b] {
-        rig.keeper.ledger.slot(segment.origin).seal();
+        rig.pool.segment_refs.counts(segment.segment_ref).seal();
     }
-    rig.keeper.release(false);
+    rig.pool.release(false);
     rig.expect(&[&a, &b, &c]);
-    assert!(rig.keeper.kepts.oldest_unreleased_seconds() > 0.0);
-    rig.store(a.origin, 1);
-    rig.keeper.release(false);
+    assert!(rig.pool.segments.oldest_unreleased_seconds() > 0.0);
+    rig.store(a.segment_ref, 1);
+    rig.pool.release(false);
     rig.expect(&[&c]);
-    assert!(rig.keeper.kepts.oldest_unreleased_seconds().abs() < f64::EPSILON);
-    rig.keeper.ledger.slot(c.origin).seal();
-    rig.keeper.release(false);
+    assert!(rig.pool.segments.oldest_unreleased_seconds().abs() < f64::EPSILON);
+    rig.pool.segment_refs.counts(c.segment_ref).seal();
+    rig.pool.release(false);
     rig.expect(&[]);
 }
 
@@ -112,16 +112,16 @@ fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_go
 fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
     let mut rig = Rig::new(100);
     let [mut a, b] = std::array::from_fn(|_| rig.take());
-    let len = rig.keeper.segment_bytes;
+    let len = rig.pool.segment_bytes;
     a.file.write(BLOCK_BYTES as u64, &vec![7; len as usize - BLOCK_BYTES]).unwrap();
     for segment in [&a, &b] {
         rig.use_up(segment, 1, 1);
-        rig.keeper.ledger.slot(segment.origin).seal();
+        rig.pool.segment_refs.counts(segment.segment_ref).seal();
     }
-    rig.keeper.release(false);
+    rig.pool.release(false);
     rig.expect(&[]);
     assert_eq!(std::fs::metadata(rig.spare()).unwrap().len(), len);
-    assert_eq!(reader::list(&*rig.keeper.storage).unwrap().segments, [], "it is none for who starts now");
+    assert_eq!(reader::list(&*rig.pool.storage).unwrap().segments, [], "it is none for who starts now");
     let c = rig.take();
     rig.expect(&[&c]);
     assert!(!rig.spare().exists());
@@ -130,8 +130,8 @@ fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
     assert_eq!(bytes.len() as u64, len);
     assert!(bytes[BLOCK_BYTES..].iter().all(|byte| *byte == 0));
     rig.use_up(&c, 1, 1);
-    rig.keeper.ledger.slot(c.origin).seal();
-    rig.keeper.release(true);
+    rig.pool.segment_refs.counts(c.segment_ref).seal();
+    rig.pool.release(true);
     assert!(!rig.spare().exists(), "the last to leave takes it along");
 }
 
@@ -139,14 +139,14 @@ fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
 fn segments_of_other_streams_do_not_hold_each_other_up() {
     let mut rig = Rig::new(100);
     let a = rig.take();
-    rig.keeper.next = SegmentId { stream: Stream(51), number: 0 };
+    rig.pool.next = SegmentId { stream: Stream(51), number: 0 };
     let b = rig.take();
     rig.use_up(&a, 1, 0);
     rig.use_up(&b, 1, 1);
     for segment in [&a, &b] {
-        rig.keeper.ledger.slot(segment.origin).seal();
+        rig.pool.segment_refs.counts(segment.segment_ref).seal();
     }
-    rig.keeper.release(false);
+    rig.pool.release(false);
     rig.expect(&[&a]);
 }
 
@@ -155,13 +155,13 @@ fn at_the_end_segments_without_events_go_and_those_with_events_stay() {
     let mut rig = Rig::new(100);
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
-    rig.keeper.ledger.slot(a.origin).seal();
-    rig.keeper.release(true);
+    rig.pool.segment_refs.counts(a.segment_ref).seal();
+    rig.pool.release(true);
     rig.expect(&[]);
     let [c, d] = std::array::from_fn(|_| rig.take());
     rig.use_up(&c, 1, 0);
-    rig.keeper.ledger.slot(c.origin).seal();
-    rig.keeper.release(true);
+    rig.pool.segment_refs.counts(c.segment_ref).seal();
+    rig.pool.release(true);
     // Behind one that is needed an empty one stays: the stream has no gap.
     rig.expect(&[&c, &d]);
     drop(b);
@@ -172,23 +172,23 @@ fn a_damaged_segment_is_kept_under_another_name() {
     let mut rig = Rig::new(100);
     let a = rig.take();
     rig.use_up(&a, 1, 1);
-    rig.keeper.ledger.slot(a.origin).seal();
-    rig.keeper.kepts.lock().get_mut(&a.id).unwrap().is_damaged = true;
-    rig.keeper.release(false);
+    rig.pool.segment_refs.counts(a.segment_ref).seal();
+    rig.pool.segments.lock().get_mut(&a.id).unwrap().is_damaged = true;
+    rig.pool.release(false);
     assert_eq!(rig.names(), [format!("{}{KEPT_ASIDE_SUFFIX}", a.id)].into());
-    assert_eq!(rig.keeper.kepts.sizes().segments, 0);
-    assert_eq!(reader::list(&*rig.keeper.storage).unwrap().segments, []);
+    assert_eq!(rig.pool.segments.sizes().segments, 0);
+    assert_eq!(reader::list(&*rig.pool.storage).unwrap().segments, []);
 }
 
 #[test]
 fn an_old_segment_whose_events_are_stored_is_to_be_left() {
     let mut rig = Rig::new(100);
     let a = rig.take();
-    let wants_seal = |rig: &Rig| rig.keeper.gate.wants_seal.load(Ordering::Relaxed);
+    let wants_seal = |rig: &Rig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
     let age = |rig: &mut Rig, age: i64| {
         let since = Timestamp::from_micros(Timestamp::now().as_micros() - age);
-        rig.keeper.kepts.lock().get_mut(&a.id).unwrap().since = since;
-        rig.keeper.release(false);
+        rig.pool.segments.lock().get_mut(&a.id).unwrap().since = since;
+        rig.pool.release(false);
     };
     let old = limits::JOURNAL_SEGMENT_AGE_MAX.as_micros() as i64 + 1_000_000;
     age(&mut rig, old);
@@ -196,7 +196,7 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
     rig.use_up(&a, 2, 1);
     age(&mut rig, old);
     assert!(!wants_seal(&rig), "it is needed");
-    rig.store(a.origin, 1);
+    rig.store(a.segment_ref, 1);
     age(&mut rig, 0);
     assert!(!wants_seal(&rig), "it is young");
     age(&mut rig, old);
@@ -208,16 +208,16 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
 fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
     let mut rig = Rig::new(2);
     let [a, _b] = std::array::from_fn(|_| rig.take());
-    rig.supply();
-    assert!(rig.supplied.is_empty(), "nobody asked");
-    rig.keeper.gate.wants_segment.store(true, Ordering::Release);
-    rig.supply();
-    assert!(matches!(rig.supplied.try_recv(), Ok(Err(Closed::Full))));
-    rig.supply();
-    assert!(rig.supplied.is_empty(), "one answer to one question");
+    rig.offer_next();
+    assert!(rig.next.is_empty(), "nobody asked");
+    rig.pool.gate.wants_segment.store(true, Ordering::Release);
+    rig.offer_next();
+    assert!(matches!(rig.next.try_recv(), Ok(Err(ClosedReason::Full))));
+    rig.offer_next();
+    assert!(rig.next.is_empty(), "one answer to one question");
     rig.use_up(&a, 1, 1);
-    rig.keeper.ledger.slot(a.origin).seal();
-    rig.keeper.release(false);
+    rig.pool.segment_refs.counts(a.segment_ref).seal();
+    rig.pool.release(false);
     assert_eq!(rig.take().id.number, 2);
 }
 
@@ -225,16 +225,16 @@ fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
 #[test]
 fn the_reserve_is_there_when_it_is_asked_for_however_lately_the_journal_was_found_full() {
     let mut rig = Rig::new(3);
-    let bytes_max = rig.keeper.bytes_max;
-    rig.keeper.bytes_max = bytes_max - 1;
+    let bytes_max = rig.pool.bytes_max;
+    rig.pool.bytes_max = bytes_max - 1;
     let [a, b] = std::array::from_fn(|_| rig.take());
-    rig.supply();
-    assert_eq!(rig.keeper.gate.shortage(), Some(Closed::Full));
-    rig.keeper.gate.wants_reserve.store(true, Ordering::Release);
+    rig.offer_next();
+    assert_eq!(rig.pool.gate.shortage(), Some(ClosedReason::Full));
+    rig.pool.gate.wants_reserve.store(true, Ordering::Release);
     let c = rig.take();
-    rig.keeper.gate.wants_segment.store(true, Ordering::Release);
-    rig.supply();
-    assert!(matches!(rig.supplied.try_recv(), Ok(Err(Closed::Full))), "one segment, no more");
+    rig.pool.gate.wants_segment.store(true, Ordering::Release);
+    rig.offer_next();
+    assert!(matches!(rig.next.try_recv(), Ok(Err(ClosedReason::Full))), "one segment, no more");
     rig.expect(&[&a, &b, &c]);
 }
 
@@ -244,26 +244,26 @@ fn what_cannot_be_deleted_stays_in_the_books_and_holds_what_follows() {
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     for segment in [&a, &b, &c] {
         rig.use_up(segment, 1, 1);
-        rig.keeper.ledger.slot(segment.origin).seal();
+        rig.pool.segment_refs.counts(segment.segment_ref).seal();
     }
     // A directory that is not empty can be neither removed nor, as a file, renamed over another.
     let path = rig.directory.path().join(a.id.to_string());
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir_all(path.join("something")).unwrap();
-    rig.keeper.has_spare = true;
+    rig.pool.has_spare = true;
     std::fs::write(rig.spare(), "").unwrap();
     for _ in 0..2 {
-        rig.keeper.undeleted_retry_at = None;
-        rig.keeper.release(false);
+        rig.pool.undeleted_retry_at = None;
+        rig.pool.release(false);
         rig.expect(&[&a, &b, &c]);
     }
-    let failures = String::from_utf8(rig.keeper.metrics.render()).unwrap();
+    let failures = String::from_utf8(rig.pool.metrics.render()).unwrap();
     assert!(failures.contains("journal_failures_total{reason=\"io\"} 1\n"), "counted once");
-    rig.keeper.release(false);
+    rig.pool.release(false);
     rig.expect(&[&a, &b, &c]);
     // Somebody else deletes it: that is fine.
     std::fs::remove_dir_all(path).unwrap();
-    rig.keeper.release(true);
+    rig.pool.release(true);
     rig.expect(&[]);
 }
 
@@ -271,14 +271,14 @@ fn what_cannot_be_deleted_stays_in_the_books_and_holds_what_follows() {
 fn what_earlier_runs_left_counts_against_the_limit() {
     let mut rig = Rig::new(3);
     let left = SegmentId { stream: Stream(7), number: 0 };
-    let held = Held::Unread { origin: None, is_unknown: false };
+    let phase = SegmentPhase::Unread { segment_ref: None, is_unknown: false };
     let since = Timestamp::from_micros(Timestamp::now().as_micros() - 60_000_000);
-    rig.keeper.kepts.set(left, Kept { held, bytes: 2 * SEGMENT_BYTES_MIN as u64, since, is_damaged: false });
+    rig.pool.segments.set(left, SegmentState { phase, bytes: 2 * SEGMENT_BYTES_MIN as u64, since, is_damaged: false });
     let a = rig.take();
-    rig.supply();
-    assert!(rig.supplied.is_empty(), "there is no room for another");
-    rig.keeper.release(false);
-    let sizes = rig.keeper.kepts.sizes();
+    rig.offer_next();
+    assert!(rig.next.is_empty(), "there is no room for another");
+    rig.pool.release(false);
+    let sizes = rig.pool.segments.sizes();
     assert_eq!((sizes.bytes, sizes.segments, sizes.unread_segments), (3 * SEGMENT_BYTES_MIN as u64, 2, 1));
     assert!(sizes.oldest_unreleased_seconds >= 60.0);
     assert_eq!(a.id.number, 0);
@@ -335,7 +335,7 @@ fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
     let mut rig = Rig::new(100);
     let disk = Disk::open(rig.directory.path()).unwrap();
     let disk = Arc::new(Roomy { disk, space: Mutex::new(Space { total: DISK_BYTES, available: DISK_BYTES }) });
-    rig.keeper.storage = Arc::clone(&disk) as Arc<dyn Storage>;
+    rig.pool.storage = Arc::clone(&disk) as Arc<dyn Storage>;
     (rig, disk)
 }
 
@@ -345,25 +345,25 @@ fn what_is_only_kept_ready_is_given_back_where_somebody_needs_the_reserve() {
     let leave = |bytes| disk.space.lock().unwrap().available = bytes;
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
-    rig.keeper.ledger.slot(a.origin).seal();
-    rig.supply();
-    assert!(!rig.supplied.is_empty());
-    rig.keeper.release(false);
+    rig.pool.segment_refs.counts(a.segment_ref).seal();
+    rig.offer_next();
+    assert!(!rig.next.is_empty());
+    rig.pool.release(false);
     rig.use_up(&b, 2, 1);
     assert!(rig.spare().exists());
     leave(reserve(DISK_BYTES));
-    rig.keeper.make_way();
-    assert!(rig.spare().exists() && !rig.supplied.is_empty(), "the reserve is there");
+    rig.pool.make_way();
+    assert!(rig.spare().exists() && !rig.next.is_empty(), "the reserve is there");
     leave(reserve(DISK_BYTES) - 1);
-    rig.keeper.make_way();
-    rig.supply();
+    rig.pool.make_way();
+    rig.offer_next();
     rig.expect(&[&b]);
-    assert!(!rig.spare().exists() && rig.supplied.is_empty());
-    assert_eq!(rig.keeper.gate.shortage(), Some(Closed::Reserved));
+    assert!(!rig.spare().exists() && rig.next.is_empty());
+    assert_eq!(rig.pool.gate.shortage(), Some(ClosedReason::Reserved));
     leave(DISK_BYTES);
-    rig.keeper.shortage = None;
+    rig.pool.shortage = None;
     assert_eq!(rig.take().id.number, b.id.number + 1, "the stream has no gap");
-    assert_eq!(rig.keeper.gate.shortage(), None);
+    assert_eq!(rig.pool.gate.shortage(), None);
 }
 
 #[test]
@@ -371,14 +371,14 @@ fn beside_the_store_what_is_held_fits_in_once_more() {
     let segment = SEGMENT_BYTES_MIN as u64;
     for (is_store_here, needed) in [(false, 0), (true, 3 * segment)] {
         let (mut rig, disk) = rig_on_small_disk();
-        rig.keeper.is_store_here = is_store_here;
+        rig.pool.is_store_here = is_store_here;
         let [_a, _b] = std::array::from_fn(|_| rig.take());
         let needed = reserve(DISK_BYTES) + segment + needed;
         disk.space.lock().unwrap().available = needed - 1;
-        rig.supply();
-        assert!(rig.supplied.is_empty());
+        rig.offer_next();
+        assert!(rig.next.is_empty());
         disk.space.lock().unwrap().available = needed;
-        rig.keeper.shortage = None;
+        rig.pool.shortage = None;
         assert_eq!(rig.take().id.number, 2);
     }
 }

@@ -6,10 +6,10 @@ use millrace_base::limits;
 use millrace_metrics::Metrics;
 
 use super::*;
+use crate::disk::{Disk, Storage};
 use crate::queue::queue;
-use crate::record::{self, Mark};
+use crate::record::{self, Salt};
 use crate::segment::{Header, SEGMENT_BYTES_MIN, Stream};
-use crate::storage::{Disk, Storage};
 use crate::{JournalConfig, ReadError};
 
 /// Offset of the version in a record, of the checksum, and of what it is over.
@@ -23,16 +23,16 @@ fn event(number: u128) -> Event {
 
 /// A segment with a record of this version and behind it one of the next.
 fn segment_of_two_versions(storage: &dyn Storage) {
-    let mark = Mark(7);
+    let salt = Salt(7);
     let id = SegmentId { stream: Stream(1), number: 0 };
-    let header = Header { id, mark, created_at: Timestamp::from_micros(1), bytes: SEGMENT_BYTES_MIN as u64 };
+    let header = Header { id, salt, created_at: Timestamp::from_micros(1), bytes: SEGMENT_BYTES_MIN as u64 };
     let mut group = Vec::new();
-    record::encode(&mut group, mark, 0, false, &event(1));
+    record::encode(&mut group, salt, 0, false, &event(1));
     let at = group.len();
-    record::encode(&mut group, mark, 1, false, &event(2));
+    record::encode(&mut group, salt, 1, false, &event(2));
     group[at + VERSION_AT] = 2;
     let end = at + record::unpadded_len(&event(2));
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&mark.0.to_le_bytes()), &group[at + CHECKSUM_AT.end..end]);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&salt.0.to_le_bytes()), &group[at + CHECKSUM_AT.end..end]);
     group[at..][CHECKSUM_AT].copy_from_slice(&checksum.to_le_bytes());
     let mut file = storage.create(&id.to_string()).unwrap();
     file.allocate(header.bytes).unwrap();
@@ -58,11 +58,11 @@ fn what_was_fed_before_a_replay_ended_is_not_counted_in_another_segment() {
     assert!(matches!(result, Err(ReadError::UnknownVersion { version: 2, .. })), "{result:?}");
     let fed: Vec<Event> = accepted.receiver.try_iter().collect();
     assert_eq!(fed.len(), 1, "what could be read is brought");
-    // The next segment that is made, here as the keeper would, while the writers are still at it.
-    let next = journal.ledger.claim().unwrap();
-    journal.ledger.commit(&fed);
-    assert_eq!(journal.ledger.slot(next).outstanding(), 0);
-    journal.ledger.slot(next).add_durable(1, 0, 8192);
-    assert_eq!(journal.ledger.slot(next).outstanding(), 1, "its own event is not stored");
+    // The next segment that is made, here as the pool would, while the writers are still at it.
+    let next = journal.segment_refs.claim().unwrap();
+    journal.segment_refs.commit(&fed);
+    assert_eq!(journal.segment_refs.counts(next).outstanding(), 0);
+    journal.segment_refs.counts(next).add_durable(1, 0, 8192);
+    assert_eq!(journal.segment_refs.counts(next).outstanding(), 1, "its own event is not stored");
     journal.end();
 }

@@ -7,13 +7,13 @@ use std::task::Context;
 use uuid::Uuid;
 
 use millrace_base::clock::Timestamp;
-use millrace_base::event::{EventId, OrgId, Origin};
+use millrace_base::event::{EventId, OrgId, SegmentRef};
 
 use super::*;
 use crate::lane::Gate;
 use crate::queue::{Accepted, queue};
 
-const SEGMENT: Origin = Origin(5);
+const SEGMENT: SegmentRef = SegmentRef(5);
 
 struct Rig {
     appender: Appender,
@@ -25,23 +25,23 @@ struct Rig {
 impl Rig {
     fn new(slots: usize, may_spill: bool) -> Self {
         let gate = Arc::<Gate>::default();
-        gate.open(Closed::Starting);
+        gate.open(ClosedReason::Starting);
         let lane = Arc::new(Lane::new(Arc::clone(&gate)));
         let (queue, accepted) = queue(slots);
         Self { appender: Appender::new(Arc::clone(&lane), queue, may_spill), gate, lane, accepted }
     }
 
-    fn accept(&self, ticket: &Rc<Ticket>, number: u128, len: usize) -> Result<(), Closed> {
+    fn accept(&self, token: &Rc<AckToken>, number: u128, len: usize) -> Result<(), ClosedReason> {
         let (id, org) = (EventId(Uuid::from_u128(number)), OrgId(Uuid::nil()));
-        self.appender.accept(Event::new(id, org, Timestamp::from_micros(0), "t", None, &vec![b'1'; len]), ticket)
+        self.appender.accept(Event::new(id, org, Timestamp::from_micros(0), "t", None, &vec![b'1'; len]), token)
     }
 
     /// Says what became of the next `records`, as the thread would, and has the shard hear it.
-    fn complete(&self, records: u32, outcome: Outcome, group: Option<Box<Group>>) {
+    fn complete(&self, records: u32, outcome: Outcome, batch: Option<Box<CommitBatch>>) {
         let progress = &self.lane.progress;
         advance(&progress.written, records);
         advance(&progress.durable, records);
-        self.lane.complete(Completion { records, outcome, group });
+        self.lane.complete(Completion { records, outcome, batch });
         self.poll();
     }
 
@@ -55,46 +55,46 @@ impl Rig {
     }
 }
 
-fn is_settled(ticket: &Ticket) -> bool {
-    pin!(ticket.settled()).as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+fn is_settled(token: &AckToken) -> bool {
+    pin!(token.settled()).as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-fn tickets<const N: usize>() -> [Rc<Ticket>; N] {
+fn tokens<const N: usize>() -> [Rc<AckToken>; N] {
     std::array::from_fn(|_| Rc::default())
 }
 
 #[test]
 fn events_are_released_in_order_and_go_to_the_writers_only_then() {
     let rig = Rig::new(10, false);
-    let [a, b] = tickets();
-    for (number, ticket) in [(0, &a), (1, &b), (2, &a)] {
-        rig.accept(ticket, number, 10).unwrap();
+    let [a, b] = tokens();
+    for (number, token) in [(0, &a), (1, &b), (2, &a)] {
+        rig.accept(token, number, 10).unwrap();
     }
     assert_eq!((rig.progress(), rig.accepted.slots.events(), rig.accepted.receiver.len()), ([3, 0], 3, 0));
-    let group = rig.lane.take_group().unwrap();
-    assert_eq!(group.records, 3);
+    let batch = rig.lane.take_batch().unwrap();
+    assert_eq!(batch.records, 3);
     rig.complete(2, Outcome::Durable(SEGMENT), None);
     assert_eq!((rig.progress(), is_settled(&a), is_settled(&b)), ([3, 2], false, true));
-    rig.complete(1, Outcome::Durable(Origin(6)), Some(group));
+    rig.complete(1, Outcome::Durable(SegmentRef(6)), Some(batch));
     assert!(is_settled(&a) && rig.appender.is_settled() && a.clear().is_empty());
     let handed_over: Vec<_> =
-        rig.accepted.receiver.try_iter().map(|event| (event.id.0.as_u128(), event.origin)).collect();
-    assert_eq!(handed_over, [(0, SEGMENT), (1, SEGMENT), (2, Origin(6))]);
+        rig.accepted.receiver.try_iter().map(|event| (event.id.0.as_u128(), event.segment_ref)).collect();
+    assert_eq!(handed_over, [(0, SEGMENT), (1, SEGMENT), (2, SegmentRef(6))]);
     assert_eq!(rig.accepted.slots.events(), 3, "their slots are the writers' to give back");
 }
 
 #[test]
 fn what_comes_to_nothing_frees_its_slot_and_is_told_by_its_place() {
     let rig = Rig::new(10, false);
-    let [ticket, other] = tickets();
-    for (number, ticket) in [(0, &ticket), (1, &other), (2, &ticket), (3, &ticket)] {
-        rig.accept(ticket, number, 10).unwrap();
+    let [token, other] = tokens();
+    for (number, token) in [(0, &token), (1, &other), (2, &token), (3, &token)] {
+        rig.accept(token, number, 10).unwrap();
     }
-    let group = rig.lane.take_group();
+    let batch = rig.lane.take_batch();
     rig.complete(2, Outcome::Durable(SEGMENT), None);
     rig.complete(1, Outcome::Unknown, None);
-    rig.complete(1, Outcome::Refused(Closed::Failed), group);
-    assert_eq!(ticket.clear(), [(1, Trouble::Unknown), (2, Trouble::Refused(Closed::Failed))]);
+    rig.complete(1, Outcome::Refused(ClosedReason::Failed), batch);
+    assert_eq!(token.clear(), [(1, AppendError::Unknown), (2, AppendError::Refused(ClosedReason::Failed))]);
     assert_eq!(other.clear(), []);
     assert_eq!((rig.accepted.receiver.len(), rig.accepted.slots.events()), (2, 2));
 }
@@ -102,29 +102,29 @@ fn what_comes_to_nothing_frees_its_slot_and_is_told_by_its_place() {
 #[test]
 fn while_one_group_is_away_the_next_gathers() {
     let rig = Rig::new(10, false);
-    let [ticket] = tickets();
-    rig.accept(&ticket, 0, 10).unwrap();
-    let first = rig.lane.take_group().unwrap();
-    (1..4).for_each(|number| rig.accept(&ticket, number, 10).unwrap());
+    let [token] = tokens();
+    rig.accept(&token, 0, 10).unwrap();
+    let first = rig.lane.take_batch().unwrap();
+    (1..4).for_each(|number| rig.accept(&token, number, 10).unwrap());
     rig.complete(1, Outcome::Durable(SEGMENT), Some(first));
-    let second = rig.lane.take_group().unwrap();
+    let second = rig.lane.take_batch().unwrap();
     assert_eq!(second.records, 3);
     // The buffer that came back is used again.
-    rig.accept(&ticket, 4, 10).unwrap();
-    assert_eq!(rig.lane.take_group().map(|group| group.records), Some(1));
+    rig.accept(&token, 4, 10).unwrap();
+    assert_eq!(rig.lane.take_batch().map(|batch| batch.records), Some(1));
 }
 
 #[test]
 fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
     let rig = Rig::new(1, false);
-    let [ticket] = tickets();
-    for why in [Closed::Starting, Closed::NoSpace, Closed::Full, Closed::Failed] {
+    let [token] = tokens();
+    for why in [ClosedReason::Starting, ClosedReason::NoSpace, ClosedReason::Full, ClosedReason::Failed] {
         rig.gate.close(why);
-        assert_eq!(rig.accept(&ticket, 0, 10), Err(why));
+        assert_eq!(rig.accept(&token, 0, 10), Err(why));
     }
-    rig.gate.open(Closed::Failed);
-    rig.accept(&ticket, 0, 10).unwrap();
-    assert_eq!(rig.accept(&ticket, 1, 10), Err(Closed::Full));
+    rig.gate.open(ClosedReason::Failed);
+    rig.accept(&token, 0, 10).unwrap();
+    assert_eq!(rig.accept(&token, 1, 10), Err(ClosedReason::Full));
     assert_eq!((rig.progress(), rig.accepted.slots.events()), ([1, 0], 1));
 }
 
@@ -132,23 +132,23 @@ fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
 fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
     const LEN: usize = 200_000;
     let rig = Rig::new(1, true);
-    let [ticket] = tickets();
-    rig.accept(&ticket, 0, 10).unwrap();
-    let spilled = (1..1000).take_while(|number| rig.accept(&ticket, *number, LEN).is_ok()).count();
+    let [token] = tokens();
+    rig.accept(&token, 0, 10).unwrap();
+    let spilled = (1..1000).take_while(|number| rig.accept(&token, *number, LEN).is_ok()).count();
     assert_eq!(
         spilled,
-        limits::JOURNAL_GROUP_BYTES_MAX.div_ceil(LEN + 80),
+        limits::JOURNAL_BATCH_BYTES_MAX.div_ceil(LEN + 80),
         "one is let in below the bound, none above"
     );
     assert_eq!((rig.progress(), rig.accepted.slots.events()), ([1 + spilled as u64, 0], 1));
-    let group = rig.lane.take_group().unwrap();
-    assert!(group.bytes.len() < limits::JOURNAL_GROUP_BYTES_MAX + 2 * LEN);
-    // With the group on its way there is room in the next.
-    rig.accept(&ticket, 0, LEN).unwrap();
-    rig.complete(1 + spilled as u32, Outcome::Durable(SEGMENT), Some(group));
+    let batch = rig.lane.take_batch().unwrap();
+    assert!(batch.bytes.len() < limits::JOURNAL_BATCH_BYTES_MAX + 2 * LEN);
+    // With the batch on its way there is room in the next.
+    rig.accept(&token, 0, LEN).unwrap();
+    rig.complete(1 + spilled as u32, Outcome::Durable(SEGMENT), Some(batch));
     assert_eq!(rig.accepted.receiver.len(), 1, "the feeder brings the others");
-    rig.complete(1, Outcome::Refused(Closed::Failed), rig.lane.take_group());
-    assert_eq!(ticket.clear(), [(1 + spilled as u32, Trouble::Refused(Closed::Failed))]);
+    rig.complete(1, Outcome::Refused(ClosedReason::Failed), rig.lane.take_batch());
+    assert_eq!(token.clear(), [(1 + spilled as u32, AppendError::Refused(ClosedReason::Failed))]);
     assert_eq!(rig.accepted.slots.events(), 1, "a spilled event has no slot to give back");
 }
 
@@ -156,8 +156,8 @@ fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
 #[should_panic(expected = "appended 1 ≥ written 2")]
 fn what_is_durable_and_was_never_appended_is_a_bug() {
     let rig = Rig::new(10, false);
-    let [ticket] = tickets();
-    rig.accept(&ticket, 0, 10).unwrap();
+    let [token] = tokens();
+    rig.accept(&token, 0, 10).unwrap();
     rig.complete(2, Outcome::Durable(SEGMENT), None);
 }
 
@@ -165,8 +165,8 @@ fn what_is_durable_and_was_never_appended_is_a_bug() {
 #[should_panic(expected = "durable 0 ≥ released 1")]
 fn a_promise_of_what_is_not_durable_is_a_bug() {
     let rig = Rig::new(10, false);
-    let [ticket] = tickets();
-    rig.accept(&ticket, 0, 10).unwrap();
-    rig.lane.complete(Completion { records: 1, outcome: Outcome::Durable(SEGMENT), group: None });
+    let [token] = tokens();
+    rig.accept(&token, 0, 10).unwrap();
+    rig.lane.complete(Completion { records: 1, outcome: Outcome::Durable(SEGMENT), batch: None });
     rig.poll();
 }

@@ -1,8 +1,8 @@
 //! Events that owe deliveries never have all writers.
 //!
 //! A lock on `deliveries`, or whatever else makes storing them slow, must not keep the events of organisations without
-//! endpoints. So a writer that stores planned deliveries needs a turn, and there are fewer turns than writers. Who finds
-//! none stores the events of its batch that owe nothing, and leaves the others here, for the next writer with a turn. They
+//! endpoints. So a writer that stores planned deliveries needs a permit, and there are fewer permits than writers. Who finds
+//! none stores the events of its batch that owe nothing, and leaves the others here, for the next writer with a permit. They
 //! keep their slots in the queue, which bounds them.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use millrace_base::event::Event;
 
 /// See the module.
-pub struct Turns {
+pub struct DeliveryPermits {
     most: usize,
     taken: AtomicUsize,
     /// Whether storing deliveries is known to be slow or stuck: what owes none goes first then, by itself.
@@ -31,15 +31,15 @@ struct Queue {
 }
 
 /// The right to store deliveries; given back when dropped.
-pub struct Turn<'a>(&'a Turns);
+pub struct DeliveryPermit<'a>(&'a DeliveryPermits);
 
-impl Drop for Turn<'_> {
+impl Drop for DeliveryPermit<'_> {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Turns {
+impl DeliveryPermits {
     /// For so many writers: three quarters of them, and never all.
     pub fn new(writers: usize) -> Self {
         Self {
@@ -51,14 +51,14 @@ impl Turns {
         }
     }
 
-    /// A turn, where there is one.
-    pub fn take(&self) -> Option<Turn<'_>> {
+    /// A permit, where there is one.
+    pub fn take(&self) -> Option<DeliveryPermit<'_>> {
         let taken = self.taken.fetch_add(1, Ordering::Relaxed);
-        let turn = Turn(self);
-        (taken < self.most).then_some(turn)
+        let permit = DeliveryPermit(self);
+        (taken < self.most).then_some(permit)
     }
 
-    /// Leaves events here for the next turn, after `pause`.
+    /// Leaves events here for the next permit, after `pause`.
     pub fn leave(&self, events: impl Iterator<Item = Event>, pause: Duration) {
         let mut queue = self.lock();
         queue.events.extend(events);
@@ -68,12 +68,12 @@ impl Turns {
         self.waiting.store(queue.events.len(), Ordering::Release);
     }
 
-    /// A turn and at most `most` of the events that wait for one, the oldest first.
-    pub fn next(&self, most: usize) -> Option<(Turn<'_>, Vec<Event>)> {
+    /// A permit and at most `most` of the events that wait for one, the oldest first.
+    pub fn next(&self, most: usize) -> Option<(DeliveryPermit<'_>, Vec<Event>)> {
         if self.waiting() == 0 {
             return None;
         }
-        let turn = self.take()?;
+        let permit = self.take()?;
         let mut queue = self.lock();
         if queue.not_before.is_some_and(|at| Instant::now() < at) {
             return None;
@@ -82,7 +82,7 @@ impl Turns {
         let events: Vec<Event> = queue.events.drain(..count).collect();
         self.waiting.store(queue.events.len(), Ordering::Release);
         drop(queue);
-        (!events.is_empty()).then_some((turn, events))
+        (!events.is_empty()).then_some((permit, events))
     }
 
     /// Whether [`Self::next`] has something.
@@ -127,11 +127,11 @@ mod tests {
     #[test]
     fn deliveries_never_have_all_writers() {
         for (writers, most) in [(1, 1), (2, 1), (3, 2), (4, 3), (8, 6), (64, 48)] {
-            let turns = Turns::new(writers);
-            let taken: Vec<Turn<'_>> = std::iter::from_fn(|| turns.take()).collect();
+            let permits = DeliveryPermits::new(writers);
+            let taken: Vec<DeliveryPermit<'_>> = std::iter::from_fn(|| permits.take()).collect();
             assert_eq!(taken.len(), most, "{writers} writers");
             drop(taken);
-            assert!(turns.take().is_some());
+            assert!(permits.take().is_some());
         }
     }
 }

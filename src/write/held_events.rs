@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_base::clock::Timestamp;
-use millrace_base::event::{Event, Origin};
+use millrace_base::event::{Event, SegmentRef};
 use millrace_base::limits;
 use millrace_base::retry::{LogThrottle, sleep_unless};
 use millrace_journal::Rewriter;
@@ -43,7 +43,7 @@ pub struct Cause {
     pub why: String,
 }
 
-struct Held {
+struct Entry {
     event: Event,
     cause: Cause,
     since: Instant,
@@ -54,9 +54,9 @@ struct Held {
 }
 
 /// Where they are held.
-pub struct Room {
+pub struct HeldEvents {
     events_max: usize,
-    held: Mutex<Content>,
+    held: Mutex<Entries>,
     is_ending: AtomicBool,
     throttles: Mutex<[LogThrottle; 5]>,
     /// Events set aside that no line has told of yet.
@@ -64,9 +64,9 @@ pub struct Room {
 }
 
 #[derive(Default)]
-struct Content {
-    by_ticket: BTreeMap<u64, Held>,
-    next_ticket: u64,
+struct Entries {
+    by_key: BTreeMap<u64, Entry>,
+    next_key: u64,
     bytes: usize,
     /// Counts what was put in, taken out, and refused for another reason than before.
     changes: u64,
@@ -74,7 +74,7 @@ struct Content {
 
 /// What is said at most once in [`REPEAT`].
 #[derive(Clone, Copy)]
-enum Line {
+enum LogLine {
     Held = 0,
     Full = 1,
     Quarantine = 2,
@@ -82,7 +82,7 @@ enum Line {
     List = 4,
 }
 
-impl Room {
+impl HeldEvents {
     /// For a queue of so many slots.
     pub fn new(queue_events_max: usize) -> Self {
         Self {
@@ -101,17 +101,16 @@ impl Room {
     pub fn put(&self, event: Event, cause: &Cause, pause: Duration) -> Result<(), Event> {
         let now = Instant::now();
         let count = {
-            let mut content = self.lock();
-            if content.by_ticket.len() >= self.events_max
-                || content.bytes + event.weight() > limits::STORE_HELD_BYTES_MAX
+            let mut entries = self.lock();
+            if entries.by_key.len() >= self.events_max || entries.bytes + event.weight() > limits::STORE_HELD_BYTES_MAX
             {
                 return Err(event);
             }
-            content.bytes += event.weight();
-            let ticket = content.next_ticket;
-            content.next_ticket += 1;
-            content.changes += 1;
-            let held = Held {
+            entries.bytes += event.weight();
+            let key = entries.next_key;
+            entries.next_key += 1;
+            entries.changes += 1;
+            let held = Entry {
                 event: event.clone(),
                 cause: cause.clone(),
                 since: now,
@@ -119,11 +118,11 @@ impl Room {
                 pause: limits::STORE_HELD_PAUSE_MIN,
                 was_tried_at_end: false,
             };
-            content.by_ticket.insert(ticket, held);
-            content.by_ticket.len()
+            entries.by_key.insert(key, held);
+            entries.by_key.len()
         };
         // A refused one goes to quarantine in a moment, and is said there.
-        if cause.reason != HeldReason::Refused && self.is_due(Line::Held) {
+        if cause.reason != HeldReason::Refused && self.may_log(LogLine::Held) {
             let Cause { code, why, .. } = cause;
             tracing::warn!(
                 held = count, event = %event.id, org = %event.org, code, why,
@@ -134,8 +133,8 @@ impl Room {
     }
 
     /// There is no room for one more: what the operator has to know.
-    pub fn say_full(&self, cause: &Cause) {
-        if self.is_due(Line::Full) {
+    pub fn log_full(&self, cause: &Cause) {
+        if self.may_log(LogLine::Full) {
             let Cause { code, why, .. } = cause;
             tracing::error!(
                 held = self.len(),
@@ -149,18 +148,18 @@ impl Room {
 
     /// How many are held for this reason.
     pub fn count(&self, reason: HeldReason) -> usize {
-        self.lock().by_ticket.values().filter(|held| held.cause.reason == reason).count()
+        self.lock().by_key.values().filter(|held| held.cause.reason == reason).count()
     }
 
     /// How many are held.
     pub fn len(&self) -> usize {
-        self.lock().by_ticket.len()
+        self.lock().by_key.len()
     }
 
     /// What kept everybody is over: all are tried again.
     pub fn retry_all(&self) {
         let now = Instant::now();
-        self.lock().by_ticket.values_mut().for_each(|held| held.retry_at = now);
+        self.lock().by_key.values_mut().for_each(|held| held.retry_at = now);
     }
 
     /// The writers have ended: one more attempt for each.
@@ -171,25 +170,25 @@ impl Room {
 
     fn due(&self) -> Option<(u64, Event, Cause)> {
         let now = Instant::now();
-        let content = self.lock();
-        let (ticket, held) = content.by_ticket.iter().min_by_key(|(_, held)| held.retry_at)?;
-        (held.retry_at <= now).then(|| (*ticket, held.event.clone(), held.cause.clone()))
+        let entries = self.lock();
+        let (key, held) = entries.by_key.iter().min_by_key(|(_, held)| held.retry_at)?;
+        (held.retry_at <= now).then(|| (*key, held.event.clone(), held.cause.clone()))
     }
 
     /// Takes an event out that is stored; as it is by now.
-    fn remove(&self, ticket: u64) -> Option<Event> {
-        let mut content = self.lock();
-        let held = content.by_ticket.remove(&ticket)?;
-        content.bytes -= held.event.weight();
-        content.changes += 1;
+    fn remove(&self, key: u64) -> Option<Event> {
+        let mut entries = self.lock();
+        let held = entries.by_key.remove(&key)?;
+        entries.bytes -= held.event.weight();
+        entries.changes += 1;
         Some(held.event)
     }
 
     /// Notes that an attempt that took so long came to nothing. `pause_max` bounds the pause to the next.
-    fn put_back(&self, ticket: u64, cause: Cause, is_unknown: bool, took: Duration, pause_max: Duration) {
+    fn put_back(&self, key: u64, cause: Cause, is_unknown: bool, took: Duration, pause_max: Duration) {
         let now = Instant::now();
-        let mut content = self.lock();
-        let Some(held) = content.by_ticket.get_mut(&ticket) else { return };
+        let mut entries = self.lock();
+        let Some(held) = entries.by_key.get_mut(&key) else { return };
         let is_other = held.cause.code != cause.code;
         held.cause = cause;
         if is_unknown {
@@ -199,18 +198,18 @@ impl Room {
         // One that takes long must not have the thread for itself.
         held.retry_at = now + held.pause.min(pause_max) + took * 4;
         held.pause = (held.pause * 2).min(limits::STORE_HELD_PAUSE_MAX);
-        content.changes += u64::from(is_other);
+        entries.changes += u64::from(is_other);
     }
 
     /// What is held, where that is not what it was at the count `noted`, which is moved on.
     fn changed_since(&self, noted: &mut u64) -> Option<HeldList> {
-        let content = self.lock();
-        if content.changes == *noted {
+        let entries = self.lock();
+        if entries.changes == *noted {
             return None;
         }
-        *noted = content.changes;
+        *noted = entries.changes;
         let now = Timestamp::now();
-        let events = content.by_ticket.values().map(|held| HeldEvent {
+        let events = entries.by_key.values().map(|held| HeldEvent {
             id: held.event.id.to_string(),
             org_id: held.event.org.to_string(),
             event_type: String::from_utf8_lossy(held.event.event_type()).into_owned(),
@@ -222,34 +221,34 @@ impl Room {
     }
 
     /// How many are in each segment of the journal.
-    fn by_origin(&self) -> HashMap<Origin, u32> {
-        let mut by_origin = HashMap::new();
-        for held in self.lock().by_ticket.values().filter(|held| held.event.origin != Origin::NONE) {
-            *by_origin.entry(held.event.origin).or_default() += 1;
+    fn by_segment(&self) -> HashMap<SegmentRef, u32> {
+        let mut by_segment = HashMap::new();
+        for held in self.lock().by_key.values().filter(|held| held.event.segment_ref != SegmentRef::NONE) {
+            *by_segment.entry(held.event.segment_ref).or_default() += 1;
         }
-        by_origin
+        by_segment
     }
 
     /// As many of those in these segments as are written over at a time.
-    fn in_segments(&self, origins: &[Origin]) -> Vec<(u64, Event)> {
+    fn in_segments(&self, segments: &[SegmentRef]) -> Vec<(u64, Event)> {
         let mut bytes = 0;
-        let content = self.lock();
-        let there = content.by_ticket.iter().filter(|(_, held)| origins.contains(&held.event.origin));
+        let entries = self.lock();
+        let there = entries.by_key.iter().filter(|(_, held)| segments.contains(&held.event.segment_ref));
         there
             .take_while(|(_, held)| {
                 let is_first = bytes == 0;
                 bytes += held.event.weight();
                 is_first || bytes <= limits::STORE_HELD_REWRITE_BYTES
             })
-            .map(|(ticket, held)| (*ticket, held.event.clone()))
+            .map(|(key, held)| (*key, held.event.clone()))
             .collect()
     }
 
     /// The event is durable in another segment, too; `false` where it is not held any more.
-    fn moved(&self, ticket: u64, origin: Origin) -> bool {
-        match self.lock().by_ticket.get_mut(&ticket) {
+    fn moved(&self, key: u64, segment_ref: SegmentRef) -> bool {
+        match self.lock().by_key.get_mut(&key) {
             Some(held) => {
-                held.event.origin = origin;
+                held.event.segment_ref = segment_ref;
                 // Both records would be replayed.
                 held.event.note_may_be_stored();
                 true
@@ -258,24 +257,24 @@ impl Room {
         }
     }
 
-    fn since(&self, ticket: u64) -> Option<Instant> {
-        self.lock().by_ticket.get(&ticket).map(|held| held.since)
+    fn since(&self, key: u64) -> Option<Instant> {
+        self.lock().by_key.get(&key).map(|held| held.since)
     }
 
     fn is_done(&self, is_journaled: bool) -> bool {
         self.is_ending.load(Ordering::Acquire)
-            && self.lock().by_ticket.values().all(|held| is_journaled && held.was_tried_at_end)
+            && self.lock().by_key.values().all(|held| is_journaled && held.was_tried_at_end)
     }
 
-    fn is_due(&self, line: Line) -> bool {
+    fn may_log(&self, line: LogLine) -> bool {
         let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
         throttles[line as usize].pass().is_some()
     }
 
     /// An event was set aside. One line tells of all since the line before.
-    pub fn say_set_aside(&self, event: &Event, reason: &str) {
+    pub fn log_set_aside(&self, event: &Event, reason: &str) {
         self.untold.fetch_add(1, Ordering::Relaxed);
-        if self.is_due(Line::SetAside) {
+        if self.may_log(LogLine::SetAside) {
             tracing::warn!(
                 events = self.untold.swap(0, Ordering::Relaxed), event = %event.id, org = %event.org, reason,
                 "the database refused events for their data; they are in quarantined_events (`millrace quarantine list`)"
@@ -284,8 +283,8 @@ impl Room {
     }
 
     /// `quarantined_events` does not take an event.
-    pub fn say_not_quarantined(&self, event: &Event, why: &str) {
-        if self.is_due(Line::Quarantine) {
+    pub fn log_not_quarantined(&self, event: &Event, why: &str) {
+        if self.may_log(LogLine::Quarantine) {
             tracing::error!(
                 held = self.len(), event = %event.id, why,
                 "the table quarantined_events does not take a refused event; it is held until it does"
@@ -293,7 +292,7 @@ impl Room {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Content> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -302,11 +301,11 @@ fn before(now: Timestamp, elapsed: Duration) -> Timestamp {
     Timestamp::from_micros(now.as_micros().saturating_sub(elapsed.as_micros() as i64))
 }
 
-/// The `holder` thread, until nothing is held after [`Room::end`], or time is up.
+/// The `holder` thread, until nothing is held after [`HeldEvents::end`], or time is up.
 pub(super) fn run(shared: &Shared) {
     while !shared.give_up.load(Ordering::Relaxed) {
-        let Some((ticket, event, cause)) = shared.room.due() else {
-            if shared.room.is_done(shared.ledger.is_some()) {
+        let Some((key, event, cause)) = shared.held_events.due() else {
+            if shared.held_events.is_done(shared.segment_refs.is_some()) {
                 return;
             }
             thread::sleep(LOOK_INTERVAL);
@@ -315,19 +314,19 @@ pub(super) fn run(shared: &Shared) {
         let began = Instant::now();
         match shared.try_one(&event, &cause) {
             Attempt::Settled => {
-                if let Some(event) = shared.room.remove(ticket) {
+                if let Some(event) = shared.held_events.remove(key) {
                     shared.settle(std::slice::from_ref(&event));
                 }
             }
             Attempt::Failed { cause, is_unknown } => {
                 // Where nothing else was stored since, it may be everybody's trouble, and over soon.
-                let since = shared.room.since(ticket).unwrap_or(began);
+                let since = shared.held_events.since(key).unwrap_or(began);
                 let pause_max = if shared.refusals.stored_since(since) {
                     limits::STORE_HELD_PAUSE_MAX
                 } else {
                     2 * limits::STORE_BACKOFF_MAX
                 };
-                shared.room.put_back(ticket, cause, is_unknown, began.elapsed(), pause_max);
+                shared.held_events.put_back(key, cause, is_unknown, began.elapsed(), pause_max);
             }
         }
     }
@@ -335,46 +334,46 @@ pub(super) fn run(shared: &Shared) {
 
 /// The `holder-journal` thread.
 pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
-    let Some(ledger) = &shared.ledger else { return };
+    let Some(segment_refs) = &shared.segment_refs else { return };
     let (mut noted, mut noted_at) = (0, None::<Instant>);
     while !shared.give_up.load(Ordering::Relaxed) {
         thread::sleep(LOOK_INTERVAL);
         if noted_at.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL)
-            && let Some(held) = shared.room.changed_since(&mut noted)
+            && let Some(held) = shared.held_events.changed_since(&mut noted)
         {
             noted_at = Some(Instant::now());
             write_down(shared, rewriter, &held);
         }
-        let held = shared.room.by_origin();
+        let held = shared.held_events.by_segment();
         if held.is_empty() {
             continue;
         }
-        let (tickets, mut events): (Vec<u64>, Vec<Event>) =
-            shared.room.in_segments(&rewriter.kept_by_these_alone(&held)).into_iter().unzip();
+        let (keys, mut events): (Vec<u64>, Vec<Event>) =
+            shared.held_events.in_segments(&rewriter.kept_by_these_alone(&held)).into_iter().unzip();
         if events.is_empty() {
             continue;
         }
         let written = rewriter.rewrite(&events);
         let bytes: usize = events.iter().map(Event::weight).sum();
-        for ((ticket, event), origin) in tickets.into_iter().zip(&mut events).zip(written) {
-            let Some(origin) = origin else { continue };
+        for ((key, event), segment_ref) in keys.into_iter().zip(&mut events).zip(written) {
+            let Some(segment_ref) = segment_ref else { continue };
             // The old record is not needed any more; or, where the event was settled meanwhile, the new one is not.
-            if !shared.room.moved(ticket, origin) {
-                event.origin = origin;
+            if !shared.held_events.moved(key, segment_ref) {
+                event.segment_ref = segment_ref;
             }
-            ledger.commit(std::slice::from_ref(event));
+            segment_refs.commit(std::slice::from_ref(event));
         }
         let seconds = bytes as f64 / limits::STORE_HELD_REWRITE_BYTES as f64;
         sleep_unless(&shared.give_up, Duration::from_secs_f64(seconds.max(0.1)));
     }
-    if let Some(held) = shared.room.changed_since(&mut noted) {
+    if let Some(held) = shared.held_events.changed_since(&mut noted) {
         write_down(shared, rewriter, &held);
     }
 }
 
 fn write_down(shared: &Shared, rewriter: &Rewriter, held: &HeldList) {
     if let Err(error) = rewriter.write_down(held)
-        && shared.room.is_due(Line::List)
+        && shared.held_events.may_log(LogLine::List)
     {
         tracing::warn!(%error, "what is held cannot be written down; `journal inspect` does not know of it");
     }

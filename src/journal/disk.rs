@@ -1,10 +1,10 @@
-//! What the journal asks of a disk, behind a trait, so that tests can drop, tear and fail all of it.
+//! What the journal asks of a disk, behind a trait, so that tests can drop, tear and fail every operation.
 //!
-//! Two promises make the journal's: after [`SegmentFile::sync`] has returned `Ok`, the bytes written before are
-//! there after a power loss; after [`Storage::sync_directory`] has, so are the names. Nothing else survives for
-//! sure, and nothing is assumed about the order in which the rest reaches the disk.
+//! The journal relies on two promises: after [`SegmentFile::sync`] has returned `Ok`, the bytes written before survive a power
+//! loss; after [`Storage::sync_directory`] has, so do the names. It assumes nothing else to survive, and nothing about the order
+//! in which the rest reaches the disk.
 //!
-//! All calls block; none is made on a shard.
+//! All calls block; shards make none.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ pub trait Storage: Send + Sync + 'static {
     /// Creates an empty file for writing. `AlreadyExists` where there is one.
     fn create(&self, name: &str) -> io::Result<Box<dyn SegmentFile>>;
 
-    /// Opens a file that is there for writing over what it holds.
+    /// Opens an existing file to overwrite it.
     fn reopen(&self, name: &str) -> io::Result<Box<dyn SegmentFile>>;
 
     /// Reads a file from `offset` on, at most `len` bytes; fewer at its end.
@@ -28,7 +28,7 @@ pub trait Storage: Send + Sync + 'static {
     /// Length of a file, in bytes.
     fn len(&self, name: &str) -> io::Result<u64>;
 
-    /// How much room there is.
+    /// Space on the file system.
     fn space(&self) -> io::Result<Space>;
 
     /// Renames a file, over an existing one.
@@ -41,53 +41,53 @@ pub trait Storage: Send + Sync + 'static {
     fn sync_directory(&self) -> io::Result<()>;
 }
 
-/// Room on a file system, in bytes.
+/// Space on a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// All of it, used and not.
+    /// Used and free.
     pub total: u64,
-    /// What this process may still take.
+    /// Free for this process.
     pub available: u64,
 }
 
 impl Space {
-    /// More than anybody takes.
+    /// Unlimited, for tests.
     pub const ENDLESS: Self = Self { total: u64::MAX, available: u64::MAX };
 }
 
-/// A file that is written at given places and made durable.
+/// A file that is written at given offsets and made durable.
 pub trait SegmentFile: Send {
-    /// Reserves `len` bytes, so that writing them later does not find the disk full.
+    /// Allocates `len` bytes, so that writing them later does not find the disk full.
     fn allocate(&mut self, len: u64) -> io::Result<()>;
 
     /// Writes all of `bytes` at `offset`.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Makes everything written durable, the file's length included.
+    /// Makes everything written durable, including the length of the file.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// The real thing: a directory of a local file system.
+/// A directory on a local file system.
 #[derive(Debug)]
 pub struct Disk {
     directory: PathBuf,
-    /// The same, held open: it is synchronised even when the process has no descriptor left.
+    /// The directory itself, held open, so that it can be synchronised even when no file descriptor is left.
     entries: File,
 }
 
 impl Disk {
-    /// The segments in `directory`, which is created (for its owner only) where it is missing.
+    /// Opens `directory`; creates it with mode 0700 if it is missing.
     pub fn create(directory: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        // The entry of the directory itself must survive, too.
+        // The directory's own entry must survive a power loss, too.
         if let Some(parent) = directory.parent() {
             File::open(parent).and_then(|parent| parent.sync_all())?;
         }
         Self::open(directory)
     }
 
-    /// The segments in `directory`, which is there.
+    /// Opens `directory`, which exists.
     pub fn open(directory: &Path) -> io::Result<Self> {
         fs::read_dir(directory)?;
         Ok(Self { directory: directory.to_owned(), entries: File::open(directory)? })
@@ -102,7 +102,7 @@ impl Storage for Disk {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
-            // A name that is not UTF-8 is none of ours.
+            // A name that is not UTF-8 is not ours.
             names.extend(entry?.file_name().into_string());
         }
         Ok(names)
@@ -154,7 +154,7 @@ impl SegmentFile for File {
         use rustix::fs::{FallocateFlags, fallocate};
         use rustix::io::Errno;
         match fallocate(&*self, FallocateFlags::empty(), 0, len) {
-            // Not every file system can, and not every sandbox allows it; writing the zeros finds out as well, only later.
+            // Some file systems and sandboxes do not support it. Writing the zeros later finds a full disk as well.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::ACCESS) => Ok(()),
             Err(error) => Err(error.into()),
         }
