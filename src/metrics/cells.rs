@@ -10,7 +10,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::names::Label;
+use super::labels::Label;
 
 /// A counter with one writer.
 #[derive(Debug, Default)]

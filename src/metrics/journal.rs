@@ -2,7 +2,7 @@
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, Registry};
 
-use super::names::{self, JournalFailure, Label};
+use super::labels::{self, JournalFailure, Label};
 use super::store::{one_counter, one_histogram, opts};
 
 /// The journal's metrics; any of its threads may record.
@@ -28,16 +28,16 @@ pub struct JournalMetrics {
 
 impl JournalMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let failures = IntCounterVec::new(opts(&names::JOURNAL_FAILURES), &["reason"])?;
+        let failures = IntCounterVec::new(opts(&labels::JOURNAL_FAILURES), &["reason"])?;
         registry.register(Box::new(failures.clone()))?;
         Ok(Self {
-            commit_seconds: one_histogram(registry, &names::JOURNAL_COMMIT, names::JOURNAL_COMMIT_SECONDS)?,
-            group_size: one_histogram(registry, &names::JOURNAL_GROUP_SIZE, names::JOURNAL_GROUP_BUCKETS)?,
-            replayed: one_counter(registry, &names::JOURNAL_REPLAYED)?,
-            spilled: one_counter(registry, &names::JOURNAL_SPILLED)?,
-            rewritten: one_counter(registry, &names::JOURNAL_REWRITTEN)?,
-            expired: one_counter(registry, &names::JOURNAL_EXPIRED)?,
-            damaged_records: one_counter(registry, &names::JOURNAL_DAMAGED_RECORDS)?,
+            commit_seconds: one_histogram(registry, &labels::JOURNAL_COMMIT, labels::JOURNAL_COMMIT_SECONDS)?,
+            group_size: one_histogram(registry, &labels::JOURNAL_GROUP_SIZE, labels::JOURNAL_GROUP_BUCKETS)?,
+            replayed: one_counter(registry, &labels::JOURNAL_REPLAYED)?,
+            spilled: one_counter(registry, &labels::JOURNAL_SPILLED)?,
+            rewritten: one_counter(registry, &labels::JOURNAL_REWRITTEN)?,
+            expired: one_counter(registry, &labels::JOURNAL_EXPIRED)?,
+            damaged_records: one_counter(registry, &labels::JOURNAL_DAMAGED_RECORDS)?,
             failures: JournalFailure::ALL.iter().map(|f| failures.with_label_values(&[f.as_str()])).collect(),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Shards write cells of their own with plain loads and stores, one writer per cell ([`ShardMetrics`]); other
 //! threads record per call or per batch ([`StoreMetrics`]). A scrape merges and renders all of it; it stops
-//! nobody. Names, help, label values and buckets are in `names.rs`; no label value comes from a request, so
+//! nobody. Names, help, label values and buckets are in `labels.rs`; no label value comes from a request, so
 //! the number of series is bounded (some 350, 23 kB of text, before the first error).
 //!
 //! [`Metrics::render`] allocates and reads `/proc`: run it on the ops listener or the control pool, never on a
@@ -10,7 +10,7 @@
 
 pub mod cells;
 mod journal;
-mod names;
+mod labels;
 mod process;
 mod render;
 mod shard;
@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
-pub use self::names::{
+pub use self::labels::{
     CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, Route, StoreWay,
     TimeoutPhase, TlsHandshake, ValidationErrorKind,
 };
@@ -84,7 +84,7 @@ impl Shared {
 impl Metrics {
     /// Cells for this many shards.
     pub fn new(shards: usize) -> Arc<Self> {
-        const VALID: &str = "names.rs has valid names, each once: tests/metrics.rs registers them all";
+        const VALID: &str = "labels.rs has valid names, each once: tests/metrics.rs registers them all";
         let shared = Arc::new(Shared {
             shards: (0..shards).map(|_| Arc::new(ShardMetrics::new())).collect(),
             queue: OnceLock::new(),

@@ -11,7 +11,7 @@ use millrace_base::logging;
 use millrace_base::problem::Code;
 
 use super::cells::{Bounds, Count, Counts, Latency, LatencySnapshot};
-use super::names::{self, Definition, HeldReason, Label, OTHER_STATUS, Route, STATUSES};
+use super::labels::{self, Definition, HeldReason, Label, OTHER_STATUS, Route, STATUSES};
 use super::process::ProcessSample;
 use super::{ShardMetrics, Shared};
 
@@ -51,15 +51,15 @@ fn families(shared: &Shared) -> Vec<MetricFamily> {
     let journal = shared.journal.get().map(|sizes| sizes()).unwrap_or_default();
     let (queue_size, queue_capacity) = shared.queue.get().map_or((0, 0), |queue| ((queue.size)(), queue.capacity));
     families.extend([
-        gauge(&names::JOURNAL_BYTES, journal.bytes as f64),
-        gauge(&names::JOURNAL_SEGMENTS, journal.segments as f64),
-        gauge(&names::JOURNAL_UNREAD, journal.unread_segments as f64),
-        gauge(&names::JOURNAL_OLDEST_UNRELEASED, journal.oldest_unreleased_seconds),
-        gauge(&names::EVENT_QUEUE_SIZE, queue_size as f64),
-        gauge(&names::EVENT_QUEUE_CAPACITY, queue_capacity as f64),
-        counter(&names::LOG_LINES_DROPPED, logging::lines_dropped()),
+        gauge(&labels::JOURNAL_BYTES, journal.bytes as f64),
+        gauge(&labels::JOURNAL_SEGMENTS, journal.segments as f64),
+        gauge(&labels::JOURNAL_UNREAD, journal.unread_segments as f64),
+        gauge(&labels::JOURNAL_OLDEST_UNRELEASED, journal.oldest_unreleased_seconds),
+        gauge(&labels::EVENT_QUEUE_SIZE, queue_size as f64),
+        gauge(&labels::EVENT_QUEUE_CAPACITY, queue_capacity as f64),
+        counter(&labels::LOG_LINES_DROPPED, logging::lines_dropped()),
         family(
-            &names::STORE_EVENTS_HELD,
+            &labels::STORE_EVENTS_HELD,
             MetricType::GAUGE,
             HeldReason::ALL
                 .iter()
@@ -69,10 +69,10 @@ fn families(shared: &Shared) -> Vec<MetricFamily> {
                 })
                 .collect(),
         ),
-        gauge(&names::SQLITE_WAL_BYTES, shared.sqlite_wal.get().map_or(0, |bytes| bytes()) as f64),
-        gauge(&names::READY, if shared.is_ready() { 1.0 } else { 0.0 }),
+        gauge(&labels::SQLITE_WAL_BYTES, shared.sqlite_wal.get().map_or(0, |bytes| bytes()) as f64),
+        gauge(&labels::READY, if shared.is_ready() { 1.0 } else { 0.0 }),
         family(
-            &names::BUILD_INFO,
+            &labels::BUILD_INFO,
             MetricType::GAUGE,
             vec![with_labels(gauge_metric(1.0), [("version", env!("CARGO_PKG_VERSION"))])],
         ),
@@ -87,25 +87,25 @@ fn shard_families(shards: &[Arc<ShardMetrics>]) -> Vec<MetricFamily> {
     let closed = sum(|s| &s.connections_closed_total);
     let accepted = sum(|s| &s.connections_accepted_total);
     vec![
-        histogram(&names::EVENT_INGESTION_LATENCY, &names::INGESTION_BOUNDS, shards, |s| {
+        histogram(&labels::EVENT_INGESTION_LATENCY, &labels::INGESTION_BOUNDS, shards, |s| {
             &s.event_ingestion_latency_seconds
         }),
-        histogram(&names::AUTH_LATENCY, &names::AUTH_BOUNDS, shards, |s| &s.auth_latency_seconds),
-        histogram(&names::RATE_LIMIT_CHECK_LATENCY, &names::RATE_LIMIT_BOUNDS, shards, |s| {
+        histogram(&labels::AUTH_LATENCY, &labels::AUTH_BOUNDS, shards, |s| &s.auth_latency_seconds),
+        histogram(&labels::RATE_LIMIT_CHECK_LATENCY, &labels::RATE_LIMIT_BOUNDS, shards, |s| {
             &s.rate_limit_check_latency_seconds
         }),
-        counter(&names::EVENTS_INGESTED, sum(|s| &s.events_ingested_total)),
-        counter(&names::REQUEST_BODY_BYTES, sum(|s| &s.request_body_bytes_total)),
-        counters(&names::CACHE_LOOKUPS, "result", shards, |s| &s.cache_lookups_total),
-        counters(&names::VALIDATION_ERRORS, "type", shards, |s| &s.validation_errors_total),
-        counters(&names::CONNECTION_TIMEOUTS, "phase", shards, |s| &s.connection_timeouts_total),
-        counters(&names::TLS_HANDSHAKES, "result", shards, |s| &s.tls_handshakes_total),
+        counter(&labels::EVENTS_INGESTED, sum(|s| &s.events_ingested_total)),
+        counter(&labels::REQUEST_BODY_BYTES, sum(|s| &s.request_body_bytes_total)),
+        counters(&labels::CACHE_LOOKUPS, "result", shards, |s| &s.cache_lookups_total),
+        counters(&labels::VALIDATION_ERRORS, "type", shards, |s| &s.validation_errors_total),
+        counters(&labels::CONNECTION_TIMEOUTS, "phase", shards, |s| &s.connection_timeouts_total),
+        counters(&labels::TLS_HANDSHAKES, "result", shards, |s| &s.tls_handshakes_total),
         http_requests(shards),
         rejections(shards),
-        counter(&names::CONNECTIONS_ACCEPTED, accepted),
-        counter(&names::CONNECTIONS_CLOSED, closed),
-        counter(&names::CONNECTIONS_REFUSED, sum(|s| &s.connections_refused_total)),
-        gauge(&names::CONNECTIONS_OPEN, accepted.saturating_sub(closed) as f64),
+        counter(&labels::CONNECTIONS_ACCEPTED, accepted),
+        counter(&labels::CONNECTIONS_CLOSED, closed),
+        counter(&labels::CONNECTIONS_REFUSED, sum(|s| &s.connections_refused_total)),
+        gauge(&labels::CONNECTIONS_OPEN, accepted.saturating_sub(closed) as f64),
     ]
 }
 
@@ -123,7 +123,7 @@ fn http_requests(shards: &[Arc<ShardMetrics>]) -> MetricFamily {
             }
         }
     }
-    family(&names::HTTP_REQUESTS, MetricType::COUNTER, metrics)
+    family(&labels::HTTP_REQUESTS, MetricType::COUNTER, metrics)
 }
 
 fn rejections(shards: &[Arc<ShardMetrics>]) -> MetricFamily {
@@ -131,18 +131,18 @@ fn rejections(shards: &[Arc<ShardMetrics>]) -> MetricFamily {
         let value: u64 = shards.iter().map(|shard| shard.rejected_total.get(*code)).sum();
         with_labels(counter_metric(value as f64), [("code", code.as_str())])
     });
-    family(&names::REJECTED, MetricType::COUNTER, metrics.collect())
+    family(&labels::REJECTED, MetricType::COUNTER, metrics.collect())
 }
 
 fn process_families(start_time_seconds: Option<f64>) -> impl Iterator<Item = MetricFamily> {
     let sample = ProcessSample::take();
     let gauge_if = |definition, value: Option<f64>| value.map(|value| gauge(definition, value));
     [
-        gauge_if(&names::PROCESS_RESIDENT_MEMORY, sample.resident_memory_bytes.map(|bytes| bytes as f64)),
-        gauge_if(&names::PROCESS_OPEN_FDS, sample.open_fds.map(|fds| fds as f64)),
-        gauge_if(&names::PROCESS_MAX_FDS, sample.max_fds.map(|fds| fds as f64)),
-        gauge_if(&names::PROCESS_START_TIME, start_time_seconds),
-        Some(family(&names::PROCESS_CPU, MetricType::COUNTER, vec![counter_metric(sample.cpu_seconds)])),
+        gauge_if(&labels::PROCESS_RESIDENT_MEMORY, sample.resident_memory_bytes.map(|bytes| bytes as f64)),
+        gauge_if(&labels::PROCESS_OPEN_FDS, sample.open_fds.map(|fds| fds as f64)),
+        gauge_if(&labels::PROCESS_MAX_FDS, sample.max_fds.map(|fds| fds as f64)),
+        gauge_if(&labels::PROCESS_START_TIME, start_time_seconds),
+        Some(family(&labels::PROCESS_CPU, MetricType::COUNTER, vec![counter_metric(sample.cpu_seconds)])),
     ]
     .into_iter()
     .flatten()

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use millrace_base::problem::{Code, Problem};
 
 use super::cells::{Count, Counts, Latency};
-use super::names::{
+use super::labels::{
     AUTH_BOUNDS, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES, TimeoutPhase,
     TlsHandshake, ValidationErrorKind,
 };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
-use super::names::{self, DbOperation, Definition, Label, RetryReason, StoreWay};
+use super::labels::{self, DbOperation, Definition, Label, RetryReason, StoreWay};
 
 /// The store's metrics; any thread may record.
 #[derive(Debug)]
@@ -43,10 +43,10 @@ pub struct CommittedBatch {
 impl StoreMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let operations =
-            HistogramVec::new(histogram(&names::DB_OPERATIONS_LATENCY, names::STORE_SECONDS), &["operation"])?;
-        let retries = IntCounterVec::new(opts(&names::STORE_BATCH_RETRIES), &["reason"])?;
+            HistogramVec::new(histogram(&labels::DB_OPERATIONS_LATENCY, labels::STORE_SECONDS), &["operation"])?;
+        let retries = IntCounterVec::new(opts(&labels::STORE_BATCH_RETRIES), &["reason"])?;
         registry.register(Box::new(operations.clone()))?;
-        let batches = IntCounterVec::new(opts(&names::STORE_BATCHES), &["way"])?;
+        let batches = IntCounterVec::new(opts(&labels::STORE_BATCHES), &["way"])?;
         registry.register(Box::new(retries.clone()))?;
         registry.register(Box::new(batches.clone()))?;
         Ok(Self {
@@ -54,13 +54,13 @@ impl StoreMetrics {
             operations: DbOperation::ALL.iter().map(|o| operations.with_label_values(&[o.as_str()])).collect(),
             retries: RetryReason::ALL.iter().map(|r| retries.with_label_values(&[r.as_str()])).collect(),
             batches: StoreWay::ALL.iter().map(|w| batches.with_label_values(&[w.as_str()])).collect(),
-            batch_events: one_histogram(registry, &names::STORE_BATCH_EVENTS, names::STORE_BATCH_EVENTS_BUCKETS)?,
-            batch_bytes: one_histogram(registry, &names::STORE_BATCH_BYTES, names::STORE_BATCH_BYTES_BUCKETS)?,
-            batch_age: one_histogram(registry, &names::STORE_BATCH_AGE, names::STORE_SECONDS)?,
-            events_stored: one_counter(registry, &names::STORE_EVENTS_STORED)?,
-            events_deduplicated: one_counter(registry, &names::STORE_EVENTS_DEDUPLICATED)?,
-            events_found: one_counter(registry, &names::STORE_EVENTS_FOUND)?,
-            events_quarantined: one_counter(registry, &names::STORE_EVENTS_QUARANTINED)?,
+            batch_events: one_histogram(registry, &labels::STORE_BATCH_EVENTS, labels::STORE_BATCH_EVENTS_BUCKETS)?,
+            batch_bytes: one_histogram(registry, &labels::STORE_BATCH_BYTES, labels::STORE_BATCH_BYTES_BUCKETS)?,
+            batch_age: one_histogram(registry, &labels::STORE_BATCH_AGE, labels::STORE_SECONDS)?,
+            events_stored: one_counter(registry, &labels::STORE_EVENTS_STORED)?,
+            events_deduplicated: one_counter(registry, &labels::STORE_EVENTS_DEDUPLICATED)?,
+            events_found: one_counter(registry, &labels::STORE_EVENTS_FOUND)?,
+            events_quarantined: one_counter(registry, &labels::STORE_EVENTS_QUARANTINED)?,
         })
     }
 

@@ -6,7 +6,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry
 
 use millrace_base::clock::Timestamp;
 
-use super::names::{self, Definition, DeliveryOutcome, Label};
+use super::labels::{self, Definition, DeliveryOutcome, Label};
 use super::store::{one_counter, one_histogram, opts};
 
 /// The webhooks' metrics.
@@ -32,21 +32,21 @@ pub struct WebhookMetrics {
 
 impl WebhookMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let outcomes = IntCounterVec::new(opts(&names::WEBHOOK_DELIVERIES), &["status"])?;
+        let outcomes = IntCounterVec::new(opts(&labels::WEBHOOK_DELIVERIES), &["status"])?;
         registry.register(Box::new(outcomes.clone()))?;
-        let oldest_pending_seconds = Gauge::with_opts(opts(&names::WEBHOOK_OLDEST_PENDING))?;
+        let oldest_pending_seconds = Gauge::with_opts(opts(&labels::WEBHOOK_OLDEST_PENDING))?;
         registry.register(Box::new(oldest_pending_seconds.clone()))?;
         Ok(Self {
             outcomes: DeliveryOutcome::ALL.iter().map(|o| outcomes.with_label_values(&[o.as_str()])).collect(),
-            attempt_seconds: one_histogram(registry, &names::WEBHOOK_ATTEMPT_LATENCY, names::WEBHOOK_SECONDS)?,
-            delivery_seconds: one_histogram(registry, &names::WEBHOOK_DELIVERY_LATENCY, names::WEBHOOK_SECONDS)?,
-            pending: one_gauge(registry, &names::WEBHOOK_PENDING)?,
+            attempt_seconds: one_histogram(registry, &labels::WEBHOOK_ATTEMPT_LATENCY, labels::WEBHOOK_SECONDS)?,
+            delivery_seconds: one_histogram(registry, &labels::WEBHOOK_DELIVERY_LATENCY, labels::WEBHOOK_SECONDS)?,
+            pending: one_gauge(registry, &labels::WEBHOOK_PENDING)?,
             oldest_pending_seconds,
-            held: one_gauge(registry, &names::WEBHOOK_HELD)?,
-            in_flight: one_gauge(registry, &names::WEBHOOK_IN_FLIGHT)?,
-            open_circuits: one_gauge(registry, &names::WEBHOOK_OPEN_CIRCUITS)?,
-            unusable_endpoints: one_gauge(registry, &names::WEBHOOK_ENDPOINTS_UNUSABLE)?,
-            leases_lost: one_counter(registry, &names::WEBHOOK_LEASES_LOST)?,
+            held: one_gauge(registry, &labels::WEBHOOK_HELD)?,
+            in_flight: one_gauge(registry, &labels::WEBHOOK_IN_FLIGHT)?,
+            open_circuits: one_gauge(registry, &labels::WEBHOOK_OPEN_CIRCUITS)?,
+            unusable_endpoints: one_gauge(registry, &labels::WEBHOOK_ENDPOINTS_UNUSABLE)?,
+            leases_lost: one_counter(registry, &labels::WEBHOOK_LEASES_LOST)?,
         })
     }
 
