@@ -175,7 +175,8 @@ mod tests {
         for row in all_metrics() {
             assert!(text.contains(&format!("# HELP {} {}\n", row.name, row.help)), "{}", row.name);
             let first = text.lines().find(|line| {
-                line.strip_prefix(row.name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])) && !line.starts_with('#')
+                line.strip_prefix(row.name).is_some_and(|rest| rest.starts_with(['{', ' ', '_']))
+                    && !line.starts_with('#')
             });
             let first = first.unwrap_or_else(|| panic!("{} has no series", row.name));
             for label in row.labels {

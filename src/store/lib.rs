@@ -172,45 +172,83 @@ pub enum StoreError {
     Locked(String),
     /// The data of a row is refused (SQLSTATE classes 22, 23, 54 and P0001): this row will never be stored.
     /// Of a batch with several rows it says only that at least one is at fault.
-    RowRefused(Refusal),
+    RowRefused(DatabaseError),
     /// An error that may be one row's (a damaged page, a trigger's mistake) or everybody's; it does not say. Held until
     /// it can be stored.
-    Unexplained(Refusal),
+    Unexplained(DatabaseError),
     /// The database answers, but not to this server as configured: wrong password, missing table or permission
     /// (classes 28, 42, 3D, 3F). A human must look; what was accepted is held meanwhile. Of a batch, it may be one row that
     /// is at fault: one partition may lack what the others have.
     Misconfigured(String),
-    /// The name is taken, the organisation or key is not there, or the like: the caller's request.
-    Conflict(String),
-    /// The organisation has as many of these as it may: the caller's request, too.
-    TooMany(String),
+    /// The database works, and what the caller asks for cannot be done. Nothing was changed.
+    Rejected(Rejection),
 }
 
-impl StoreError {
-    fn too_many_keys() -> Self {
-        Self::TooMany(format!("the organisation has {} live keys, as many as it may", limits::LIVE_KEYS_PER_ORG_MAX))
-    }
-}
-
-/// What a database said to something it does not do.
+/// Why a store rejects a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its code: an SQLSTATE, or `SQLite`'s extended result code.
-    pub code: String,
-    /// Its words, the code among them. Never a client's data.
-    pub why: String,
+pub enum Rejection {
+    /// There is no organisation with this name or id.
+    NoSuchOrganization(String),
+    /// Another organisation has this name.
+    NameTaken(String),
+    /// An organisation cannot have this name; with what is wrong with it.
+    InvalidName(&'static str),
+    /// A key with this id exists.
+    KeyIdTaken,
+    /// The key to rotate does not exist, or it was revoked or has expired.
+    KeyNotValid(KeyId),
+    /// The organisation has [`limits::LIVE_KEYS_PER_ORG_MAX`] live keys.
+    TooManyKeys,
+    /// An endpoint with this id exists.
+    EndpointIdTaken,
+    /// The organisation has [`limits::ENDPOINTS_PER_ORG_MAX`] endpoints.
+    TooManyEndpoints,
 }
 
-impl Refusal {
-    /// Both.
-    pub fn new(code: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { code: code.into(), why: why.into() }
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchOrganization(name_or_id) => write!(f, "there is no organisation {name_or_id}"),
+            Self::NameTaken(name) => write!(f, "the name {name} is taken"),
+            Self::InvalidName(why) => write!(f, "an organisation's name {why}"),
+            Self::KeyIdTaken => f.write_str("the key id is taken"),
+            Self::KeyNotValid(key) => write!(f, "{key} is not a valid key"),
+            Self::TooManyKeys => {
+                write!(f, "the organisation has {} live keys, as many as it may", limits::LIVE_KEYS_PER_ORG_MAX)
+            }
+            Self::EndpointIdTaken => f.write_str("the endpoint id is taken"),
+            Self::TooManyEndpoints => {
+                write!(f, "an organisation has at most {} endpoints", limits::ENDPOINTS_PER_ORG_MAX)
+            }
+        }
     }
 }
 
-impl fmt::Display for Refusal {
+impl From<Rejection> for StoreError {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+/// An error of the database, as it reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseError {
+    /// The code: an SQLSTATE, or `SQLite`'s extended result code.
+    pub code: String,
+    /// The message, with the code. Never holds a client's data.
+    pub message: String,
+}
+
+impl DatabaseError {
+    /// An error with this code and message.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
+        f.write_str(&self.message)
     }
 }
 
@@ -220,10 +258,10 @@ impl fmt::Display for StoreError {
             Self::Unavailable(why) | Self::TooMuch(why) | Self::Locked(why) => {
                 write!(f, "the database is unavailable: {why}")
             }
-            Self::RowRefused(refusal) => write!(f, "the database refuses the row: {refusal}"),
-            Self::Unexplained(refusal) => write!(f, "the database fails: {refusal}"),
+            Self::RowRefused(error) => write!(f, "the database refuses the row: {error}"),
+            Self::Unexplained(error) => write!(f, "the database fails: {error}"),
             Self::Misconfigured(why) => write!(f, "the database refuses this server: {why}"),
-            Self::Conflict(why) | Self::TooMany(why) => f.write_str(why),
+            Self::Rejected(rejection) => rejection.fmt(f),
         }
     }
 }
@@ -292,7 +330,7 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// the caller reconnects with backoff.
     fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError>;
 
-    /// Creates an organisation with its first key. `Conflict` where the name is taken.
+    /// Creates an organisation with its first key. Rejects a name that is taken or invalid.
     fn create_organization(
         &self,
         name: &str,
@@ -310,24 +348,24 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// All organisations, by name.
     fn organizations(&self) -> Result<Vec<Organization>, StoreError>;
 
-    /// Finds one by name or by id. `Conflict` where there is none.
+    /// Finds one by name or by id; rejects with [`Rejection::NoSuchOrganization`] if there is none.
     fn organization(&self, name_or_id: &str) -> Result<Organization, StoreError>;
 
-    /// Changes one. `Conflict` where it is not there or the new name is taken.
+    /// Changes one. Rejects an id that does not exist and a name that is taken or invalid.
     fn update_organization(&self, id: OrgId, change: &OrganizationChange) -> Result<Organization, StoreError>;
 
-    /// Adds a key. `Conflict` where the organisation is not there, `TooMany` where it has
-    /// [`limits::LIVE_KEYS_PER_ORG_MAX`] that are neither revoked nor expired. Of those that are it keeps the
-    /// [`limits::ENDED_KEYS_PER_ORG_MAX`] that ended last, as does [`Self::rotate_key`].
+    /// Adds a key. Rejects an organisation that does not exist or has [`limits::LIVE_KEYS_PER_ORG_MAX`] live keys, which
+    /// are neither revoked nor expired. Of the others it keeps the [`limits::ENDED_KEYS_PER_ORG_MAX`] that ended last, as
+    /// does [`Self::rotate_key`].
     fn create_key(&self, org: OrgId, key: (KeyId, &KeyVerifier)) -> Result<(), StoreError>;
 
     /// The keys of an organisation, newest first, at most `limit`: the live ones, then those that are not, the newest.
     /// The flag says whether there are more.
     fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError>;
 
-    /// Adds `new` beside `old` and lets `old` expire after `grace` (sooner where it already would). Returns
-    /// when `old` expires. `Conflict` where `old` is not a valid key, `TooMany` where with it during its grace there would
-    /// be more than [`limits::LIVE_KEYS_PER_ORG_MAX`] live ones; without a grace their number stays.
+    /// Adds `new` and lets `old` expire after `grace`, or sooner if it already would. Returns when `old` expires. Rejects an
+    /// `old` that is not valid, and more than [`limits::LIVE_KEYS_PER_ORG_MAX`] live keys with `old` in its grace; without a
+    /// grace the number of live keys stays.
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError>;
 
     /// Revokes a key of `org` (of any organisation where `None`). Revoking twice is no error. `false` where there is none.
@@ -357,7 +395,7 @@ fn cut_keys(mut keys: Vec<KeyInfo>, limit: usize) -> (Vec<KeyInfo>, bool) {
 
 /// Refuses a name that could not be found again: empty, too long, with control characters, or shaped like an id.
 fn check_organization_name(name: &str) -> Result<(), StoreError> {
-    let refuse = |why: &str| Err(StoreError::Conflict(format!("an organisation's name {why}")));
+    let refuse = |why| Err(Rejection::InvalidName(why).into());
     if name.is_empty() || name.chars().count() > limits::ORGANIZATION_NAME_CHARS_MAX {
         return refuse("has 1 to 128 characters");
     }

@@ -64,9 +64,8 @@ pub trait WebhookStore {
         Ok(())
     }
 
-    /// Creates an endpoint. `Conflict` where the organisation is not there or has
-    /// [`limits::ENDPOINTS_PER_ORG_MAX`] of them; `Misconfigured` where [`Self::sealing_key`] is none of `new.keys`, else
-    /// that is the first of them from now on.
+    /// Creates an endpoint. Rejects an organisation that does not exist or has [`limits::ENDPOINTS_PER_ORG_MAX`] endpoints.
+    /// `Misconfigured` if [`Self::sealing_key`] is none of `new.keys`; otherwise the first of them becomes the sealing key.
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError>;
 
     /// One endpoint.

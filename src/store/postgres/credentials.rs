@@ -17,7 +17,9 @@ use millrace_base::limits;
 use super::columns::At;
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name, cut_keys};
+use crate::{
+    KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreError, check_organization_name, cut_keys,
+};
 
 const LIVE_MAX: i64 = limits::LIVE_KEYS_PER_ORG_MAX as i64;
 const ENDED_MAX: i64 = limits::ENDED_KEYS_PER_ORG_MAX as i64;
@@ -140,7 +142,7 @@ pub(super) fn create_organization(
         transaction.commit().await?;
         Ok(rows)
     });
-    rows.map_err(|error| conflict(error, name))?.first().map(organization_of).transpose()
+    rows.map_err(|error| rejection(error, name))?.first().map(organization_of).transpose()
 }
 
 pub(super) fn organizations(session: &mut Session) -> Result<Vec<Organization>, StoreError> {
@@ -151,7 +153,7 @@ pub(super) fn organization(session: &mut Session, name_or_id: &str) -> Result<Or
     let id = Uuid::try_parse(name_or_id).ok();
     match session.query_opt(ORGANIZATION, &[&id, &name_or_id])? {
         Some(row) => organization_of(&row),
-        None => Err(StoreError::Conflict(format!("there is no organisation {name_or_id}"))),
+        None => Err(Rejection::NoSuchOrganization(name_or_id.to_owned()).into()),
     }
 }
 
@@ -167,9 +169,9 @@ pub(super) fn update_organization(
         UPDATE_ORGANIZATION,
         &[&id.0, &name, &change.disabled, &limit.is_some(), &limit.flatten().map(i64::from)],
     );
-    match row.map_err(|error| conflict(error, name.unwrap_or_default()))? {
+    match row.map_err(|error| rejection(error, name.unwrap_or_default()))? {
         Some(row) => organization_of(&row),
-        None => Err(StoreError::Conflict(format!("there is no organisation {id}"))),
+        None => Err(Rejection::NoSuchOrganization(id.to_string()).into()),
     }
 }
 
@@ -198,8 +200,8 @@ pub(super) fn create_key(
         }
         Ok(live)
     });
-    let live = live.map_err(|error| conflict(error, &org.to_string()))?;
-    if live < LIVE_MAX { Ok(()) } else { Err(StoreError::too_many_keys()) }
+    let live = live.map_err(|error| rejection(error, &org.to_string()))?;
+    if live < LIVE_MAX { Ok(()) } else { Err(Rejection::TooManyKeys.into()) }
 }
 
 pub(super) fn keys(session: &mut Session, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
@@ -247,10 +249,10 @@ pub(super) fn rotate_key(
         transaction.commit().await?;
         Ok(Rotated::Until(row))
     });
-    match rotated.map_err(|error| conflict(error, ""))? {
+    match rotated.map_err(|error| rejection(error, ""))? {
         Rotated::Until(row) => Ok(get::<At>(&row, "expires_at")?.0),
-        Rotated::NotValid => Err(StoreError::Conflict(format!("{old} is not a valid key"))),
-        Rotated::TooMany => Err(StoreError::too_many_keys()),
+        Rotated::NotValid => Err(Rejection::KeyNotValid(old).into()),
+        Rotated::TooMany => Err(Rejection::TooManyKeys.into()),
     }
 }
 
@@ -269,12 +271,12 @@ pub(super) fn revoke_key(session: &mut Session, org: Option<OrgId>, id: KeyId) -
     Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &At(Timestamp::now())])?.is_some())
 }
 
-/// The caller's mistake behind a violated constraint, where it is one.
-fn conflict(error: CallError, what: &str) -> StoreError {
+/// The rejection that a violated constraint stands for, if it stands for one. `name` is that of the organisation.
+fn rejection(error: CallError, name: &str) -> StoreError {
     match error.constraint() {
-        Some("organizations_name_key") => StoreError::Conflict(format!("the name {what} is taken")),
-        Some("api_keys_org_id_fkey") => StoreError::Conflict(format!("there is no organisation {what}")),
-        Some("api_keys_pkey") => StoreError::Conflict("the key id is taken".to_owned()),
+        Some("organizations_name_key") => Rejection::NameTaken(name.to_owned()).into(),
+        Some("api_keys_org_id_fkey") => Rejection::NoSuchOrganization(name.to_owned()).into(),
+        Some("api_keys_pkey") => Rejection::KeyIdTaken.into(),
         _ => error.into(),
     }
 }

@@ -18,11 +18,11 @@ use super::credentials::{get, unexpected};
 use super::deliveries::{END_DELETED, EndDeleted};
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::StoreError;
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json, without_nul,
 };
+use crate::{Rejection, StoreError};
 
 /// What a row is made of, and what `endpoint_of` reads.
 macro_rules! columns {
@@ -188,16 +188,13 @@ pub(super) fn create(session: &mut Session, new: &NewEndpoint) -> Result<Endpoin
         Ok(Some(rows))
     });
     let rows = rows.map_err(|error| match error.constraint() {
-        Some("endpoints_org_id_fkey") => StoreError::Conflict(format!("there is no organisation {}", new.org)),
-        Some("endpoints_pkey") => StoreError::Conflict("the endpoint id is taken".to_owned()),
+        Some("endpoints_org_id_fkey") => StoreError::from(Rejection::NoSuchOrganization(new.org.to_string())),
+        Some("endpoints_pkey") => Rejection::EndpointIdTaken.into(),
         _ => error.into(),
     })?;
     match rows.ok_or_else(foreign_key)?.first() {
         Some(row) => endpoint_of(row),
-        None => Err(StoreError::Conflict(format!(
-            "an organisation has at most {} endpoints",
-            limits::ENDPOINTS_PER_ORG_MAX
-        ))),
+        None => Err(Rejection::TooManyEndpoints.into()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use tokio_postgres::error::DbError;
 
-use crate::{Refusal, StoreError};
+use crate::{DatabaseError, StoreError};
 
 /// Why a call within a session failed.
 #[derive(Debug)]
@@ -110,9 +110,9 @@ fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
     let class = code.get(..2).unwrap_or_default();
     match class {
         // Data exception, integrity constraint violation, program limit exceeded: this row, every time.
-        "22" | "23" | "54" => StoreError::RowRefused(Refusal::new(code, describe())),
+        "22" | "23" | "54" => StoreError::RowRefused(DatabaseError::new(code, describe())),
         // RAISE EXCEPTION in somebody's trigger.
-        "P0" if code == "P0001" => StoreError::RowRefused(Refusal::new(code, describe())),
+        "P0" if code == "P0001" => StoreError::RowRefused(DatabaseError::new(code, describe())),
         // Authorization, missing object or permission, unknown database, unknown schema, unusable server settings.
         "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured(describe()),
         // Somebody cancelled the statement: it took longer than it may.
@@ -122,7 +122,7 @@ fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
         // resources, object state, intervention.
         "08" | "25" | "26" | "40" | "53" | "55" | "57" => StoreError::Unavailable(describe()),
         // Server faults (58, XX: a damaged page is one row's), what functions and triggers do wrong, and whatever is new.
-        _ => StoreError::Unexplained(Refusal::new(code, describe())),
+        _ => StoreError::Unexplained(DatabaseError::new(code, describe())),
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
             StoreError::TooMuch(_) => "size",
             StoreError::Locked(_) => "lock",
             StoreError::Unexplained(_) => "either",
-            StoreError::Conflict(_) | StoreError::TooMany(_) => "caller",
+            StoreError::Rejected(_) => "caller",
         };
         for (expected, codes) in [
             ("row", &["22P02", "22021", "22003", "23502", "23514", "23505", "54000", "54001", "P0001"][..]),

@@ -16,7 +16,7 @@ use millrace_base::limits;
 
 use super::connection::Answer;
 use super::watch::note_change;
-use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreChange, StoreError, cut_keys};
+use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreChange, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
 /// When a key was revoked or expired; null where it was neither, and has no end either.
@@ -58,7 +58,7 @@ pub(super) fn create_organization(
         return Ok(Ok(None));
     }
     if exists(transaction, "SELECT 1 FROM organizations WHERE name = ?1", params![name])? {
-        return Ok(conflict(format!("the name {name} is taken")));
+        return Ok(Err(Rejection::NameTaken(name.to_owned()).into()));
     }
     let id = OrgId(Uuid::now_v7());
     let created_at = Timestamp::now();
@@ -79,7 +79,7 @@ pub(super) fn organization(connection: &Connection, name_or_id: &str) -> Answer<
     let id = Uuid::try_parse(name_or_id).ok().map(Uuid::into_bytes);
     let sql = format!("SELECT {ORGANIZATION_COLUMNS} FROM organizations WHERE id = ?1 OR name = ?2");
     let found = connection.prepare_cached(&sql)?.query_row(params![id, name_or_id], organization_of).optional()?;
-    Ok(found.ok_or_else(|| StoreError::Conflict(format!("there is no organisation {name_or_id}"))))
+    Ok(found.ok_or_else(|| Rejection::NoSuchOrganization(name_or_id.to_owned()).into()))
 }
 
 pub(super) fn update_organization(
@@ -91,7 +91,7 @@ pub(super) fn update_organization(
     if let Some(name) = &change.name
         && exists(transaction, taken, params![name, id.0.as_bytes()])?
     {
-        return Ok(conflict(format!("the name {name} is taken")));
+        return Ok(Err(Rejection::NameTaken(name.clone()).into()));
     }
     let sql = format!(
         "UPDATE organizations SET name = COALESCE(?2, name), disabled = COALESCE(?3, disabled),
@@ -101,7 +101,7 @@ pub(super) fn update_organization(
     let limit = change.rate_limit_per_minute;
     let params = params![id.0.as_bytes(), change.name, change.disabled, limit.is_some(), limit.flatten()];
     let Some(organization) = transaction.query_row(&sql, params, organization_of).optional()? else {
-        return Ok(conflict(format!("there is no organisation {id}")));
+        return Ok(Err(Rejection::NoSuchOrganization(id.to_string()).into()));
     };
     note_change(transaction, StoreChange::Organization(id))?;
     Ok(Ok(organization))
@@ -109,10 +109,10 @@ pub(super) fn update_organization(
 
 pub(super) fn create_key(transaction: &Transaction<'_>, org: OrgId, key: (KeyId, &KeyVerifier)) -> Answer<()> {
     if !exists(transaction, "SELECT 1 FROM organizations WHERE id = ?1", params![org.0.as_bytes()])? {
-        return Ok(conflict(format!("there is no organisation {org}")));
+        return Ok(Err(Rejection::NoSuchOrganization(org.to_string()).into()));
     }
     if live_keys(transaction, org, Timestamp::now())? >= limits::LIVE_KEYS_PER_ORG_MAX {
-        return Ok(Err(StoreError::too_many_keys()));
+        return Ok(Err(Rejection::TooManyKeys.into()));
     }
     insert_key(transaction, org, key)
 }
@@ -159,11 +159,11 @@ pub(super) fn rotate_key(
         .query_row(sql, params, |row| Ok((OrgId(Uuid::from_bytes(row.get(0)?)), Timestamp::from_micros(row.get(1)?))))
         .optional()?;
     let Some((org, expires_at)) = updated else {
-        return Ok(conflict(format!("{old} is not a valid key")));
+        return Ok(Err(Rejection::KeyNotValid(old).into()));
     };
     // Without a grace there are as many as before.
     if !grace.is_zero() && live_keys(transaction, org, now)? >= limits::LIVE_KEYS_PER_ORG_MAX {
-        return Ok(Err(StoreError::too_many_keys()));
+        return Ok(Err(Rejection::TooManyKeys.into()));
     }
     note_change(transaction, StoreChange::Key(old))?;
     Ok(insert_key(transaction, org, new)?.map(|()| expires_at))
@@ -182,7 +182,7 @@ pub(super) fn revoke_key(transaction: &Transaction<'_>, org: Option<OrgId>, id: 
 
 fn insert_key(transaction: &Transaction<'_>, org: OrgId, (id, verifier): (KeyId, &KeyVerifier)) -> Answer<()> {
     if exists(transaction, "SELECT 1 FROM api_keys WHERE id = ?1", params![id.as_str()])? {
-        return Ok(conflict("the key id is taken".to_owned()));
+        return Ok(Err(Rejection::KeyIdTaken.into()));
     }
     let now = Timestamp::now().as_micros();
     transaction.execute(
@@ -209,10 +209,6 @@ fn live_keys(transaction: &Transaction<'_>, org: OrgId, now: Timestamp) -> rusql
 
 fn exists(transaction: &Transaction<'_>, sql: &str, params: &[&dyn rusqlite::ToSql]) -> rusqlite::Result<bool> {
     transaction.prepare_cached(sql)?.exists(params)
-}
-
-fn conflict<T>(why: String) -> Result<T, StoreError> {
-    Err(StoreError::Conflict(why))
 }
 
 fn organization_of(row: &Row<'_>) -> rusqlite::Result<Organization> {

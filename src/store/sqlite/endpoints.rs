@@ -18,7 +18,7 @@ use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json,
 };
-use crate::{StoreChange, StoreError};
+use crate::{Rejection, StoreChange, StoreError};
 
 /// What a row is made of, and what `endpoint_of` reads.
 macro_rules! columns {
@@ -109,16 +109,14 @@ pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> Answer
     let ids = params![new.org.0.as_bytes(), new.id.0.as_bytes()];
     let counted: Option<(i64, bool)> =
         transaction.prepare_cached(COUNT)?.query_row(ids, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let refusal = match counted {
-        None => Some(format!("there is no organisation {}", new.org)),
-        Some((_, true)) => Some("the endpoint id is taken".to_owned()),
-        Some((count, _)) if count >= limits::ENDPOINTS_PER_ORG_MAX as i64 => {
-            Some(format!("an organisation has at most {} endpoints", limits::ENDPOINTS_PER_ORG_MAX))
-        }
+    let rejection = match counted {
+        None => Some(Rejection::NoSuchOrganization(new.org.to_string())),
+        Some((_, true)) => Some(Rejection::EndpointIdTaken),
+        Some((count, _)) if count >= limits::ENDPOINTS_PER_ORG_MAX as i64 => Some(Rejection::TooManyEndpoints),
         Some(_) => None,
     };
-    if let Some(why) = refusal {
-        return Ok(Err(StoreError::Conflict(why)));
+    if let Some(rejection) = rejection {
+        return Ok(Err(rejection.into()));
     }
     if let Err(foreign) = take_sealing_key(transaction, &new.keys)? {
         return Ok(Err(foreign));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::{Refusal, StoreError};
+use crate::{DatabaseError, StoreError};
 
 /// Sorts out an error on the database file `path`. SQLite's messages name tables and constraints, never values.
 pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
@@ -15,7 +15,7 @@ pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
     };
     match failure.code {
         ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch => {
-            StoreError::RowRefused(Refusal::new(failure.extended_code.to_string(), error.to_string()))
+            StoreError::RowRefused(DatabaseError::new(failure.extended_code.to_string(), error.to_string()))
         }
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => StoreError::Misconfigured(format!(
             "{path} is damaged or no SQLite database ({error}); restore it from a backup, or move it away to start empty"
