@@ -38,7 +38,7 @@ use self::error::CallError;
 use self::partitions::Partitions;
 use self::session::{Session, Times};
 use self::target::Target;
-use super::pool::{Connector, Pool, Pooled};
+use super::pool::{Pool, PoolError};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
@@ -98,7 +98,7 @@ impl PostgresStore {
     }
 
     /// A session, its deadline running.
-    fn session(&self) -> Result<Pooled<Sessions>, StoreError> {
+    fn session(&self) -> Result<r2d2::PooledConnection<Sessions>, StoreError> {
         let mut session = self.pool.get(self.times.call.min(limits::STORE_CONNECT_TIMEOUT))?;
         session.begin_call();
         Ok(session)
@@ -110,20 +110,26 @@ impl PostgresStore {
     }
 }
 
+/// Opens sessions for the pool.
 struct Sessions {
     target: Arc<Target>,
     times: Times,
 }
 
-impl Connector for Sessions {
+impl r2d2::ManageConnection for Sessions {
     type Connection = Session;
+    type Error = PoolError;
 
-    fn connect(&self) -> Result<Session, StoreError> {
-        Session::connect(&self.target, self.times, None, None)
+    fn connect(&self) -> Result<Session, PoolError> {
+        Session::connect(&self.target, self.times, None, None).map_err(PoolError::NotConnected)
     }
 
-    fn is_usable(&self, session: &mut Session) -> bool {
-        session.is_usable()
+    fn is_valid(&self, session: &mut Session) -> Result<(), PoolError> {
+        if session.is_usable() { Ok(()) } else { Err(PoolError::Lost) }
+    }
+
+    fn has_broken(&self, session: &mut Session) -> bool {
+        !session.is_usable()
     }
 }
 

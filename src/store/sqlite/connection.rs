@@ -16,7 +16,7 @@ use super::error::classify;
 use super::file::{FileId, StoreFile};
 use super::migrate;
 use crate::StoreError;
-use crate::pool::Connector;
+use crate::pool::PoolError;
 
 /// How often a locked file is tried again. SQLite's own handler waits up to 100 ms, and then rarely finds the gap
 /// between two transactions of a busy server.
@@ -137,14 +137,26 @@ impl Connections {
     }
 }
 
-impl Connector for Connections {
+impl r2d2::ManageConnection for Connections {
     type Connection = SqliteConnection;
+    type Error = PoolError;
 
-    fn connect(&self) -> Result<SqliteConnection, StoreError> {
-        self.open()
+    fn connect(&self) -> Result<SqliteConnection, PoolError> {
+        self.open().map_err(PoolError::NotConnected)
     }
 
-    fn is_usable(&self, connection: &mut SqliteConnection) -> bool {
+    fn is_valid(&self, connection: &mut SqliteConnection) -> Result<(), PoolError> {
+        if self.is_usable(connection) { Ok(()) } else { Err(PoolError::Lost) }
+    }
+
+    fn has_broken(&self, connection: &mut SqliteConnection) -> bool {
+        !self.is_usable(connection)
+    }
+}
+
+impl Connections {
+    /// Whether the connection may be used again. Asked before and after each use, so it makes no round trip.
+    fn is_usable(&self, connection: &SqliteConnection) -> bool {
         // A transaction left open could not be rolled back; the file is then better opened anew.
         if !connection.connection.is_autocommit() || self.file.is_closed() {
             return false;

@@ -41,7 +41,7 @@ use millrace_base::limits;
 use millrace_base::retry::LogThrottle;
 
 use self::file::StoreFile;
-use super::pool::{Pool, Pooled};
+use super::pool::Pool;
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
@@ -128,7 +128,7 @@ impl SqliteStore {
     }
 
     /// The connection that writes, its deadline running.
-    fn writer(&self) -> Result<Pooled<Connections>, StoreError> {
+    fn writer(&self) -> Result<r2d2::PooledConnection<Connections>, StoreError> {
         if self.is_closing.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("the store is being closed".to_owned()));
         }
@@ -148,7 +148,7 @@ impl SqliteStore {
     }
 
     /// A connection that reads, its deadline running.
-    fn reader(&self) -> Result<Pooled<Connections>, StoreError> {
+    fn reader(&self) -> Result<r2d2::PooledConnection<Connections>, StoreError> {
         let reader = self.readers.get(self.patience())?;
         SqliteConnection::begin_call(&reader, self.call_time);
         Ok(reader)
