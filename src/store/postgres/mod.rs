@@ -1,8 +1,8 @@
-//! The Postgres store: a pool of sessions with deadlines, and the SQL in one file per concern.
+//! The Postgres store: a pool of sessions, and the SQL in one file a concern.
 //!
-//! Runs on the threads of whoever calls it, which must be plain ones (no tokio runtime on them). Needs no
-//! database to start: the first call connects. Every call is one loan of a session and one deadline.
-//! Prepared statements live in the session, so a pooler in between must pool sessions, not transactions (`pooler`).
+//! It runs on the caller's thread, which must be a plain one, without a tokio runtime. It needs no database to start: the
+//! first call connects. Every call takes one session from the pool and has one deadline. Prepared statements belong to the
+//! session, so a pooler in between must pool sessions, not transactions (`pooler`).
 
 mod columns;
 mod copy;
@@ -38,6 +38,7 @@ use self::error::CallError;
 use self::partitions::Partitions;
 use self::session::{Session, Times};
 use self::target::Target;
+pub use self::url::DatabaseUrlError;
 use super::pool::{Pool, PoolError};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
@@ -54,32 +55,29 @@ pub struct PostgresStore {
     times: Times,
 }
 
-/// The hosts that `url` names and that are connected to over the network; none where it is wrong.
+/// The hosts of `url` that are reached over the network; none if it is wrong.
 pub fn hosts(url: &str) -> Vec<String> {
     Target::parse(url).map(|target| target.hosts()).unwrap_or_default()
 }
 
-/// Whether `url` can be used, as far as it can be told without connecting: its form, its options, the certificates it names.
-///
-/// # Errors
-/// What is wrong with it; never quotes it.
-pub fn check_url(url: &str) -> Result<(), String> {
+/// Checks what can be checked of `url` without connecting: its form, its options, the certificates that it names.
+pub fn check_url(url: &str) -> Result<(), DatabaseUrlError> {
     Target::read(url).map(|_| ())
 }
 
 impl PostgresStore {
-    /// A store on the database `url` names, with at most `connections_max` sessions (one more while credentials
-    /// are watched). Does not connect.
+    /// A store on the database that `url` names, with at most `connections_max` sessions, and one more for
+    /// [`Store::watch_changes`]. Does not connect.
     ///
     /// # Errors
-    /// `Misconfigured` where the URL is wrong.
+    /// `Misconfigured` if the URL is wrong.
     pub fn new(url: &str, connections_max: u32) -> Result<Self, StoreError> {
         let target = Arc::new(Target::parse(url)?);
         let (partitions, copy_gate) = (Arc::new(Partitions::new()), Arc::new(CopyGate::new()));
         Ok(Self::with(target, partitions, copy_gate, Times::USUAL, connections_max))
     }
 
-    /// The same store for the control threads: sessions of its own, and less time for each call.
+    /// The same store for the control threads: with sessions of its own, and less time for each call.
     #[must_use]
     pub fn for_control(&self, connections_max: u32) -> Self {
         let (partitions, copy_gate) = (Arc::clone(&self.partitions), Arc::clone(&self.copy_gate));
@@ -97,14 +95,14 @@ impl PostgresStore {
         Self { target, pool, partitions, copy_gate, times }
     }
 
-    /// A session, its deadline running.
+    /// A session from the pool; its deadline begins now.
     fn session(&self) -> Result<r2d2::PooledConnection<Sessions>, StoreError> {
         let mut session = self.pool.get(self.times.call.min(limits::STORE_CONNECT_TIMEOUT))?;
         session.begin_call();
         Ok(session)
     }
 
-    /// When a page of a list that is begun now ends with what it has.
+    /// When a page of a list that begins now returns what it has.
     fn page_until(&self) -> Instant {
         Instant::now() + self.times.call / limits::LIST_TIME_PART
     }
