@@ -18,9 +18,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::columns::{put, to_postgres};
 use super::error::CallError;
 use super::session::Session;
+use super::values::{put, to_postgres};
 
 const COPY: &str = "COPY events (id, org_id, received_at, type, dedup_id, payload) FROM STDIN (FORMAT binary)";
 /// Fields of a row.

@@ -14,9 +14,9 @@ use millrace_base::event::OrgId;
 use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
 
-use super::columns::At;
 use super::error::CallError;
 use super::session::{Conversation, Session};
+use super::values::At;
 use crate::{
     KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreError, check_organization_name, cut_keys,
 };

@@ -23,12 +23,12 @@ use self::sql::{
     CLAIM, CLAIM_ONLY, CLOCK, DUE_ENDPOINTS, DUE_SINCE, EVENTS, EVENTS_TYPES, PENDING, RECALL_STRANDED, RECORD,
     RECORD_ATTEMPTED, RECORDED_BEFORE, RELEASE, REPAIR_QUEUE,
 };
-use super::columns::{At, Text, Verbatim};
 use super::credentials::get;
 use super::error::CallError;
 use super::events::query_range;
 use super::partitions::{Partitions, Range};
 use super::session::{Conversation, Session};
+use super::values::{At, Text, Verbatim};
 use crate::StoreError;
 use crate::webhooks::{
     AttemptResult, Claimed, Claims, DueEndpoint, ENDPOINT_DELETED, EndedStep, Orphan, PendingStats, Recorded, Wanted,

@@ -13,11 +13,11 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 
-use super::columns::{At, Text, Verbatim};
 use super::credentials::{get, unexpected};
 use super::deliveries::{END_DELETED, EndDeleted};
 use super::error::CallError;
 use super::session::{Conversation, Session};
+use super::values::{At, Text, Verbatim};
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json, without_nul,

@@ -17,11 +17,11 @@ use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
 use millrace_base::limits;
 use millrace_metrics::StoreWay;
 
-use super::columns::{At, Column, Field, Verbatim};
 use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
+use super::values::{At, Column, Field, Verbatim};
 use crate::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
 use crate::{EventPlace, EventQuery, StoreError, StoredEvent};
 

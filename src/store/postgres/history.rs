@@ -16,11 +16,11 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
 
-use super::columns::At;
 use super::credentials::{get, unexpected};
 use super::deliveries::count;
 use super::error::CallError;
 use super::session::Session;
+use super::values::At;
 use crate::StoreError;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 

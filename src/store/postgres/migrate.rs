@@ -21,10 +21,10 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits;
 use millrace_base::retry::LogThrottle;
 
-use super::columns::At;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session, Times};
 use super::target::Target;
+use super::values::At;
 use crate::{StoreError, StoreId};
 
 /// Numbered from 1, without gaps, never changed once released.

@@ -4,7 +4,7 @@
 //! first call connects. Every call takes one session from the pool and has one deadline. Prepared statements belong to the
 //! session, so a pooler in between must pool sessions, not transactions (`pooler`).
 
-mod columns;
+mod change_feed;
 mod copy;
 mod credentials;
 mod deliveries;
@@ -15,13 +15,13 @@ mod history;
 mod migrate;
 mod partitions;
 mod pooler;
-mod pss;
 mod quarantine;
-mod schedules;
+mod retry_schedules;
+mod rsa_pss;
 mod session;
 mod target;
 mod url;
-mod watch;
+mod values;
 mod webhooks;
 
 use std::sync::Arc;
@@ -176,7 +176,7 @@ impl Store for PostgresStore {
     }
 
     fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
-        watch::watch(&self.target, stop, on_change)
+        change_feed::watch(&self.target, stop, on_change)
     }
 
     fn create_organization(

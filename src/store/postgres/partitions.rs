@@ -18,9 +18,9 @@ use millrace_base::clock::{Day, Timestamp};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::columns::At;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session};
+use super::values::At;
 use crate::StoreError;
 
 const LOCK_TIMEOUT: &str = "55P03";

@@ -9,11 +9,11 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 
 use super::PostgresStore;
-use super::columns::{At, Column, Field, Text};
 use super::credentials::get;
 use super::error::CallError;
 use super::events::INSERT_DERIVED_PLANNED;
 use super::session::{Conversation, Session};
+use super::values::{At, Column, Field, Text};
 use crate::StoreError;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::{PlannedDelivery, without_copies};

@@ -21,7 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use millrace_base::limits;
 
-use super::pss::WithPssKeys;
+use super::rsa_pss::WithPssKeys;
 use super::url::{DatabaseUrl, DatabaseUrlError};
 use crate::StoreError;
 

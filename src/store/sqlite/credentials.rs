@@ -14,8 +14,8 @@ use millrace_base::event::OrgId;
 use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
 
+use super::change_feed::note_change;
 use super::connection::Answer;
-use super::watch::note_change;
 use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreChange, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";

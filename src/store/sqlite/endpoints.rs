@@ -11,9 +11,9 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 
+use super::change_feed::{note_change, note_everything};
 use super::connection::Answer;
 use super::deliveries;
-use super::watch::{note_change, note_everything};
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json,

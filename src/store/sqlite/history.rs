@@ -12,9 +12,9 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
 
+use super::change_feed::note_change;
 use super::deliveries::uuid;
 use super::events::Scan;
-use super::watch::note_change;
 use crate::StoreChange;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 

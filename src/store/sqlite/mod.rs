@@ -13,6 +13,7 @@
 //!   nothing twice. A connection that could not roll back is closed.
 //! - A checkpoint says nothing about commits: it copies what the log has, and a failed one is made again.
 
+mod change_feed;
 mod connection;
 mod credentials;
 mod deliveries;
@@ -23,7 +24,6 @@ mod file;
 mod history;
 mod migrate;
 mod quarantine;
-mod watch;
 mod webhooks;
 
 use std::path::Path;
@@ -246,8 +246,8 @@ impl Store for SqliteStore {
     }
 
     fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
-        let read_since = |seen| self.reader()?.read(|connection| watch::changes_since(connection, seen));
-        watch::watch(stop, read_since, on_change)
+        let read_since = |seen| self.reader()?.read(|connection| change_feed::changes_since(connection, seen));
+        change_feed::watch(stop, read_since, on_change)
     }
 
     fn create_organization(

@@ -8,9 +8,9 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 
 use super::SqliteStore;
+use super::change_feed::note_change;
 use super::deliveries::uuid;
 use super::events::{self, Text};
-use super::watch::note_change;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::PlannedDelivery;
 use crate::{StoreChange, StoreError};

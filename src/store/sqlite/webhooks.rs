@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 
-use super::watch::note_change;
+use super::change_feed::note_change;
 use super::{SqliteStore, deliveries, endpoints, events, history};
 use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
