@@ -13,7 +13,7 @@ use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::key::KeyId;
 use millrace_base::limits;
 
-use super::session::{Session, Times};
+use super::session::{Session, Timeouts};
 use super::target::Target;
 use crate::{StoreChange, StoreError};
 
@@ -24,7 +24,7 @@ pub(super) fn watch(
     on_change: &mut dyn FnMut(StoreChange),
 ) -> Result<(), StoreError> {
     let (sender, mut changes) = mpsc::channel(limits::STORE_CHANGES_MAX);
-    let mut session = match Session::connect(target, Times::USUAL, Some(sender), Some(stop)) {
+    let mut session = match Session::connect(target, Timeouts::USUAL, Some(sender), Some(stop)) {
         Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
         connected => connected?,
     };

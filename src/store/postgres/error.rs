@@ -14,11 +14,11 @@ use crate::{DatabaseError, StoreError};
 #[derive(Debug)]
 pub(super) enum CallError {
     /// The server answered with an error.
-    Refused(Box<DbError>),
+    Database(Box<DbError>),
     /// No answer, or none that makes sense: whether the call took effect is not known.
-    Lost(String),
+    ConnectionLost(String),
     /// No answer in time: neither is it then.
-    Late(String),
+    TimedOut(String),
     /// The server's certificate or its way of authentication is not acceptable.
     Untrusted(String),
 }
@@ -27,15 +27,15 @@ impl CallError {
     /// Sorts out an error of the driver.
     pub(super) fn new(error: &tokio_postgres::Error) -> Self {
         if let Some(refused) = error.as_db_error() {
-            return Self::Refused(Box::new(refused.clone()));
+            return Self::Database(Box::new(refused.clone()));
         }
         match std::error::Error::source(error).map(|source| (source, source.downcast_ref::<std::io::Error>())) {
-            None => Self::Lost(error.to_string()),
+            None => Self::ConnectionLost(error.to_string()),
             Some((_, Some(io))) => {
                 let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
                 match tls {
                     Some(tls) => Self::Untrusted(format!("TLS: {tls}")),
-                    None => Self::Lost(format!("{error}: {io}")),
+                    None => Self::ConnectionLost(format!("{error}: {io}")),
                 }
             }
             Some((source, None)) => Self::Untrusted(format!("{error}: {source}")),
@@ -45,14 +45,14 @@ impl CallError {
     /// The violated constraint, where there is one.
     pub(super) fn constraint(&self) -> Option<&str> {
         match self {
-            Self::Refused(refused) => refused.constraint(),
-            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => None,
+            Self::Database(refused) => refused.constraint(),
+            Self::ConnectionLost(_) | Self::TimedOut(_) | Self::Untrusted(_) => None,
         }
     }
 
     /// Whether an event's day has no partition: a check violation (23514) of no constraint.
     pub(super) fn is_missing_partition(&self) -> bool {
-        matches!(self, Self::Refused(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
+        matches!(self, Self::Database(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
     }
 
     /// Whether a row with the same id (or whatever else is unique) is there already.
@@ -66,15 +66,15 @@ impl CallError {
     }
 
     fn is_refused_with(&self, codes: &[&str]) -> bool {
-        matches!(self, Self::Refused(refused) if codes.contains(&refused.code().code()))
+        matches!(self, Self::Database(refused) if codes.contains(&refused.code().code()))
     }
 
     /// Whether the session should be thrown away: it is gone, or a new one may reach a server that can do more
     /// (after a failover) or knows nothing of stale plans and lost prepared statements.
     pub(super) fn ends_session(&self) -> bool {
         match self {
-            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => true,
-            Self::Refused(refused) => {
+            Self::ConnectionLost(_) | Self::TimedOut(_) | Self::Untrusted(_) => true,
+            Self::Database(refused) => {
                 let code = refused.code().code();
                 matches!(&code[..2], "08" | "25" | "26" | "57" | "58" | "XX" | "0A")
             }
@@ -85,9 +85,9 @@ impl CallError {
 impl From<CallError> for StoreError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Refused(refused) => classify(refused.code().code(), || describe(&refused)),
-            CallError::Lost(why) => Self::Unavailable(why),
-            CallError::Late(why) => Self::TooMuch(why),
+            CallError::Database(refused) => classify(refused.code().code(), || describe(&refused)),
+            CallError::ConnectionLost(why) => Self::Unavailable(why),
+            CallError::TimedOut(why) => Self::TooMuch(why),
             CallError::Untrusted(why) => Self::Misconfigured(why),
         }
     }

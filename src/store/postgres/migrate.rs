@@ -22,7 +22,7 @@ use millrace_base::limits;
 use millrace_base::retry::LogThrottle;
 
 use super::error::{CallError, schema_error};
-use super::session::{Conversation, Session, Times};
+use super::session::{Conversation, Session, Timeouts};
 use super::target::Target;
 use super::values::At;
 use crate::{StoreError, StoreId};
@@ -84,7 +84,7 @@ pub(super) fn is_up_to_date(session: &mut Session) -> Result<bool, CallError> {
 
 /// Applies what is missing, however long that takes, until `stop` is set; returns how many migrations that was.
 pub(super) fn migrate(target: &Target, stop: &AtomicBool) -> Result<u32, StoreError> {
-    let mut session = Session::connect(target, Times::USUAL, None, Some(stop))?;
+    let mut session = Session::connect(target, Timeouts::USUAL, None, Some(stop))?;
     session.begin_migration();
     let current = Cell::new("the first migration");
     let ended = session.within(async |conversation: &mut Conversation| apply(conversation, &current, stop).await);
@@ -97,7 +97,7 @@ pub(super) fn migrate(target: &Target, stop: &AtomicBool) -> Result<u32, StoreEr
             current.get()
         )),
         Ok(Ended::Stopped) => unavailable(format!("stopped in migration {}, which is undone", current.get())),
-        Err(CallError::Refused(refused)) => {
+        Err(CallError::Database(refused)) => {
             Err(schema_error(&refused, |why| format!("{why}; in migration {}, which is undone", current.get())))
         }
         Err(error) => Err(error.into()),

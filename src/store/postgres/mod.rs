@@ -36,7 +36,7 @@ use millrace_base::limits;
 use self::copy::CopyGate;
 use self::error::CallError;
 use self::partitions::Partitions;
-use self::session::{Session, Times};
+use self::session::{Session, Timeouts};
 use self::target::Target;
 pub use self::url::DatabaseUrlError;
 use super::pool::{Pool, PoolError};
@@ -52,7 +52,7 @@ pub struct PostgresStore {
     pool: Pool<Sessions>,
     partitions: Arc<Partitions>,
     copy_gate: Arc<CopyGate>,
-    times: Times,
+    times: Timeouts,
 }
 
 /// The hosts of `url` that are reached over the network; none if it is wrong.
@@ -74,21 +74,21 @@ impl PostgresStore {
     pub fn new(url: &str, connections_max: u32) -> Result<Self, StoreError> {
         let target = Arc::new(Target::parse(url)?);
         let (partitions, copy_gate) = (Arc::new(Partitions::new()), Arc::new(CopyGate::new()));
-        Ok(Self::with(target, partitions, copy_gate, Times::USUAL, connections_max))
+        Ok(Self::with(target, partitions, copy_gate, Timeouts::USUAL, connections_max))
     }
 
     /// The same store for the control threads: with sessions of its own, and less time for each call.
     #[must_use]
     pub fn for_control(&self, connections_max: u32) -> Self {
         let (partitions, copy_gate) = (Arc::clone(&self.partitions), Arc::clone(&self.copy_gate));
-        Self::with(Arc::clone(&self.target), partitions, copy_gate, Times::CONTROL, connections_max)
+        Self::with(Arc::clone(&self.target), partitions, copy_gate, Timeouts::CONTROL, connections_max)
     }
 
     fn with(
         target: Arc<Target>,
         partitions: Arc<Partitions>,
         copy_gate: Arc<CopyGate>,
-        times: Times,
+        times: Timeouts,
         connections_max: u32,
     ) -> Self {
         let pool = Pool::new(Sessions { target: Arc::clone(&target), times }, connections_max);
@@ -111,7 +111,7 @@ impl PostgresStore {
 /// Opens sessions for the pool.
 struct Sessions {
     target: Arc<Target>,
-    times: Times,
+    times: Timeouts,
 }
 
 impl r2d2::ManageConnection for Sessions {

@@ -85,7 +85,7 @@ impl Partitions {
             let day = today.offset(offset);
             if let Err(error) = self.create(session, day, offset < 0) {
                 // Where one waits for a lock all others would.
-                let is_lock = matches!(&error, CallError::Refused(refused) if refused.code().code() == LOCK_TIMEOUT);
+                let is_lock = matches!(&error, CallError::Database(refused) if refused.code().code() == LOCK_TIMEOUT);
                 let is_last = is_lock || error.ends_session();
                 refused = refused.and(Err(refusal(day, error)));
                 if is_last {
@@ -220,7 +220,7 @@ fn divide(bounds: impl Iterator<Item = Option<Timestamp>>) -> Vec<Range> {
 
 /// Why a day has no partition, and what mends it. Never the fault of a row.
 fn refusal(day: Day, error: CallError) -> StoreError {
-    let CallError::Refused(refused) = error else { return error.into() };
+    let CallError::Database(refused) = error else { return error.into() };
     let day = Date(day);
     let advice = match refused.code().code() {
         "42P07" => {
@@ -292,7 +292,7 @@ mod tests {
     fn a_lost_answer_says_nothing_of_the_partition() {
         let day = Timestamp::parse_rfc3339("2026-11-29T12:00:00Z").unwrap().day();
         assert_eq!(Date(day).to_string(), "2026-11-29");
-        let lost = refusal(day, CallError::Lost("no answer".to_owned()));
+        let lost = refusal(day, CallError::ConnectionLost("no answer".to_owned()));
         assert_eq!(lost, StoreError::Unavailable("no answer".to_owned()));
     }
 }

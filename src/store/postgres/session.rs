@@ -44,13 +44,13 @@ pub(super) struct Session {
     runtime: Option<Runtime>,
     conversation: Conversation,
     deadline: Instant,
-    times: Times,
+    times: Timeouts,
     broken: bool,
 }
 
 /// How long things may take in a session.
 #[derive(Clone, Copy)]
-pub(super) struct Times {
+pub(super) struct Timeouts {
     /// A whole call, by this side's clock.
     pub(super) call: Duration,
     /// A statement, by the server's: a little less, so that the answer is an error, not silence.
@@ -61,7 +61,7 @@ pub(super) struct Times {
     check: Option<Duration>,
 }
 
-impl Times {
+impl Timeouts {
     /// Of whoever stores, verifies and sends.
     pub(super) const USUAL: Self = Self {
         call: limits::STORE_CALL_TIMEOUT,
@@ -94,7 +94,7 @@ impl Session {
     /// With `stop`, gives up soon after it is set.
     pub(super) fn connect(
         target: &Target,
-        times: Times,
+        times: Timeouts,
         notifications: Option<Notifications>,
         stop: Option<&AtomicBool>,
     ) -> Result<Self, StoreError> {
@@ -127,7 +127,7 @@ impl Session {
         }
     }
 
-    /// Starts the time of a call: everything until the next `begin_call` ends within the session's [`Times::call`].
+    /// Starts the time of a call: everything until the next `begin_call` ends within the session's [`Timeouts::call`].
     pub(super) fn begin_call(&mut self) {
         self.deadline = Instant::now() + self.times.call;
     }
@@ -147,7 +147,7 @@ impl Session {
         let result = runtime.block_on(async { timeout_at(self.deadline, work(conversation)).await });
         let result = match result {
             Ok(answered) => answered.map_err(|error| CallError::new(&error)),
-            Err(_) => Err(CallError::Late("no answer in time; whether it took effect is not known".to_owned())),
+            Err(_) => Err(CallError::TimedOut("no answer in time; whether it took effect is not known".to_owned())),
         };
         self.broken |= result.as_ref().is_err_and(CallError::ends_session);
         result
@@ -288,7 +288,7 @@ async fn unless_stopped<T>(work: impl Future<Output = T>, stop: Option<&AtomicBo
     }
 }
 
-async fn open(target: &Target, times: Times, notifications: Option<Notifications>) -> Result<Client, StoreError> {
+async fn open(target: &Target, times: Timeouts, notifications: Option<Notifications>) -> Result<Client, StoreError> {
     let connecting = target.config.connect(target.tls.clone()).await;
     let (client, mut connection) = connecting.map_err(|error| StoreError::from(CallError::new(&error)))?;
     check_server(connection.parameter("server_encoding"), connection.parameter("server_version"))?;
@@ -330,7 +330,7 @@ fn check_server(encoding: Option<&str>, version: Option<&str>) -> Result<(), Sto
 }
 
 /// Bounds everything on the server's side too, and undoes defaults of the database this store cannot work with.
-async fn set_up(client: &Client, times: Times, schema: Option<&str>) -> Result<(), tokio_postgres::Error> {
+async fn set_up(client: &Client, times: Timeouts, schema: Option<&str>) -> Result<(), tokio_postgres::Error> {
     let statement_timeout = times.statement.as_millis();
     let lock_timeout = times.lock.as_millis();
     let idle_timeout = times.call.as_millis();

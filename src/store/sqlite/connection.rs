@@ -23,7 +23,7 @@ use crate::pool::PoolError;
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the database says, holding what the caller is told.
-pub(super) type Answer<T> = rusqlite::Result<Result<T, StoreError>>;
+pub(super) type TransactionResult<T> = rusqlite::Result<Result<T, StoreError>>;
 
 /// One connection and the deadline of the call it is used for.
 pub(super) struct SqliteConnection {
@@ -46,11 +46,14 @@ impl SqliteConnection {
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        self.decide(|transaction| work(transaction).map(Ok))
+        self.try_write(|transaction| work(transaction).map(Ok))
     }
 
     /// As [`Self::write`], where `work` may find that the caller asked for what cannot be: then nothing is stored.
-    pub(super) fn decide<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Answer<T>) -> Result<T, StoreError> {
+    pub(super) fn try_write<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> TransactionResult<T>,
+    ) -> Result<T, StoreError> {
         // IMMEDIATE: waits for the lock at the start, where nothing has to be undone.
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let answer = transaction.and_then(|transaction| {
@@ -106,7 +109,7 @@ impl Connections {
         let mut connection = Connection::open_with_flags(&self.file.path, flags).map_err(refused)?;
         let deadline = Deadline::after(limits::STORE_CONNECT_TIMEOUT);
         let (at_lock, at_step) = (deadline.clone(), deadline.clone());
-        connection.busy_handler(Some(move |_| at_lock.wait_a_little())).map_err(refused)?;
+        connection.busy_handler(Some(move |_| at_lock.pause())).map_err(refused)?;
         // Before anything is changed in it.
         opening.check(migrate::identity(&connection).map_err(refused)?)?;
         self.set_up(&connection, &deadline).map_err(refused)?;
@@ -121,7 +124,7 @@ impl Connections {
         // Changing a new file's mode, SQLite does not ask the handler.
         while let Err(error) = connection.pragma_update(None, "journal_mode", "wal") {
             let busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
-            if !(busy && deadline.wait_a_little()) {
+            if !(busy && deadline.pause()) {
                 return Err(error);
             }
         }
@@ -191,7 +194,7 @@ impl Deadline {
     }
 
     /// Whether there is time to try again; after a pause.
-    fn wait_a_little(&self) -> bool {
+    fn pause(&self) -> bool {
         std::thread::sleep(BUSY_POLL_INTERVAL);
         !self.is_over()
     }

@@ -1,7 +1,7 @@
 //! Organisations and keys in the embedded store.
 //!
 //! Every function that changes one runs inside a write transaction of its caller's and records the change in
-//! `credential_changes` there. Of an [`Answer`] the outer `Result` is the database's and the inner one the caller's
+//! `credential_changes` there. Of an [`TransactionResult`] the outer `Result` is the database's and the inner one the caller's
 //! mistake, on which the transaction is rolled back.
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
 
 use super::change_feed::note_change;
-use super::connection::Answer;
+use super::connection::TransactionResult;
 use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreChange, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
@@ -53,7 +53,7 @@ pub(super) fn create_organization(
     rate_limit_per_minute: Option<u32>,
     key: (KeyId, &KeyVerifier),
     only_first: bool,
-) -> Answer<Option<Organization>> {
+) -> TransactionResult<Option<Organization>> {
     if only_first && exists(transaction, "SELECT 1 FROM organizations LIMIT 1", params![])? {
         return Ok(Ok(None));
     }
@@ -75,7 +75,7 @@ pub(super) fn organizations(connection: &Connection) -> rusqlite::Result<Vec<Org
     connection.prepare_cached(&sql)?.query_map([], organization_of)?.collect()
 }
 
-pub(super) fn organization(connection: &Connection, name_or_id: &str) -> Answer<Organization> {
+pub(super) fn organization(connection: &Connection, name_or_id: &str) -> TransactionResult<Organization> {
     let id = Uuid::try_parse(name_or_id).ok().map(Uuid::into_bytes);
     let sql = format!("SELECT {ORGANIZATION_COLUMNS} FROM organizations WHERE id = ?1 OR name = ?2");
     let found = connection.prepare_cached(&sql)?.query_row(params![id, name_or_id], organization_of).optional()?;
@@ -86,7 +86,7 @@ pub(super) fn update_organization(
     transaction: &Transaction<'_>,
     id: OrgId,
     change: &OrganizationChange,
-) -> Answer<Organization> {
+) -> TransactionResult<Organization> {
     let taken = "SELECT 1 FROM organizations WHERE name = ?1 AND id <> ?2";
     if let Some(name) = &change.name
         && exists(transaction, taken, params![name, id.0.as_bytes()])?
@@ -107,7 +107,11 @@ pub(super) fn update_organization(
     Ok(Ok(organization))
 }
 
-pub(super) fn create_key(transaction: &Transaction<'_>, org: OrgId, key: (KeyId, &KeyVerifier)) -> Answer<()> {
+pub(super) fn create_key(
+    transaction: &Transaction<'_>,
+    org: OrgId,
+    key: (KeyId, &KeyVerifier),
+) -> TransactionResult<()> {
     if !exists(transaction, "SELECT 1 FROM organizations WHERE id = ?1", params![org.0.as_bytes()])? {
         return Ok(Err(Rejection::NoSuchOrganization(org.to_string()).into()));
     }
@@ -148,7 +152,7 @@ pub(super) fn rotate_key(
     old: KeyId,
     new: (KeyId, &KeyVerifier),
     grace: Duration,
-) -> Answer<Timestamp> {
+) -> TransactionResult<Timestamp> {
     let now = Timestamp::now();
     let sql = "
         UPDATE api_keys SET expires_at = min(COALESCE(expires_at, ?3), ?3)
@@ -180,7 +184,11 @@ pub(super) fn revoke_key(transaction: &Transaction<'_>, org: Option<OrgId>, id: 
     Ok(found)
 }
 
-fn insert_key(transaction: &Transaction<'_>, org: OrgId, (id, verifier): (KeyId, &KeyVerifier)) -> Answer<()> {
+fn insert_key(
+    transaction: &Transaction<'_>,
+    org: OrgId,
+    (id, verifier): (KeyId, &KeyVerifier),
+) -> TransactionResult<()> {
     if exists(transaction, "SELECT 1 FROM api_keys WHERE id = ?1", params![id.as_str()])? {
         return Ok(Err(Rejection::KeyIdTaken.into()));
     }

@@ -12,7 +12,7 @@ use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 
 use super::change_feed::{note_change, note_everything};
-use super::connection::Answer;
+use super::connection::TransactionResult;
 use super::deliveries;
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
@@ -97,7 +97,7 @@ pub(super) fn accept_sealing_key(transaction: &Transaction<'_>, key: KeyFingerpr
 }
 
 /// Notes that a secret is sealed with the first of `keys`, where that may be.
-fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> Answer<()> {
+fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> TransactionResult<()> {
     if sealing_key(transaction)?.is_some_and(|key| !keys.contains(&key)) {
         return Ok(Err(StoreError::Misconfigured(FOREIGN_KEY.to_owned())));
     }
@@ -105,7 +105,7 @@ fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> A
     Ok(Ok(()))
 }
 
-pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> Answer<Endpoint> {
+pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> TransactionResult<Endpoint> {
     let ids = params![new.org.0.as_bytes(), new.id.0.as_bytes()];
     let counted: Option<(i64, bool)> =
         transaction.prepare_cached(COUNT)?.query_row(ids, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
@@ -208,7 +208,7 @@ pub(super) fn rotate_secret(
     org: OrgId,
     id: EndpointId,
     rotation: Rotation<'_>,
-) -> Answer<Option<Endpoint>> {
+) -> TransactionResult<Option<Endpoint>> {
     if let Err(foreign) = take_sealing_key(transaction, rotation.keys)? {
         return Ok(Err(foreign));
     }

@@ -257,7 +257,7 @@ impl Store for SqliteStore {
         key: (KeyId, &KeyVerifier),
     ) -> Result<Organization, StoreError> {
         check_organization_name(name)?;
-        let created = self.writer()?.decide(|transaction| {
+        let created = self.writer()?.try_write(|transaction| {
             credentials::create_organization(transaction, name, rate_limit_per_minute, key, false)
         })?;
         created.ok_or_else(|| StoreError::Unavailable("the new organisation was not returned".to_owned()))
@@ -269,7 +269,7 @@ impl Store for SqliteStore {
         key: (KeyId, &KeyVerifier),
     ) -> Result<Option<Organization>, StoreError> {
         check_organization_name(name)?;
-        self.writer()?.decide(|transaction| credentials::create_organization(transaction, name, None, key, true))
+        self.writer()?.try_write(|transaction| credentials::create_organization(transaction, name, None, key, true))
     }
 
     fn organizations(&self) -> Result<Vec<Organization>, StoreError> {
@@ -282,11 +282,11 @@ impl Store for SqliteStore {
 
     fn update_organization(&self, id: OrgId, change: &OrganizationChange) -> Result<Organization, StoreError> {
         change.name.as_deref().map_or(Ok(()), check_organization_name)?;
-        self.writer()?.decide(|transaction| credentials::update_organization(transaction, id, change))
+        self.writer()?.try_write(|transaction| credentials::update_organization(transaction, id, change))
     }
 
     fn create_key(&self, org: OrgId, key: (KeyId, &KeyVerifier)) -> Result<(), StoreError> {
-        self.writer()?.decide(|transaction| credentials::create_key(transaction, org, key))
+        self.writer()?.try_write(|transaction| credentials::create_key(transaction, org, key))
     }
 
     fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
@@ -294,7 +294,7 @@ impl Store for SqliteStore {
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
-        self.writer()?.decide(|transaction| credentials::rotate_key(transaction, old, new, grace))
+        self.writer()?.try_write(|transaction| credentials::rotate_key(transaction, old, new, grace))
     }
 
     fn revoke_key(&self, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {

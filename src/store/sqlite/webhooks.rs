@@ -24,7 +24,7 @@ impl WebhookStore for SqliteStore {
     }
 
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError> {
-        self.writer()?.decide(|transaction| endpoints::create(transaction, new))
+        self.writer()?.try_write(|transaction| endpoints::create(transaction, new))
     }
 
     fn endpoint(&self, org: OrgId, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
@@ -66,7 +66,7 @@ impl WebhookStore for SqliteStore {
         id: EndpointId,
         rotation: Rotation<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
-        self.writer()?.decide(|transaction| endpoints::rotate_secret(transaction, org, id, rotation))
+        self.writer()?.try_write(|transaction| endpoints::rotate_secret(transaction, org, id, rotation))
     }
 
     fn disable_endpoint(&self, id: EndpointId, reason: &str) -> Result<bool, StoreError> {
