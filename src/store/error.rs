@@ -11,22 +11,22 @@ use millrace_base::limits;
 /// Why a store could not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
-    /// The database is away, overloaded or shutting down, for everybody. Try again, with backoff.
+    /// The database is away, overloaded or shutting down: no call succeeds. Try again, with backoff.
     Unavailable(String),
-    /// The call ran out of time (57014, or no answer by the client's own deadline), or the embedded store's disk out of
-    /// room. Less at a time may do.
+    /// The call ran out of time (57014, or no answer before the client's deadline), or the embedded store's disk is full. A
+    /// smaller batch may succeed.
     TooMuch(String),
-    /// Somebody else's lock was waited for in vain (55P03). Try again, with backoff.
+    /// Another session kept a lock for too long (55P03). Try again, with backoff.
     Locked(String),
-    /// The data of a row is refused (SQLSTATE classes 22, 23, 54 and P0001): this row will never be stored.
-    /// Of a batch with several rows it says only that at least one is at fault.
+    /// The database refuses the data of a row (SQLSTATE classes 22, 23, 54 and P0001): the row will never be stored. For a
+    /// batch it says only that at least one row is at fault.
     RowRefused(DatabaseError),
-    /// An error that may be one row's (a damaged page, a trigger's mistake) or everybody's; it does not say. Held until
-    /// it can be stored.
+    /// An error that does not tell whether it concerns one row (a damaged page, a faulty trigger) or all. Events are held
+    /// until they can be stored.
     Unexplained(DatabaseError),
-    /// The database answers, but not to this server as configured: wrong password, missing table or permission
-    /// (classes 28, 42, 3D, 3F). A human must look; what was accepted is held meanwhile. Of a batch, it may be one row that
-    /// is at fault: one partition may lack what the others have.
+    /// The database answers, but this server is not configured for it: wrong password, missing table or permission (classes
+    /// 28, 42, 3D, 3F). An operator has to act; accepted events are held meanwhile. In a batch one row may be at fault,
+    /// because one partition may lack what the others have.
     Misconfigured(String),
     /// The database works, and what the caller asks for cannot be done. Nothing was changed.
     Rejected(Rejection),

@@ -21,7 +21,7 @@ pub struct Organization {
     pub rate_limit_per_minute: Option<u32>,
     /// Whether its keys are refused with 403.
     pub disabled: bool,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
 }
 
@@ -36,29 +36,29 @@ pub struct OrganizationChange {
     pub disabled: Option<bool>,
 }
 
-/// A key as its owner sees it.
+/// A key, as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyInfo {
     /// Public id.
     pub id: KeyId,
-    /// Its organisation.
+    /// The organisation.
     pub org: OrgId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// Last verification by a server, not last request: servers cache a verified key for minutes.
+    /// When a server verified it last. Servers cache a verified key for minutes, so it may have been used later.
     pub last_used_at: Option<Timestamp>,
-    /// Not valid from then on.
+    /// From when on it is not valid.
     pub expires_at: Option<Timestamp>,
-    /// Not valid since then.
+    /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A key as the verifier needs it.
+/// A key, with what verifying it takes.
 #[derive(Clone, Debug)]
 pub struct KeyRecord {
     /// The key's public side.
     pub info: KeyInfo,
-    /// Digest and PHC string.
+    /// The digest and the PHC string to verify a key with.
     pub verifier: KeyVerifier,
     /// Whether the organisation is disabled.
     pub org_disabled: bool,
@@ -81,7 +81,7 @@ pub struct StoredEvent {
     pub received_at: Timestamp,
 }
 
-/// A place in a list of events: `received_at` and id of the last event before it.
+/// A place in a list of events: `received_at` and id of the event before it.
 pub type EventPlace = (Timestamp, EventId);
 
 /// Which events of an organisation to list, newest first by (`received_at`, id).
@@ -93,7 +93,7 @@ pub struct EventQuery {
     pub after: Option<Timestamp>,
     /// Only `received_at` < this.
     pub before: Option<Timestamp>,
-    /// Only events that come after this place in the list's order: where the page before ended.
+    /// Only events after this one in the order of the list: the last of the previous page.
     pub cursor: Option<EventPlace>,
     /// At most this many rows.
     pub limit: u32,
@@ -109,7 +109,7 @@ pub enum StoreChange {
     Organization(OrgId),
     /// An endpoint of the organisation was created, changed, deleted, enabled or disabled.
     Endpoints(OrgId),
-    /// Deliveries to this endpoint became due before their time: somebody asked for them.
+    /// Deliveries to this endpoint are due: a client retried them, or the endpoint was enabled or deleted.
     DeliveriesDue(EndpointId),
     /// Changes may have been missed, because the connection that brings them was lost: read everything again.
     Everything,
@@ -143,7 +143,7 @@ impl fmt::Display for StoreId {
     }
 }
 
-/// Cuts keys that are live ones first to `limit`, and puts them in the order of a list. Whether there were more.
+/// Cuts `keys`, which has the live ones first, to `limit`, and sorts them as a list. Returns whether there were more.
 pub(super) fn cut_keys(mut keys: Vec<KeyInfo>, limit: usize) -> (Vec<KeyInfo>, bool) {
     let more = keys.len() > limit;
     keys.truncate(limit);
@@ -151,7 +151,7 @@ pub(super) fn cut_keys(mut keys: Vec<KeyInfo>, limit: usize) -> (Vec<KeyInfo>, b
     (keys, more)
 }
 
-/// Refuses a name that could not be found again: empty, too long, with control characters, or shaped like an id.
+/// Rejects a name that could not be looked up: empty, too long, with control characters, or shaped like an id.
 pub(super) fn check_organization_name(name: &str) -> Result<(), StoreError> {
     let refuse = |why| Err(Rejection::InvalidName(why).into());
     if name.is_empty() || name.chars().count() > limits::ORGANIZATION_NAME_CHARS_MAX {

@@ -18,47 +18,47 @@ use super::model::{
 use super::quarantine::QuarantineStore;
 use super::webhooks::{PlannedDelivery, StoredBatch, WebhookStore};
 
-/// A database of organisations, keys and events; endpoints and deliveries are in [`WebhookStore`], what was refused in
-/// [`QuarantineStore`].
+/// A store of organisations, keys and events. [`WebhookStore`] has endpoints and deliveries, [`QuarantineStore`] the events
+/// that the database refused.
 pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// `"postgres"` or `"sqlite"`, for logs and metrics.
     fn kind(&self) -> &'static str;
 
-    /// Brings the schema up to date and prepares today ([`Self::prepare_today`]). Safe to run from several processes at
-    /// once. Returns how many migrations it applied. A migration takes as long as it takes: this call ends within the time
-    /// of others only where there is none to apply.
+    /// Brings the schema up to date and prepares today ([`Self::prepare_today`]). Several processes may do so at once.
+    /// Returns how many migrations it applied. A migration has no time limit: this call ends within the time of others
+    /// only if there is none to apply.
     fn migrate(&self) -> Result<u32, StoreError> {
         self.migrate_until(&AtomicBool::new(false))
     }
 
-    /// Which database this is; `None` before [`Self::migrate`] has made it one. Changes nothing, creates nothing.
+    /// Which database this is; `None` before the first [`Self::migrate`]. Changes nothing, creates nothing.
     fn identity(&self) -> Result<Option<StoreId>, StoreError>;
 
-    /// The same until `stop` is set.
+    /// As [`Self::migrate`], until `stop` is set.
     fn migrate_until(&self, stop: &AtomicBool) -> Result<u32, StoreError>;
 
-    /// Makes sure that events of today can be stored (their partition).
+    /// Makes sure that today's events can be stored: creates their partition.
     fn prepare_today(&self) -> Result<(), StoreError>;
 
-    /// Housekeeping, called about once an hour: creates the partitions of the coming days. It does what can be done and
-    /// then says what could not.
+    /// Housekeeping, about once an hour: creates the partitions of the next days. Goes on after an error and reports it
+    /// at the end.
     fn maintain(&self) -> Result<(), StoreError>;
 
-    /// Up to when the events of a day were dropped together: of those received before, what a journal still holds has been
-    /// stored and dropped since, or would have been dropped. `None` where the day was not dropped.
+    /// Until when the events of a day were dropped with their partition. An event that was received before and is still in
+    /// a journal was stored and dropped, or would have been. `None` if the day was not dropped.
     fn dropped_until(&self, day: Day) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Why it cannot be used until a human has looked, in a few words for `/ready`; as known from its latest use.
+    /// Why the store cannot be used until an operator acts, in a few words for `/ready`, as of its last use.
     fn trouble(&self) -> Option<&'static str> {
         None
     }
 
-    /// Bytes of the embedded store's log; 0 where there is none.
+    /// Bytes of the embedded store's log; 0 on Postgres.
     fn wal_bytes(&self) -> u64 {
         0
     }
 
-    /// Leaves the database complete in its own file and closes it; nothing can be asked any more. To be called last.
+    /// Closes the store, with the embedded database complete in its own file. Call this last: every later call fails.
     fn close(&self) {}
 
     /// Stores a batch in one transaction, idempotent by event id: a copy of an event stored less than 24 hours
@@ -66,10 +66,11 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// for an event and endpoint. All or nothing.
     fn store_events(&self, batch: &[Event], planned: &[PlannedDelivery]) -> Result<StoredBatch, StoreError>;
 
-    /// Sets one refused event aside, with the reason, idempotent by event id and content. Whether it was not there yet.
+    /// Puts one refused event into quarantine, with the reason, idempotent by event id and content. Returns whether it was
+    /// not there yet.
     fn quarantine(&self, event: &Event, reason: &str) -> Result<bool, StoreError>;
 
-    /// The key with this id, with its organisation's limits, valid or not.
+    /// The key with this id, valid or not, with its organisation's limits.
     fn find_key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
 
     /// Notes that the key was verified now.
@@ -88,7 +89,7 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
         key: (KeyId, &KeyVerifier),
     ) -> Result<Organization, StoreError>;
 
-    /// As [`Self::create_organization`], but only where there is no organisation at all; `None` where there is.
+    /// As [`Self::create_organization`], if there is no organisation at all; otherwise `None`.
     fn create_first_organization(
         &self,
         name: &str,
@@ -109,8 +110,8 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// does [`Self::rotate_key`].
     fn create_key(&self, org: OrgId, key: (KeyId, &KeyVerifier)) -> Result<(), StoreError>;
 
-    /// The keys of an organisation, newest first, at most `limit`: the live ones, then those that are not, the newest.
-    /// The flag says whether there are more.
+    /// The keys of an organisation, newest first, at most `limit`; if there are more, live keys come before others. The flag
+    /// says whether there are more.
     fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError>;
 
     /// Adds `new` and lets `old` expire after `grace`, or sooner if it already would. Returns when `old` expires. Rejects an
@@ -118,17 +119,18 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     /// grace the number of live keys stays.
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError>;
 
-    /// Revokes a key of `org` (of any organisation where `None`). Revoking twice is no error. `false` where there is none.
+    /// Revokes a key of `org`, or of any organisation with `None`. Revoking twice is no error. `false` if there is no such
+    /// key.
     fn revoke_key(&self, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError>;
 
-    /// Deletes keys that were revoked or expired before `ended_before`, among the
-    /// [`limits::ENDED_KEYS_PAGE`] with an id after `after`. Returns the last of those; `None` where there are no more.
+    /// Looks at the next [`limits::ENDED_KEYS_PAGE`] keys with an id after `after`, and deletes those that were revoked or
+    /// expired before `ended_before`. Returns the last key of the page; `None` if there are no more.
     fn delete_ended_keys(&self, ended_before: Timestamp, after: Option<KeyId>) -> Result<Option<KeyId>, StoreError>;
 
     /// One event of an organisation.
     fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError>;
 
-    /// A page of an organisation's events, newest first, and the cursor to go on from; `None` at the end. It is cut at
+    /// A page of an organisation's events, newest first, and the cursor of the next page; `None` at the end. The page is cut at
     /// [`limits::LIST_BYTES_MAX`](millrace_base::limits::LIST_BYTES_MAX) payload bytes (never to none), and it may be short, or
     /// empty, with a cursor: [`limits::LIST_SCAN_ROWS_MAX`](millrace_base::limits::LIST_SCAN_ROWS_MAX) events are looked at, and
     /// [a part](millrace_base::limits::LIST_TIME_PART) of the call's time is taken.
