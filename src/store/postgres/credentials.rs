@@ -1,7 +1,7 @@
 //! Organisations and keys in Postgres.
 //!
-//! Every change notifies `millrace_credentials` in its own transaction: whoever listens hears of it exactly when it is
-//! committed. Whoever makes keys of an organisation does it one after the other, so that they can be counted.
+//! Every change notifies `millrace_credentials` in its own transaction, so that listeners hear of it exactly when it is
+//! committed. Calls that create keys of one organisation run one after the other, so that the keys can be counted.
 
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ const FIND_KEY: &str = "
         o.disabled, o.rate_limit_per_minute
     FROM api_keys k JOIN organizations o ON o.id = k.org_id WHERE k.id = $1";
 
-/// `$8`: only where there is no organisation. The key's row references the organisation's: one statement, checked
-/// at its end.
+/// `$8`: only if there is no organisation. The key's row references the organisation's; one statement inserts both, and
+/// the reference is checked at its end.
 const CREATE_ORGANIZATION: &str = "
     WITH organization AS (
         INSERT INTO organizations (id, name, rate_limit_per_minute, created_at)
@@ -61,7 +61,7 @@ const CREATE_KEY: &str = "INSERT INTO api_keys (id, org_id, digest, phc, created
 const LIVE_KEYS: &str = "
     SELECT count(*) FROM api_keys
     WHERE org_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
-/// LEAST passes over nulls.
+/// LEAST ignores nulls.
 const DELETE_OLDEST_ENDED: &str = "
     DELETE FROM api_keys WHERE id IN (
         SELECT id FROM api_keys WHERE org_id = $1 AND LEAST(revoked_at, expires_at) <= $2
@@ -108,7 +108,7 @@ pub(super) fn touch_key(session: &mut Session, id: KeyId) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Creates an organisation with its key; with `only_first`, `None` where there is one already.
+/// Creates an organisation with its key; with `only_first`, `None` if there is an organisation already.
 pub(super) fn create_organization(
     session: &mut Session,
     name: &str,
@@ -121,7 +121,7 @@ pub(super) fn create_organization(
         let statement = conversation.prepare(CREATE_ORGANIZATION).await?;
         let transaction = conversation.client.transaction().await?;
         if only_first {
-            // Excludes every other insert; the next statement sees those that were before.
+            // Keeps out every other insert; the next statement sees the earlier ones.
             transaction.batch_execute("LOCK TABLE organizations IN SHARE ROW EXCLUSIVE MODE").await?;
         }
         let rows = transaction
@@ -240,7 +240,7 @@ pub(super) fn rotate_key(
             return Ok(Rotated::NotValid);
         };
         let live: i64 = transaction.query_one(&count, &[&org, &At(now)]).await?.try_get(0)?;
-        // Without a grace there are as many as before.
+        // Without a grace the number stays.
         if live > LIVE_MAX && !grace.is_zero() {
             transaction.rollback().await?;
             return Ok(Rotated::TooMany);
@@ -316,7 +316,7 @@ pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, colum
     row.try_get(column).map_err(|error| unexpected(&error))
 }
 
-/// A row that does not look like this program's schema.
+/// The error of a row that does not match this program's schema.
 pub(super) fn unexpected(why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Misconfigured(format!("the database's tables are not this program's: {why}"))
 }

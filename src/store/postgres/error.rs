@@ -1,8 +1,8 @@
-//! What a failed call to Postgres means: whose fault it is, and whether the session is still good.
+//! What a failed call to Postgres means: who is at fault, and whether the session can still be used.
 //!
-//! The classes of SQLSTATE are sorted in one match. No text made here may carry a client's payload or a secret:
-//! of what the server says only the code, its primary message and names from the schema are kept (DETAIL,
-//! CONTEXT and HINT echo rows), and where the primary message itself may quote a value it is cut before it.
+//! One match sorts the classes of SQLSTATE. No text made here may carry a client's payload or a secret. Of the server's
+//! error only the code, the primary message and names of the schema are kept, because DETAIL, CONTEXT and HINT echo rows.
+//! A primary message that may quote a value is cut before the value.
 
 use std::fmt;
 
@@ -15,9 +15,9 @@ use crate::{DatabaseError, StoreError};
 pub(super) enum CallError {
     /// The server answered with an error.
     Database(Box<DbError>),
-    /// No answer, or none that makes sense: whether the call took effect is not known.
+    /// No answer, or none that makes sense: it is not known whether the call took effect.
     ConnectionLost(String),
-    /// No answer in time: neither is it then.
+    /// No answer in time: it is not known whether the call took effect.
     TimedOut(String),
     /// The server's certificate or its way of authentication is not acceptable.
     Untrusted(String),
@@ -42,7 +42,7 @@ impl CallError {
         }
     }
 
-    /// The violated constraint, where there is one.
+    /// The violated constraint, if there is one.
     pub(super) fn constraint(&self) -> Option<&str> {
         match self {
             Self::Database(refused) => refused.constraint(),
@@ -55,7 +55,7 @@ impl CallError {
         matches!(self, Self::Database(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
     }
 
-    /// Whether a row with the same id (or whatever else is unique) is there already.
+    /// Whether a row with the same id, or another unique value, exists.
     pub(super) fn is_unique_violation(&self) -> bool {
         self.is_refused_with(&["23505"])
     }
@@ -69,8 +69,8 @@ impl CallError {
         matches!(self, Self::Database(refused) if codes.contains(&refused.code().code()))
     }
 
-    /// Whether the session should be thrown away: it is gone, or a new one may reach a server that can do more
-    /// (after a failover) or knows nothing of stale plans and lost prepared statements.
+    /// Whether the session must be dropped: it is gone, or a new one may reach a better server after a failover, or has no
+    /// stale plans and lost prepared statements.
     pub(super) fn ends_session(&self) -> bool {
         match self {
             Self::ConnectionLost(_) | Self::TimedOut(_) | Self::Untrusted(_) => true,
@@ -93,8 +93,7 @@ impl From<CallError> for StoreError {
     }
 }
 
-/// What it means that the schema, or a part of it, cannot be changed: never a row's fault. `text` puts the reason into a
-/// sentence.
+/// The error of a change of the schema, which is never a row's fault. `text` puts the reason into a sentence.
 pub(super) fn schema_error(refused: &DbError, text: impl FnOnce(&str) -> String) -> StoreError {
     let text = text(&describe(refused));
     let code = refused.code().code();
@@ -105,23 +104,23 @@ pub(super) fn schema_error(refused: &DbError, text: impl FnOnce(&str) -> String)
     }
 }
 
-/// Whose fault an SQLSTATE is.
+/// Who is at fault, by SQLSTATE.
 fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
     let class = code.get(..2).unwrap_or_default();
     match class {
         // Data exception, integrity constraint violation, program limit exceeded: this row, every time.
         "22" | "23" | "54" => StoreError::RowRefused(DatabaseError::new(code, describe())),
-        // RAISE EXCEPTION in somebody's trigger.
+        // RAISE EXCEPTION in a trigger.
         "P0" if code == "P0001" => StoreError::RowRefused(DatabaseError::new(code, describe())),
         // Authorization, missing object or permission, unknown database, unknown schema, unusable server settings.
         "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured(describe()),
-        // Somebody cancelled the statement: it took longer than it may.
+        // The statement was cancelled: it took too long.
         "57" if code == "57014" => StoreError::TooMuch(describe()),
         "55" if code == "55P03" => StoreError::Locked(describe()),
         // Connection, transaction state (25006: read-only after a failover), a statement lost by a pooler, rollback,
         // resources, object state, intervention.
         "08" | "25" | "26" | "40" | "53" | "55" | "57" => StoreError::Unavailable(describe()),
-        // Server faults (58, XX: a damaged page is one row's), what functions and triggers do wrong, and whatever is new.
+        // Server faults (58, XX; a damaged page concerns one row), errors of functions and triggers, and codes not known here.
         _ => StoreError::Unexplained(DatabaseError::new(code, describe())),
     }
 }
@@ -143,7 +142,7 @@ fn describe(refused: &DbError) -> String {
     let message = match &code[..2] {
         // "invalid input syntax for type integer: "…"": the value comes after the colon or in quotes.
         "22" => refused.message().split([':', '"']).next().unwrap_or_default().trim_end(),
-        // The words of somebody's trigger, which may quote the row.
+        // A trigger's own message, which may quote the row.
         "P0" => "raised by a trigger or function",
         _ => refused.message(),
     };

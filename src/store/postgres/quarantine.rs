@@ -1,4 +1,4 @@
-//! The quarantine in Postgres: put in, listed, brought back.
+//! The quarantine in Postgres: events are put in, listed, stored again and dropped.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -18,7 +18,7 @@ use crate::StoreError;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::{PlannedDelivery, without_copies};
 
-/// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
+/// The columns that `quarantined_of` reads. `event_id` is null if the row has the event's own id.
 macro_rules! columns {
     () => {
         "id, COALESCE(event_id, id) AS event_id, org_id, received_at, type, dedup_id,
@@ -30,7 +30,7 @@ const INSERT: &str = "
     INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
     ON CONFLICT (id) DO NOTHING";
-/// Where the id is taken: by the same event, or by one with other content, beside which it is kept.
+/// If the id is taken: the same event is not inserted again, one with other content gets an id of its own.
 const INSERT_BESIDE: &str = "
     INSERT INTO quarantined_events (id, event_id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     SELECT $9, $1, $2, $3, $4, $5, $6, $7, $8
@@ -56,13 +56,13 @@ const LIST_OLDEST: &str = concat!(
 );
 const ONE: &str = concat!("SELECT payload, ", columns!(), " FROM quarantined_events WHERE id = $1");
 const DELETE: &str = "DELETE FROM quarantined_events WHERE id = $1";
-/// Asks every partition: an event may have been refused days ago, and its id have come again since.
+/// Searches every partition: an event may have been refused days ago, and its id may have been used since.
 const STORED: &str = "
     SELECT org_id = $2 AND type = $3 AND dedup_id IS NOT DISTINCT FROM $4 AND payload::text = $5 AS is_same
     FROM events WHERE id = $1";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || endpoint) FROM unnest($1::uuid[]) AS endpoint";
 
-/// Sets an event aside, once. Whether it was not there yet.
+/// Puts an event into quarantine, once. Returns whether it was not there yet.
 pub(super) fn insert(session: &mut Session, event: &Event, reason: &str) -> Result<bool, CallError> {
     let dedup_id = event.dedup_id().map(Text);
     // NUL is the one character `text` refuses.
@@ -85,7 +85,7 @@ impl QuarantineStore for PostgresStore {
         };
         let (at, id) = query.cursor.map_or(begin, |(at, id)| (At(at), id.0));
         let org = query.org.map(|org| org.0);
-        // One more than is asked for tells whether there are more.
+        // One more than the page takes shows whether there are more.
         let rows = self.session()?.query(sql, &[&org, &at, &id, &(limit as i64 + 1)])?;
         let more = rows.len() > limit;
         Ok((rows.iter().take(limit).map(quarantined_of).collect::<Result<_, _>>()?, more))
@@ -100,7 +100,7 @@ impl QuarantineStore for PostgresStore {
         let Some((row, payload)) = find(&mut session, id)? else { return Ok(Retried::NotThere) };
         let event = row.with_payload(&payload);
         let rows = [&event];
-        // What was known of its day may be long ago.
+        // What is known about its day may be old.
         self.partitions.forget(&rows);
         self.partitions.ensure(&mut session, &rows)?;
         retry(&mut session, id, &rows, planned).map_err(CallError::into)
@@ -157,7 +157,7 @@ fn retry(
         }
         let [delete, insert, stored, wake] = &statements[..] else { unreachable!("four were prepared") };
         let transaction = conversation.client.transaction().await?;
-        // First, so that of two who retry the same row the second finds nothing.
+        // First, so that the second of two calls for the same row finds nothing.
         if transaction.execute(delete, &[&id.0]).await? == 0 {
             transaction.rollback().await?;
             return Ok(Retried::NotThere);
@@ -171,7 +171,7 @@ fn retry(
             transaction.commit().await?;
             return Ok(Retried::Stored(deliveries.len()));
         }
-        // Stored before, perhaps on a day that storing does not look at.
+        // The event was stored before, perhaps on a day that storing does not search.
         transaction.rollback().await?;
         let before = same.len() - usize::from(new == 1);
         let is_same = same.iter().filter(|is_same| **is_same).count() > usize::from(new == 1) && before == 1;

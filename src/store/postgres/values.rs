@@ -1,5 +1,7 @@
-//! A batch of events as the parameters of one statement: each column an array, written in Postgres' binary
-//! format straight from the events into the message. Nothing is copied or allocated per row.
+//! Values as parameters and results of statements, in Postgres' binary format.
+//!
+//! A batch of events is six arrays, one for each column, written straight from the events into the message. Nothing is
+//! copied or allocated for each row.
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +21,7 @@ pub(super) struct Column<'a> {
     pub(super) field: Field,
 }
 
-/// Which field.
+/// A field of an event.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Field {
     Id,
@@ -88,7 +90,7 @@ impl ToSql for Column<'_> {
     to_sql_checked!();
 }
 
-/// A value behind its length; no field of an event comes near the format's 2 GiB.
+/// Writes a value after its length. No field of an event comes near the format's 2 GiB.
 pub(super) fn put(out: &mut BytesMut, value: &[u8]) {
     out.put_i32(value.len() as i32);
     out.put_slice(value);
@@ -135,7 +137,7 @@ impl tokio_postgres::types::FromSql<'_> for At {
     }
 }
 
-/// Text as bytes that are known to be UTF-8, into `text` or `json`.
+/// Bytes that are known to be UTF-8, for `text` or `json`.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a>(pub(super) &'a [u8]);
 

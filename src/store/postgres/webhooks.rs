@@ -1,4 +1,4 @@
-//! The webhook side of the Postgres store: each call is one loan of a session.
+//! The webhook side of the Postgres store: each call takes one session from the pool.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Organisations and keys in the embedded store.
 //!
-//! Every function that changes one runs inside a write transaction of its caller's and records the change in
-//! `credential_changes` there. Of an [`TransactionResult`] the outer `Result` is the database's and the inner one the caller's
-//! mistake, on which the transaction is rolled back.
+//! Every function that changes one runs in the caller's write transaction and notes the change in `credential_changes`. The
+//! outer `Result` of a [`TransactionResult`] is the database's; an error of the inner one is a rejection, and the
+//! transaction is rolled back.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::connection::TransactionResult;
 use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreChange, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
-/// When a key was revoked or expired; null where it was neither, and has no end either.
+/// When a key was or will be revoked or expired; null if it has no end.
 const ENDED_AT: &str = "min(COALESCE(revoked_at, expires_at), COALESCE(expires_at, revoked_at))";
 const KEY_COLUMNS: &str = "k.id, k.org_id, k.created_at, k.last_used_at, k.expires_at, k.revoked_at";
 
@@ -46,7 +46,7 @@ pub(super) fn touch_key(transaction: &Transaction<'_>, id: KeyId) -> rusqlite::R
     Ok(())
 }
 
-/// Creates an organisation with its key; with `only_first`, `None` where there is one already.
+/// Creates an organisation with its key; with `only_first`, `None` if there is an organisation already.
 pub(super) fn create_organization(
     transaction: &Transaction<'_>,
     name: &str,
@@ -131,7 +131,7 @@ pub(super) fn keys(connection: &Connection, org: OrgId, limit: usize) -> rusqlit
     Ok(cut_keys(keys, limit))
 }
 
-/// Deletes what ended before `ended_before` among a page of keys.
+/// Deletes the keys that ended before `ended_before` among a page of keys.
 pub(super) fn delete_ended_keys(
     transaction: &Transaction<'_>,
     ended_before: Timestamp,
@@ -165,7 +165,7 @@ pub(super) fn rotate_key(
     let Some((org, expires_at)) = updated else {
         return Ok(Err(Rejection::KeyNotValid(old).into()));
     };
-    // Without a grace there are as many as before.
+    // Without a grace the number stays.
     if !grace.is_zero() && live_keys(transaction, org, now)? >= limits::LIVE_KEYS_PER_ORG_MAX {
         return Ok(Err(Rejection::TooManyKeys.into()));
     }

@@ -1,4 +1,4 @@
-//! What a failed call to SQLite means: try again, the row's fault, or a human must look.
+//! What a failed call to SQLite means: try again, a row is at fault, or an operator has to act.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use rusqlite::ErrorCode;
 
 use crate::{DatabaseError, StoreError};
 
-/// Sorts out an error on the database file `path`. SQLite's messages name tables and constraints, never values.
+/// Sorts an error on the database file `path`. SQLite's messages name tables and constraints, never values.
 pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
     let path = path.display();
     let rusqlite::Error::SqliteFailure(failure, _) = error else {
-        // A row or statement that is not what this program's schema has.
+        // A row or statement that does not match this program's schema.
         return StoreError::Misconfigured(format!("{path} does not have this program's tables: {error}"));
     };
     match failure.code {

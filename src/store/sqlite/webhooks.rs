@@ -1,4 +1,4 @@
-//! The webhook side of the embedded store.
+//! The webhook side of the embedded store: each call is one transaction or one read.
 
 use std::ops::Range;
 use std::time::Duration;
