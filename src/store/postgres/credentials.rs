@@ -16,7 +16,7 @@ use millrace_base::limits;
 
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use super::values::At;
+use super::values::Timestamptz;
 use crate::{
     KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreError, check_organization_name, cut_keys,
 };
@@ -104,7 +104,7 @@ pub(super) fn find_key(session: &mut Session, id: KeyId) -> Result<Option<KeyRec
 }
 
 pub(super) fn touch_key(session: &mut Session, id: KeyId) -> Result<(), StoreError> {
-    session.execute(TOUCH_KEY, &[&id.as_str(), &At(Timestamp::now())])?;
+    session.execute(TOUCH_KEY, &[&id.as_str(), &Timestamptz(Timestamp::now())])?;
     Ok(())
 }
 
@@ -131,7 +131,7 @@ pub(super) fn create_organization(
                     &Uuid::now_v7(),
                     &name,
                     &rate_limit_per_minute.map(i64::from),
-                    &At(Timestamp::now()),
+                    &Timestamptz(Timestamp::now()),
                     &key.as_str(),
                     &&verifier.digest[..],
                     &verifier.phc,
@@ -188,12 +188,12 @@ pub(super) fn create_key(
         let clear = conversation.prepare(DELETE_OLDEST_ENDED).await?;
         let transaction = conversation.client.transaction().await?;
         transaction.query(&lock, &[&org.0]).await?;
-        let live: i64 = transaction.query_one(&count, &[&org.0, &At(now)]).await?.try_get(0)?;
+        let live: i64 = transaction.query_one(&count, &[&org.0, &Timestamptz(now)]).await?.try_get(0)?;
         if live < LIVE_MAX {
             let params: [&(dyn ToSql + Sync); 5] =
-                [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &At(now)];
+                [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &Timestamptz(now)];
             transaction.execute(&create, &params).await?;
-            transaction.execute(&clear, &[&org.0, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+            transaction.execute(&clear, &[&org.0, &Timestamptz(now), &ENDED_MAX, &DELETED_MAX]).await?;
             transaction.commit().await?;
         } else {
             transaction.rollback().await?;
@@ -205,7 +205,7 @@ pub(super) fn create_key(
 }
 
 pub(super) fn keys(session: &mut Session, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
-    let rows = session.query(KEYS, &[&org.0, &At(Timestamp::now()), &(limit as i64 + 1)])?;
+    let rows = session.query(KEYS, &[&org.0, &Timestamptz(Timestamp::now()), &(limit as i64 + 1)])?;
     let keys = rows.iter().map(key_info).collect::<Result<_, _>>()?;
     Ok(cut_keys(keys, limit))
 }
@@ -233,24 +233,30 @@ pub(super) fn rotate_key(
             return Ok(Rotated::NotValid);
         };
         let org: Uuid = org.try_get(0)?;
-        let params: [&(dyn ToSql + Sync); 6] =
-            [&old.as_str(), &At(now), &At(now.plus(grace)), &new.as_str(), &&verifier.digest[..], &verifier.phc];
+        let params: [&(dyn ToSql + Sync); 6] = [
+            &old.as_str(),
+            &Timestamptz(now),
+            &Timestamptz(now.plus(grace)),
+            &new.as_str(),
+            &&verifier.digest[..],
+            &verifier.phc,
+        ];
         let Some(row) = transaction.query_opt(&rotate, &params).await? else {
             transaction.rollback().await?;
             return Ok(Rotated::NotValid);
         };
-        let live: i64 = transaction.query_one(&count, &[&org, &At(now)]).await?.try_get(0)?;
+        let live: i64 = transaction.query_one(&count, &[&org, &Timestamptz(now)]).await?.try_get(0)?;
         // Without a grace the number stays.
         if live > LIVE_MAX && !grace.is_zero() {
             transaction.rollback().await?;
             return Ok(Rotated::TooMany);
         }
-        transaction.execute(&clear, &[&org, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+        transaction.execute(&clear, &[&org, &Timestamptz(now), &ENDED_MAX, &DELETED_MAX]).await?;
         transaction.commit().await?;
         Ok(Rotated::Until(row))
     });
     match rotated.map_err(|error| rejection(error, ""))? {
-        Rotated::Until(row) => Ok(get::<At>(&row, "expires_at")?.0),
+        Rotated::Until(row) => Ok(get::<Timestamptz>(&row, "expires_at")?.0),
         Rotated::NotValid => Err(Rejection::KeyNotValid(old).into()),
         Rotated::TooMany => Err(Rejection::TooManyKeys.into()),
     }
@@ -262,13 +268,14 @@ pub(super) fn delete_ended_keys(
     after: Option<KeyId>,
 ) -> Result<Option<KeyId>, StoreError> {
     let after = after.as_ref().map(KeyId::as_str);
-    let last = session.query_opt(DELETE_ENDED, &[&At(ended_before), &after, &(limits::ENDED_KEYS_PAGE as i64)])?;
+    let last =
+        session.query_opt(DELETE_ENDED, &[&Timestamptz(ended_before), &after, &(limits::ENDED_KEYS_PAGE as i64)])?;
     last.map(|row| key_id(&row)).transpose()
 }
 
 pub(super) fn revoke_key(session: &mut Session, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {
     let org = org.map(|org| org.0);
-    Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &At(Timestamp::now())])?.is_some())
+    Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &Timestamptz(Timestamp::now())])?.is_some())
 }
 
 /// The rejection that a violated constraint stands for, if it stands for one. `name` is that of the organisation.
@@ -287,16 +294,16 @@ fn organization_of(row: &Row) -> Result<Organization, StoreError> {
         name: get(row, "name")?,
         rate_limit_per_minute: rate_limit(row)?,
         disabled: get(row, "disabled")?,
-        created_at: get::<At>(row, "created_at")?.0,
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
     })
 }
 
 fn key_info(row: &Row) -> Result<KeyInfo, StoreError> {
-    let at = |column| get::<Option<At>>(row, column).map(|at| at.map(|at| at.0));
+    let at = |column| get::<Option<Timestamptz>>(row, column).map(|at| at.map(|at| at.0));
     Ok(KeyInfo {
         id: key_id(row)?,
         org: OrgId(get(row, "org_id")?),
-        created_at: get::<At>(row, "created_at")?.0,
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
         last_used_at: at("last_used_at")?,
         expires_at: at("expires_at")?,
         revoked_at: at("revoked_at")?,

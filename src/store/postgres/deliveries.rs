@@ -28,7 +28,7 @@ use super::error::CallError;
 use super::events::query_range;
 use super::partitions::{Partitions, Range};
 use super::session::{Conversation, Session};
-use super::values::{At, Text, Verbatim};
+use super::values::{JsonText, Text, Timestamptz};
 use crate::StoreError;
 use crate::webhooks::{
     AttemptResult, Claimed, Claims, DueEndpoint, ENDPOINT_DELETED, EndedStep, Orphan, PendingStats, Recorded, Wanted,
@@ -38,14 +38,14 @@ use crate::webhooks::{
 pub(super) fn clock(session: &mut Session) -> Result<Timestamp, StoreError> {
     let row = session.query_opt(CLOCK, &[])?;
     row.as_ref()
-        .map(|row| get::<At>(row, "now").map(|at| at.0))
+        .map(|row| get::<Timestamptz>(row, "now").map(|at| at.0))
         .transpose()
         .map(|now| now.expect("a SELECT of one row"))
 }
 
 pub(super) fn recall_stranded(session: &mut Session, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
     let limit = i64::from(limits::RECALL_DELIVERIES_MAX);
-    let rows = session.query(RECALL_STRANDED, &[&At(now), &At(latest), &limit])?;
+    let rows = session.query(RECALL_STRANDED, &[&Timestamptz(now), &Timestamptz(latest), &limit])?;
     Ok(rows.first().map_or(Ok(0), |row| get::<i64>(row, "count"))? as u64)
 }
 
@@ -56,7 +56,7 @@ pub(super) fn due_endpoints(
     limit: u32,
 ) -> Result<Vec<DueEndpoint>, StoreError> {
     let after = after.map_or(Uuid::nil(), |id| id.0);
-    let rows = session.query(DUE_ENDPOINTS, &[&At(now), &after, &i64::from(limit)])?;
+    let rows = session.query(DUE_ENDPOINTS, &[&Timestamptz(now), &after, &i64::from(limit)])?;
     rows.iter().map(due_endpoint).collect()
 }
 
@@ -65,12 +65,13 @@ pub(super) fn due_since(
     now: Timestamp,
     endpoints: &[(EndpointId, Timestamp)],
 ) -> Result<Vec<DueEndpoint>, StoreError> {
-    let (ids, from): (Vec<Uuid>, Vec<At>) = endpoints.iter().map(|(id, from)| (id.0, At(*from))).unzip();
-    session.query(DUE_SINCE, &[&At(now), &ids, &from])?.iter().map(due_endpoint).collect()
+    let (ids, from): (Vec<Uuid>, Vec<Timestamptz>) =
+        endpoints.iter().map(|(id, from)| (id.0, Timestamptz(*from))).unzip();
+    session.query(DUE_SINCE, &[&Timestamptz(now), &ids, &from])?.iter().map(due_endpoint).collect()
 }
 
 fn due_endpoint(row: &Row) -> Result<DueEndpoint, StoreError> {
-    Ok(DueEndpoint { id: EndpointId(get(row, "endpoint_id")?), since: get::<At>(row, "since")?.0 })
+    Ok(DueEndpoint { id: EndpointId(get(row, "endpoint_id")?), since: get::<Timestamptz>(row, "since")?.0 })
 }
 
 pub(super) fn claim(
@@ -83,17 +84,18 @@ pub(super) fn claim(
     let wanted = bounded_wants(wanted);
     let endpoints: Vec<Uuid> = wanted.iter().map(|wanted| wanted.endpoint.0).collect();
     let most: Vec<i64> = wanted.iter().map(|wanted| i64::from(wanted.most)).collect();
-    let from: Vec<At> = wanted.iter().map(|wanted| At(wanted.from)).collect();
+    let from: Vec<Timestamptz> = wanted.iter().map(|wanted| Timestamptz(wanted.from)).collect();
     let mut claims = Claims::default();
     if endpoints.is_empty() {
         return Ok(claims);
     }
     let ranges = partitions.ranges(session)?;
     let sql = if ranges.len() == 1 { CLAIM } else { CLAIM_ONLY };
-    let rows = session.query(sql, &[&endpoints, &most, &At(now), &At(lease_until), &from])?;
+    let rows = session.query(sql, &[&endpoints, &most, &Timestamptz(now), &Timestamptz(lease_until), &from])?;
     if rows.is_empty() {
         // Most likely another server was faster.
-        session.execute(REPAIR_QUEUE, &[&endpoints, &At(now), &i64::from(limits::CLAIM_DELIVERIES_MAX), &from])?;
+        session
+            .execute(REPAIR_QUEUE, &[&endpoints, &Timestamptz(now), &i64::from(limits::CLAIM_DELIVERIES_MAX), &from])?;
     }
     let mut events = if ranges.len() == 1 { HashMap::new() } else { claimed_events(session, &ranges, &rows)? };
     for row in &rows {
@@ -108,7 +110,7 @@ pub(super) fn claim(
                 org,
                 event,
                 event_type,
-                received_at: get::<At>(row, "event_received_at")?.0,
+                received_at: get::<Timestamptz>(row, "event_received_at")?.0,
                 payload,
                 attempts_made,
                 schedule_step: attempts_made.saturating_sub(count(row, "attempts_before")?),
@@ -125,7 +127,7 @@ type EventText = (String, String);
 
 /// The event in a row; `None` if it is gone.
 fn event_of(row: &Row) -> Result<Option<EventText>, StoreError> {
-    let payload: Option<Verbatim> = get(row, "payload")?;
+    let payload: Option<JsonText> = get(row, "payload")?;
     payload.map(|payload| Ok((get(row, "type")?, payload.0))).transpose()
 }
 
@@ -137,7 +139,7 @@ fn claimed_events(
 ) -> Result<HashMap<DeliveryId, EventText>, StoreError> {
     let mut wanted: Vec<(Timestamp, EventId, DeliveryId)> = Vec::with_capacity(claimed.len());
     for row in claimed {
-        let at = get::<At>(row, "event_received_at")?.0;
+        let at = get::<Timestamptz>(row, "event_received_at")?.0;
         wanted.push((at, EventId(get(row, "event_id")?), DeliveryId(get(row, "id")?)));
     }
     let mut events = HashMap::with_capacity(claimed.len());
@@ -146,9 +148,10 @@ fn claimed_events(
         // As narrow as possible: usually one partition of the range.
         let Some(first) = within.iter().map(|(at, ..)| *at).min() else { continue };
         let end = within.iter().map(|(at, ..)| *at).max().unwrap_or(first).just_after();
-        let (at, ids): (Vec<At>, Vec<Uuid>) = within.iter().map(|(at, event, _)| (At(*at), event.0)).unzip();
+        let (at, ids): (Vec<Timestamptz>, Vec<Uuid>) =
+            within.iter().map(|(at, event, _)| (Timestamptz(*at), event.0)).unzip();
         let rows = session.within(async |conversation: &mut Conversation| {
-            let params: [&(dyn ToSql + Sync); 4] = [&ids, &at, &At(first), &At(end)];
+            let params: [&(dyn ToSql + Sync); 4] = [&ids, &at, &Timestamptz(first), &Timestamptz(end)];
             query_range(conversation, ranges.len(), EVENTS, &params, &EVENTS_TYPES).await
         })?;
         let mut found: HashMap<EventId, EventText> = HashMap::with_capacity(rows.len());
@@ -202,15 +205,16 @@ fn record_in(session: &mut Session, results: &[&AttemptResult], pass: Pass) -> R
     let attempts = || results.iter().map(|result| &result.attempt);
     let ids: Vec<Uuid> = attempts().map(|attempt| attempt.delivery.0).collect();
     let numbers: Vec<i32> = attempts().map(|attempt| saturated(attempt.number.into())).collect();
-    let at: Vec<At> = attempts().map(|attempt| At(attempt.at)).collect();
+    let at: Vec<Timestamptz> = attempts().map(|attempt| Timestamptz(attempt.at)).collect();
     let latencies: Vec<i32> = attempts().map(|attempt| saturated(attempt.latency.as_millis())).collect();
     let codes: Vec<Option<i16>> =
         attempts().map(|attempt| attempt.status_code.and_then(|code| i16::try_from(code).ok())).collect();
     let errors: Vec<_> = attempts().map(|attempt| attempt.error.as_deref().map(without_nul)).collect();
     let bodies: Vec<_> = attempts().map(|attempt| attempt.response_body.as_deref().map(without_nul)).collect();
-    let leases: Vec<At> = results.iter().map(|result| At(result.lease)).collect();
+    let leases: Vec<Timestamptz> = results.iter().map(|result| Timestamptz(result.lease)).collect();
     let statuses: Vec<i16> = results.iter().map(|result| result.next.status().code()).collect();
-    let next: Vec<Option<At>> = results.iter().map(|result| result.next.attempt_at().map(At)).collect();
+    let next: Vec<Option<Timestamptz>> =
+        results.iter().map(|result| result.next.attempt_at().map(Timestamptz)).collect();
     let (errors, bodies) = (texts(&errors), texts(&bodies));
     let is_late = pass == Pass::Late;
     let params: [&(dyn ToSql + Sync); 11] =
@@ -228,16 +232,16 @@ fn record_in(session: &mut Session, results: &[&AttemptResult], pass: Pass) -> R
 /// The parameters of [`END_DELETED`].
 pub(super) struct EndDeleted<'a> {
     endpoint: Uuid,
-    from: At,
+    from: Timestamptz,
     limit: i64,
-    at: At,
+    at: Timestamptz,
     error: &'a str,
 }
 
 impl EndDeleted<'_> {
     pub(super) fn new(endpoint: EndpointId, from: Timestamp, at: Timestamp) -> Self {
         let limit = i64::from(limits::ENDED_DELIVERIES_STEP);
-        Self { endpoint: endpoint.0, from: At(from), limit, at: At(at), error: ENDPOINT_DELETED }
+        Self { endpoint: endpoint.0, from: Timestamptz(from), limit, at: Timestamptz(at), error: ENDPOINT_DELETED }
     }
 
     pub(super) fn params(&self) -> [&(dyn ToSql + Sync); 5] {
@@ -248,7 +252,7 @@ impl EndDeleted<'_> {
     pub(super) fn done(&self, row: Option<&Row>) -> Result<EndedStep, tokio_postgres::Error> {
         let Some(row) = row else { return Ok(EndedStep::default()) };
         let (seen, ended): (i64, i64) = (row.try_get("seen")?, row.try_get("ended")?);
-        let last: Option<At> = row.try_get("last")?;
+        let last: Option<Timestamptz> = row.try_get("last")?;
         // A full step of rows with one time, all locked by others, would be read again and again.
         let is_stuck = ended == 0 && last.as_ref().is_some_and(|last| last.0 == self.from.0);
         let next = last.filter(|_| seen == self.limit && !is_stuck).map(|last| last.0);
@@ -277,8 +281,9 @@ pub(super) fn release(
     let mut held = held.to_vec();
     // As in `record`.
     held.sort_unstable();
-    let (ids, leases): (Vec<Uuid>, Vec<At>) = held.iter().map(|(id, lease)| (id.0, At(*lease))).unzip();
-    session.execute(RELEASE, &[&ids, &leases, &At(now)])?;
+    let (ids, leases): (Vec<Uuid>, Vec<Timestamptz>) =
+        held.iter().map(|(id, lease)| (id.0, Timestamptz(*lease))).unzip();
+    session.execute(RELEASE, &[&ids, &leases, &Timestamptz(now)])?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use super::credentials::{get, unexpected};
 use super::deliveries::{END_DELETED, EndDeleted};
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use super::values::{At, Text, Verbatim};
+use super::values::{JsonText, Text, Timestamptz};
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json, without_nul,
@@ -165,7 +165,7 @@ pub(super) fn create(session: &mut Session, new: &NewEndpoint) -> Result<Endpoin
         &new.enabled,
         &rate_limit,
         &new.secret.0,
-        &At(Timestamp::now()),
+        &Timestamptz(Timestamp::now()),
         &(limits::ENDPOINTS_PER_ORG_MAX as i64),
     ];
     let rows = session.within(async |conversation: &mut Conversation| {
@@ -237,7 +237,7 @@ pub(super) fn update(
             &change.enabled,
             &change.rate_limit_per_second.is_some(),
             &change.rate_limit_per_second.flatten().map(i64::from),
-            &At(Timestamp::now()),
+            &Timestamptz(Timestamp::now()),
         ],
     )?;
     row.as_ref().map(endpoint_of).transpose()
@@ -274,7 +274,7 @@ pub(super) fn rotate_secret(
     rotation: Rotation<'_>,
 ) -> Result<Option<Endpoint>, StoreError> {
     let unusable: Vec<&[u8]> = rotation.unusable.iter().map(|secret| &secret.0[..]).collect();
-    let until = At(rotation.previous_until);
+    let until = Timestamptz(rotation.previous_until);
     let row = session.within(async |conversation: &mut Conversation| {
         let lock_key = conversation.prepare(LOCK_SEALING_KEY).await?;
         let take_key = conversation.prepare(TAKE_SEALING_KEY).await?;
@@ -317,7 +317,7 @@ pub(super) fn note_failing(
     let (ids, failing): (Vec<Uuid>, Vec<Option<i64>>) =
         notes.iter().map(|(id, failing)| (id.0, failing.map(bounded))).unzip();
     let step_max = millis(limits::ENDPOINT_FAILING_STEP_MAX);
-    let rows = session.query(NOTE_FAILING, &[&ids, &failing, &At(now), &step_max])?;
+    let rows = session.query(NOTE_FAILING, &[&ids, &failing, &Timestamptz(now), &step_max])?;
     let row = |row| {
         let millis = get::<i64>(row, "failing_ms")?;
         Ok((EndpointId(get(row, "id")?), Duration::from_millis(u64::try_from(millis).unwrap_or(0))))
@@ -335,11 +335,11 @@ fn one_of_many(row: &Row) -> Result<EndpointRow, StoreError> {
 }
 
 fn endpoint_of(row: &Row) -> Result<Endpoint, StoreError> {
-    let event_types: Option<Verbatim> = get(row, "event_types")?;
-    let headers: Verbatim = get(row, "headers")?;
+    let event_types: Option<JsonText> = get(row, "event_types")?;
+    let headers: JsonText = get(row, "headers")?;
     let rate_limit: Option<i64> = get(row, "rate_limit_per_second")?;
     let previous_secret: Option<Vec<u8>> = get(row, "previous_secret")?;
-    let previous_until: Option<At> = get(row, "previous_until")?;
+    let previous_until: Option<Timestamptz> = get(row, "previous_until")?;
     Ok(Endpoint {
         id: EndpointId(get(row, "id")?),
         org: OrgId(get(row, "org_id")?),
@@ -348,14 +348,14 @@ fn endpoint_of(row: &Row) -> Result<Endpoint, StoreError> {
         event_types: event_types.map(|json| from_json(&json.0)).transpose()?,
         headers: from_json(&headers.0)?,
         enabled: get(row, "enabled")?,
-        enabled_at: get::<Option<At>>(row, "enabled_at")?.map(|at| at.0),
+        enabled_at: get::<Option<Timestamptz>>(row, "enabled_at")?.map(|at| at.0),
         disabled_reason: get(row, "disabled_reason")?,
         org_disabled: get(row, "org_disabled")?,
         rate_limit_per_second: rate_limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
         secret: SealedSecret(get(row, "secret")?),
         previous_secret: previous_secret.map(SealedSecret).zip(previous_until.map(|at| at.0)),
-        failing_since: get::<Option<At>>(row, "failing_since")?.map(|at| at.0),
-        created_at: get::<At>(row, "created_at")?.0,
+        failing_since: get::<Option<Timestamptz>>(row, "failing_since")?.map(|at| at.0),
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
     })
 }
 

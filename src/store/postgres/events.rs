@@ -21,7 +21,7 @@ use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
-use super::values::{At, Column, Field, Verbatim};
+use super::values::{Column, Field, JsonText, Timestamptz};
 use crate::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
 use crate::{EventPlace, EventQuery, StoreError, StoredEvent};
 
@@ -170,9 +170,10 @@ fn insert_planned(
     let planned: Vec<&PlannedDelivery> =
         planned.iter().copied().filter(|planned| derived || received_at(planned).is_some()).collect();
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
-    let due: Vec<Option<At>> =
-        planned.iter().map(|planned| planned.lease_until.or_else(|| received_at(planned)).map(At)).collect();
-    let received: Vec<Option<At>> = planned.iter().map(|planned| received_at(planned).map(At)).collect();
+    let due: Vec<Option<Timestamptz>> =
+        planned.iter().map(|planned| planned.lease_until.or_else(|| received_at(planned)).map(Timestamptz)).collect();
+    let received: Vec<Option<Timestamptz>> =
+        planned.iter().map(|planned| received_at(planned).map(Timestamptz)).collect();
     params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
     params.push(&due);
     if !derived {
@@ -210,7 +211,7 @@ pub(super) fn find(
     });
     session.within(async |conversation: &mut Conversation| {
         for (from, to) in named.iter().flatten().chain(&*ranges) {
-            let params: [&(dyn ToSql + Sync); 4] = [&id.0, &org.0, &At(*from), &At(*to)];
+            let params: [&(dyn ToSql + Sync); 4] = [&id.0, &org.0, &Timestamptz(*from), &Timestamptz(*to)];
             let rows = query_range(conversation, ranges.len(), ONE, &params, &ONE_TYPES).await?;
             if let Some(row) = rows.first() {
                 return stored_event(row).map(Some);
@@ -251,14 +252,14 @@ pub(super) fn list(
     until: Instant,
 ) -> Result<(Vec<StoredEvent>, Option<EventPlace>), CallError> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
-    let after = query.after.unwrap_or(At::MIN.0);
-    let before = query.before.unwrap_or(At::MAX.0);
+    let after = query.after.unwrap_or(Timestamptz::MIN.0);
+    let before = query.before.unwrap_or(Timestamptz::MAX.0);
     let ranges = partitions.ranges(session)?;
     session.within(async |conversation: &mut Conversation| {
         let mut page: Vec<StoredEvent> = Vec::new();
         let mut page_bytes = 0;
         let mut looked_at = 0;
-        let mut place = query.cursor.unwrap_or((At::MAX.0, EventId(Uuid::max())));
+        let mut place = query.cursor.unwrap_or((Timestamptz::MAX.0, EventId(Uuid::max())));
         for (from, to) in &*ranges {
             // Events before `from` are in the next range; the statement excludes both ends.
             let (after, before) = (after.max(from.just_before()), before.min(*to));
@@ -282,7 +283,7 @@ pub(super) fn list(
                         place = (event.received_at, event.id);
                         page.push(event);
                     } else {
-                        place = (row.try_get::<_, At>("received_at")?.0, EventId(row.try_get("id")?));
+                        place = (row.try_get::<_, Timestamptz>("received_at")?.0, EventId(row.try_get("id")?));
                     }
                 }
                 let Some(looked) = looked else { break };
@@ -293,7 +294,7 @@ pub(super) fn list(
             }
             // Nothing is left of this range.
             place = place.min((*from, EventId(Uuid::nil())));
-            if Instant::now() >= until && *from > At::MIN.0 {
+            if Instant::now() >= until && *from > Timestamptz::MIN.0 {
                 return Ok((page, Some(place)));
             }
         }
@@ -315,9 +316,9 @@ type Looked = (Vec<Row>, Option<usize>);
 
 impl Chunk {
     async fn read(&self, conversation: &mut Conversation, ranges: usize) -> Result<Looked, tokio_postgres::Error> {
-        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let (place, wanted) = (Timestamptz(self.place.0), self.wanted as i64);
         let params: [&(dyn ToSql + Sync); 6] =
-            [&self.org.0, &At(self.after), &At(self.before), &place, &self.place.1.0, &wanted];
+            [&self.org.0, &Timestamptz(self.after), &Timestamptz(self.before), &place, &self.place.1.0, &wanted];
         let rows = query_range(conversation, ranges, LIST, &params, &LIST_TYPES).await?;
         let looked = (rows.len() == self.wanted).then_some(self.wanted);
         Ok((rows, looked))
@@ -330,11 +331,11 @@ impl Chunk {
         event_type: &str,
     ) -> Result<Looked, tokio_postgres::Error> {
         let most = limits::LIST_SCAN_CHUNK_ROWS;
-        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let (place, wanted) = (Timestamptz(self.place.0), self.wanted as i64);
         let params: [&(dyn ToSql + Sync); 8] = [
             &self.org.0,
-            &At(self.after),
-            &At(self.before),
+            &Timestamptz(self.after),
+            &Timestamptz(self.before),
             &place,
             &self.place.1.0,
             &wanted,
@@ -363,7 +364,7 @@ fn stored_event(row: &Row) -> Result<StoredEvent, tokio_postgres::Error> {
         id: EventId(row.try_get("id")?),
         event_type: row.try_get("type")?,
         dedup_id: row.try_get("dedup_id")?,
-        payload: row.try_get::<_, Verbatim>("payload")?.0,
-        received_at: row.try_get::<_, At>("received_at")?.0,
+        payload: row.try_get::<_, JsonText>("payload")?.0,
+        received_at: row.try_get::<_, Timestamptz>("received_at")?.0,
     })
 }

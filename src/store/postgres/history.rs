@@ -20,7 +20,7 @@ use super::credentials::{get, unexpected};
 use super::deliveries::count;
 use super::error::CallError;
 use super::session::Session;
-use super::values::At;
+use super::values::Timestamptz;
 use crate::StoreError;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
@@ -274,7 +274,7 @@ pub(super) fn retry(
     id: DeliveryId,
     now: Timestamp,
 ) -> Result<Option<Delivery>, StoreError> {
-    session.query_opt(RETRY, &[&org.0, &id.0, &At(now)])?.as_ref().map(delivery_of).transpose()
+    session.query_opt(RETRY, &[&org.0, &id.0, &Timestamptz(now)])?.as_ref().map(delivery_of).transpose()
 }
 
 pub(super) fn recover(
@@ -286,7 +286,8 @@ pub(super) fn recover(
     now: Timestamp,
 ) -> Result<u64, StoreError> {
     let (first, end) = (first_id_at(created.start), first_id_at(created.end));
-    let params: [&(dyn ToSql + Sync); 6] = [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &At(now)];
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &Timestamptz(now)];
     first_count(session.query_opt(RECOVER, &params)?.as_ref())
 }
 
@@ -317,7 +318,7 @@ fn delivery_of(row: &Row) -> Result<Delivery, StoreError> {
         status: status.ok_or_else(|| unexpected(&"a delivery's status has no name"))?,
         attempts_made: count(row, "attempts_made")?,
         created_at: created_at(id),
-        next_attempt_at: get::<Option<At>>(row, "next_attempt_at")?.map(|at| at.0),
+        next_attempt_at: get::<Option<Timestamptz>>(row, "next_attempt_at")?.map(|at| at.0),
     })
 }
 
@@ -326,7 +327,7 @@ fn attempt_of(row: &Row) -> Result<Attempt, StoreError> {
     Ok(Attempt {
         delivery: DeliveryId(get(row, "delivery_id")?),
         number: count(row, "number")?,
-        at: get::<At>(row, "at")?.0,
+        at: get::<Timestamptz>(row, "at")?.0,
         status_code: status_code.and_then(|code| u16::try_from(code).ok()),
         error: get(row, "error")?,
         latency: Duration::from_millis(count(row, "latency_ms")?.into()),

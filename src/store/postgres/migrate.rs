@@ -25,7 +25,7 @@ use millrace_base::retry::LogThrottle;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session, Timeouts};
 use super::target::Target;
-use super::values::At;
+use super::values::Timestamptz;
 use crate::{StoreError, StoreId};
 
 /// Numbered from 1, without gaps, never changed once released.
@@ -137,7 +137,7 @@ async fn apply(
             Some(done) => done?,
             None => return Ok(Ended::Stopped),
         }
-        transaction.execute(RECORD, &[&number, name, &At(Timestamp::now())]).await?;
+        transaction.execute(RECORD, &[&number, name, &Timestamptz(Timestamp::now())]).await?;
         transaction.commit().await?;
         applied += 1;
     }

@@ -21,7 +21,7 @@ use millrace_base::limits;
 
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session};
-use super::values::At;
+use super::values::Timestamptz;
 use crate::StoreError;
 
 const LOCK_TIMEOUT: &str = "55P03";
@@ -140,7 +140,7 @@ impl Partitions {
     }
 
     fn create(&self, session: &mut Session, day: Day, only_new: bool) -> Result<(), CallError> {
-        let row = session.query_opt(ENSURE, &[&At(day.start()), &At(self.started_at), &only_new])?;
+        let row = session.query_opt(ENSURE, &[&Timestamptz(day.start()), &Timestamptz(self.started_at), &only_new])?;
         let done: String = row.and_then(|row| row.try_get(0).ok()).unwrap_or_default();
         match done.as_str() {
             "dropped" => return Ok(()),
@@ -166,7 +166,7 @@ impl Partitions {
             return Ok(Arc::clone(ranges));
         }
         let rows = session.query(BOUNDS, &[])?;
-        let bounds: Vec<Option<At>> =
+        let bounds: Vec<Option<Timestamptz>> =
             rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|error| CallError::new(&error))?;
         let ranges: Arc<[Range]> = divide(bounds.into_iter().map(|bound| bound.map(|at| at.0))).into();
         self.memory().ranges = Some((Instant::now(), Arc::clone(&ranges)));
@@ -181,9 +181,9 @@ impl Partitions {
 /// Until when events of `day` went into a partition that was dropped; `None` if none was.
 pub(super) fn dropped_until(session: &mut Session, day: Day) -> Result<Option<Timestamp>, CallError> {
     session.within(async |conversation: &mut Conversation| {
-        let rows = conversation.query(DROPPED, &[&At(day.start()), &name(day)]).await?;
+        let rows = conversation.query(DROPPED, &[&Timestamptz(day.start()), &name(day)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let remade_at: Option<At> = row.try_get(0)?;
+        let remade_at: Option<Timestamptz> = row.try_get(0)?;
         Ok(match (row.try_get(1)?, row.try_get(2)?) {
             (true, _) => remade_at.map(|at| at.0),
             // Detached and kept under its name: nothing was dropped.
@@ -205,15 +205,15 @@ fn divide(bounds: impl Iterator<Item = Option<Timestamp>>) -> Vec<Range> {
     bounds.sort_unstable_by(|a, b| b.cmp(a));
     let most = limits::PARTITIONS_AT_ONCE_MAX.saturating_sub(everywhere).max(1);
     let mut ranges = Vec::with_capacity(bounds.len() / most + 1);
-    let mut to = At::MAX.0;
+    let mut to = Timestamptz::MAX.0;
     for chunk in bounds.chunks(most) {
         let from = *chunk.last().expect("a chunk is not empty");
         ranges.push((from, to));
         to = from;
     }
     match ranges.last_mut() {
-        Some((from, _)) => *from = At::MIN.0,
-        None => ranges.push((At::MIN.0, At::MAX.0)),
+        Some((from, _)) => *from = Timestamptz::MIN.0,
+        None => ranges.push((Timestamptz::MIN.0, Timestamptz::MAX.0)),
     }
     ranges
 }
@@ -277,7 +277,7 @@ mod tests {
             let bounds = (0..days).map(day).map(Some).chain((0..everywhere).map(|_| None));
             let ranges = divide(bounds);
             assert_eq!(ranges.len(), expected, "{days} and {everywhere}");
-            assert_eq!((ranges[0].1, ranges[expected - 1].0), (At::MAX.0, At::MIN.0));
+            assert_eq!((ranges[0].1, ranges[expected - 1].0), (Timestamptz::MAX.0, Timestamptz::MIN.0));
             for pair in ranges.windows(2) {
                 assert_eq!(pair[0].0, pair[1].1);
             }

@@ -13,7 +13,7 @@ use super::credentials::get;
 use super::error::CallError;
 use super::events::INSERT_DERIVED_PLANNED;
 use super::session::{Conversation, Session};
-use super::values::{At, Column, Field, Text};
+use super::values::{Column, Field, Text, Timestamptz};
 use crate::StoreError;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::{PlannedDelivery, without_copies};
@@ -67,7 +67,7 @@ pub(super) fn insert(session: &mut Session, event: &Event, reason: &str) -> Resu
     let dedup_id = event.dedup_id().map(Text);
     // NUL is the one character `text` refuses.
     let reason = reason.replace('\0', "");
-    let (received_at, now) = (At(event.received_at), At(Timestamp::now()));
+    let (received_at, now) = (Timestamptz(event.received_at), Timestamptz(Timestamp::now()));
     let (event_type, payload) = (Text(event.event_type()), Text(event.payload()));
     let name = QuarantineId::of_content(event).0;
     let params: [&(dyn ToSql + Sync); 9] =
@@ -79,11 +79,11 @@ impl QuarantineStore for PostgresStore {
     fn quarantined(&self, query: &QuarantineQuery) -> Result<(Vec<Quarantined>, bool), StoreError> {
         let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
         let (sql, begin) = if query.oldest_first {
-            (LIST_OLDEST, (At::MIN, Uuid::nil()))
+            (LIST_OLDEST, (Timestamptz::MIN, Uuid::nil()))
         } else {
-            (LIST_NEWEST, (At::MAX, Uuid::max()))
+            (LIST_NEWEST, (Timestamptz::MAX, Uuid::max()))
         };
-        let (at, id) = query.cursor.map_or(begin, |(at, id)| (At(at), id.0));
+        let (at, id) = query.cursor.map_or(begin, |(at, id)| (Timestamptz(at), id.0));
         let org = query.org.map(|org| org.0);
         // One more than the page takes shows whether there are more.
         let rows = self.session()?.query(sql, &[&org, &at, &id, &(limit as i64 + 1)])?;
@@ -124,9 +124,9 @@ fn quarantined_of(row: &Row) -> Result<Quarantined, StoreError> {
         event_type: get(row, "type")?,
         dedup_id: get(row, "dedup_id")?,
         payload_bytes: get::<i64>(row, "payload_bytes")? as u64,
-        received_at: get::<At>(row, "received_at")?.0,
+        received_at: get::<Timestamptz>(row, "received_at")?.0,
         reason: get(row, "reason")?,
-        quarantined_at: get::<At>(row, "quarantined_at")?.0,
+        quarantined_at: get::<Timestamptz>(row, "quarantined_at")?.0,
     })
 }
 
@@ -145,7 +145,7 @@ fn retry(
     let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
         [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
-    let due: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
+    let due: Vec<Option<Timestamptz>> = planned.iter().map(|planned| planned.lease_until.map(Timestamptz)).collect();
     insert_params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
     insert_params.push(&due);
     let (event_type, dedup_id, payload) = (Text(event.event_type()), event.dedup_id().map(Text), Text(event.payload()));

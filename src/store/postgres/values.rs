@@ -98,9 +98,9 @@ pub(super) fn put(out: &mut BytesMut, value: &[u8]) {
 
 /// A `timestamptz`; the extremes are -infinity and infinity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct At(pub(super) Timestamp);
+pub(super) struct Timestamptz(pub(super) Timestamp);
 
-impl At {
+impl Timestamptz {
     pub(super) const MIN: Self = Self(Timestamp::from_micros(i64::MIN));
     pub(super) const MAX: Self = Self(Timestamp::from_micros(i64::MAX));
 }
@@ -113,7 +113,7 @@ pub(super) fn to_postgres(at: Timestamp) -> i64 {
     }
 }
 
-impl ToSql for At {
+impl ToSql for Timestamptz {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         out.put_i64(to_postgres(self.0));
         Ok(IsNull::No)
@@ -126,7 +126,7 @@ impl ToSql for At {
     to_sql_checked!();
 }
 
-impl tokio_postgres::types::FromSql<'_> for At {
+impl tokio_postgres::types::FromSql<'_> for Timestamptz {
     fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
         let micros = i64::from_be_bytes(raw.try_into()?);
         Ok(Self(Timestamp::from_micros(micros.saturating_add(POSTGRES_EPOCH_MICROS))))
@@ -161,9 +161,9 @@ impl ToSql for Text<'_> {
 }
 
 /// The text of a `json` value as it was sent.
-pub(super) struct Verbatim(pub(super) String);
+pub(super) struct JsonText(pub(super) String);
 
-impl tokio_postgres::types::FromSql<'_> for Verbatim {
+impl tokio_postgres::types::FromSql<'_> for JsonText {
     fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
         Ok(Self(std::str::from_utf8(raw)?.to_owned()))
     }

@@ -44,9 +44,9 @@ const LIST: &str = "
     ORDER BY received_at DESC, id DESC";
 
 /// Text as bytes that are known to be UTF-8.
-pub(super) struct Text<'a>(pub(super) &'a [u8]);
+pub(super) struct SqliteText<'a>(pub(super) &'a [u8]);
 
-impl ToSql for Text<'_> {
+impl ToSql for SqliteText<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
     }
@@ -90,9 +90,9 @@ fn insert(transaction: &Transaction<'_>, event: &Event, sql: &str) -> rusqlite::
         event.id.0.as_bytes(),
         event.org.0.as_bytes(),
         event.received_at.as_micros(),
-        Text(event.event_type()),
-        event.dedup_id().map(Text),
-        Text(event.payload()),
+        SqliteText(event.event_type()),
+        event.dedup_id().map(SqliteText),
+        SqliteText(event.payload()),
     ])?;
     Ok(inserted > 0)
 }

@@ -10,7 +10,7 @@ use millrace_base::limits;
 use super::SqliteStore;
 use super::change_feed::note_change;
 use super::deliveries::uuid;
-use super::events::{self, Text};
+use super::events::{self, SqliteText};
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::PlannedDelivery;
 use crate::{StoreChange, StoreError};
@@ -58,7 +58,8 @@ const STORED: &str = "
 
 /// Puts an event into quarantine, once. Returns whether it was not there yet.
 pub(super) fn insert(transaction: &Transaction<'_>, event: &Event, reason: &str) -> rusqlite::Result<bool> {
-    let (event_type, dedup_id, payload) = (Text(event.event_type()), event.dedup_id().map(Text), Text(event.payload()));
+    let (event_type, dedup_id, payload) =
+        (SqliteText(event.event_type()), event.dedup_id().map(SqliteText), SqliteText(event.payload()));
     let (received_at, now) = (event.received_at.as_micros(), Timestamp::now().as_micros());
     let (id, org) = (event.id.0.as_bytes(), event.org.0.as_bytes());
     let first = params![id, org, received_at, event_type, dedup_id, payload, reason, now];
@@ -131,9 +132,9 @@ fn retry(transaction: &Transaction<'_>, id: QuarantineId, planned: &[PlannedDeli
         let same = params![
             event.id.0.as_bytes(),
             event.org.0.as_bytes(),
-            Text(event.event_type()),
-            event.dedup_id().map(Text),
-            Text(event.payload()),
+            SqliteText(event.event_type()),
+            event.dedup_id().map(SqliteText),
+            SqliteText(event.payload()),
         ];
         if !transaction.prepare_cached(STORED)?.query_row(same, |row| row.get(0))? {
             return Ok(Retried::IdTaken);
