@@ -12,7 +12,6 @@ use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 use millrace_base::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
 use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
-use millrace_store::StoreError;
 use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 
@@ -40,11 +39,7 @@ pub(super) fn create(desk: &Desk, by: &Caller, body: &[u8]) -> Result<(EndpointI
         secret: desk.management.secrets.seal(id, &secret)?,
         keys,
     };
-    let endpoint =
-        desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new)).map_err(|error| match error {
-            StoreError::Conflict(_) => Refusal::Client(Problem::TooManyEndpoints),
-            error => Refusal::Store(error),
-        })?;
+    let endpoint = desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new))?;
     changes::log(by, "endpoint.created", &id);
     // Who is told that it is there may post at once.
     desk.endpoints_changed(by.org)?;

@@ -11,8 +11,8 @@ use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_store::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use millrace_store::webhooks::{PlannedDelivery, StoredBatch};
 use millrace_store::{
-    EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
-    StoreId, StoredEvent,
+    EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, Store, StoreChange,
+    StoreError, StoreId, StoredEvent,
 };
 use millrace_webhooks::endpoint::management::EndpointManagement;
 use millrace_webhooks::endpoint::secret::SecretBox;
@@ -115,7 +115,7 @@ impl Store for FakeStore {
         let mut keys = self.keys.lock().unwrap();
         let now = Timestamp::now();
         let Some(previous) = keys.iter_mut().find(|key| key.id == old && key.revoked_at.is_none()) else {
-            return Err(StoreError::Conflict("not a valid key".into()));
+            return Err(Rejection::KeyNotValid(old).into());
         };
         previous.expires_at = Some(now.plus(grace));
         let org = previous.org;

@@ -12,7 +12,7 @@ use millrace_store::webhooks::{
     EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, PendingStats, PlannedDelivery, Recorded, Rotation,
     Wanted, WebhookStore,
 };
-use millrace_store::{StoreError, StoredEvent};
+use millrace_store::{Rejection, StoreError, StoredEvent};
 
 use super::fake_store::FakeStore;
 
@@ -31,7 +31,7 @@ impl WebhookStore for FakeStore {
         self.before_call()?;
         let mut endpoints = self.webhooks.endpoints.lock().unwrap();
         if endpoints.iter().filter(|endpoint| endpoint.org == new.org).count() >= ENDPOINTS_PER_ORG_MAX {
-            return Err(StoreError::Conflict("too many".into()));
+            return Err(Rejection::TooManyEndpoints.into());
         }
         let new = new.clone();
         endpoints.push(Endpoint {

@@ -15,7 +15,6 @@ use millrace_base::key::{ApiKey, KeyId};
 use millrace_base::limits::{KEY_ROTATION_GRACE_DEFAULT, KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
 use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
-use millrace_store::StoreError;
 
 use super::body::{check_syntax, whole};
 use super::json::{push_array, push_key, push_string, push_time};
@@ -39,11 +38,7 @@ pub(super) fn rotate(desk: &Desk, by: &Caller, body: &[u8]) -> Result<Answer, Re
     let grace = parse_grace(body)?;
     let key = ApiKey::generate()?;
     let verifier = key.verifier(desk.argon2);
-    let done = desk.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace));
-    let expires_at = done.map_err(|error| match error {
-        StoreError::TooMany(_) => Refusal::Client(Problem::TooManyKeys),
-        error => Refusal::Store(error),
-    })?;
+    let expires_at = desk.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace))?;
     changes::log(by, "key.rotated", &key.id());
     Ok((200, rotated(&key, expires_at)))
 }

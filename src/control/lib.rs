@@ -52,7 +52,7 @@ use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::key::{Argon2Cost, KeyId};
 use millrace_base::problem::Problem;
 use millrace_metrics::{DbOperation, Metrics};
-use millrace_store::{Store, StoreError};
+use millrace_store::{Rejection, Store, StoreError};
 use millrace_webhooks::endpoint::management::EndpointManagement;
 
 use complaint::{Complaints, Trouble};
@@ -341,13 +341,16 @@ impl Desk {
                 | StoreError::Unexplained(_),
             ) => (Problem::StoreUnavailable, Some(Trouble::Unavailable)),
             Refusal::Store(StoreError::Misconfigured(_)) => (Problem::StoreUnavailable, Some(Trouble::Misconfigured)),
-            // `TooMany` is answered by the handlers, which know of what.
-            Refusal::Store(StoreError::RowRefused(_) | StoreError::TooMany(_)) => {
+            Refusal::Store(StoreError::Rejected(Rejection::TooManyKeys)) => (Problem::TooManyKeys, None),
+            Refusal::Store(StoreError::Rejected(Rejection::TooManyEndpoints)) => (Problem::TooManyEndpoints, None),
+            // The key that the request came with was revoked or expired, or its organisation deleted, after a shard looked
+            // it up.
+            Refusal::Store(StoreError::Rejected(Rejection::KeyNotValid(_) | Rejection::NoSuchOrganization(_))) => {
+                (Problem::InvalidApiKey, None)
+            }
+            Refusal::Store(StoreError::RowRefused(_) | StoreError::Rejected(_)) => {
                 (Problem::Internal, Some(Trouble::Refused))
             }
-            // The one conflict that handlers do not answer themselves: the key it came with was revoked or expired since a
-            // shard looked it up.
-            Refusal::Store(StoreError::Conflict(_)) => (Problem::InvalidApiKey, None),
             Refusal::Randomness(_) => (Problem::Internal, Some(Trouble::Randomness)),
         };
         if let Some(trouble) = trouble {

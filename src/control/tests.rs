@@ -12,7 +12,7 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::key;
 use millrace_base::limits::{CONTROL_WORKERS, LIST_KEYS_MAX};
-use millrace_store::StoredEvent;
+use millrace_store::{Rejection, StoredEvent};
 
 use super::fake_store::{FakeStore, key_info, management};
 use super::*;
@@ -212,8 +212,10 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused(millrace_store::Refusal::new("22P02", "22P02")), Problem::Internal),
-        (StoreError::Conflict("gone".into()), Problem::InvalidApiKey),
+        (StoreError::RowRefused(millrace_store::DatabaseError::new("22P02", "22P02")), Problem::Internal),
+        (Rejection::KeyNotValid(key_id("unknownKey00")).into(), Problem::InvalidApiKey),
+        (Rejection::NoSuchOrganization("gone".into()).into(), Problem::InvalidApiKey),
+        (Rejection::KeyIdTaken.into(), Problem::Internal),
     ] {
         let (pool, _) = pool(FakeStore::with_hook(move || Err(error.clone())));
         for request in [

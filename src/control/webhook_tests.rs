@@ -392,7 +392,7 @@ fn each_store_error_has_its_answer() {
     for (error, problem) in [
         (StoreError::Unavailable("away".into()), Problem::StoreUnavailable),
         (StoreError::Misconfigured("no table".into()), Problem::StoreUnavailable),
-        (StoreError::RowRefused(millrace_store::Refusal::new("22P02", "22P02")), Problem::Internal),
+        (StoreError::RowRefused(millrace_store::DatabaseError::new("22P02", "22P02")), Problem::Internal),
     ] {
         let store = Arc::new(FakeStore::with_hook(move || Err(error.clone())));
         let management = management_telling(|_| unreachable!("nothing changed"));

@@ -1,16 +1,30 @@
-//! CELLS: the counters and histograms a shard writes and a scrape reads.
+//! The counters and histograms that a shard writes and a scrape reads.
 //!
-//! Each cell has one writer, the shard's own thread, and any number of readers. So a write is a plain load and
-//! a plain store (`Relaxed`, no locked instruction): the atomics are there for the scraping thread alone.
-//! A second writer would lose counts; [`ShardHandle`](super::ShardHandle) is what rules one out.
+//! Each cell has one writer, the shard's own thread, and any number of readers. A write is therefore a plain load and a
+//! plain store (`Relaxed`, no locked instruction); the cells are atomic only for the thread that scrapes. A second writer
+//! would lose counts: [`ShardHandle`](super::ShardHandle) rules one out.
 //!
-//! A scrape reads cell by cell: the values of one scrape may differ by what was recorded while it ran. The
-//! count of a histogram is the sum of its buckets, so these two always agree.
+//! A scrape reads one cell after the other, so its values may differ by what was recorded while it ran. The count of a
+//! histogram is the sum of its buckets, so these two always agree.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::names::Label;
+use prometheus::proto::Metric;
+
+use super::labels::Label;
+use super::names::{MetricKind, MetricRow};
+use super::render;
+
+/// A field of [`ShardMetrics`](super::ShardMetrics).
+pub(super) trait ShardCell {
+    const KIND: MetricKind;
+
+    /// The cells of all shards added up, as the series of `row`.
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, row: &MetricRow) -> Vec<Metric>
+    where
+        Self: 'a;
+}
 
 /// A counter with one writer.
 #[derive(Debug, Default)]
@@ -42,12 +56,22 @@ pub struct Counts<L, const N: usize> {
     label: PhantomData<fn(L)>,
 }
 
-impl<L: Label, const N: usize> Counts<L, N> {
-    pub(super) fn new() -> Self {
+impl ShardCell for Count {
+    const KIND: MetricKind = MetricKind::Counter;
+
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, _: &MetricRow) -> Vec<Metric> {
+        vec![render::counter(cells.map(Self::get).sum())]
+    }
+}
+
+impl<L: Label, const N: usize> Default for Counts<L, N> {
+    fn default() -> Self {
         const { assert!(L::ALL.len() == N) };
         Self { cells: std::array::from_fn(|_| Count::default()), label: PhantomData }
     }
+}
 
+impl<L: Label, const N: usize> Counts<L, N> {
     /// Adds one for this label value.
     #[inline]
     pub fn inc(&self, label: L) {
@@ -57,6 +81,21 @@ impl<L: Label, const N: usize> Counts<L, N> {
     /// The value now.
     pub fn get(&self, label: L) -> u64 {
         self.cells[label.index()].get()
+    }
+}
+
+impl<L: Label, const N: usize> ShardCell for Counts<L, N> {
+    const KIND: MetricKind = MetricKind::Counter;
+
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, row: &MetricRow) -> Vec<Metric>
+    where
+        Self: 'a,
+    {
+        let series = L::ALL.iter().map(|value| {
+            let sum = cells.clone().map(|cell| cell.get(*value)).sum();
+            render::with_labels(render::counter(sum), row, &[value.as_str()])
+        });
+        series.collect()
     }
 }
 
@@ -88,6 +127,11 @@ impl<const N: usize> Bounds<N> {
             bound += 1;
         }
         Self { upper_nanos, below }
+    }
+
+    /// How many buckets there are.
+    pub(super) const fn len(&self) -> usize {
+        self.upper_nanos.len()
     }
 
     /// The bucket of a value: the first whose bound is not less than it.
@@ -145,7 +189,7 @@ impl<const N: usize> Latency<N> {
         self.sum_nanos.add(nanos * n);
     }
 
-    /// The values of several histograms with the same bounds, added up.
+    /// The values of histograms with the same bounds, added up.
     pub(super) fn merged<'a>(all: impl Iterator<Item = &'a Self>) -> LatencySnapshot<N> {
         let mut merged = LatencySnapshot { sum_nanos: 0, buckets: [0; N] };
         for one in all {
@@ -155,6 +199,18 @@ impl<const N: usize> Latency<N> {
             }
         }
         merged
+    }
+}
+
+impl<const N: usize> ShardCell for Latency<N> {
+    const KIND: MetricKind = MetricKind::Histogram;
+
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, _: &MetricRow) -> Vec<Metric> {
+        let Some(bounds) = cells.clone().next().map(|cell| cell.bounds) else {
+            return Vec::new();
+        };
+        let merged = Self::merged(cells);
+        vec![render::histogram(bounds.finite_seconds(), &merged.buckets, merged.sum_nanos as f64 / 1e9)]
     }
 }
 

@@ -1,49 +1,11 @@
-//! What the journal's threads count: per group, per segment or at the start, never per event on a shard.
+//! How the journal's threads record.
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, Registry};
-
-use super::names::{self, JournalFailure, Label};
-use super::store::{one_counter, one_histogram, opts};
-
-/// The journal's metrics; any of its threads may record.
-#[derive(Debug)]
-pub struct JournalMetrics {
-    /// One group made durable, in seconds.
-    pub commit_seconds: Histogram,
-    /// Events in it.
-    pub group_size: Histogram,
-    /// Events read back at the start.
-    pub replayed: IntCounter,
-    /// Events that were accepted into the journal alone and came back into the queue.
-    pub spilled: IntCounter,
-    /// Held events that were written over into a newer segment.
-    pub rewritten: IntCounter,
-    /// Of events read back, those whose day was dropped.
-    pub expired: IntCounter,
-    /// Events known to be missing.
-    pub damaged_records: IntCounter,
-    /// By [`JournalFailure::index`].
-    failures: Vec<IntCounter>,
-}
+use super::labels::JournalFailure;
+pub use super::names::JournalMetrics;
 
 impl JournalMetrics {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let failures = IntCounterVec::new(opts(&names::JOURNAL_FAILURES), &["reason"])?;
-        registry.register(Box::new(failures.clone()))?;
-        Ok(Self {
-            commit_seconds: one_histogram(registry, &names::JOURNAL_COMMIT, names::JOURNAL_COMMIT_SECONDS)?,
-            group_size: one_histogram(registry, &names::JOURNAL_GROUP_SIZE, names::JOURNAL_GROUP_BUCKETS)?,
-            replayed: one_counter(registry, &names::JOURNAL_REPLAYED)?,
-            spilled: one_counter(registry, &names::JOURNAL_SPILLED)?,
-            rewritten: one_counter(registry, &names::JOURNAL_REWRITTEN)?,
-            expired: one_counter(registry, &names::JOURNAL_EXPIRED)?,
-            damaged_records: one_counter(registry, &names::JOURNAL_DAMAGED_RECORDS)?,
-            failures: JournalFailure::ALL.iter().map(|f| failures.with_label_values(&[f.as_str()])).collect(),
-        })
-    }
-
     /// Records an operation on the disk that failed.
     pub fn failed(&self, failure: JournalFailure) {
-        self.failures[failure.index()].inc();
+        self.failures.inc(failure);
     }
 }

@@ -1,12 +1,12 @@
-//! The standard `process_*` metrics, read from the kernel at each scrape: four small reads of `/proc`, none
-//! of which grows with the process. What the kernel does not tell is left out of the answer, never shown as 0.
+//! The values of the standard `process_*` metrics, read from the kernel at each scrape: four small reads of `/proc`, none
+//! of which grows with the process. A value that the kernel does not give is left out of the scrape, never shown as 0.
 
 use std::fs;
 
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-/// What the kernel says about this process now.
+/// The kernel's figures about this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProcessSample {
     pub resident_memory_bytes: Option<u64>,
@@ -41,8 +41,8 @@ fn open_fds() -> Option<u64> {
     }
 }
 
-/// When the process started, in seconds since the Unix epoch, to 10 ms. Only of its own files, so that a service that
-/// sees no others (`ProcSubset=pid`) knows it, too.
+/// When the process started, in seconds since the Unix epoch, to 10 ms. It reads only files of this process, so that it
+/// works in a service that sees no others (`ProcSubset=pid`).
 pub(super) fn start_time_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the program's name in parentheses and may hold anything, so count from its end:

@@ -1,80 +1,82 @@
-//! What one shard counts. Written by the shard's thread, read by scrapes; see [`cells`](super::cells).
+//! What one shard counts: its thread writes, scrapes read (see [`cells`](super::cells)).
+//!
+//! [`shard_metrics`] makes [`ShardMetrics`] from rows of `names.rs`. [`ShardHandle`] is the right to write it.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+
+use prometheus::proto::Metric;
 
 use millrace_base::problem::{Code, Problem};
 
-use super::cells::{Count, Counts, Latency};
-use super::names::{
-    AUTH_BOUNDS, CacheLookup, INGESTION_BOUNDS, Label, OTHER_STATUS, RATE_LIMIT_BOUNDS, Route, STATUSES, TimeoutPhase,
-    TlsHandshake, ValidationErrorKind,
-};
+use super::cells::{Count, ShardCell};
+use super::labels::{Label, OTHER_STATUS, Route, STATUSES};
+pub use super::names::ShardMetrics;
+use super::names::{MetricKind, MetricRow};
+use super::render;
 
-/// The counters of one shard, named as the metrics are. Two cache lines of alignment: neighbouring shards
-/// share neither a line nor the pair that the prefetcher fetches together.
-#[derive(Debug)]
-#[repr(align(128))]
-pub struct ShardMetrics {
-    /// From the last byte of an ingest request to its answer.
-    pub event_ingestion_latency_seconds: Latency<23>,
-    /// Finding out whose a key is.
-    pub auth_latency_seconds: Latency<26>,
-    /// One rate limit decision.
-    pub rate_limit_check_latency_seconds: Latency<15>,
-    /// Events answered with 202.
-    pub events_ingested_total: Count,
-    /// Bytes of request bodies read, without framing.
-    pub request_body_bytes_total: Count,
-    /// Lookups in the cache of verified keys.
-    pub cache_lookups_total: Counts<CacheLookup, 2>,
-    /// Requests answered.
-    pub http_requests_total: HttpRequests,
-    /// Refusals by code.
-    pub rejected_total: Rejections,
-    /// Events refused for their content.
-    pub validation_errors_total: Counts<ValidationErrorKind, 11>,
-    /// Connections taken into service.
-    pub connections_accepted_total: Count,
-    /// Connections that were in service and are closed; accepted − closed are open.
-    pub connections_closed_total: Count,
-    /// Connections turned away at the limit; they count as neither accepted nor closed.
-    pub connections_refused_total: Count,
-    /// Connections closed for taking too long.
-    pub connection_timeouts_total: Counts<TimeoutPhase, 5>,
-    /// TLS handshakes that are over.
-    pub tls_handshakes_total: Counts<TlsHandshake, 3>,
-    /// Whether a [`ShardHandle`] to these counters exists.
-    claimed: AtomicBool,
-}
-
-impl ShardMetrics {
-    pub(super) fn new() -> Self {
-        Self {
-            event_ingestion_latency_seconds: Latency::new(&INGESTION_BOUNDS),
-            auth_latency_seconds: Latency::new(&AUTH_BOUNDS),
-            rate_limit_check_latency_seconds: Latency::new(&RATE_LIMIT_BOUNDS),
-            events_ingested_total: Count::default(),
-            request_body_bytes_total: Count::default(),
-            cache_lookups_total: Counts::new(),
-            http_requests_total: HttpRequests::new(),
-            rejected_total: Rejections::new(),
-            validation_errors_total: Counts::new(),
-            connections_accepted_total: Count::default(),
-            connections_closed_total: Count::default(),
-            connections_refused_total: Count::default(),
-            connection_timeouts_total: Counts::new(),
-            tls_handshakes_total: Counts::new(),
-            claimed: AtomicBool::new(false),
+/// Rows of `name: kind(label: Values), "help";` for counters, of `name: histogram(BUCKETS), "help";` for histograms, and of
+/// `name: Type(labels), "help";` for what has a type of its own below. The fields are named as the metrics are.
+macro_rules! shard_metrics {
+    ($($name:ident: $kind:ident $args:tt, $help:literal;)*) => {
+        /// The counters of one shard. Two cache lines of alignment: neighbouring shards share neither a line nor the pair
+        /// that the prefetcher fetches together.
+        #[derive(Debug)]
+        #[repr(align(128))]
+        pub struct ShardMetrics {
+            $(#[doc = $help] pub $name: $crate::shard::shard_metrics!(@type $kind $args),)*
+            /// Whether a [`ShardHandle`](super::ShardHandle) to these counters exists.
+            pub(super) claimed: std::sync::atomic::AtomicBool,
         }
-    }
-}
 
-/// The right to write one shard's counters: there is one handle per shard, and it can move to the shard's
-/// thread but not be shared with another (`Send`, not `Sync`, not `Clone`). Dropping it gives the right back.
+        impl ShardMetrics {
+            pub(super) const ROWS: &'static [MetricRow] = &[$(MetricRow {
+                name: stringify!($name),
+                kind: <$crate::shard::shard_metrics!(@type $kind $args) as $crate::cells::ShardCell>::KIND,
+                labels: $crate::shard::shard_metrics!(@labels $kind $args),
+                help: $help,
+            },)*];
+
+            pub(super) fn new() -> Self {
+                Self {
+                    $($name: $crate::shard::shard_metrics!(@new $kind $args),)*
+                    claimed: std::sync::atomic::AtomicBool::new(false),
+                }
+            }
+
+            /// The families of all shards together, in the order of the rows.
+            pub(super) fn families(shards: &[std::sync::Arc<Self>]) -> Vec<prometheus::proto::MetricFamily> {
+                let mut rows = Self::ROWS.iter();
+                let mut next = || rows.next().expect("there are as many rows as fields");
+                vec![$({
+                    let row = next();
+                    let cells = shards.iter().map(|shard| &shard.$name);
+                    $crate::render::family(row, $crate::cells::ShardCell::series(cells, row))
+                }),*]
+            }
+        }
+    };
+
+    (@type counter ()) => { $crate::cells::Count };
+    (@type counter ($label:ident: $values:ty)) => {
+        $crate::cells::Counts<$values, { <$values as Label>::ALL.len() }>
+    };
+    (@type histogram ($bounds:ident)) => { $crate::cells::Latency<{ $bounds.len() }> };
+    (@type $own:ident $labels:tt) => { $crate::shard::$own };
+
+    (@new histogram ($bounds:ident)) => { $crate::cells::Latency::new(&$bounds) };
+    (@new $kind:ident $labels:tt) => { Default::default() };
+
+    (@labels histogram ($bounds:ident)) => { &[] };
+    (@labels $kind:ident ($($label:ident $(: $values:ty)?),*)) => { &[$(stringify!($label)),*] };
+}
+pub(super) use shard_metrics;
+
+/// The right to write one shard's counters. There is one handle a shard; it can move to the shard's thread but not be shared
+/// with another (`Send`, not `Sync`, not `Clone`). Dropping it gives the right back.
 #[derive(Debug)]
 pub struct ShardHandle {
     metrics: Arc<ShardMetrics>,
@@ -111,11 +113,13 @@ pub struct HttpRequests {
     cells: [[Count; STATUSES.len()]; Route::ALL.len()],
 }
 
-impl HttpRequests {
-    fn new() -> Self {
+impl Default for HttpRequests {
+    fn default() -> Self {
         Self { cells: std::array::from_fn(|_| std::array::from_fn(|_| Count::default())) }
     }
+}
 
+impl HttpRequests {
     /// Counts one answer. A status that the contract does not name is counted as `other`.
     #[inline]
     pub fn inc(&self, route: Route, status: u16) {
@@ -131,6 +135,26 @@ impl HttpRequests {
     /// The value now.
     pub fn get(&self, route: Route, status: u16) -> u64 {
         self.cells[route.index()][status_index(status)].get()
+    }
+}
+
+impl ShardCell for HttpRequests {
+    const KIND: MetricKind = MetricKind::Counter;
+
+    /// Only what was seen, and each route's usual answer, which is there at 0 from the start: most of the 504 series can
+    /// never occur and would hide the others.
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, row: &MetricRow) -> Vec<Metric> {
+        let mut series = Vec::new();
+        for route in Route::ALL {
+            for status in STATUSES {
+                let value = cells.clone().map(|cell| cell.get(*route, status)).sum();
+                if value > 0 || status == route.usual_status() {
+                    let status = if status == OTHER_STATUS { "other".to_owned() } else { status.to_string() };
+                    series.push(render::with_labels(render::counter(value), row, &[route.as_str(), &status]));
+                }
+            }
+        }
+        series
     }
 }
 
@@ -161,11 +185,13 @@ pub struct Rejections {
     cells: [Count; Code::ALL.len()],
 }
 
-impl Rejections {
-    fn new() -> Self {
+impl Default for Rejections {
+    fn default() -> Self {
         Self { cells: std::array::from_fn(|_| Count::default()) }
     }
+}
 
+impl Rejections {
     /// Counts one refusal.
     pub fn inc(&self, problem: &Problem) {
         self.cells[problem.code() as usize].inc();
@@ -174,6 +200,18 @@ impl Rejections {
     /// The value of a code now.
     pub fn get(&self, code: Code) -> u64 {
         self.cells[code as usize].get()
+    }
+}
+
+impl ShardCell for Rejections {
+    const KIND: MetricKind = MetricKind::Counter;
+
+    fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, row: &MetricRow) -> Vec<Metric> {
+        let series = Code::ALL.iter().map(|code| {
+            let value = cells.clone().map(|cell| cell.get(*code)).sum();
+            render::with_labels(render::counter(value), row, &[code.as_str()])
+        });
+        series.collect()
     }
 }
 
@@ -200,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_status_is_counted_under_itself_or_other() {
-        let requests = HttpRequests::new();
+        let requests = HttpRequests::default();
         for status in (0..=600).chain([u16::MAX]) {
             let index = status_index(status);
             let shown = STATUSES[index];
@@ -312,7 +350,7 @@ mod tests {
 
     #[test]
     fn every_problem_has_its_code_and_status_in_the_tables() {
-        let rejections = Rejections::new();
+        let rejections = Rejections::default();
         let every = every_problem();
         for problem in &every {
             let row = problem.row();

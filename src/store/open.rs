@@ -1,28 +1,29 @@
-//! Chooses the store: Postgres where there is a `DATABASE_URL`, else the embedded one under the data directory.
+//! Opens the store that the configuration names: Postgres if there is a `DATABASE_URL`, otherwise the embedded one in the
+//! data directory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::postgres::{self, PostgresStore};
+use super::postgres::{self, DatabaseUrlError, PostgresStore};
 use super::sqlite::{self, SqliteStore};
 use super::{Store, StoreError};
 
-/// What a store needs to know.
+/// The configuration of a store.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// A `postgres://` URL; holds a password, so this type has no `Debug`.
+    /// A `postgres://` URL. It holds a password, so this type has no `Debug`.
     pub database_url: Option<String>,
-    /// Where the embedded store keeps its file.
+    /// The directory of the embedded store's file.
     pub data_dir: PathBuf,
-    /// Connections used at once; at least one.
+    /// Connections at once; at least one.
     pub connections_max: u32,
 }
 
-/// The store `config` asks for. Does not wait for a database and does not migrate. Starts the pool's threads, so
-/// call it before pinning the calling thread to a core.
+/// Opens the store of `config`. Does not wait for a database and does not migrate. Starts the threads of the pool, so call
+/// it before pinning the calling thread to a core.
 ///
 /// # Errors
-/// `Misconfigured` where the URL is wrong or the data directory cannot be made.
+/// `Misconfigured` if the URL is wrong or the data directory cannot be created.
 pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match &config.database_url {
         Some(url) => Arc::new(PostgresStore::new(url, config.connections_max)?),
@@ -30,39 +31,36 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     })
 }
 
-/// Whether a `DATABASE_URL` can be used, as far as it can be told without connecting.
-///
-/// # Errors
-/// What is wrong with it; never quotes it.
-pub fn check_database_url(url: &str) -> Result<(), String> {
+/// Checks what can be checked of a `DATABASE_URL` without connecting.
+pub fn check_database_url(url: &str) -> Result<(), DatabaseUrlError> {
     postgres::check_url(url)
 }
 
-/// Whether the store is there: that of a database always is, the embedded one where its file is.
+/// Whether the store exists: one in a database always does, the embedded one if its file does.
 ///
 /// # Errors
-/// Where the data directory cannot be looked into.
+/// If the data directory cannot be read.
 pub fn is_there(config: &StoreConfig) -> std::io::Result<bool> {
     if config.database_url.is_some() {
         return Ok(true);
     }
     match config.data_dir.join(sqlite::FILE_NAME).try_exists() {
-        // What is named as the directory is none.
+        // The data directory is a file.
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(false),
         looked => looked,
     }
 }
 
-/// A server's store, twice.
+/// Two views of a server's store.
 pub struct ServerStores {
-    /// For those who store, verify and send.
+    /// For the threads that store, verify and send.
     pub usual: Arc<dyn Store>,
-    /// For the control threads: with connections of their own on Postgres, and with
+    /// For the control threads: on Postgres with connections of their own, and with
     /// [`limits::CONTROL_CALL_TIMEOUT`](millrace_base::limits::CONTROL_CALL_TIMEOUT) for each call.
     pub control: Arc<dyn Store>,
 }
 
-/// As [`open`], for a server with so many control threads.
+/// Opens the store as [`open`] does, for a server with `control_threads` of them.
 ///
 /// # Errors
 /// As [`open`].
@@ -76,8 +74,8 @@ pub fn open_for_server(config: &StoreConfig, control_threads: u32) -> Result<Ser
     })
 }
 
-/// Names and addresses of the hosts that the database is on; none for the embedded store, and for one that is reached by a
-/// socket of this machine.
+/// The names and addresses of the database's hosts; none for the embedded store and for a database that is reached over a
+/// Unix socket.
 pub fn database_hosts(config: &StoreConfig) -> Vec<String> {
     config.database_url.as_deref().map(postgres::hosts).unwrap_or_default()
 }

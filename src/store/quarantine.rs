@@ -1,8 +1,8 @@
-//! The quarantine as the stores keep it: events the database refused for their data, each with the reason, until somebody
-//! retries or drops them. Asked by the command line; the writers only put things in ([`Store::quarantine`](super::Store::quarantine)).
+//! The quarantine as the stores keep it: events that the database refused for their data, each with the reason, until an
+//! operator retries or drops them.
 //!
-//! A row is named by an id of its own: the event's, or, where another event with that id and other content is there
-//! already, one that follows from the content.
+//! Writers add events ([`Store::quarantine`](super::Store::quarantine)); the command line does the rest. A row has the id of
+//! its event, or, if another event with that id and other content is there, an id made from the content.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ use super::webhooks::PlannedDelivery;
 pub struct QuarantineId(pub Uuid);
 
 impl QuarantineId {
-    /// The name of `event` where its own id is taken by other content: a version 8 UUID from a SHA-256 of what it says.
+    /// The id of `event` if other content has its own id: a version 8 UUID from a SHA-256 of the content.
     pub(super) fn of_content(event: &Event) -> Self {
         let mut digest = Sha256::new();
         digest.update(b"millrace quarantine id v1");
@@ -45,11 +45,11 @@ impl fmt::Display for QuarantineId {
 /// An event in quarantine, without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quarantined {
-    /// Its name there.
+    /// The id of the row.
     pub id: QuarantineId,
-    /// What the client was told.
+    /// The id that the client got for the event.
     pub event: EventId,
-    /// Whose it is.
+    /// The organisation.
     pub org: OrgId,
     /// Its type.
     pub event_type: String,
@@ -61,7 +61,7 @@ pub struct Quarantined {
     pub received_at: Timestamp,
     /// Why the database refused it.
     pub reason: String,
-    /// When that was.
+    /// When the database refused it.
     pub quarantined_at: Timestamp,
 }
 
@@ -73,44 +73,44 @@ impl Quarantined {
     }
 }
 
-/// Which of them to list, by when they were refused.
+/// Which events to list, by the time at which they were refused.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QuarantineQuery {
     /// Only this organisation's.
     pub org: Option<OrgId>,
-    /// The oldest first; else the newest.
+    /// The oldest first; otherwise the newest.
     pub oldest_first: bool,
-    /// Only those behind this one in the list's order: the last of the page before.
+    /// Only events after this one in the order of the list: the last of the previous page.
     pub cursor: Option<(Timestamp, QuarantineId)>,
-    /// At most so many.
+    /// At most this many.
     pub limit: u32,
 }
 
-/// What became of a retry.
+/// The outcome of a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retried {
-    /// The event is stored, so many deliveries with it, and it is in quarantine no more.
+    /// The event is stored, with this many deliveries, and has left the quarantine.
     Stored(usize),
-    /// The same event is stored already. It is in quarantine no more.
+    /// The same event was stored before. It has left the quarantine.
     StoredBefore,
-    /// Another event with its id is stored, so it cannot be. It stays in quarantine.
+    /// Another event with its id is stored, so it cannot be stored. It stays in quarantine.
     IdTaken,
     /// There is no such row.
     NotThere,
 }
 
-/// The part of a store that knows the quarantine.
+/// The quarantine of a store.
 pub trait QuarantineStore {
-    /// A page of it. The flag says whether there are more.
+    /// A page of the quarantine. The flag says whether there are more.
     fn quarantined(&self, query: &QuarantineQuery) -> Result<(Vec<Quarantined>, bool), StoreError>;
 
     /// One row, with its payload.
     fn quarantined_event(&self, id: QuarantineId) -> Result<Option<(Quarantined, String)>, StoreError>;
 
-    /// Stores the event of a row with the deliveries planned for it, and removes the row, all in one transaction. The
-    /// error is `RowRefused` where the database refuses it again; nothing has changed then.
+    /// Stores the event of a row with the deliveries planned for it, and removes the row, in one transaction. Fails with
+    /// `RowRefused` if the database refuses the event again; then nothing has changed.
     fn retry_quarantined(&self, id: QuarantineId, planned: &[PlannedDelivery]) -> Result<Retried, StoreError>;
 
-    /// Removes a row for good. `false` where there is none.
+    /// Removes a row for good. `false` if there is no such row.
     fn drop_quarantined(&self, id: QuarantineId) -> Result<bool, StoreError>;
 }

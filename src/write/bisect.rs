@@ -167,7 +167,7 @@ impl<'a> Bisection<'a> {
                 cause(HeldReason::Unexplained, "unavailable", why.clone())
             }
             StoreError::Locked(_) if self.owes(part.clone()) => return self.set_apart(part, began),
-            StoreError::Locked(_) | StoreError::Conflict(_) | StoreError::TooMany(_) => {
+            StoreError::Locked(_) | StoreError::Rejected(_) => {
                 return self.again(part, error, began);
             }
             StoreError::TooMuch(why) => {
@@ -178,8 +178,8 @@ impl<'a> Bisection<'a> {
                 }
                 cause(HeldReason::TooMuch, "too_much", why.clone())
             }
-            StoreError::RowRefused(refusal) => cause(HeldReason::Refused, &refusal.code, refusal.why.clone()),
-            StoreError::Unexplained(refusal) => cause(HeldReason::Unexplained, &refusal.code, refusal.why.clone()),
+            StoreError::RowRefused(error) => cause(HeldReason::Refused, &error.code, error.message.clone()),
+            StoreError::Unexplained(error) => cause(HeldReason::Unexplained, &error.code, error.message.clone()),
             StoreError::Misconfigured(why) => cause(HeldReason::Unexplained, "misconfigured", why.clone()),
         };
         self.failed_at.get_or_insert_with(Instant::now);
@@ -233,9 +233,11 @@ impl<'a> Bisection<'a> {
         self.work.extend(suspects.into_iter().map(|n| n..n + 1));
         let error = match cause.reason {
             HeldReason::TooMuch => StoreError::TooMuch(cause.why),
-            HeldReason::Refused => StoreError::RowRefused(millrace_store::Refusal::new(cause.code, cause.why)),
+            HeldReason::Refused => StoreError::RowRefused(millrace_store::DatabaseError::new(cause.code, cause.why)),
             HeldReason::Unexplained if cause.code == "misconfigured" => StoreError::Misconfigured(cause.why),
-            HeldReason::Unexplained => StoreError::Unexplained(millrace_store::Refusal::new(cause.code, cause.why)),
+            HeldReason::Unexplained => {
+                StoreError::Unexplained(millrace_store::DatabaseError::new(cause.code, cause.why))
+            }
         };
         self.wait(&error, since);
         self.mode = Mode::Whole;

@@ -316,20 +316,18 @@ impl Shared {
         let (cause, is_unknown) = match self.store(std::slice::from_ref(event), Instant::now()) {
             Ok(()) => return Attempt::Settled,
             Err(StoreError::RowRefused(refusal)) => {
-                let cause = cause(HeldReason::Refused, &refusal.code, refusal.why);
+                let cause = cause(HeldReason::Refused, &refusal.code, refusal.message);
                 if !self.refusals.is_everything(&cause.code) && self.quarantine(event, &cause) {
                     return Attempt::Settled;
                 }
                 (cause, false)
             }
             // The database is away: it says nothing about the event.
-            Err(StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::TooMany(_)) => {
-                (before.clone(), true)
-            }
+            Err(StoreError::Unavailable(_) | StoreError::Rejected(_)) => (before.clone(), true),
             Err(StoreError::Locked(_)) => (before.clone(), false),
             Err(StoreError::TooMuch(why)) => (cause(HeldReason::TooMuch, "too_much", why), true),
             Err(StoreError::Unexplained(refusal)) => {
-                (cause(HeldReason::Unexplained, &refusal.code, refusal.why), false)
+                (cause(HeldReason::Unexplained, &refusal.code, refusal.message), false)
             }
             Err(StoreError::Misconfigured(why)) => (cause(HeldReason::Unexplained, "misconfigured", why), false),
         };
@@ -367,9 +365,7 @@ impl Shared {
                 }
                 self.metrics.store.batch_retried(match error {
                     StoreError::RowRefused(_) => RetryReason::RowRefused,
-                    StoreError::Misconfigured(_) | StoreError::Conflict(_) | StoreError::TooMany(_) => {
-                        RetryReason::Misconfigured
-                    }
+                    StoreError::Misconfigured(_) | StoreError::Rejected(_) => RetryReason::Misconfigured,
                     StoreError::Unavailable(_)
                     | StoreError::TooMuch(_)
                     | StoreError::Locked(_)

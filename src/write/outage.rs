@@ -69,10 +69,7 @@ impl Outage {
                         "every event is refused: the table events takes none. All are held and none is put into \
                          quarantine until this is mended; trying again"
                     ),
-                    StoreError::Misconfigured(_)
-                    | StoreError::Unexplained(_)
-                    | StoreError::Conflict(_)
-                    | StoreError::TooMany(_) => {
+                    StoreError::Misconfigured(_) | StoreError::Unexplained(_) | StoreError::Rejected(_) => {
                         tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again");
                     }
                     StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) => {

@@ -128,7 +128,9 @@ fn a_batch_with_a_poison_row_stores_nothing(fixture: &Fixture) {
         let poison = Event::new(id, org, Timestamp::now(), "t", dedup_id, b"\"poison\"");
         let batch = [event(org, "1"), poison, event(org, "2")];
         let refused = store.store_plain(&batch).unwrap_err();
-        let StoreError::RowRefused(millrace_store::Refusal { why, .. }) = &refused else { panic!("{refused}") };
+        let StoreError::RowRefused(millrace_store::DatabaseError { message: why, .. }) = &refused else {
+            panic!("{refused}")
+        };
         assert!(why.contains("no_poison"), "{why}");
         assert!(!why.contains("\"poison\""), "{why} quotes the payload");
     }

@@ -8,7 +8,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 use millrace_store::postgres::PostgresStore;
-use millrace_store::{Refusal, Store, StoreError};
+use millrace_store::{DatabaseError, Store, StoreError};
 
 use crate::common::postgres::{Cluster, wait_for};
 use crate::fixture::{Fixture, StorePlain, admin, at, event, event_at, org};
@@ -96,7 +96,9 @@ fn a_malformed_row_stops_its_copy_and_not_the_session() {
             let id = EventId(Uuid::now_v7());
             batch.insert(position, Event::new(id, org, Timestamp::now(), "t", None, payload));
             let refused = store.store_plain(&batch);
-            let Err(StoreError::RowRefused(Refusal { why, .. })) = refused else { panic!("{refused:?}") };
+            let Err(StoreError::RowRefused(DatabaseError { message: why, .. })) = refused else {
+                panic!("{refused:?}")
+            };
             assert!(why.contains(code), "{why} names no {code}");
             assert_eq!(fixture.count(COUNT), 0);
         }
@@ -188,7 +190,7 @@ fn where_copy_is_not_supported_events_are_inserted() {
     let url = fixture.config.database_url.as_deref().unwrap().replace("postgres@", &format!("{role}@"));
     let store: Box<dyn Store> = Box::new(PostgresStore::new(&url, 2).unwrap());
     let refused = store.store_plain(&batch(org(), 10));
-    let Err(StoreError::Unexplained(Refusal { why, .. })) = refused else { panic!("{refused:?}") };
+    let Err(StoreError::Unexplained(DatabaseError { message: why, .. })) = refused else { panic!("{refused:?}") };
     assert!(why.contains("0A000"), "{why}");
     for _ in 0..3 {
         assert_eq!(store.store_plain(&batch(org(), 10)), Ok(10));

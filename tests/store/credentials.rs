@@ -11,7 +11,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::OrgId;
 use millrace_base::key::KeyId;
 use millrace_base::limits;
-use millrace_store::{OrganizationChange, Store, StoreChange, StoreError};
+use millrace_store::{OrganizationChange, Rejection, Store, StoreChange, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, key, on_both_stores};
@@ -31,9 +31,8 @@ on_both_stores!(
     watching_ends_soon_after_stop,
 );
 
-fn is_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
-    let error = result.unwrap_err();
-    assert!(matches!(error, StoreError::Conflict(_)), "{error:?}");
+fn is_rejected<T: std::fmt::Debug>(result: Result<T, StoreError>, with: Rejection) {
+    assert_eq!(result.unwrap_err(), StoreError::Rejected(with));
 }
 
 fn an_organisation_is_made_with_its_key(fixture: &Fixture) {
@@ -59,18 +58,20 @@ fn names_are_unique_and_sensible(fixture: &Fixture) {
     };
     let beta = create("beta").unwrap();
     let alpha = create("alpha").unwrap();
-    is_conflict(create("beta"));
+    is_rejected(create("beta"), Rejection::NameTaken("beta".to_owned()));
     for name in ["", "a\nb", "a\0b", &"x".repeat(129), &Uuid::now_v7().to_string()] {
-        is_conflict(create(name));
+        let refused = create(name);
+        assert!(matches!(refused, Err(StoreError::Rejected(Rejection::InvalidName(_)))), "{refused:?}");
     }
     let longest = create(&"ż".repeat(128)).unwrap();
     assert_eq!(store.organizations().unwrap(), [alpha.clone(), beta.clone(), longest]);
     assert_eq!(store.organization("alpha"), Ok(alpha.clone()));
     assert_eq!(store.organization(&alpha.id.to_string()), Ok(alpha));
-    is_conflict(store.organization("gamma"));
-    is_conflict(store.organization(&Uuid::now_v7().to_string()));
+    for unknown in ["gamma".to_owned(), Uuid::now_v7().to_string()] {
+        is_rejected(store.organization(&unknown), Rejection::NoSuchOrganization(unknown));
+    }
     let rename = OrganizationChange { name: Some("alpha".to_owned()), ..OrganizationChange::default() };
-    is_conflict(store.update_organization(beta.id, &rename));
+    is_rejected(store.update_organization(beta.id, &rename), Rejection::NameTaken("alpha".to_owned()));
 }
 
 fn only_one_first_organisation(fixture: &Fixture) {
@@ -109,7 +110,8 @@ fn an_organisation_changes_field_by_field(fixture: &Fixture) {
     let changed = store.update_organization(made.id, &change).unwrap();
     assert_eq!((changed.name.as_str(), changed.rate_limit_per_minute), ("acme 2", Some(u32::MAX)));
     assert_eq!(store.find_key(id).unwrap().unwrap().rate_limit_per_minute, Some(u32::MAX));
-    is_conflict(store.update_organization(OrgId(Uuid::now_v7()), &change));
+    let unknown = OrgId(Uuid::now_v7());
+    is_rejected(store.update_organization(unknown, &change), Rejection::NoSuchOrganization(unknown.to_string()));
 }
 
 fn keys_are_added_listed_and_touched(fixture: &Fixture) {
@@ -118,7 +120,9 @@ fn keys_are_added_listed_and_touched(fixture: &Fixture) {
     let org = store.create_organization("acme", None, (first, &verifier)).unwrap().id;
     let (second, verifier) = key();
     store.create_key(org, (second, &verifier)).unwrap();
-    is_conflict(store.create_key(OrgId(Uuid::now_v7()), (key().0, &verifier)));
+    let unknown = OrgId(Uuid::now_v7());
+    let refused = store.create_key(unknown, (key().0, &verifier));
+    is_rejected(refused, Rejection::NoSuchOrganization(unknown.to_string()));
     store.touch_key(second).unwrap();
     store.touch_key(key().0).unwrap();
     let (keys, more) = store.keys(org, 2).unwrap();
@@ -135,7 +139,7 @@ fn live_keys_are_counted_by_whoever_makes_one(fixture: &Fixture) {
     let org = store.create_organization("acme", None, (first, &verifier)).unwrap().id;
     let create = || match store.create_key(org, (key().0, &verifier)) {
         Ok(()) => true,
-        Err(StoreError::TooMany(_)) => false,
+        Err(StoreError::Rejected(Rejection::TooManyKeys)) => false,
         Err(error) => panic!("{error}"),
     };
     let made: usize = thread::scope(|scope| {
@@ -148,7 +152,7 @@ fn live_keys_are_counted_by_whoever_makes_one(fixture: &Fixture) {
     store.create_key(other, (key().0, &verifier)).unwrap();
     // A rotation that would make one more for a while changes nothing; one that does not is taken.
     let refused = store.rotate_key(first, (key().0, &verifier), Duration::from_secs(1));
-    assert!(matches!(refused, Err(StoreError::TooMany(_))), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Rejected(Rejection::TooManyKeys))), "{refused:?}");
     assert_eq!(store.find_key(first).unwrap().unwrap().info.expires_at, None);
     let second = key().0;
     store.rotate_key(first, (second, &verifier), Duration::ZERO).unwrap();
@@ -210,10 +214,11 @@ fn rotation_leaves_the_old_key_its_grace(fixture: &Fixture) {
     // A second rotation never gives an old key more time, and may take some.
     assert_eq!(rotate(old, 2 * hour).unwrap().1, expires_at);
     assert!(rotate(old, Duration::ZERO).unwrap().1 <= Timestamp::now());
-    is_conflict(rotate(old, hour));
-    is_conflict(rotate(key().0, hour));
+    is_rejected(rotate(old, hour), Rejection::KeyNotValid(old));
+    let unknown = key().0;
+    is_rejected(rotate(unknown, hour), Rejection::KeyNotValid(unknown));
     store.revoke_key(None, new).unwrap();
-    is_conflict(rotate(new, hour));
+    is_rejected(rotate(new, hour), Rejection::KeyNotValid(new));
 }
 
 fn revocation_is_final(fixture: &Fixture) {
@@ -234,9 +239,9 @@ fn a_taken_key_id_changes_nothing(fixture: &Fixture) {
     let store = fixture.migrated();
     let (id, verifier) = key();
     let org = store.create_organization("acme", None, (id, &verifier)).unwrap().id;
-    is_conflict(store.create_organization("other", None, (id, &verifier)));
-    is_conflict(store.create_key(org, (id, &verifier)));
-    is_conflict(store.rotate_key(id, (id, &verifier), Duration::ZERO));
+    is_rejected(store.create_organization("other", None, (id, &verifier)), Rejection::KeyIdTaken);
+    is_rejected(store.create_key(org, (id, &verifier)), Rejection::KeyIdTaken);
+    is_rejected(store.rotate_key(id, (id, &verifier), Duration::ZERO), Rejection::KeyIdTaken);
     assert_eq!(store.organizations().unwrap().len(), 1);
     assert_eq!(store.find_key(id).unwrap().unwrap().info.expires_at, None);
 }

@@ -13,7 +13,7 @@ use millrace_base::limits;
 use millrace_store::webhooks::{
     DeliveryStatus, EndedStep, Endpoint, EndpointChange, KeyFingerprint, NewEndpoint, Next, Rotation, SealedSecret,
 };
-use millrace_store::{OrganizationChange, Store, StoreChange, StoreError};
+use millrace_store::{OrganizationChange, Rejection, Store, StoreChange, StoreError};
 
 use crate::common::postgres::wait_for;
 use crate::fixture::{Fixture, event, on_both_stores, org as no_org};
@@ -43,9 +43,8 @@ on_both_stores!(
     servers_hear_of_each_others_schedules,
 );
 
-fn is_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
-    let error = result.unwrap_err();
-    assert!(matches!(error, StoreError::Conflict(_)), "{error:?}");
+fn is_rejected<T: std::fmt::Debug>(result: Result<T, StoreError>, with: Rejection) {
+    assert_eq!(result.unwrap_err(), StoreError::Rejected(with));
 }
 
 fn an_endpoint_comes_back_as_it_was_made(fixture: &Fixture) {
@@ -70,8 +69,10 @@ fn an_endpoint_comes_back_as_it_was_made(fixture: &Fixture) {
     assert_eq!(store.endpoint(org, new.id), Ok(Some(made.clone())));
     let second = endpoint(&*store, org);
     assert_eq!(store.endpoints(org), Ok(vec![Ok(second), Ok(made)]));
-    is_conflict(store.create_endpoint(&new));
-    is_conflict(store.create_endpoint(&new_endpoint(no_org())));
+    is_rejected(store.create_endpoint(&new), Rejection::EndpointIdTaken);
+    let nobody = no_org();
+    let refused = store.create_endpoint(&new_endpoint(nobody));
+    is_rejected(refused, Rejection::NoSuchOrganization(nobody.to_string()));
 }
 
 fn a_change_touches_what_it_names(fixture: &Fixture) {
@@ -141,10 +142,7 @@ fn an_organisation_has_a_bounded_number_also_from_many_threads(fixture: &Fixture
                     let made = (0..20).map(|_| store.create_endpoint(&new_endpoint(org)));
                     made.filter(|made| match made {
                         Ok(_) => true,
-                        Err(StoreError::Conflict(why)) => {
-                            assert!(why.contains("at most 100"), "{why}");
-                            false
-                        }
+                        Err(StoreError::Rejected(Rejection::TooManyEndpoints)) => false,
                         Err(error) => panic!("{error}"),
                     })
                     .count()
@@ -159,7 +157,7 @@ fn an_organisation_has_a_bounded_number_also_from_many_threads(fixture: &Fixture
     endpoint(&*store, other);
     assert_eq!(store.delete_endpoint(org, all[0].as_ref().unwrap().id), Ok(true));
     endpoint(&*store, org);
-    is_conflict(store.create_endpoint(&new_endpoint(org)));
+    is_rejected(store.create_endpoint(&new_endpoint(org)), Rejection::TooManyEndpoints);
 }
 
 fn a_rotated_secret_stays_beside_the_new_one(fixture: &Fixture) {
@@ -442,7 +440,8 @@ fn a_key_that_is_not_the_stores_seals_nothing(fixture: &Fixture) {
     assert_eq!(store.sealing_key(), Ok(Some(OTHER)));
     is_misconfigured(store.create_endpoint(&with(&[KEY])));
     // Neither does what could not be stored.
-    is_conflict(store.create_endpoint(&NewEndpoint { keys: vec![KEY, OTHER], id: first.id, ..new_endpoint(org) }));
+    let again = NewEndpoint { keys: vec![KEY, OTHER], id: first.id, ..new_endpoint(org) };
+    is_rejected(store.create_endpoint(&again), Rejection::EndpointIdTaken);
     assert_eq!(store.sealing_key(), Ok(Some(OTHER)));
     // Where it is lost, somebody says so.
     store.accept_sealing_key(KEY).unwrap();

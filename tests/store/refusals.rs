@@ -9,7 +9,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId};
 use millrace_store::postgres::PostgresStore;
 use millrace_store::sqlite::SqliteStore;
-use millrace_store::{Refusal, Store, StoreError};
+use millrace_store::{DatabaseError, Store, StoreError};
 
 use crate::common::postgres::{Cluster, PASSWORD_ROLE, wait_for};
 use crate::fixture::{Fixture, StorePlain, admin, derived_at, event, org, stored};
@@ -18,7 +18,7 @@ use crate::fixture::{Fixture, StorePlain, admin, derived_at, event, org, stored}
 const SECRET: &str = "hunter2";
 
 fn row_refused(result: Result<u64, StoreError>, code: &str) {
-    let Err(StoreError::RowRefused(Refusal { why, .. })) = result else { panic!("{code}: {result:?}") };
+    let Err(StoreError::RowRefused(DatabaseError { message: why, .. })) = result else { panic!("{code}: {result:?}") };
     assert!(why.contains(code), "{why} names no {code}");
     assert!(!why.contains(SECRET), "{why}");
 }

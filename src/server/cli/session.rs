@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_base::key::ApiKey;
 use millrace_store::open::{is_there, open};
-use millrace_store::{Store, StoreError};
+use millrace_store::{Rejection, Store, StoreError};
 use millrace_webhooks::endpoint::secret::SecretBox;
 
 use super::Invocation;
@@ -83,10 +83,10 @@ impl Session {
 
 fn explain(config: &Config, error: &StoreError) -> Failure {
     let remedy = match (error, &config.database_url) {
-        (StoreError::TooMany(_), _) => {
+        (StoreError::Rejected(Rejection::TooManyKeys), _) => {
             "revoke one with `millrace key revoke KEY_ID`; `millrace key list ORG` has their ids".to_owned()
         }
-        (StoreError::Conflict(_) | StoreError::RowRefused(_), _) => return Failure::Refused(error.to_string()),
+        (StoreError::Rejected(_) | StoreError::RowRefused(_), _) => return Failure::Refused(error.to_string()),
         (
             StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) | StoreError::Unexplained(_),
             Some(url),

@@ -1,14 +1,14 @@
-//! The cheapest way in: a batch by one binary COPY, where nobody is expected to have stored any of it before.
+//! Stores a batch by one binary COPY, the cheapest way, if none of its events is expected to be stored already.
 //!
-//! COPY spends two thirds of what `INSERT … ON CONFLICT` does (`perf/compare --only insert --insert-ways 500`): it fills
-//! whole pages at a time, and neither looks for a copy of each row nor marks it as settled afterwards. It cannot skip one
-//! either. A COPY has a transaction to itself: at the first id that is stored already it fails, nothing of the batch is
-//! stored, and the caller takes the other way. Which of the two it was cannot be seen in the database.
+//! COPY costs two thirds of `INSERT … ON CONFLICT` (`perf/compare --only insert --insert-ways 500`): it fills whole pages at
+//! a time, does not look for a copy of each row, and does not confirm the row afterwards. It cannot skip a copy, either. A
+//! COPY is a transaction of its own: at the first id that is stored already it fails, nothing of the batch is stored, and
+//! the caller uses INSERT. The stored rows are the same.
 //!
 //! The batch is stored when COMMIT is answered, not when COPY is: see [`Session::copy_in`].
 //!
-//! Ids the server made repeat only after a replay or after a call whose answer was lost. So it is tried, and after a copy
-//! was met let be for [`limits::STORE_COPY_PAUSE`]: a failed attempt leaves dead rows behind.
+//! Ids of the server repeat only after a replay or after a call whose answer was lost. After a COPY that met a copy, COPY is
+//! not tried for [`limits::STORE_COPY_PAUSE`], because a failed attempt leaves dead rows behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,23 +18,23 @@ use bytes::{BufMut, Bytes, BytesMut};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::columns::{put, to_postgres};
 use super::error::CallError;
 use super::session::Session;
+use super::values::{put, to_postgres};
 
 const COPY: &str = "COPY events (id, org_id, received_at, type, dedup_id, payload) FROM STDIN (FORMAT binary)";
-/// Fields of a row.
+/// The number of fields of a row.
 const FIELDS: i16 = 6;
-/// Of a row in the format, beside its texts: a count, six lengths, two ids and a time.
+/// The bytes of a row without its texts: a count, six lengths, two ids and a time.
 const ROW_BYTES: usize = 2 + 6 * 4 + 2 * 16 + 8;
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-/// In place of the count of fields, behind the last row.
+/// Follows the last row, in place of the number of fields.
 const END: i16 = -1;
 
-/// Whether COPY is tried; shared by all writers.
+/// Whether COPY is tried. All writers share it.
 pub(super) struct CopyGate {
     opened: Instant,
-    /// In milliseconds since `opened`. Written by whichever writer meets a copy, read by all.
+    /// In milliseconds since `opened`. A writer that meets a copy writes it, all read it.
     closed_until_ms: AtomicU64,
 }
 
@@ -60,7 +60,7 @@ impl CopyGate {
     }
 }
 
-/// Stores all of `rows`, or none: `None` where COPY is not the way for them, and the session is good for another.
+/// Stores all of `rows`, or none. `None` if COPY cannot be used for them; the session is still good.
 pub(super) fn store(session: &mut Session, gate: &CopyGate, rows: &[&Event]) -> Result<Option<u64>, CallError> {
     if rows.len() < limits::STORE_COPY_EVENTS_MIN || !gate.is_open() {
         return Ok(None);
@@ -72,8 +72,8 @@ pub(super) fn store(session: &mut Session, gate: &CopyGate, rows: &[&Event]) -> 
             Ok(None)
         }
         Err(error) => {
-            // Row security, or a view in the table's place. Out of step now, so this batch is tried again on another
-            // session; others do not come here any more.
+            // Row security, or a view in place of the table. The session is out of step now, so this batch is tried again
+            // on another one; later batches use INSERT.
             if error.is_copy_unsupported() {
                 gate.close_for_ever();
                 tracing::info!("the database takes no COPY into events; storing by INSERT");
@@ -83,11 +83,11 @@ pub(super) fn store(session: &mut Session, gate: &CopyGate, rows: &[&Event]) -> 
     }
 }
 
-/// A batch in COPY's binary format, written from the events in place, in pieces of about
-/// [`limits::STORE_COPY_CHUNK_BYTES`]: what a session keeps allocated.
+/// A batch in COPY's binary format, written straight from the events, in pieces of about
+/// [`limits::STORE_COPY_CHUNK_BYTES`], which a session keeps allocated.
 struct Chunks<'a> {
     rows: &'a [&'a Event],
-    /// The first row that was not written; `None` behind the end.
+    /// The first row that is not written yet; `None` after the end.
     next: Option<usize>,
 }
 

@@ -1,7 +1,7 @@
 //! Organisations and keys in Postgres.
 //!
-//! Every change notifies `millrace_credentials` in its own transaction: whoever listens hears of it exactly when it is
-//! committed. Whoever makes keys of an organisation does it one after the other, so that they can be counted.
+//! Every change notifies `millrace_credentials` in its own transaction, so that listeners hear of it exactly when it is
+//! committed. Calls that create keys of one organisation run one after the other, so that the keys can be counted.
 
 use std::time::Duration;
 
@@ -14,10 +14,12 @@ use millrace_base::event::OrgId;
 use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
 
-use super::columns::At;
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreError, check_organization_name, cut_keys};
+use super::values::Timestamptz;
+use crate::{
+    KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreError, check_organization_name, cut_keys,
+};
 
 const LIVE_MAX: i64 = limits::LIVE_KEYS_PER_ORG_MAX as i64;
 const ENDED_MAX: i64 = limits::ENDED_KEYS_PER_ORG_MAX as i64;
@@ -28,8 +30,8 @@ const FIND_KEY: &str = "
         o.disabled, o.rate_limit_per_minute
     FROM api_keys k JOIN organizations o ON o.id = k.org_id WHERE k.id = $1";
 
-/// `$8`: only where there is no organisation. The key's row references the organisation's: one statement, checked
-/// at its end.
+/// `$8`: only if there is no organisation. The key's row references the organisation's; one statement inserts both, and
+/// the reference is checked at its end.
 const CREATE_ORGANIZATION: &str = "
     WITH organization AS (
         INSERT INTO organizations (id, name, rate_limit_per_minute, created_at)
@@ -59,7 +61,7 @@ const CREATE_KEY: &str = "INSERT INTO api_keys (id, org_id, digest, phc, created
 const LIVE_KEYS: &str = "
     SELECT count(*) FROM api_keys
     WHERE org_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
-/// LEAST passes over nulls.
+/// LEAST ignores nulls.
 const DELETE_OLDEST_ENDED: &str = "
     DELETE FROM api_keys WHERE id IN (
         SELECT id FROM api_keys WHERE org_id = $1 AND LEAST(revoked_at, expires_at) <= $2
@@ -102,11 +104,11 @@ pub(super) fn find_key(session: &mut Session, id: KeyId) -> Result<Option<KeyRec
 }
 
 pub(super) fn touch_key(session: &mut Session, id: KeyId) -> Result<(), StoreError> {
-    session.execute(TOUCH_KEY, &[&id.as_str(), &At(Timestamp::now())])?;
+    session.execute(TOUCH_KEY, &[&id.as_str(), &Timestamptz(Timestamp::now())])?;
     Ok(())
 }
 
-/// Creates an organisation with its key; with `only_first`, `None` where there is one already.
+/// Creates an organisation with its key; with `only_first`, `None` if there is an organisation already.
 pub(super) fn create_organization(
     session: &mut Session,
     name: &str,
@@ -119,7 +121,7 @@ pub(super) fn create_organization(
         let statement = conversation.prepare(CREATE_ORGANIZATION).await?;
         let transaction = conversation.client.transaction().await?;
         if only_first {
-            // Excludes every other insert; the next statement sees those that were before.
+            // Keeps out every other insert; the next statement sees the earlier ones.
             transaction.batch_execute("LOCK TABLE organizations IN SHARE ROW EXCLUSIVE MODE").await?;
         }
         let rows = transaction
@@ -129,7 +131,7 @@ pub(super) fn create_organization(
                     &Uuid::now_v7(),
                     &name,
                     &rate_limit_per_minute.map(i64::from),
-                    &At(Timestamp::now()),
+                    &Timestamptz(Timestamp::now()),
                     &key.as_str(),
                     &&verifier.digest[..],
                     &verifier.phc,
@@ -140,7 +142,7 @@ pub(super) fn create_organization(
         transaction.commit().await?;
         Ok(rows)
     });
-    rows.map_err(|error| conflict(error, name))?.first().map(organization_of).transpose()
+    rows.map_err(|error| rejection(error, name))?.first().map(organization_of).transpose()
 }
 
 pub(super) fn organizations(session: &mut Session) -> Result<Vec<Organization>, StoreError> {
@@ -151,7 +153,7 @@ pub(super) fn organization(session: &mut Session, name_or_id: &str) -> Result<Or
     let id = Uuid::try_parse(name_or_id).ok();
     match session.query_opt(ORGANIZATION, &[&id, &name_or_id])? {
         Some(row) => organization_of(&row),
-        None => Err(StoreError::Conflict(format!("there is no organisation {name_or_id}"))),
+        None => Err(Rejection::NoSuchOrganization(name_or_id.to_owned()).into()),
     }
 }
 
@@ -167,9 +169,9 @@ pub(super) fn update_organization(
         UPDATE_ORGANIZATION,
         &[&id.0, &name, &change.disabled, &limit.is_some(), &limit.flatten().map(i64::from)],
     );
-    match row.map_err(|error| conflict(error, name.unwrap_or_default()))? {
+    match row.map_err(|error| rejection(error, name.unwrap_or_default()))? {
         Some(row) => organization_of(&row),
-        None => Err(StoreError::Conflict(format!("there is no organisation {id}"))),
+        None => Err(Rejection::NoSuchOrganization(id.to_string()).into()),
     }
 }
 
@@ -186,24 +188,24 @@ pub(super) fn create_key(
         let clear = conversation.prepare(DELETE_OLDEST_ENDED).await?;
         let transaction = conversation.client.transaction().await?;
         transaction.query(&lock, &[&org.0]).await?;
-        let live: i64 = transaction.query_one(&count, &[&org.0, &At(now)]).await?.try_get(0)?;
+        let live: i64 = transaction.query_one(&count, &[&org.0, &Timestamptz(now)]).await?.try_get(0)?;
         if live < LIVE_MAX {
             let params: [&(dyn ToSql + Sync); 5] =
-                [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &At(now)];
+                [&key.as_str(), &org.0, &&verifier.digest[..], &verifier.phc, &Timestamptz(now)];
             transaction.execute(&create, &params).await?;
-            transaction.execute(&clear, &[&org.0, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+            transaction.execute(&clear, &[&org.0, &Timestamptz(now), &ENDED_MAX, &DELETED_MAX]).await?;
             transaction.commit().await?;
         } else {
             transaction.rollback().await?;
         }
         Ok(live)
     });
-    let live = live.map_err(|error| conflict(error, &org.to_string()))?;
-    if live < LIVE_MAX { Ok(()) } else { Err(StoreError::too_many_keys()) }
+    let live = live.map_err(|error| rejection(error, &org.to_string()))?;
+    if live < LIVE_MAX { Ok(()) } else { Err(Rejection::TooManyKeys.into()) }
 }
 
 pub(super) fn keys(session: &mut Session, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
-    let rows = session.query(KEYS, &[&org.0, &At(Timestamp::now()), &(limit as i64 + 1)])?;
+    let rows = session.query(KEYS, &[&org.0, &Timestamptz(Timestamp::now()), &(limit as i64 + 1)])?;
     let keys = rows.iter().map(key_info).collect::<Result<_, _>>()?;
     Ok(cut_keys(keys, limit))
 }
@@ -231,26 +233,32 @@ pub(super) fn rotate_key(
             return Ok(Rotated::NotValid);
         };
         let org: Uuid = org.try_get(0)?;
-        let params: [&(dyn ToSql + Sync); 6] =
-            [&old.as_str(), &At(now), &At(now.plus(grace)), &new.as_str(), &&verifier.digest[..], &verifier.phc];
+        let params: [&(dyn ToSql + Sync); 6] = [
+            &old.as_str(),
+            &Timestamptz(now),
+            &Timestamptz(now.plus(grace)),
+            &new.as_str(),
+            &&verifier.digest[..],
+            &verifier.phc,
+        ];
         let Some(row) = transaction.query_opt(&rotate, &params).await? else {
             transaction.rollback().await?;
             return Ok(Rotated::NotValid);
         };
-        let live: i64 = transaction.query_one(&count, &[&org, &At(now)]).await?.try_get(0)?;
-        // Without a grace there are as many as before.
+        let live: i64 = transaction.query_one(&count, &[&org, &Timestamptz(now)]).await?.try_get(0)?;
+        // Without a grace the number stays.
         if live > LIVE_MAX && !grace.is_zero() {
             transaction.rollback().await?;
             return Ok(Rotated::TooMany);
         }
-        transaction.execute(&clear, &[&org, &At(now), &ENDED_MAX, &DELETED_MAX]).await?;
+        transaction.execute(&clear, &[&org, &Timestamptz(now), &ENDED_MAX, &DELETED_MAX]).await?;
         transaction.commit().await?;
         Ok(Rotated::Until(row))
     });
-    match rotated.map_err(|error| conflict(error, ""))? {
-        Rotated::Until(row) => Ok(get::<At>(&row, "expires_at")?.0),
-        Rotated::NotValid => Err(StoreError::Conflict(format!("{old} is not a valid key"))),
-        Rotated::TooMany => Err(StoreError::too_many_keys()),
+    match rotated.map_err(|error| rejection(error, ""))? {
+        Rotated::Until(row) => Ok(get::<Timestamptz>(&row, "expires_at")?.0),
+        Rotated::NotValid => Err(Rejection::KeyNotValid(old).into()),
+        Rotated::TooMany => Err(Rejection::TooManyKeys.into()),
     }
 }
 
@@ -260,21 +268,22 @@ pub(super) fn delete_ended_keys(
     after: Option<KeyId>,
 ) -> Result<Option<KeyId>, StoreError> {
     let after = after.as_ref().map(KeyId::as_str);
-    let last = session.query_opt(DELETE_ENDED, &[&At(ended_before), &after, &(limits::ENDED_KEYS_PAGE as i64)])?;
+    let last =
+        session.query_opt(DELETE_ENDED, &[&Timestamptz(ended_before), &after, &(limits::ENDED_KEYS_PAGE as i64)])?;
     last.map(|row| key_id(&row)).transpose()
 }
 
 pub(super) fn revoke_key(session: &mut Session, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {
     let org = org.map(|org| org.0);
-    Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &At(Timestamp::now())])?.is_some())
+    Ok(session.query_opt(REVOKE_KEY, &[&id.as_str(), &org, &Timestamptz(Timestamp::now())])?.is_some())
 }
 
-/// The caller's mistake behind a violated constraint, where it is one.
-fn conflict(error: CallError, what: &str) -> StoreError {
+/// The rejection that a violated constraint stands for, if it stands for one. `name` is that of the organisation.
+fn rejection(error: CallError, name: &str) -> StoreError {
     match error.constraint() {
-        Some("organizations_name_key") => StoreError::Conflict(format!("the name {what} is taken")),
-        Some("api_keys_org_id_fkey") => StoreError::Conflict(format!("there is no organisation {what}")),
-        Some("api_keys_pkey") => StoreError::Conflict("the key id is taken".to_owned()),
+        Some("organizations_name_key") => Rejection::NameTaken(name.to_owned()).into(),
+        Some("api_keys_org_id_fkey") => Rejection::NoSuchOrganization(name.to_owned()).into(),
+        Some("api_keys_pkey") => Rejection::KeyIdTaken.into(),
         _ => error.into(),
     }
 }
@@ -285,16 +294,16 @@ fn organization_of(row: &Row) -> Result<Organization, StoreError> {
         name: get(row, "name")?,
         rate_limit_per_minute: rate_limit(row)?,
         disabled: get(row, "disabled")?,
-        created_at: get::<At>(row, "created_at")?.0,
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
     })
 }
 
 fn key_info(row: &Row) -> Result<KeyInfo, StoreError> {
-    let at = |column| get::<Option<At>>(row, column).map(|at| at.map(|at| at.0));
+    let at = |column| get::<Option<Timestamptz>>(row, column).map(|at| at.map(|at| at.0));
     Ok(KeyInfo {
         id: key_id(row)?,
         org: OrgId(get(row, "org_id")?),
-        created_at: get::<At>(row, "created_at")?.0,
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
         last_used_at: at("last_used_at")?,
         expires_at: at("expires_at")?,
         revoked_at: at("revoked_at")?,
@@ -314,7 +323,7 @@ pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, colum
     row.try_get(column).map_err(|error| unexpected(&error))
 }
 
-/// A row that does not look like this program's schema.
+/// The error of a row that does not match this program's schema.
 pub(super) fn unexpected(why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Misconfigured(format!("the database's tables are not this program's: {why}"))
 }

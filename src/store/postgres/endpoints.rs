@@ -1,7 +1,7 @@
 //! Webhook endpoints in Postgres.
 //!
-//! As with credentials every change notifies `millrace_credentials` in its own transaction: `endpoints:<org>`, and
-//! `due:<endpoint>` where enabling one makes what waited for it due.
+//! As with credentials, every change notifies `millrace_credentials` in its own transaction: `endpoints:<org>`, and
+//! `due:<endpoint>` if enabling an endpoint makes waiting deliveries due.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 
-use super::columns::{At, Text, Verbatim};
 use super::credentials::{get, unexpected};
 use super::deliveries::{END_DELETED, EndDeleted};
 use super::error::CallError;
 use super::session::{Conversation, Session};
-use crate::StoreError;
+use super::values::{JsonText, Text, Timestamptz};
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json, without_nul,
 };
+use crate::{Rejection, StoreError};
 
-/// What a row is made of, and what `endpoint_of` reads.
+/// The columns that `endpoint_of` reads.
 macro_rules! columns {
     () => {
         "id, org_id, url, description, event_types, headers, enabled, disabled_reason, rate_limit_per_second, secret,
@@ -33,7 +33,7 @@ macro_rules! columns {
     };
 }
 
-/// Whoever makes endpoints of an organisation does it one after the other, so that they can be counted.
+/// Calls that create endpoints of one organisation run one after the other, so that the endpoints can be counted.
 const LOCK_ORGANIZATION: &str = "SELECT 1 FROM organizations WHERE id = $1 FOR NO KEY UPDATE";
 const CREATE: &str = concat!(
     "INSERT INTO endpoints (id, org_id, url, description, event_types, headers, enabled, rate_limit_per_second, secret,
@@ -67,7 +67,7 @@ const DELETE: &str = "
     DELETE FROM endpoints WHERE id = $2 AND org_id = $1
     RETURNING pg_notify('millrace_credentials', 'endpoints:' || org_id)";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
-/// `$5`: what cannot be opened and is not kept.
+/// `$5`: the secrets that cannot be opened and are not kept.
 const ROTATE_SECRET: &str = concat!(
     "UPDATE endpoints SET secret = $3,
         previous_secret = CASE WHEN secret <> ALL ($5) THEN secret
@@ -81,8 +81,8 @@ const ROTATE_SECRET: &str = concat!(
 const DISABLE: &str = "
     UPDATE endpoints SET enabled = false, disabled_reason = $2 WHERE id = $1 AND enabled
     RETURNING pg_notify('millrace_credentials', 'endpoints:' || org_id)";
-/// `note.ms` is null where it fails no longer; only rows that change are written then. LEAST passes over nulls, hence the
-/// outer COALESCE: the first note adds nothing.
+/// `note.ms` is null if the endpoint fails no longer; only rows that change are written then. LEAST ignores nulls, hence
+/// the outer COALESCE: the first note adds nothing.
 const NOTE_FAILING: &str = "
     WITH note AS (SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS note (id, ms)),
     noted AS (
@@ -100,7 +100,7 @@ const NOTE_FAILING: &str = "
     SELECT endpoints.id, COALESCE(noted.failing_ms, 0) AS failing_ms
     FROM note JOIN endpoints ON endpoints.id = note.id LEFT JOIN noted ON noted.id = note.id";
 
-/// Endpoints that a version made which notes no key have the most of theirs in their own rows, as migration 8 found it.
+/// A version that noted no key left it in the rows of the endpoints: the key that most of them have, as in migration 8.
 macro_rules! sealing_key {
     () => {
         "COALESCE((SELECT fingerprint FROM webhook_sealing_key),
@@ -109,7 +109,7 @@ macro_rules! sealing_key {
     };
 }
 const SEALING_KEY: &str = concat!("SELECT ", sealing_key!(), " AS fingerprint WHERE EXISTS (SELECT FROM endpoints)");
-/// Whoever seals does it one after the other: the statement that follows sees which key the one before used.
+/// Calls that store sealed secrets run one after the other: the next statement sees which key the call before used.
 const LOCK_SEALING_KEY: &str = "SELECT pg_advisory_xact_lock(7235440125741003)";
 const TAKE_SEALING_KEY: &str = concat!(
     "INSERT INTO webhook_sealing_key AS known (fingerprint)
@@ -120,7 +120,7 @@ const TAKE_SEALING_KEY: &str = concat!(
     ON CONFLICT (only_row) DO UPDATE SET fingerprint = excluded.fingerprint
     RETURNING true"
 );
-/// The word is one that no version knows: all of them read everything again.
+/// No version knows this word, so that all servers read everything again.
 const ACCEPT_SEALING_KEY: &str = "
     INSERT INTO webhook_sealing_key (fingerprint) VALUES ($1)
     ON CONFLICT (only_row) DO UPDATE SET fingerprint = excluded.fingerprint
@@ -136,7 +136,7 @@ pub(super) fn accept_sealing_key(session: &mut Session, key: KeyFingerprint) -> 
     session.query(ACCEPT_SEALING_KEY, &[&&key.0[..]]).map(drop)
 }
 
-/// Notes that a secret is sealed with the first of `keys`; whether that may be.
+/// Notes that a secret is sealed with the first of `keys`. Returns whether that is allowed.
 async fn take_sealing_key(
     transaction: &Transaction<'_>,
     lock: &Statement,
@@ -165,7 +165,7 @@ pub(super) fn create(session: &mut Session, new: &NewEndpoint) -> Result<Endpoin
         &new.enabled,
         &rate_limit,
         &new.secret.0,
-        &At(Timestamp::now()),
+        &Timestamptz(Timestamp::now()),
         &(limits::ENDPOINTS_PER_ORG_MAX as i64),
     ];
     let rows = session.within(async |conversation: &mut Conversation| {
@@ -188,16 +188,13 @@ pub(super) fn create(session: &mut Session, new: &NewEndpoint) -> Result<Endpoin
         Ok(Some(rows))
     });
     let rows = rows.map_err(|error| match error.constraint() {
-        Some("endpoints_org_id_fkey") => StoreError::Conflict(format!("there is no organisation {}", new.org)),
-        Some("endpoints_pkey") => StoreError::Conflict("the endpoint id is taken".to_owned()),
+        Some("endpoints_org_id_fkey") => StoreError::from(Rejection::NoSuchOrganization(new.org.to_string())),
+        Some("endpoints_pkey") => Rejection::EndpointIdTaken.into(),
         _ => error.into(),
     })?;
     match rows.ok_or_else(foreign_key)?.first() {
         Some(row) => endpoint_of(row),
-        None => Err(StoreError::Conflict(format!(
-            "an organisation has at most {} endpoints",
-            limits::ENDPOINTS_PER_ORG_MAX
-        ))),
+        None => Err(Rejection::TooManyEndpoints.into()),
     }
 }
 
@@ -240,7 +237,7 @@ pub(super) fn update(
             &change.enabled,
             &change.rate_limit_per_second.is_some(),
             &change.rate_limit_per_second.flatten().map(i64::from),
-            &At(Timestamp::now()),
+            &Timestamptz(Timestamp::now()),
         ],
     )?;
     row.as_ref().map(endpoint_of).transpose()
@@ -250,7 +247,7 @@ pub(super) fn org_of(session: &mut Session, id: EndpointId) -> Result<Option<Org
     session.query_opt(ORG, &[&id.0])?.as_ref().map(|row| get(row, "org_id").map(OrgId)).transpose()
 }
 
-/// What waits for it fails in the same transaction, as far as one step goes.
+/// Its pending deliveries fail in the same transaction, up to one step.
 pub(super) fn delete(session: &mut Session, org: OrgId, id: EndpointId) -> Result<bool, CallError> {
     let end = EndDeleted::new(id, Timestamp::MIN, Timestamp::now());
     session.within(async |conversation: &mut Conversation| {
@@ -277,7 +274,7 @@ pub(super) fn rotate_secret(
     rotation: Rotation<'_>,
 ) -> Result<Option<Endpoint>, StoreError> {
     let unusable: Vec<&[u8]> = rotation.unusable.iter().map(|secret| &secret.0[..]).collect();
-    let until = At(rotation.previous_until);
+    let until = Timestamptz(rotation.previous_until);
     let row = session.within(async |conversation: &mut Conversation| {
         let lock_key = conversation.prepare(LOCK_SEALING_KEY).await?;
         let take_key = conversation.prepare(TAKE_SEALING_KEY).await?;
@@ -320,7 +317,7 @@ pub(super) fn note_failing(
     let (ids, failing): (Vec<Uuid>, Vec<Option<i64>>) =
         notes.iter().map(|(id, failing)| (id.0, failing.map(bounded))).unzip();
     let step_max = millis(limits::ENDPOINT_FAILING_STEP_MAX);
-    let rows = session.query(NOTE_FAILING, &[&ids, &failing, &At(now), &step_max])?;
+    let rows = session.query(NOTE_FAILING, &[&ids, &failing, &Timestamptz(now), &step_max])?;
     let row = |row| {
         let millis = get::<i64>(row, "failing_ms")?;
         Ok((EndpointId(get(row, "id")?), Duration::from_millis(u64::try_from(millis).unwrap_or(0))))
@@ -338,11 +335,11 @@ fn one_of_many(row: &Row) -> Result<EndpointRow, StoreError> {
 }
 
 fn endpoint_of(row: &Row) -> Result<Endpoint, StoreError> {
-    let event_types: Option<Verbatim> = get(row, "event_types")?;
-    let headers: Verbatim = get(row, "headers")?;
+    let event_types: Option<JsonText> = get(row, "event_types")?;
+    let headers: JsonText = get(row, "headers")?;
     let rate_limit: Option<i64> = get(row, "rate_limit_per_second")?;
     let previous_secret: Option<Vec<u8>> = get(row, "previous_secret")?;
-    let previous_until: Option<At> = get(row, "previous_until")?;
+    let previous_until: Option<Timestamptz> = get(row, "previous_until")?;
     Ok(Endpoint {
         id: EndpointId(get(row, "id")?),
         org: OrgId(get(row, "org_id")?),
@@ -351,14 +348,14 @@ fn endpoint_of(row: &Row) -> Result<Endpoint, StoreError> {
         event_types: event_types.map(|json| from_json(&json.0)).transpose()?,
         headers: from_json(&headers.0)?,
         enabled: get(row, "enabled")?,
-        enabled_at: get::<Option<At>>(row, "enabled_at")?.map(|at| at.0),
+        enabled_at: get::<Option<Timestamptz>>(row, "enabled_at")?.map(|at| at.0),
         disabled_reason: get(row, "disabled_reason")?,
         org_disabled: get(row, "org_disabled")?,
         rate_limit_per_second: rate_limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
         secret: SealedSecret(get(row, "secret")?),
         previous_secret: previous_secret.map(SealedSecret).zip(previous_until.map(|at| at.0)),
-        failing_since: get::<Option<At>>(row, "failing_since")?.map(|at| at.0),
-        created_at: get::<At>(row, "created_at")?.0,
+        failing_since: get::<Option<Timestamptz>>(row, "failing_since")?.map(|at| at.0),
+        created_at: get::<Timestamptz>(row, "created_at")?.0,
     })
 }
 

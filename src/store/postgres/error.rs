@@ -1,24 +1,24 @@
-//! What a failed call to Postgres means: whose fault it is, and whether the session is still good.
+//! What a failed call to Postgres means: who is at fault, and whether the session can still be used.
 //!
-//! The classes of SQLSTATE are sorted in one match. No text made here may carry a client's payload or a secret:
-//! of what the server says only the code, its primary message and names from the schema are kept (DETAIL,
-//! CONTEXT and HINT echo rows), and where the primary message itself may quote a value it is cut before it.
+//! One match sorts the classes of SQLSTATE. No text made here may carry a client's payload or a secret. Of the server's
+//! error only the code, the primary message and names of the schema are kept, because DETAIL, CONTEXT and HINT echo rows.
+//! A primary message that may quote a value is cut before the value.
 
 use std::fmt;
 
 use tokio_postgres::error::DbError;
 
-use crate::{Refusal, StoreError};
+use crate::{DatabaseError, StoreError};
 
 /// Why a call within a session failed.
 #[derive(Debug)]
 pub(super) enum CallError {
     /// The server answered with an error.
-    Refused(Box<DbError>),
-    /// No answer, or none that makes sense: whether the call took effect is not known.
-    Lost(String),
-    /// No answer in time: neither is it then.
-    Late(String),
+    Database(Box<DbError>),
+    /// No answer, or none that makes sense: it is not known whether the call took effect.
+    ConnectionLost(String),
+    /// No answer in time: it is not known whether the call took effect.
+    TimedOut(String),
     /// The server's certificate or its way of authentication is not acceptable.
     Untrusted(String),
 }
@@ -27,35 +27,35 @@ impl CallError {
     /// Sorts out an error of the driver.
     pub(super) fn new(error: &tokio_postgres::Error) -> Self {
         if let Some(refused) = error.as_db_error() {
-            return Self::Refused(Box::new(refused.clone()));
+            return Self::Database(Box::new(refused.clone()));
         }
         match std::error::Error::source(error).map(|source| (source, source.downcast_ref::<std::io::Error>())) {
-            None => Self::Lost(error.to_string()),
+            None => Self::ConnectionLost(error.to_string()),
             Some((_, Some(io))) => {
                 let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
                 match tls {
                     Some(tls) => Self::Untrusted(format!("TLS: {tls}")),
-                    None => Self::Lost(format!("{error}: {io}")),
+                    None => Self::ConnectionLost(format!("{error}: {io}")),
                 }
             }
             Some((source, None)) => Self::Untrusted(format!("{error}: {source}")),
         }
     }
 
-    /// The violated constraint, where there is one.
+    /// The violated constraint, if there is one.
     pub(super) fn constraint(&self) -> Option<&str> {
         match self {
-            Self::Refused(refused) => refused.constraint(),
-            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => None,
+            Self::Database(refused) => refused.constraint(),
+            Self::ConnectionLost(_) | Self::TimedOut(_) | Self::Untrusted(_) => None,
         }
     }
 
     /// Whether an event's day has no partition: a check violation (23514) of no constraint.
     pub(super) fn is_missing_partition(&self) -> bool {
-        matches!(self, Self::Refused(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
+        matches!(self, Self::Database(refused) if refused.code().code() == "23514" && refused.constraint().is_none())
     }
 
-    /// Whether a row with the same id (or whatever else is unique) is there already.
+    /// Whether a row with the same id, or another unique value, exists.
     pub(super) fn is_unique_violation(&self) -> bool {
         self.is_refused_with(&["23505"])
     }
@@ -66,15 +66,15 @@ impl CallError {
     }
 
     fn is_refused_with(&self, codes: &[&str]) -> bool {
-        matches!(self, Self::Refused(refused) if codes.contains(&refused.code().code()))
+        matches!(self, Self::Database(refused) if codes.contains(&refused.code().code()))
     }
 
-    /// Whether the session should be thrown away: it is gone, or a new one may reach a server that can do more
-    /// (after a failover) or knows nothing of stale plans and lost prepared statements.
+    /// Whether the session must be dropped: it is gone, or a new one may reach a better server after a failover, or has no
+    /// stale plans and lost prepared statements.
     pub(super) fn ends_session(&self) -> bool {
         match self {
-            Self::Lost(_) | Self::Late(_) | Self::Untrusted(_) => true,
-            Self::Refused(refused) => {
+            Self::ConnectionLost(_) | Self::TimedOut(_) | Self::Untrusted(_) => true,
+            Self::Database(refused) => {
                 let code = refused.code().code();
                 matches!(&code[..2], "08" | "25" | "26" | "57" | "58" | "XX" | "0A")
             }
@@ -85,16 +85,15 @@ impl CallError {
 impl From<CallError> for StoreError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Refused(refused) => classify(refused.code().code(), || describe(&refused)),
-            CallError::Lost(why) => Self::Unavailable(why),
-            CallError::Late(why) => Self::TooMuch(why),
+            CallError::Database(refused) => classify(refused.code().code(), || describe(&refused)),
+            CallError::ConnectionLost(why) => Self::Unavailable(why),
+            CallError::TimedOut(why) => Self::TooMuch(why),
             CallError::Untrusted(why) => Self::Misconfigured(why),
         }
     }
 }
 
-/// What it means that the schema, or a part of it, cannot be changed: never a row's fault. `text` puts the reason into a
-/// sentence.
+/// The error of a change of the schema, which is never a row's fault. `text` puts the reason into a sentence.
 pub(super) fn schema_error(refused: &DbError, text: impl FnOnce(&str) -> String) -> StoreError {
     let text = text(&describe(refused));
     let code = refused.code().code();
@@ -105,24 +104,24 @@ pub(super) fn schema_error(refused: &DbError, text: impl FnOnce(&str) -> String)
     }
 }
 
-/// Whose fault an SQLSTATE is.
+/// Who is at fault, by SQLSTATE.
 fn classify(code: &str, describe: impl FnOnce() -> String) -> StoreError {
     let class = code.get(..2).unwrap_or_default();
     match class {
         // Data exception, integrity constraint violation, program limit exceeded: this row, every time.
-        "22" | "23" | "54" => StoreError::RowRefused(Refusal::new(code, describe())),
-        // RAISE EXCEPTION in somebody's trigger.
-        "P0" if code == "P0001" => StoreError::RowRefused(Refusal::new(code, describe())),
+        "22" | "23" | "54" => StoreError::RowRefused(DatabaseError::new(code, describe())),
+        // RAISE EXCEPTION in a trigger.
+        "P0" if code == "P0001" => StoreError::RowRefused(DatabaseError::new(code, describe())),
         // Authorization, missing object or permission, unknown database, unknown schema, unusable server settings.
         "28" | "42" | "3D" | "3F" | "F0" => StoreError::Misconfigured(describe()),
-        // Somebody cancelled the statement: it took longer than it may.
+        // The statement was cancelled: it took too long.
         "57" if code == "57014" => StoreError::TooMuch(describe()),
         "55" if code == "55P03" => StoreError::Locked(describe()),
         // Connection, transaction state (25006: read-only after a failover), a statement lost by a pooler, rollback,
         // resources, object state, intervention.
         "08" | "25" | "26" | "40" | "53" | "55" | "57" => StoreError::Unavailable(describe()),
-        // Server faults (58, XX: a damaged page is one row's), what functions and triggers do wrong, and whatever is new.
-        _ => StoreError::Unexplained(Refusal::new(code, describe())),
+        // Server faults (58, XX; a damaged page concerns one row), errors of functions and triggers, and codes not known here.
+        _ => StoreError::Unexplained(DatabaseError::new(code, describe())),
     }
 }
 
@@ -143,7 +142,7 @@ fn describe(refused: &DbError) -> String {
     let message = match &code[..2] {
         // "invalid input syntax for type integer: "…"": the value comes after the colon or in quotes.
         "22" => refused.message().split([':', '"']).next().unwrap_or_default().trim_end(),
-        // The words of somebody's trigger, which may quote the row.
+        // A trigger's own message, which may quote the row.
         "P0" => "raised by a trigger or function",
         _ => refused.message(),
     };
@@ -163,7 +162,7 @@ mod tests {
             StoreError::TooMuch(_) => "size",
             StoreError::Locked(_) => "lock",
             StoreError::Unexplained(_) => "either",
-            StoreError::Conflict(_) | StoreError::TooMany(_) => "caller",
+            StoreError::Rejected(_) => "caller",
         };
         for (expected, codes) in [
             ("row", &["22P02", "22021", "22003", "23502", "23514", "23505", "54000", "54001", "P0001"][..]),

@@ -1,9 +1,9 @@
-//! Events in Postgres: storing batches, finding and listing.
+//! Events in Postgres: batches are stored, events are found and listed.
 //!
-//! A batch is one transaction, by COPY where it can be (`copy`), else by one INSERT, which skips what is stored already. It
-//! is stored when the server has answered the commit: the answer to COMMIT, or `ReadyForQuery` after a single statement. Ids
-//! the server made (`UUIDv7`) meet their copy, if any, in the same partition, where a unique index stops it. Derived ids may
-//! meet theirs in a neighbouring day's: `store_events_v1` (migrations/postgres) looks there.
+//! A batch is one transaction: a COPY if possible (`copy`), otherwise one INSERT, which skips events that are stored already.
+//! It is stored when the server has answered the commit, which is the answer to COMMIT, or `ReadyForQuery` after a single
+//! statement. A copy of an id that the server generated (`UUIDv7`) is in the same partition, where a unique index stops it.
+//! A copy of a derived id may be in the partition of a neighbouring day; `store_events_v1` (migrations/postgres) looks there.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -17,11 +17,11 @@ use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
 use millrace_base::limits;
 use millrace_metrics::StoreWay;
 
-use super::columns::{At, Column, Field, Verbatim};
 use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
+use super::values::{Column, Field, JsonText, Timestamptz};
 use crate::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
 use crate::{EventPlace, EventQuery, StoreError, StoredEvent};
 
@@ -31,8 +31,8 @@ const INSERT: &str = "
     ON CONFLICT DO NOTHING";
 const INSERT_DERIVED: &str = "SELECT store_events_v1($1, $2, $3, $4, $5, $6)";
 
-/// The same with the deliveries of what is new, in one statement. The test for that is a hashed subplan, which a bare IN
-/// would not be: joins are by loops here (see `session`).
+/// The same with the deliveries of the new events, in one statement. `IS TRUE` makes the test for those a hashed subplan; a
+/// bare IN would be a join, and joins are loops here (see `session`).
 const INSERT_PLANNED: &str = "
     WITH stored AS (
         INSERT INTO events (id, org_id, received_at, type, dedup_id, payload)
@@ -67,8 +67,8 @@ const LIST: &str = "
 const LIST_TYPES: [Type; 6] =
     [Type::UUID, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ, Type::UUID, Type::INT8];
 
-/// Looks at so many at most, in the order of the index: there is none by type. Returns those of the type, and the last it
-/// may look at whatever its type, without its payload then: the place to go on from.
+/// Looks at a bounded number of events in the order of the index, because no index is by type. Returns those of the type,
+/// and the last one it may look at, which is where the next call begins; without its payload if it is of another type.
 const LIST_OF_TYPE: &str = "
     SELECT id, type, dedup_id, CASE WHEN is_wanted THEN payload END AS payload, received_at, is_wanted, looked_at FROM (
         SELECT id, type, dedup_id, payload, received_at, type = $7 AS is_wanted,
@@ -91,7 +91,7 @@ const LIST_OF_TYPE_TYPES: [Type; 8] = [
     Type::INT8,
 ];
 
-/// Stores a batch with the deliveries planned for it; returns what of it is new.
+/// Stores a batch with the deliveries planned for it; returns what is new.
 pub(super) fn store(
     session: &mut Session,
     partitions: &Partitions,
@@ -110,7 +110,7 @@ pub(super) fn store(
         rows.sort_by_key(|event| event.id);
     }
     let planned = without_copies(planned);
-    // A day without a partition fails its own rows, where they meet it: a DEFAULT partition may take them.
+    // A day without a partition fails only when rows meet it: a DEFAULT partition may take them.
     let refused = partitions.ensure(session, &rows)?;
     match (insert(session, gate, &rows, derived, &planned), refused) {
         (Err(error), Some(refused)) if error.is_missing_partition() => Err(refused),
@@ -163,16 +163,17 @@ fn insert_planned(
     let mut params: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
         [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
-    // Of two copies the first is stored; where ids are derived, `store_events_v2` knows which that was.
+    // The first of two copies is stored; with derived ids `store_events_v2` knows which that was.
     let received_at: HashMap<EventId, Timestamp> =
         if derived { HashMap::new() } else { rows.iter().rev().map(|event| (event.id, event.received_at)).collect() };
     let received_at = |planned: &PlannedDelivery| received_at.get(&planned.event).copied();
     let planned: Vec<&PlannedDelivery> =
         planned.iter().copied().filter(|planned| derived || received_at(planned).is_some()).collect();
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
-    let due: Vec<Option<At>> =
-        planned.iter().map(|planned| planned.lease_until.or_else(|| received_at(planned)).map(At)).collect();
-    let received: Vec<Option<At>> = planned.iter().map(|planned| received_at(planned).map(At)).collect();
+    let due: Vec<Option<Timestamptz>> =
+        planned.iter().map(|planned| planned.lease_until.or_else(|| received_at(planned)).map(Timestamptz)).collect();
+    let received: Vec<Option<Timestamptz>> =
+        planned.iter().map(|planned| received_at(planned).map(Timestamptz)).collect();
     params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
     params.push(&due);
     if !derived {
@@ -195,8 +196,8 @@ fn insert_planned(
     })
 }
 
-/// Finds one event. An id made by a server carries the time at which its event was received, but for a clock that was
-/// set back meanwhile: the day it names is looked at first, where partitions are many.
+/// Finds one event. An id that a server generated carries the time at which its event was received, unless a clock was set
+/// back meanwhile. If there are many partitions, the day that the id names is searched first.
 pub(super) fn find(
     session: &mut Session,
     partitions: &Partitions,
@@ -210,7 +211,7 @@ pub(super) fn find(
     });
     session.within(async |conversation: &mut Conversation| {
         for (from, to) in named.iter().flatten().chain(&*ranges) {
-            let params: [&(dyn ToSql + Sync); 4] = [&id.0, &org.0, &At(*from), &At(*to)];
+            let params: [&(dyn ToSql + Sync); 4] = [&id.0, &org.0, &Timestamptz(*from), &Timestamptz(*to)];
             let rows = query_range(conversation, ranges.len(), ONE, &params, &ONE_TYPES).await?;
             if let Some(row) = rows.first() {
                 return stored_event(row).map(Some);
@@ -220,13 +221,13 @@ pub(super) fn find(
     })
 }
 
-/// When a server made this id; `None` where it is derived.
+/// When a server generated this id; `None` for a derived id.
 fn made_at(id: EventId) -> Option<Timestamp> {
     (id.0.get_version_num() == 7).then(|| created_at(DeliveryId(id.0)))
 }
 
-/// One statement that is bounded by a range of time. Where ranges are several it is planned for this one: a plan for any
-/// would lock every partition there is, and so would making it.
+/// Runs one statement that is bounded by a range of time. If there are several ranges, it is planned for this one: a generic
+/// plan would lock every partition, and so would making it.
 pub(super) async fn query_range(
     conversation: &mut Conversation,
     ranges: usize,
@@ -241,7 +242,7 @@ pub(super) async fn query_range(
     conversation.client.query_typed(sql, &bound).await
 }
 
-/// A page, read in chunks: what is in memory beyond the page is bounded by the chunk. It ends early once it has looked at
+/// A page, read in chunks, so that at most a chunk is in memory besides the page. It ends early after
 /// [`limits::LIST_SCAN_ROWS_MAX`] events, and at `until`.
 pub(super) fn list(
     session: &mut Session,
@@ -251,22 +252,22 @@ pub(super) fn list(
     until: Instant,
 ) -> Result<(Vec<StoredEvent>, Option<EventPlace>), CallError> {
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
-    let after = query.after.unwrap_or(At::MIN.0);
-    let before = query.before.unwrap_or(At::MAX.0);
+    let after = query.after.unwrap_or(Timestamptz::MIN.0);
+    let before = query.before.unwrap_or(Timestamptz::MAX.0);
     let ranges = partitions.ranges(session)?;
     session.within(async |conversation: &mut Conversation| {
         let mut page: Vec<StoredEvent> = Vec::new();
         let mut page_bytes = 0;
         let mut looked_at = 0;
-        let mut place = query.cursor.unwrap_or((At::MAX.0, EventId(Uuid::max())));
+        let mut place = query.cursor.unwrap_or((Timestamptz::MAX.0, EventId(Uuid::max())));
         for (from, to) in &*ranges {
-            // What comes before `from` is in the next range; the statement excludes both ends.
+            // Events before `from` are in the next range; the statement excludes both ends.
             let (after, before) = (after.max(from.just_before()), before.min(*to));
             if after.just_after() >= before || place.0 <= after {
                 continue;
             }
             loop {
-                // One more than is asked for tells whether there are more.
+                // One more than the page takes shows whether there are more.
                 let wanted = (limit + 1 - page.len()).min(limits::LIST_CHUNK_ROWS as usize);
                 let chunk = Chunk { org, after, before, place, wanted };
                 let (rows, looked) = match &query.event_type {
@@ -282,7 +283,7 @@ pub(super) fn list(
                         place = (event.received_at, event.id);
                         page.push(event);
                     } else {
-                        place = (row.try_get::<_, At>("received_at")?.0, EventId(row.try_get("id")?));
+                        place = (row.try_get::<_, Timestamptz>("received_at")?.0, EventId(row.try_get("id")?));
                     }
                 }
                 let Some(looked) = looked else { break };
@@ -291,9 +292,9 @@ pub(super) fn list(
                     return Ok((page, Some(place)));
                 }
             }
-            // Of what is from here on nothing is left.
+            // Nothing is left of this range.
             place = place.min((*from, EventId(Uuid::nil())));
-            if Instant::now() >= until && *from > At::MIN.0 {
+            if Instant::now() >= until && *from > Timestamptz::MIN.0 {
                 return Ok((page, Some(place)));
             }
         }
@@ -301,7 +302,7 @@ pub(super) fn list(
     })
 }
 
-/// A part of a page: the events of one range of time after a place in the list.
+/// A part of a page: events of one range of time after a place in the list.
 struct Chunk {
     org: OrgId,
     after: Timestamp,
@@ -310,14 +311,14 @@ struct Chunk {
     wanted: usize,
 }
 
-/// Rows, and how many events were looked at for them; `None`: all there are.
+/// Rows, and how many events were looked at for them; `None` if those were all.
 type Looked = (Vec<Row>, Option<usize>);
 
 impl Chunk {
     async fn read(&self, conversation: &mut Conversation, ranges: usize) -> Result<Looked, tokio_postgres::Error> {
-        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let (place, wanted) = (Timestamptz(self.place.0), self.wanted as i64);
         let params: [&(dyn ToSql + Sync); 6] =
-            [&self.org.0, &At(self.after), &At(self.before), &place, &self.place.1.0, &wanted];
+            [&self.org.0, &Timestamptz(self.after), &Timestamptz(self.before), &place, &self.place.1.0, &wanted];
         let rows = query_range(conversation, ranges, LIST, &params, &LIST_TYPES).await?;
         let looked = (rows.len() == self.wanted).then_some(self.wanted);
         Ok((rows, looked))
@@ -330,11 +331,11 @@ impl Chunk {
         event_type: &str,
     ) -> Result<Looked, tokio_postgres::Error> {
         let most = limits::LIST_SCAN_CHUNK_ROWS;
-        let (place, wanted) = (At(self.place.0), self.wanted as i64);
+        let (place, wanted) = (Timestamptz(self.place.0), self.wanted as i64);
         let params: [&(dyn ToSql + Sync); 8] = [
             &self.org.0,
-            &At(self.after),
-            &At(self.before),
+            &Timestamptz(self.after),
+            &Timestamptz(self.before),
             &place,
             &self.place.1.0,
             &wanted,
@@ -363,7 +364,7 @@ fn stored_event(row: &Row) -> Result<StoredEvent, tokio_postgres::Error> {
         id: EventId(row.try_get("id")?),
         event_type: row.try_get("type")?,
         dedup_id: row.try_get("dedup_id")?,
-        payload: row.try_get::<_, Verbatim>("payload")?.0,
-        received_at: row.try_get::<_, At>("received_at")?.0,
+        payload: row.try_get::<_, JsonText>("payload")?.0,
+        received_at: row.try_get::<_, Timestamptz>("received_at")?.0,
     })
 }

@@ -1,8 +1,8 @@
-//! Deliveries in Postgres as their owners see them: found, listed with their attempts, asked for again; and deleted
-//! when their time is over.
+//! Deliveries in Postgres as their owners see them: found, listed with their attempts, retried, and deleted at the end of
+//! their retention.
 //!
-//! A list is a statement for the deliveries and one for each chunk of their attempts. What its filters leave out it passes
-//! over on its way, up to a bound.
+//! A list is one statement for the deliveries and one for each chunk of their attempts. It passes over the deliveries that
+//! its filters leave out, up to a bound.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,15 +16,15 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
 
-use super::columns::At;
 use super::credentials::{get, unexpected};
 use super::deliveries::count;
 use super::error::CallError;
 use super::session::Session;
+use super::values::Timestamptz;
 use crate::StoreError;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
-/// What `delivery_of` reads.
+/// The columns that `delivery_of` reads.
 macro_rules! columns {
     () => {
         "id, event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at"
@@ -34,10 +34,10 @@ macro_rules! columns {
 const ONE: &str = concat!("SELECT ", columns!(), " FROM deliveries WHERE id = $2 AND org_id = $1");
 const OF_EVENT: &str =
     concat!("SELECT ", columns!(), " FROM deliveries WHERE event_id = $2 AND org_id = $1 ORDER BY id DESC LIMIT $3");
-// Lists look at so many at most ($6), in the order of an index, for there is none by endpoint or by the status that most
-// deliveries come to. A row with a null id only says how far was looked: the last that may be.
+// Lists look at $6 deliveries at most, in the order of an index: there is no index by endpoint, or by the status that most
+// deliveries end with. A row with a null id only shows how far the statement has looked.
 
-/// Of all statuses, or of one that most deliveries come to.
+/// All statuses, or the one that most deliveries end with.
 const LIST: &str = "
     SELECT place, looked_at, CASE WHEN is_wanted THEN place END AS id,
         event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at
@@ -78,7 +78,7 @@ const LIST_FAILED: &str = concat!(
     WHERE delivery.id IS NOT NULL OR looked_at = $6
     ORDER BY looked.delivery_id DESC LIMIT $4"
 );
-/// The newest of each, its first attempt among them where they are few enough.
+/// The newest attempts of each delivery, with its first attempt if they are few enough.
 const ATTEMPTS: &str = "
     SELECT attempt.* FROM unnest($1::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
         (SELECT delivery_id, at, number, latency_ms, status_code, error, response_body FROM delivery_attempts
@@ -90,8 +90,8 @@ const ATTEMPTS: &str = "
         LIMIT $2
     ) AS attempt ORDER BY attempt.delivery_id, attempt.number";
 
-// Of the two statuses in `failed_deliveries` each is looked up by itself: `status IN (2, 3)` would be a filter behind all
-// that an organisation has there.
+// Each of the two statuses in `failed_deliveries` is looked up by itself: `status IN (2, 3)` would filter all rows that an
+// organisation has there.
 
 const RETRY: &str = concat!(
     "WITH retried AS (
@@ -134,9 +134,8 @@ const RECOVER: &str = "
     SELECT count, CASE WHEN count > 0 THEN pg_notify('millrace_credentials', 'due:' || $2::uuid) END FROM total";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || $1::uuid)";
 
-/// Looks at so many that are older than an id, from another id on, and deletes those that have ended, and those that wait
-/// for an endpoint that is gone or disabled. Whatever it leaves, it reads no more than that. Returns how many it looked at,
-/// and the last.
+/// Looks at $3 deliveries between two ids at most, and deletes those that ended and those whose endpoint is deleted or
+/// disabled. It reads no more than these, whatever it leaves. Returns how many it looked at, and the last.
 const DELETE_OLD: &str = "
     WITH seen AS MATERIALIZED (
         SELECT id, status, endpoint_id FROM deliveries WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
@@ -170,7 +169,7 @@ pub(super) fn of_event(session: &mut Session, org: OrgId, event: EventId) -> Res
     whole(session, &found)
 }
 
-/// As many deliveries as there are rows, with their attempts, where they weigh no more than a page.
+/// The deliveries of `rows` with their attempts, up to the size of a page.
 fn whole(session: &mut Session, rows: &[Row]) -> Result<Vec<DeliveryRecord>, StoreError> {
     let mut page = Page::default();
     for rows in rows.chunks(limits::LIST_DELIVERIES_CHUNK) {
@@ -181,7 +180,7 @@ fn whole(session: &mut Session, rows: &[Row]) -> Result<Vec<DeliveryRecord>, Sto
     Ok(page.records)
 }
 
-/// A page. It ends early once it has looked at [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
+/// A page. It ends early after [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
 pub(super) fn list(
     session: &mut Session,
     org: OrgId,
@@ -200,7 +199,7 @@ pub(super) fn list(
     let mut page = Page { place: query.cursor, ..Page::default() };
     let mut looked_at = 0;
     loop {
-        // One more than is asked for tells whether there are more.
+        // One more than the page takes shows whether there are more.
         let wanted = limit + 1 - page.records.len();
         let cursor = page.place.map_or(Uuid::max(), |id| id.0);
         let rows = session.query(sql, &[&org.0, &cursor, &endpoint, &(wanted as i64), &status, &most])?;
@@ -228,12 +227,12 @@ pub(super) fn list(
     }
 }
 
-/// Whether it is one, and does not only say how far was looked.
+/// Whether the row is a delivery, and does not only show how far the statement has looked.
 fn is_delivery(row: &Row) -> bool {
     !matches!(row.try_get::<_, Option<Uuid>>("id"), Ok(None))
 }
 
-/// What a page has, and where it came to.
+/// The deliveries of a page so far, and where it has come to.
 #[derive(Default)]
 struct Page {
     records: Vec<DeliveryRecord>,
@@ -242,7 +241,7 @@ struct Page {
 }
 
 impl Page {
-    /// Takes the deliveries of `rows` with their attempts; `false` where they were too many for a page.
+    /// Takes the deliveries of `rows` with their attempts; `false` if they do not fit the page.
     fn take(&mut self, session: &mut Session, rows: &[Row]) -> Result<bool, StoreError> {
         let deliveries = rows.iter().filter(|row| is_delivery(row)).map(delivery_of).collect::<Result<Vec<_>, _>>()?;
         if !deliveries.is_empty() {
@@ -275,7 +274,7 @@ pub(super) fn retry(
     id: DeliveryId,
     now: Timestamp,
 ) -> Result<Option<Delivery>, StoreError> {
-    session.query_opt(RETRY, &[&org.0, &id.0, &At(now)])?.as_ref().map(delivery_of).transpose()
+    session.query_opt(RETRY, &[&org.0, &id.0, &Timestamptz(now)])?.as_ref().map(delivery_of).transpose()
 }
 
 pub(super) fn recover(
@@ -287,7 +286,8 @@ pub(super) fn recover(
     now: Timestamp,
 ) -> Result<u64, StoreError> {
     let (first, end) = (first_id_at(created.start), first_id_at(created.end));
-    let params: [&(dyn ToSql + Sync); 6] = [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &At(now)];
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&org.0, &endpoint.0, &first.0, &end.0, &i64::from(limit), &Timestamptz(now)];
     first_count(session.query_opt(RECOVER, &params)?.as_ref())
 }
 
@@ -302,7 +302,7 @@ pub(super) fn delete_old(
     Ok(is_full.then_some(DeliveryId(get(&row, "id")?)))
 }
 
-/// Tells the senders that something is due for an endpoint.
+/// Tells the senders that deliveries are due for an endpoint.
 pub(super) fn wake(session: &mut Session, endpoint: EndpointId) -> Result<(), CallError> {
     session.query(WAKE, &[&endpoint.0]).map(drop)
 }
@@ -318,7 +318,7 @@ fn delivery_of(row: &Row) -> Result<Delivery, StoreError> {
         status: status.ok_or_else(|| unexpected(&"a delivery's status has no name"))?,
         attempts_made: count(row, "attempts_made")?,
         created_at: created_at(id),
-        next_attempt_at: get::<Option<At>>(row, "next_attempt_at")?.map(|at| at.0),
+        next_attempt_at: get::<Option<Timestamptz>>(row, "next_attempt_at")?.map(|at| at.0),
     })
 }
 
@@ -327,7 +327,7 @@ fn attempt_of(row: &Row) -> Result<Attempt, StoreError> {
     Ok(Attempt {
         delivery: DeliveryId(get(row, "delivery_id")?),
         number: count(row, "number")?,
-        at: get::<At>(row, "at")?.0,
+        at: get::<Timestamptz>(row, "at")?.0,
         status_code: status_code.and_then(|code| u16::try_from(code).ok()),
         error: get(row, "error")?,
         latency: Duration::from_millis(count(row, "latency_ms")?.into()),

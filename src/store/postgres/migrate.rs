@@ -1,12 +1,13 @@
 //! Brings a Postgres database's schema up to date.
 //!
-//! Each migration is one transaction, all under one advisory lock: of two processes that start at once one applies them,
-//! and a failed one leaves nothing behind. A database with migrations this program does not know is fine: they only expand.
+//! Each migration is one transaction, all under one advisory lock: if two processes start at once, one applies them. A
+//! failed migration leaves nothing behind. A database with migrations that this program does not know is fine, because
+//! migrations only add.
 //!
-//! **A migration takes as long as it takes.** It has a session of its own, without the deadlines of a call and of a
-//! statement, and ends early only with its connection, or where the server is stopped. It waits for locks for
-//! [`limits::MIGRATION_LOCK_TIMEOUT`] and is tried again by the caller: everybody else would wait behind it. The database
-//! itself ends it soon after the connection is gone, so none goes on unnoticed beside the next try.
+//! **A migration has no time limit.** It has a session of its own, without the deadlines of a call and of a statement, and
+//! ends early only if its connection is lost or the server is stopped. It waits for a lock for
+//! [`limits::MIGRATION_LOCK_TIMEOUT`], because all other sessions wait behind it; then the caller tries again. The database
+//! ends it soon after its connection is gone, so none goes on beside the next try.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -21,10 +22,10 @@ use millrace_base::clock::Timestamp;
 use millrace_base::limits;
 use millrace_base::retry::LogThrottle;
 
-use super::columns::At;
 use super::error::{CallError, schema_error};
-use super::session::{Conversation, Session, Times};
+use super::session::{Conversation, Session, Timeouts};
 use super::target::Target;
+use super::values::Timestamptz;
 use crate::{StoreError, StoreId};
 
 /// Numbered from 1, without gaps, never changed once released.
@@ -42,10 +43,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
 /// How often a long migration says that it goes on.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Excludes other processes that migrate.
+/// Keeps out other processes that migrate.
 const LOCK: &str = "SELECT pg_advisory_lock(7235440125741001)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(7235440125741001)";
-/// Asked first: CREATE TABLE IF NOT EXISTS needs the right to create even where the table exists.
+/// Asked first: CREATE TABLE IF NOT EXISTS needs the right to create even if the table exists.
 const IS_VERSIONED: &str = "SELECT to_regclass('schema_migrations') IS NOT NULL";
 const CREATE_VERSIONS: &str = "
     CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL)";
@@ -58,19 +59,19 @@ const UNBOUNDED: &str = "
     SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
     RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_bitmapscan";
 
-/// How an attempt ended that the database did not refuse.
+/// How an attempt to migrate ended without an error of the database.
 enum Ended {
     /// With this many migrations applied.
     Done(u32),
     /// Another process migrates.
     Taken,
-    /// Another session holds a lock on what is to be changed.
+    /// Another session holds a lock on a table that is to be changed.
     Waited,
     /// The server was stopped.
     Stopped,
 }
 
-/// Whether nothing is missing. A short call.
+/// Whether no migration is missing. A short call.
 pub(super) fn is_up_to_date(session: &mut Session) -> Result<bool, CallError> {
     session.within(async |conversation: &mut Conversation| {
         let client = &conversation.client;
@@ -82,9 +83,9 @@ pub(super) fn is_up_to_date(session: &mut Session) -> Result<bool, CallError> {
     })
 }
 
-/// Applies what is missing, however long that takes, until `stop` is set; returns how many migrations that was.
+/// Applies the missing migrations, however long that takes, until `stop` is set; returns how many.
 pub(super) fn migrate(target: &Target, stop: &AtomicBool) -> Result<u32, StoreError> {
-    let mut session = Session::connect(target, Times::USUAL, None, Some(stop))?;
+    let mut session = Session::connect(target, Timeouts::USUAL, None, Some(stop))?;
     session.begin_migration();
     let current = Cell::new("the first migration");
     let ended = session.within(async |conversation: &mut Conversation| apply(conversation, &current, stop).await);
@@ -97,7 +98,7 @@ pub(super) fn migrate(target: &Target, stop: &AtomicBool) -> Result<u32, StoreEr
             current.get()
         )),
         Ok(Ended::Stopped) => unavailable(format!("stopped in migration {}, which is undone", current.get())),
-        Err(CallError::Refused(refused)) => {
+        Err(CallError::Database(refused)) => {
             Err(schema_error(&refused, |why| format!("{why}; in migration {}, which is undone", current.get())))
         }
         Err(error) => Err(error.into()),
@@ -136,7 +137,7 @@ async fn apply(
             Some(done) => done?,
             None => return Ok(Ended::Stopped),
         }
-        transaction.execute(RECORD, &[&number, name, &At(Timestamp::now())]).await?;
+        transaction.execute(RECORD, &[&number, name, &Timestamptz(Timestamp::now())]).await?;
         transaction.commit().await?;
         applied += 1;
     }
@@ -144,7 +145,7 @@ async fn apply(
     Ok(Ended::Done(applied))
 }
 
-/// Does `work` and says every ten seconds that it goes on; `None` soon after `stop` is set.
+/// Runs `work` and logs every ten seconds that it goes on; `None` soon after `stop` is set.
 async fn with_progress<T>(name: &str, stop: &AtomicBool, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     let began = Instant::now();
@@ -163,7 +164,7 @@ async fn with_progress<T>(name: &str, stop: &AtomicBool, work: impl Future<Outpu
     }
 }
 
-/// Which store the database is; `None` where no migration has made it one yet.
+/// Which store the database is; `None` if no migration has made it one yet.
 pub(super) fn identity(session: &mut Session) -> Result<Option<StoreId>, CallError> {
     session.within(async |conversation: &mut Conversation| {
         if !conversation.client.query_one(HAS_IDENTITY, &[]).await?.try_get::<_, bool>(0)? {

@@ -1,10 +1,10 @@
-//! The Postgres store: a pool of sessions with deadlines, and the SQL in one file per concern.
+//! The Postgres store: a pool of sessions, and the SQL in one file a concern.
 //!
-//! Runs on the threads of whoever calls it, which must be plain ones (no tokio runtime on them). Needs no
-//! database to start: the first call connects. Every call is one loan of a session and one deadline.
-//! Prepared statements live in the session, so a pooler in between must pool sessions, not transactions (`pooler`).
+//! It runs on the caller's thread, which must be a plain one, without a tokio runtime. It needs no database to start: the
+//! first call connects. Every call takes one session from the pool and has one deadline. Prepared statements belong to the
+//! session, so a pooler in between must pool sessions, not transactions (`pooler`).
 
-mod columns;
+mod change_feed;
 mod copy;
 mod credentials;
 mod deliveries;
@@ -15,13 +15,13 @@ mod history;
 mod migrate;
 mod partitions;
 mod pooler;
-mod pss;
 mod quarantine;
-mod schedules;
+mod retry_schedules;
+mod rsa_pss;
 mod session;
 mod target;
 mod url;
-mod watch;
+mod values;
 mod webhooks;
 
 use std::sync::Arc;
@@ -36,9 +36,10 @@ use millrace_base::limits;
 use self::copy::CopyGate;
 use self::error::CallError;
 use self::partitions::Partitions;
-use self::session::{Session, Times};
+use self::session::{Session, Timeouts};
 use self::target::Target;
-use super::pool::{Connector, Pool, Pooled};
+pub use self::url::DatabaseUrlError;
+use super::pool::{Pool, PoolError};
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
@@ -51,79 +52,82 @@ pub struct PostgresStore {
     pool: Pool<Sessions>,
     partitions: Arc<Partitions>,
     copy_gate: Arc<CopyGate>,
-    times: Times,
+    times: Timeouts,
 }
 
-/// The hosts that `url` names and that are connected to over the network; none where it is wrong.
+/// The hosts of `url` that are reached over the network; none if it is wrong.
 pub fn hosts(url: &str) -> Vec<String> {
     Target::parse(url).map(|target| target.hosts()).unwrap_or_default()
 }
 
-/// Whether `url` can be used, as far as it can be told without connecting: its form, its options, the certificates it names.
-///
-/// # Errors
-/// What is wrong with it; never quotes it.
-pub fn check_url(url: &str) -> Result<(), String> {
+/// Checks what can be checked of `url` without connecting: its form, its options, the certificates that it names.
+pub fn check_url(url: &str) -> Result<(), DatabaseUrlError> {
     Target::read(url).map(|_| ())
 }
 
 impl PostgresStore {
-    /// A store on the database `url` names, with at most `connections_max` sessions (one more while credentials
-    /// are watched). Does not connect.
+    /// A store on the database that `url` names, with at most `connections_max` sessions, and one more for
+    /// [`Store::watch_changes`]. Does not connect.
     ///
     /// # Errors
-    /// `Misconfigured` where the URL is wrong.
+    /// `Misconfigured` if the URL is wrong.
     pub fn new(url: &str, connections_max: u32) -> Result<Self, StoreError> {
         let target = Arc::new(Target::parse(url)?);
         let (partitions, copy_gate) = (Arc::new(Partitions::new()), Arc::new(CopyGate::new()));
-        Ok(Self::with(target, partitions, copy_gate, Times::USUAL, connections_max))
+        Ok(Self::with(target, partitions, copy_gate, Timeouts::USUAL, connections_max))
     }
 
-    /// The same store for the control threads: sessions of its own, and less time for each call.
+    /// The same store for the control threads: with sessions of its own, and less time for each call.
     #[must_use]
     pub fn for_control(&self, connections_max: u32) -> Self {
         let (partitions, copy_gate) = (Arc::clone(&self.partitions), Arc::clone(&self.copy_gate));
-        Self::with(Arc::clone(&self.target), partitions, copy_gate, Times::CONTROL, connections_max)
+        Self::with(Arc::clone(&self.target), partitions, copy_gate, Timeouts::CONTROL, connections_max)
     }
 
     fn with(
         target: Arc<Target>,
         partitions: Arc<Partitions>,
         copy_gate: Arc<CopyGate>,
-        times: Times,
+        times: Timeouts,
         connections_max: u32,
     ) -> Self {
         let pool = Pool::new(Sessions { target: Arc::clone(&target), times }, connections_max);
         Self { target, pool, partitions, copy_gate, times }
     }
 
-    /// A session, its deadline running.
-    fn session(&self) -> Result<Pooled<Sessions>, StoreError> {
+    /// A session from the pool; its deadline begins now.
+    fn session(&self) -> Result<r2d2::PooledConnection<Sessions>, StoreError> {
         let mut session = self.pool.get(self.times.call.min(limits::STORE_CONNECT_TIMEOUT))?;
         session.begin_call();
         Ok(session)
     }
 
-    /// When a page of a list that is begun now ends with what it has.
+    /// When a page of a list that begins now returns what it has.
     fn page_until(&self) -> Instant {
         Instant::now() + self.times.call / limits::LIST_TIME_PART
     }
 }
 
+/// Opens sessions for the pool.
 struct Sessions {
     target: Arc<Target>,
-    times: Times,
+    times: Timeouts,
 }
 
-impl Connector for Sessions {
+impl r2d2::ManageConnection for Sessions {
     type Connection = Session;
+    type Error = PoolError;
 
-    fn connect(&self) -> Result<Session, StoreError> {
-        Session::connect(&self.target, self.times, None, None)
+    fn connect(&self) -> Result<Session, PoolError> {
+        Session::connect(&self.target, self.times, None, None).map_err(PoolError::NotConnected)
     }
 
-    fn is_usable(&self, session: &mut Session) -> bool {
-        session.is_usable()
+    fn is_valid(&self, session: &mut Session) -> Result<(), PoolError> {
+        if session.is_usable() { Ok(()) } else { Err(PoolError::Lost) }
+    }
+
+    fn has_broken(&self, session: &mut Session) -> bool {
+        !session.is_usable()
     }
 }
 
@@ -172,7 +176,7 @@ impl Store for PostgresStore {
     }
 
     fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
-        watch::watch(&self.target, stop, on_change)
+        change_feed::watch(&self.target, stop, on_change)
     }
 
     fn create_organization(

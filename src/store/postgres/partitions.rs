@@ -1,14 +1,15 @@
-//! The daily partitions of `events`: today's at the start, the coming days' by housekeeping, any other on demand.
+//! The daily partitions of `events`: created at the start for today, by housekeeping for the next days, and otherwise on
+//! demand.
 //!
-//! The process remembers which days it saw a partition of, so that the usual batch asks the server nothing. The
-//! memory may be wrong (retention drops partitions): an insert that finds none is answered by forgetting the
-//! day, creating the partition and inserting again.
+//! The process remembers for which days it saw a partition, so that the usual batch asks the server nothing. The memory may
+//! be wrong, because retention drops partitions: after an insert without a partition the store forgets the day, creates the
+//! partition and inserts again.
 //!
-//! **Only today's partition is needed to be ready.** Any other that cannot be made holds up nothing but its own day's
-//! events, and of these only what finds no DEFAULT partition either.
+//! **Only today's partition is needed to be ready.** Another one that cannot be created delays only the events of its day,
+//! and none of them if there is a DEFAULT partition.
 //!
-//! **Reads go by ranges of time** ([`Partitions::ranges`]): a statement locks every partition it may touch, three locks
-//! each, and the lock table is everybody's.
+//! **Reads go by ranges of time** ([`Partitions::ranges`]): a statement takes three locks on every partition that it may
+//! touch, and all sessions share the lock table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,28 +19,28 @@ use millrace_base::clock::{Day, Timestamp};
 use millrace_base::event::Event;
 use millrace_base::limits;
 
-use super::columns::At;
 use super::error::{CallError, schema_error};
 use super::session::{Conversation, Session};
+use super::values::Timestamptz;
 use crate::StoreError;
 
 const LOCK_TIMEOUT: &str = "55P03";
 
 const ENSURE: &str = "SELECT events_ensure_day_v2($1, $2, $3)";
 
-/// The lower bound of each partition, where it has one.
+/// The lower bound of each partition, if it has one.
 const BOUNDS: &str = r"
     SELECT (regexp_match(pg_get_expr(relpartbound, pg_class.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'events'::regclass";
 
-/// The DEFAULT partition, and whether a row's copy would be found in it.
+/// The DEFAULT partition, and whether it would notice the copy of a row.
 const DEFAULT: &str = "
     SELECT partdefid::regclass::text, EXISTS (
         SELECT FROM pg_index WHERE indrelid = partdefid AND indisunique AND indisvalid AND indnkeyatts = 1
             AND indkey[0] = (SELECT attnum FROM pg_attribute WHERE attrelid = partdefid AND attname = 'id'))
     FROM pg_partitioned_table WHERE partrelid = 'events'::regclass AND partdefid <> 0";
 
-/// Whether a day had a partition that is gone, whether one is there again, and since when.
+/// Whether a day had a partition that was dropped, whether there is one again, and since when.
 const DROPPED: &str = "
     SELECT remade_at, EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
             WHERE inhparent = 'events'::regclass AND relname = $2::text),
@@ -49,18 +50,18 @@ const DROPPED: &str = "
 /// From and to, the end excluded.
 pub(super) type Range = (Timestamp, Timestamp);
 
-/// What this process knows of the partitions.
+/// What this process knows about the partitions.
 pub(super) struct Partitions {
-    /// What it makes again was dropped before.
+    /// A partition that is created again was dropped before this time.
     started_at: Timestamp,
     memory: Mutex<Memory>,
 }
 
 #[derive(Default)]
 struct Memory {
-    /// Days whose rows find a place; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
+    /// Days with a partition; bounded by [`limits::PARTITION_DAYS_KNOWN_MAX`].
     known: BTreeSet<Day>,
-    /// Days whose partition could not be made, since when and why; bounded in the same way.
+    /// Days whose partition could not be created, since when and why; bounded in the same way.
     failed: BTreeMap<Day, (Instant, StoreError)>,
     ranges: Option<(Instant, Arc<[Range]>)>,
 }
@@ -70,22 +71,22 @@ impl Partitions {
         Self { started_at: Timestamp::now(), memory: Mutex::default() }
     }
 
-    /// Makes sure that today's events find a place.
+    /// Makes sure that today has a partition.
     pub(super) fn ensure_today(&self, session: &mut Session) -> Result<(), StoreError> {
         let today = Timestamp::now().day();
         self.create(session, today, false).map_err(|error| refusal(today, error))
     }
 
-    /// Makes sure of today, the coming days and yesterday, as far as it can be done, and says why the first of those that
-    /// are missing could not be made. A yesterday that was dropped is let be.
+    /// Makes sure that today, the next days and yesterday have partitions, as far as possible. Returns the error of the first
+    /// one that could not be created. Does not create yesterday's again if it was dropped.
     pub(super) fn create_ahead(&self, session: &mut Session) -> Result<(), StoreError> {
         let today = Timestamp::now().day();
         let mut refused = Ok(());
         for offset in (0..=limits::PARTITION_DAYS_AHEAD).chain([-1]) {
             let day = today.offset(offset);
             if let Err(error) = self.create(session, day, offset < 0) {
-                // Where one waits for a lock all others would.
-                let is_lock = matches!(&error, CallError::Refused(refused) if refused.code().code() == LOCK_TIMEOUT);
+                // If one has to wait for a lock, all others would.
+                let is_lock = matches!(&error, CallError::Database(refused) if refused.code().code() == LOCK_TIMEOUT);
                 let is_last = is_lock || error.ends_session();
                 refused = refused.and(Err(refusal(day, error)));
                 if is_last {
@@ -96,8 +97,8 @@ impl Partitions {
         refused
     }
 
-    /// Makes sure of every day in `batch`. Returns why the first of those that are missing could not be made: the rows of
-    /// the others may be stored all the same.
+    /// Makes sure that every day in `batch` has a partition. Returns the error of the first one that could not be created;
+    /// the rows of the other days may still be stored.
     pub(super) fn ensure(&self, session: &mut Session, batch: &[&Event]) -> Result<Option<StoreError>, CallError> {
         let mut refused = None;
         for day in self.unknown(batch) {
@@ -130,7 +131,7 @@ impl Partitions {
         days.filter(|day| last.replace(*day) != Some(*day) && !memory.known.contains(day)).collect()
     }
 
-    /// Forgets the days of `batch`: one of them has no partition after all.
+    /// Forgets the days of `batch`, because one of them has no partition.
     pub(super) fn forget(&self, batch: &[&Event]) {
         let mut memory = self.memory();
         for event in batch {
@@ -139,7 +140,7 @@ impl Partitions {
     }
 
     fn create(&self, session: &mut Session, day: Day, only_new: bool) -> Result<(), CallError> {
-        let row = session.query_opt(ENSURE, &[&At(day.start()), &At(self.started_at), &only_new])?;
+        let row = session.query_opt(ENSURE, &[&Timestamptz(day.start()), &Timestamptz(self.started_at), &only_new])?;
         let done: String = row.and_then(|row| row.try_get(0).ok()).unwrap_or_default();
         match done.as_str() {
             "dropped" => return Ok(()),
@@ -156,9 +157,8 @@ impl Partitions {
         Ok(())
     }
 
-    /// Ranges of time, the newest first, that together are all time. Each holds the beginnings of
-    /// [`limits::PARTITIONS_AT_ONCE_MAX`] partitions at most when they were counted, less than
-    /// [`limits::PARTITION_RANGES_AGE_MAX`] ago. One range where partitions are few.
+    /// Ranges of time, the newest first, that together cover all time. At most [`limits::PARTITIONS_AT_ONCE_MAX`] partitions
+    /// begin in each, as counted less than [`limits::PARTITION_RANGES_AGE_MAX`] ago. One range if there are few partitions.
     pub(super) fn ranges(&self, session: &mut Session) -> Result<Arc<[Range]>, CallError> {
         if let Some((at, ranges)) = &self.memory().ranges
             && at.elapsed() < limits::PARTITION_RANGES_AGE_MAX
@@ -166,7 +166,7 @@ impl Partitions {
             return Ok(Arc::clone(ranges));
         }
         let rows = session.query(BOUNDS, &[])?;
-        let bounds: Vec<Option<At>> =
+        let bounds: Vec<Option<Timestamptz>> =
             rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|error| CallError::new(&error))?;
         let ranges: Arc<[Range]> = divide(bounds.into_iter().map(|bound| bound.map(|at| at.0))).into();
         self.memory().ranges = Some((Instant::now(), Arc::clone(&ranges)));
@@ -178,12 +178,12 @@ impl Partitions {
     }
 }
 
-/// Up to when events of `day` were in a partition that was dropped; `None` where there is no such time.
+/// Until when events of `day` went into a partition that was dropped; `None` if none was.
 pub(super) fn dropped_until(session: &mut Session, day: Day) -> Result<Option<Timestamp>, CallError> {
     session.within(async |conversation: &mut Conversation| {
-        let rows = conversation.query(DROPPED, &[&At(day.start()), &name(day)]).await?;
+        let rows = conversation.query(DROPPED, &[&Timestamptz(day.start()), &name(day)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let remade_at: Option<At> = row.try_get(0)?;
+        let remade_at: Option<Timestamptz> = row.try_get(0)?;
         Ok(match (row.try_get(1)?, row.try_get(2)?) {
             (true, _) => remade_at.map(|at| at.0),
             // Detached and kept under its name: nothing was dropped.
@@ -193,8 +193,8 @@ pub(super) fn dropped_until(session: &mut Session, day: Day) -> Result<Option<Ti
     })
 }
 
-/// All time, divided so that few of the partitions with these lower bounds meet one range. Those without a bound may meet
-/// every range.
+/// Divides all time so that each range meets few of the partitions with these lower bounds. A partition without a bound may
+/// meet every range.
 fn divide(bounds: impl Iterator<Item = Option<Timestamp>>) -> Vec<Range> {
     let (mut bounds, mut everywhere) = (bounds.collect::<Vec<_>>(), 0);
     bounds.retain(|bound| {
@@ -205,22 +205,22 @@ fn divide(bounds: impl Iterator<Item = Option<Timestamp>>) -> Vec<Range> {
     bounds.sort_unstable_by(|a, b| b.cmp(a));
     let most = limits::PARTITIONS_AT_ONCE_MAX.saturating_sub(everywhere).max(1);
     let mut ranges = Vec::with_capacity(bounds.len() / most + 1);
-    let mut to = At::MAX.0;
+    let mut to = Timestamptz::MAX.0;
     for chunk in bounds.chunks(most) {
         let from = *chunk.last().expect("a chunk is not empty");
         ranges.push((from, to));
         to = from;
     }
     match ranges.last_mut() {
-        Some((from, _)) => *from = At::MIN.0,
-        None => ranges.push((At::MIN.0, At::MAX.0)),
+        Some((from, _)) => *from = Timestamptz::MIN.0,
+        None => ranges.push((Timestamptz::MIN.0, Timestamptz::MAX.0)),
     }
     ranges
 }
 
-/// Why a day has no partition, and what mends it. Never the fault of a row.
+/// Why a day has no partition, and what to do about it. Never the fault of a row.
 fn refusal(day: Day, error: CallError) -> StoreError {
-    let CallError::Refused(refused) = error else { return error.into() };
+    let CallError::Database(refused) = error else { return error.into() };
     let day = Date(day);
     let advice = match refused.code().code() {
         "42P07" => {
@@ -277,7 +277,7 @@ mod tests {
             let bounds = (0..days).map(day).map(Some).chain((0..everywhere).map(|_| None));
             let ranges = divide(bounds);
             assert_eq!(ranges.len(), expected, "{days} and {everywhere}");
-            assert_eq!((ranges[0].1, ranges[expected - 1].0), (At::MAX.0, At::MIN.0));
+            assert_eq!((ranges[0].1, ranges[expected - 1].0), (Timestamptz::MAX.0, Timestamptz::MIN.0));
             for pair in ranges.windows(2) {
                 assert_eq!(pair[0].0, pair[1].1);
             }
@@ -292,7 +292,7 @@ mod tests {
     fn a_lost_answer_says_nothing_of_the_partition() {
         let day = Timestamp::parse_rfc3339("2026-11-29T12:00:00Z").unwrap().day();
         assert_eq!(Date(day).to_string(), "2026-11-29");
-        let lost = refusal(day, CallError::Lost("no answer".to_owned()));
+        let lost = refusal(day, CallError::ConnectionLost("no answer".to_owned()));
         assert_eq!(lost, StoreError::Unavailable("no answer".to_owned()));
     }
 }

@@ -1,8 +1,8 @@
-//! Finds out a pooler that lends the database's sessions for a transaction at a time.
+//! Detects a pooler that lends the database's sessions for one transaction at a time.
 //!
-//! Through one of those a prepared statement, a LISTEN and the settings of a session are some other client's in the next
-//! transaction: calls fail at random, and other programs get our settings. It shows by the process ids of backends: ours
-//! changes from one transaction to the next, or another connection, made while ours is open, is given the same one.
+//! With such a pooler, prepared statements, LISTEN and the settings of a session go to another client in the next
+//! transaction: calls fail at random, and other programs get our settings. The process ids of backends show it: ours changes
+//! between two transactions, or another connection that is made while ours is open gets the same one.
 
 use std::time::Duration;
 
@@ -14,23 +14,23 @@ use super::error::CallError;
 use super::target::Target;
 use crate::StoreError;
 
-/// How long the second connection may take. A pooler with a single session to give makes it wait.
+/// How long the second connection may take. A pooler with a single session makes it wait.
 const SECOND_CONNECTION_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// With the start of its server: another one may have a process of the same number.
+/// With the server's start time: another server may have a process with the same number.
 const BACKEND: &str = "SELECT concat_ws(' of ', pg_backend_pid(), pg_postmaster_start_time())";
 
-/// Refuses a session that is lent for a transaction only. `client` is new and idle; a second connection is made for a
-/// moment.
+/// Refuses a session that is lent for a transaction only. `client` is new and idle; a second connection is made for a short
+/// time.
 ///
 /// # Errors
-/// `Misconfigured` where it is lent, `Unavailable` and others where the question itself failed.
+/// `Misconfigured` if the session is lent, `Unavailable` and others if the check itself failed.
 pub(super) async fn refuse_lent_sessions(target: &Target, client: &Client) -> Result<(), StoreError> {
     let asked = async { Ok((backend(client).await?, backend(client).await?)) };
     let (first, second) = asked.await.map_err(|error| StoreError::from(CallError::new(&error)))?;
     let mut is_lent = first != second;
     if !is_lent {
-        // A database without room for another connection, or one that takes long, does not answer that question.
+        // A database without room for another connection, or a slow one, leaves the question open.
         let other = timeout(SECOND_CONNECTION_TIME_MAX, gives_way(target, client, &first)).await;
         is_lent = other.is_ok_and(|gives_way| gives_way.unwrap_or(false));
     }
@@ -45,7 +45,7 @@ pub(super) async fn refuse_lent_sessions(target: &Target, client: &Client) -> Re
     Ok(())
 }
 
-/// Whether another connection that begins a transaction is given `ours`, or leaves us with another.
+/// Whether another connection that begins a transaction gets the backend `ours`, or changes ours.
 async fn gives_way(target: &Target, client: &Client, ours: &str) -> Result<bool, tokio_postgres::Error> {
     let (other, connection) = target.config.connect(target.tls.clone()).await?;
     let connection = tokio::spawn(connection);
@@ -56,17 +56,17 @@ async fn gives_way(target: &Target, client: &Client, ours: &str) -> Result<bool,
     } else {
         match backend(&other).await {
             Ok(theirs) if theirs == ours => Ok(true),
-            // Asked only here: it would wait for the one that the other has.
+            // Asked only here: otherwise it would wait for the backend that the other connection has.
             theirs => theirs.and(backend(client).await).map(|now| now != ours),
         }
     };
-    // Closed before this session rests: nothing moves on its runtime then.
+    // Closed before this session is idle, because its runtime does not run then.
     drop(other);
     let _ = connection.await;
     gives_way
 }
 
-/// Which backend answers.
+/// The backend that answers.
 async fn backend(client: &Client) -> Result<String, tokio_postgres::Error> {
     let answer = client.simple_query(BACKEND).await?;
     let row = answer.iter().find_map(|message| match message {

@@ -1,4 +1,4 @@
-//! The quarantine in Postgres: put in, listed, brought back.
+//! The quarantine in Postgres: events are put in, listed, stored again and dropped.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -9,16 +9,16 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 
 use super::PostgresStore;
-use super::columns::{At, Column, Field, Text};
 use super::credentials::get;
 use super::error::CallError;
 use super::events::INSERT_DERIVED_PLANNED;
 use super::session::{Conversation, Session};
+use super::values::{Column, Field, Text, Timestamptz};
 use crate::StoreError;
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::{PlannedDelivery, without_copies};
 
-/// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
+/// The columns that `quarantined_of` reads. `event_id` is null if the row has the event's own id.
 macro_rules! columns {
     () => {
         "id, COALESCE(event_id, id) AS event_id, org_id, received_at, type, dedup_id,
@@ -30,7 +30,7 @@ const INSERT: &str = "
     INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
     ON CONFLICT (id) DO NOTHING";
-/// Where the id is taken: by the same event, or by one with other content, beside which it is kept.
+/// If the id is taken: the same event is not inserted again, one with other content gets an id of its own.
 const INSERT_BESIDE: &str = "
     INSERT INTO quarantined_events (id, event_id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     SELECT $9, $1, $2, $3, $4, $5, $6, $7, $8
@@ -56,18 +56,18 @@ const LIST_OLDEST: &str = concat!(
 );
 const ONE: &str = concat!("SELECT payload, ", columns!(), " FROM quarantined_events WHERE id = $1");
 const DELETE: &str = "DELETE FROM quarantined_events WHERE id = $1";
-/// Asks every partition: an event may have been refused days ago, and its id have come again since.
+/// Searches every partition: an event may have been refused days ago, and its id may have been used since.
 const STORED: &str = "
     SELECT org_id = $2 AND type = $3 AND dedup_id IS NOT DISTINCT FROM $4 AND payload::text = $5 AS is_same
     FROM events WHERE id = $1";
 const WAKE: &str = "SELECT pg_notify('millrace_credentials', 'due:' || endpoint) FROM unnest($1::uuid[]) AS endpoint";
 
-/// Sets an event aside, once. Whether it was not there yet.
+/// Puts an event into quarantine, once. Returns whether it was not there yet.
 pub(super) fn insert(session: &mut Session, event: &Event, reason: &str) -> Result<bool, CallError> {
     let dedup_id = event.dedup_id().map(Text);
     // NUL is the one character `text` refuses.
     let reason = reason.replace('\0', "");
-    let (received_at, now) = (At(event.received_at), At(Timestamp::now()));
+    let (received_at, now) = (Timestamptz(event.received_at), Timestamptz(Timestamp::now()));
     let (event_type, payload) = (Text(event.event_type()), Text(event.payload()));
     let name = QuarantineId::of_content(event).0;
     let params: [&(dyn ToSql + Sync); 9] =
@@ -79,13 +79,13 @@ impl QuarantineStore for PostgresStore {
     fn quarantined(&self, query: &QuarantineQuery) -> Result<(Vec<Quarantined>, bool), StoreError> {
         let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
         let (sql, begin) = if query.oldest_first {
-            (LIST_OLDEST, (At::MIN, Uuid::nil()))
+            (LIST_OLDEST, (Timestamptz::MIN, Uuid::nil()))
         } else {
-            (LIST_NEWEST, (At::MAX, Uuid::max()))
+            (LIST_NEWEST, (Timestamptz::MAX, Uuid::max()))
         };
-        let (at, id) = query.cursor.map_or(begin, |(at, id)| (At(at), id.0));
+        let (at, id) = query.cursor.map_or(begin, |(at, id)| (Timestamptz(at), id.0));
         let org = query.org.map(|org| org.0);
-        // One more than is asked for tells whether there are more.
+        // One more than the page takes shows whether there are more.
         let rows = self.session()?.query(sql, &[&org, &at, &id, &(limit as i64 + 1)])?;
         let more = rows.len() > limit;
         Ok((rows.iter().take(limit).map(quarantined_of).collect::<Result<_, _>>()?, more))
@@ -100,7 +100,7 @@ impl QuarantineStore for PostgresStore {
         let Some((row, payload)) = find(&mut session, id)? else { return Ok(Retried::NotThere) };
         let event = row.with_payload(&payload);
         let rows = [&event];
-        // What was known of its day may be long ago.
+        // What is known about its day may be old.
         self.partitions.forget(&rows);
         self.partitions.ensure(&mut session, &rows)?;
         retry(&mut session, id, &rows, planned).map_err(CallError::into)
@@ -124,9 +124,9 @@ fn quarantined_of(row: &Row) -> Result<Quarantined, StoreError> {
         event_type: get(row, "type")?,
         dedup_id: get(row, "dedup_id")?,
         payload_bytes: get::<i64>(row, "payload_bytes")? as u64,
-        received_at: get::<At>(row, "received_at")?.0,
+        received_at: get::<Timestamptz>(row, "received_at")?.0,
         reason: get(row, "reason")?,
-        quarantined_at: get::<At>(row, "quarantined_at")?.0,
+        quarantined_at: get::<Timestamptz>(row, "quarantined_at")?.0,
     })
 }
 
@@ -145,7 +145,7 @@ fn retry(
     let ids: [fn(&PlannedDelivery) -> Uuid; 4] =
         [|planned| planned.id.0, |planned| planned.event.0, |planned| planned.endpoint.0, |planned| planned.org.0];
     let ids: [Vec<Uuid>; 4] = ids.map(|id| planned.iter().map(|planned| id(planned)).collect());
-    let due: Vec<Option<At>> = planned.iter().map(|planned| planned.lease_until.map(At)).collect();
+    let due: Vec<Option<Timestamptz>> = planned.iter().map(|planned| planned.lease_until.map(Timestamptz)).collect();
     insert_params.extend(ids.iter().map(|ids| ids as &(dyn ToSql + Sync)));
     insert_params.push(&due);
     let (event_type, dedup_id, payload) = (Text(event.event_type()), event.dedup_id().map(Text), Text(event.payload()));
@@ -157,7 +157,7 @@ fn retry(
         }
         let [delete, insert, stored, wake] = &statements[..] else { unreachable!("four were prepared") };
         let transaction = conversation.client.transaction().await?;
-        // First, so that of two who retry the same row the second finds nothing.
+        // First, so that the second of two calls for the same row finds nothing.
         if transaction.execute(delete, &[&id.0]).await? == 0 {
             transaction.rollback().await?;
             return Ok(Retried::NotThere);
@@ -171,7 +171,7 @@ fn retry(
             transaction.commit().await?;
             return Ok(Retried::Stored(deliveries.len()));
         }
-        // Stored before, perhaps on a day that storing does not look at.
+        // The event was stored before, perhaps on a day that storing does not search.
         transaction.rollback().await?;
         let before = same.len() - usize::from(new == 1);
         let is_same = same.iter().filter(|is_same| **is_same).count() > usize::from(new == 1) && before == 1;

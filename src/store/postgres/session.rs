@@ -1,12 +1,12 @@
-//! One blocking session with a Postgres server, in which no call waits longer than it may.
+//! One blocking session with a Postgres server, with a deadline for every call.
 //!
-//! The driver is asynchronous; each session owns a small runtime that runs only while a call is made, on the
-//! caller's thread. That gives what a blocking driver lacks: a deadline of the client's own, so that a server that
-//! hangs with its connections alive frees its callers, and a drop that closes the socket and waits for nobody.
+//! The driver is asynchronous. Each session owns a small runtime that runs only during a call, on the caller's thread. This
+//! adds what a blocking driver lacks: a deadline on the client's side, so that a server that hangs with its connections
+//! alive does not block its callers, and a drop that closes the socket without waiting.
 //!
-//! Invariants: a session that may be out of step (a deadline passed, the connection was lost) is `broken` and
-//! never used again. All calls made between [`Session::begin_call`] and the next one share one deadline.
-//! Must be used on plain threads: a thread that already runs a tokio runtime panics.
+//! Invariants: a session that may be out of step (a deadline passed, the connection was lost) is `broken` and never used
+//! again. All calls between one [`Session::begin_call`] and the next share a deadline. A thread that already runs a tokio
+//! runtime must not use a session: it would panic.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -30,46 +30,46 @@ use super::pooler;
 use super::target::Target;
 use crate::StoreError;
 
-/// Oldest major version of the server: ATTACH PARTITION without blocking, ORDER BY over partitions without a sort, and a
-/// backend that notices in the middle of a statement that nobody waits for it.
+/// The oldest supported major version of the server. It attaches a partition without blocking, sorts over partitions
+/// without a sort step, and notices during a statement that the client is gone.
 const SERVER_MAJOR_VERSION_MIN: u32 = 14;
 
-/// Commits. COMMIT alone answers success where the transaction has failed and is rolled back; the statement before it does
-/// nothing, and is refused then.
+/// Commits. COMMIT alone reports success even if the transaction has failed and is rolled back. The statement before it
+/// does nothing, and fails then.
 const COMMIT: &str = "CLOSE ALL; COMMIT";
 
-/// A session; see the module.
+/// A session with a Postgres server.
 pub(super) struct Session {
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
     conversation: Conversation,
     deadline: Instant,
-    times: Times,
+    times: Timeouts,
     broken: bool,
 }
 
-/// How long things may take in a session.
+/// The time limits of a session.
 #[derive(Clone, Copy)]
-pub(super) struct Times {
-    /// A whole call, by this side's clock.
+pub(super) struct Timeouts {
+    /// For a whole call, on the client's side.
     pub(super) call: Duration,
-    /// A statement, by the server's: a little less, so that the answer is an error, not silence.
+    /// For a statement, on the server's side: a little less, so that the server answers with an error.
     statement: Duration,
-    /// The wait for a lock.
+    /// For waiting for a lock.
     lock: Duration,
-    /// How often the server looks whether this side still waits for a statement; where not, it ends it.
+    /// How often the server checks that the client is still there; if not, it ends the statement.
     check: Option<Duration>,
 }
 
-impl Times {
-    /// Of whoever stores, verifies and sends.
+impl Timeouts {
+    /// For the threads that store, verify and send.
     pub(super) const USUAL: Self = Self {
         call: limits::STORE_CALL_TIMEOUT,
         statement: limits::STORE_STATEMENT_TIMEOUT,
         lock: limits::STORE_LOCK_TIMEOUT,
         check: None,
     };
-    /// Of the control threads, which others wait for.
+    /// For the control threads, which clients wait for.
     pub(super) const CONTROL: Self = Self {
         call: limits::CONTROL_CALL_TIMEOUT,
         statement: limits::CONTROL_STATEMENT_TIMEOUT,
@@ -78,23 +78,22 @@ impl Times {
     };
 }
 
-/// What a call works with inside [`Session::within`].
+/// The driver's client and the statements prepared on it, as [`Session::within`] passes them to a call.
 pub(super) struct Conversation {
     pub(super) client: Client,
-    /// Keyed by text; all texts are constants of this program, so their number is bounded.
+    /// By text. All texts are constants of this program, so their number is bounded.
     statements: HashMap<&'static str, Statement>,
 }
 
-/// Where a session's notifications go.
+/// The channel for a session's notifications.
 pub(super) type Notifications = mpsc::Sender<String>;
 
 impl Session {
-    /// Connects, checks the server and sets the session up, all within [`limits::STORE_CONNECT_TIMEOUT`].
-    ///
-    /// With `stop`, gives up soon after it is set.
+    /// Connects, checks the server and sets the session up, all within [`limits::STORE_CONNECT_TIMEOUT`]. Gives up soon after
+    /// `stop` is set.
     pub(super) fn connect(
         target: &Target,
-        times: Times,
+        times: Timeouts,
         notifications: Option<Notifications>,
         stop: Option<&AtomicBool>,
     ) -> Result<Self, StoreError> {
@@ -120,24 +119,24 @@ impl Session {
             }),
             Err(error) => {
                 target.sessions_are_own.store(false, Ordering::Relaxed);
-                // Not dropped: that would wait for a name lookup in progress.
+                // A drop would wait for a name lookup in progress.
                 runtime.shutdown_background();
                 Err(error)
             }
         }
     }
 
-    /// Starts the time of a call: everything until the next `begin_call` ends within the session's [`Times::call`].
+    /// Starts the time of a call: everything until the next `begin_call` ends within the session's [`Timeouts::call`].
     pub(super) fn begin_call(&mut self) {
         self.deadline = Instant::now() + self.times.call;
     }
 
-    /// Starts the time of a migration, which takes as long as it takes.
+    /// Starts the time of a migration, which is not bounded.
     pub(super) fn begin_migration(&mut self) {
         self.deadline = Instant::now() + limits::MIGRATION_TIME_MAX;
     }
 
-    /// Does `work`, until the call's deadline.
+    /// Runs `work` until the call's deadline.
     pub(super) fn within<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut Conversation) -> Result<T, tokio_postgres::Error>,
@@ -147,13 +146,13 @@ impl Session {
         let result = runtime.block_on(async { timeout_at(self.deadline, work(conversation)).await });
         let result = match result {
             Ok(answered) => answered.map_err(|error| CallError::new(&error)),
-            Err(_) => Err(CallError::Late("no answer in time; whether it took effect is not known".to_owned())),
+            Err(_) => Err(CallError::TimedOut("no answer in time; whether it took effect is not known".to_owned())),
         };
         self.broken |= result.as_ref().is_err_and(CallError::ends_session);
         result
     }
 
-    /// Runs one statement and collects its rows. For results that are small by nature.
+    /// Runs one statement and collects its rows. For small results.
     pub(super) fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, CallError> {
         self.within(async |conversation: &mut Conversation| conversation.query(sql, params).await)
     }
@@ -175,11 +174,11 @@ impl Session {
         })
     }
 
-    /// Runs one COPY … FROM STDIN in a transaction of its own and feeds it `chunks`; returns how many rows are committed.
+    /// Runs one COPY … FROM STDIN in a transaction of its own with `chunks`; returns how many rows are committed.
     ///
-    /// The driver's `finish` returns at `CommandComplete`. Outside a transaction block the server commits only after that,
-    /// at Sync, and the driver drops what it says then: an error at commit, a backend that was terminated. So the block is
-    /// explicit, and what counts is the answer to COMMIT.
+    /// The driver's `finish` returns at `CommandComplete`. Outside a transaction block the server commits only after that, at
+    /// Sync, and the driver ignores an error at commit or the end of the backend. So the block is explicit, and the answer to
+    /// COMMIT counts.
     pub(super) fn copy_in(&mut self, sql: &'static str, chunks: impl Iterator<Item = Bytes>) -> Result<u64, CallError> {
         let mut has_begun = false;
         let result = self.within(async |conversation: &mut Conversation| {
@@ -193,29 +192,29 @@ impl Session {
             for chunk in chunks {
                 sink.feed(chunk).await?;
             }
-            // COMMIT is on its way before the answer to the COPY: where that one failed it is refused.
+            // COMMIT is sent before the answer to the COPY. If the COPY failed, COMMIT fails, too.
             match join(sink.finish(), client.batch_execute(COMMIT)).await {
                 (Ok(rows), committed) => committed.map(|()| rows),
                 (Err(error), _) => {
-                    // Where the connection is gone, the first error says it better.
+                    // If the connection is gone, the first error tells more.
                     let _ = client.batch_execute("ROLLBACK").await;
                     Err(error)
                 }
             }
         });
-        // The driver ends a COPY the server did not begin all the same, and would take what the server says to that for
-        // the answer to the next request.
+        // The driver also ends a COPY that the server did not begin, and would take the server's reply to that for the
+        // answer to the next request.
         self.broken |= result.is_err() && !has_begun;
         result
     }
 
-    /// Lets whatever the server sent meanwhile arrive, and waits for more until `until` is ready or `most` is over.
+    /// Receives what the server has sent, and waits until `until` is ready or `most` has passed.
     pub(super) fn wait<T>(&mut self, most: Duration, until: impl Future<Output = T>) -> Option<T> {
         let runtime = self.runtime.as_ref().expect("taken by drop only");
         runtime.block_on(async { timeout(most, until).await.ok() })
     }
 
-    /// Asks the server for a sign of life; `None` where `stop` was set meanwhile.
+    /// Checks that the server answers; `None` if `stop` was set meanwhile.
     pub(super) fn ping(&mut self, stop: &AtomicBool) -> Option<Result<(), CallError>> {
         self.deadline = Instant::now() + limits::STORE_CHANGE_PING_TIMEOUT;
         self.within(async |conversation: &mut Conversation| {
@@ -224,13 +223,13 @@ impl Session {
         .transpose()
     }
 
-    /// Whether the session can be used, as far as one can know without asking the server.
+    /// Whether the session can be used, as far as that shows without asking the server.
     pub(super) fn is_usable(&mut self) -> bool {
         if self.broken || self.conversation.client.is_closed() {
             return false;
         }
-        // A server that closed an idle connection said so in the socket: two turns of the runtime read it, one
-        // to notice and one to act.
+        // If the server closed an idle connection, the socket shows it. Two polls of the runtime read that: one to notice
+        // and one to act.
         let runtime = self.runtime.as_ref().expect("taken by drop only");
         runtime.block_on(async {
             for _ in 0..2 {
@@ -288,17 +287,17 @@ async fn unless_stopped<T>(work: impl Future<Output = T>, stop: Option<&AtomicBo
     }
 }
 
-async fn open(target: &Target, times: Times, notifications: Option<Notifications>) -> Result<Client, StoreError> {
+async fn open(target: &Target, times: Timeouts, notifications: Option<Notifications>) -> Result<Client, StoreError> {
     let connecting = target.config.connect(target.tls.clone()).await;
     let (client, mut connection) = connecting.map_err(|error| StoreError::from(CallError::new(&error)))?;
     check_server(connection.parameter("server_encoding"), connection.parameter("server_version"))?;
-    // Runs whenever the runtime does. Notices are the server's chatter and are dropped.
+    // Runs whenever the runtime does. Notices of the server are dropped.
     tokio::spawn(async move {
         let mut messages = stream::poll_fn(|cx| connection.poll_message(cx));
         let mut notifications = notifications;
         while let Some(Ok(message)) = messages.next().await {
             let AsyncMessage::Notification(notification) = message else { continue };
-            // A full channel ends the connection, and with it whoever listens: it then knows it missed something.
+            // A full channel ends the connection: the change feed then knows that it missed something.
             if let Some(Err(_)) = notifications.as_mut().map(|to| to.try_send(notification.payload().to_owned())) {
                 return;
             }
@@ -329,8 +328,8 @@ fn check_server(encoding: Option<&str>, version: Option<&str>) -> Result<(), Sto
     Ok(())
 }
 
-/// Bounds everything on the server's side too, and undoes defaults of the database this store cannot work with.
-async fn set_up(client: &Client, times: Times, schema: Option<&str>) -> Result<(), tokio_postgres::Error> {
+/// Sets the time limits on the server's side too, and undoes defaults of the database that do not work for this store.
+async fn set_up(client: &Client, times: Timeouts, schema: Option<&str>) -> Result<(), tokio_postgres::Error> {
     let statement_timeout = times.statement.as_millis();
     let lock_timeout = times.lock.as_millis();
     let idle_timeout = times.call.as_millis();
@@ -338,8 +337,8 @@ async fn set_up(client: &Client, times: Times, schema: Option<&str>) -> Result<(
     let search_path =
         schema.map_or(String::new(), |schema| format!("set_config('search_path', '\"{schema}\"', false), "));
     // The isolation level is what store_events_v1 relies on; JIT compilation only delays statements this short.
-    // Every statement of ours reads by index, in its order, and joins few rows to many. A plan is made early, remembers how
-    // small a table was then, and would go on reading all of it while it grows; so the planner is left no other way.
+    // Every statement reads by index, in its order, and joins few rows to many. A plan is cached early, when tables are
+    // small, and would go on reading whole tables while they grow; so the planner gets no other choice.
     let sql = format!(
         "SELECT {search_path}set_config('statement_timeout', '{statement_timeout}', false),
             set_config('lock_timeout', '{lock_timeout}', false),

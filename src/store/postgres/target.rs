@@ -1,9 +1,9 @@
-//! Where the database is and how to speak to it: `DATABASE_URL` made into a typed configuration.
+//! Where the database is and how it is reached, from a `DATABASE_URL`.
 //!
-//! The URL is what `libpq` takes (`url` has the options), with these differences. `sslmode=require` here verifies the server's
-//! certificate and name (as `verify-full`, which is taken too, like `verify-ca`), against the Mozilla roots or the PEM
-//! file named by `sslrootcert`. `prefer`, the default, encrypts where the server can and verifies nothing
-//! unless `sslrootcert` is given. Errors never quote the URL: it holds a password.
+//! The URL is what `libpq` takes (`url` has the options), with these differences. `sslmode=require` verifies the server's
+//! certificate and name, as `verify-full` and `verify-ca` do, against the Mozilla roots or the PEM file that `sslrootcert`
+//! names. `prefer`, the default, encrypts if the server can, and verifies only if `sslrootcert` is given. Errors never quote
+//! the URL, because it holds a password.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,8 +21,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use millrace_base::limits;
 
-use super::pss::WithPssKeys;
-use super::url::DatabaseUrl;
+use super::rsa_pss::WithPssKeys;
+use super::url::{DatabaseUrl, DatabaseUrlError};
 use crate::StoreError;
 
 /// An idle connection whose server vanished is noticed after this plus three probes.
@@ -34,25 +34,25 @@ const KEEPALIVE_RETRIES: u32 = 3;
 pub(super) struct Target {
     /// Hosts, user, database, time limits.
     pub(super) config: Config,
-    /// How TLS is done where the server offers it.
+    /// How TLS is done if the server offers it.
     pub(super) tls: MakeRustlsConnect,
-    /// The schema that the tables are in, where it is not that of the role.
+    /// The schema of the tables, if it is not the role's.
     pub(super) schema: Option<String>,
-    /// Whether no pooler lends the sessions, as far as is known; asked again after a connection has failed.
+    /// Whether sessions are known not to be lent by a pooler; checked again after a connection has failed.
     pub(super) sessions_are_own: AtomicBool,
 }
 
 impl Target {
-    /// Reads `DATABASE_URL`, and the certificates that it names.
+    /// Reads a `DATABASE_URL`, and the certificates that it names.
     ///
     /// # Errors
-    /// `Misconfigured`, saying which part is wrong.
+    /// `Misconfigured`, with the part that is wrong.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         Self::read(url).map_err(|why| StoreError::Misconfigured(format!("DATABASE_URL cannot be used: {why}")))
     }
 
-    /// The same, with only the reason where it is refused.
-    pub(super) fn read(url: &str) -> Result<Self, String> {
+    /// The same, with the reason by itself.
+    pub(super) fn read(url: &str) -> Result<Self, DatabaseUrlError> {
         let DatabaseUrl { mut config, verify, root_cert, schema } = DatabaseUrl::parse(url)?;
         if config.get_application_name().is_none() {
             config.application_name("millrace");
@@ -82,7 +82,7 @@ impl Target {
     }
 }
 
-fn client_config(verify: bool, root_cert: Option<&str>) -> Result<ClientConfig, String> {
+fn client_config(verify: bool, root_cert: Option<&str>) -> Result<ClientConfig, DatabaseUrlError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
@@ -99,7 +99,10 @@ fn client_config(verify: bool, root_cert: Option<&str>) -> Result<ClientConfig, 
     match root_cert {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         Some(path) => {
-            let unreadable = |error: &dyn std::fmt::Display| format!("its option `sslrootcert` names {path}: {error}");
+            let unreadable = |error: &dyn std::fmt::Display| DatabaseUrlError::RootCertificates {
+                path: path.to_owned(),
+                why: error.to_string(),
+            };
             for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
                 let certificate = certificate.map_err(|error| unreadable(&error))?;
                 roots.add(certificate).map_err(|error| unreadable(&error))?;
@@ -110,11 +113,11 @@ fn client_config(verify: bool, root_cert: Option<&str>) -> Result<ClientConfig, 
         }
     }
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-    with(verifier.map_err(|error| format!("certificates cannot be verified: {error}"))?)
+    with(verifier.map_err(|error| DatabaseUrlError::Verifier(error.to_string()))?)
 }
 
-/// Takes any certificate, for `sslmode=prefer`, which would do without encryption too, and `no-verify`. The handshake's signatures
-/// are verified all the same.
+/// Accepts any certificate, for `sslmode=prefer`, which would do without encryption, and for `no-verify`. The handshake's
+/// signatures are verified all the same.
 #[derive(Debug)]
 struct AnyCertificate {
     algorithms: WebPkiSupportedAlgorithms,
@@ -173,7 +176,8 @@ mod tests {
 
     #[test]
     fn certificates_that_cannot_be_read_are_refused() {
-        let why = Target::read("postgres://u:hunter2@h/d?sslrootcert=/nowhere.pem").map(|_| ()).unwrap_err();
+        let why =
+            Target::read("postgres://u:hunter2@h/d?sslrootcert=/nowhere.pem").map(|_| ()).unwrap_err().to_string();
         assert!(why.contains("`sslrootcert` names /nowhere.pem") && !why.contains("hunter2"), "{why}");
     }
 }

@@ -1,13 +1,15 @@
-//! `DATABASE_URL` read as `libpq` reads it, and as the tools around Postgres write it.
+//! Reads a `DATABASE_URL` as `libpq` does, and as the tools around Postgres write it.
 //!
-//! Every option is taken with its meaning or refused by its name: one that is ignored would promise what does not hold.
-//! Pure: nothing is looked up and no file is read. No reason quotes a value, because the URL holds a password; options
-//! are named, and a password with an unescaped delimiter is noticed before a piece of it could be taken for a name.
+//! Every option is taken with its meaning or refused by its name: an option that is ignored would promise what does not
+//! hold. Pure: no name is looked up and no file is read. No error quotes a value, because the URL holds a password. Errors
+//! name options; a password with an unescaped delimiter is found before a piece of it could pass for a name.
+
+use std::fmt;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
-/// What the URL says.
+/// The content of the URL.
 pub(super) struct DatabaseUrl {
     /// Hosts, user, database, password, and whether TLS is spoken.
     pub(super) config: Config,
@@ -19,7 +21,7 @@ pub(super) struct DatabaseUrl {
     pub(super) schema: Option<String>,
 }
 
-/// Taken, without an effect: how long things take, and how a dead connection is noticed, has bounds of its own here.
+/// Accepted without effect: timeouts and keepalives have fixed values here.
 const TIMES: [&str; 7] = [
     "connect_timeout",
     "tcp_user_timeout",
@@ -29,7 +31,7 @@ const TIMES: [&str; 7] = [
     "keepalives_count",
     "keepalives_retries",
 ];
-/// Left to the driver.
+/// Passed on to the driver.
 const DRIVEN: [&str; 11] = [
     "user",
     "password",
@@ -43,39 +45,36 @@ const DRIVEN: [&str; 11] = [
     "channel_binding",
     "load_balance_hosts",
 ];
-/// How other products say how many connections they keep.
+/// The names that other products have for the size of their pools.
 const POOL_SIZES: [&str; 5] = ["connection_limit", "pool_timeout", "pool_size", "pool", "max_connections"];
 
 impl DatabaseUrl {
     /// Reads a URL.
-    ///
-    /// # Errors
-    /// What is wrong with it, naming the option where it is one.
-    pub(super) fn parse(url: &str) -> Result<Self, String> {
+    pub(super) fn parse(url: &str) -> Result<Self, DatabaseUrlError> {
         if url.contains(char::is_control) {
-            return Err("it holds a line break or another control character".to_owned());
+            return Err(DatabaseUrlError::ControlCharacter);
         }
         // As the driver divides it: the credentials end at the first `@`.
         let credentials = url.find('@').map_or(0, |at| at + 1);
         let query_at = url[credentials..].find('?').map(|at| credentials + at);
         let base = &url[..query_at.unwrap_or(url.len())];
         if base[credentials..].contains('@') {
-            return Err(UNESCAPED.to_owned());
+            return Err(DatabaseUrlError::Unescaped);
         }
         let mut options = Options::default();
         for pair in query_at.map(|at| &url[at + 1..]).into_iter().flat_map(|query| query.split('&')) {
             match pair.split_once('=') {
                 Some((name, value)) => options.take(pair, &percent_decode(name), &percent_decode(value)),
                 None if pair.is_empty() => Ok(()),
-                None => Err("an option of it has no value, or a special character is not percent-encoded".to_owned()),
+                None => Err(DatabaseUrlError::OptionWithoutValue),
             }
-            .map_err(|why| if url[credentials..].contains('@') { UNESCAPED.to_owned() } else { why })?;
+            .map_err(|error| if url[credentials..].contains('@') { DatabaseUrlError::Unescaped } else { error })?;
         }
         let separator = if options.driven.is_empty() { "" } else { "?" };
         let driven = format!("{base}{separator}{}", options.driven.join("&"));
-        let mut config: Config = driven.parse().map_err(|error| reason(&error))?;
+        let mut config: Config = driven.parse().map_err(|error| form_error(&error))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err("it names no host".to_owned());
+            return Err(DatabaseUrlError::NoHost);
         }
         config.ssl_mode(options.ssl_mode.unwrap_or(SslMode::Prefer));
         if !config.get_hosts().is_empty() && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) {
@@ -86,8 +85,62 @@ impl DatabaseUrl {
     }
 }
 
-const UNESCAPED: &str = "it holds more than one `@`: in a user's name, a password or an option it is written %40, and other special \
-     characters are percent-encoded, too";
+/// Why a `DATABASE_URL` cannot be used. Quotes no value of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseUrlError {
+    /// It holds a line break or the like.
+    ControlCharacter,
+    /// It holds an `@` that is not percent-encoded.
+    Unescaped,
+    /// One of its options has no value.
+    OptionWithoutValue,
+    /// It names no host.
+    NoHost,
+    /// An option is unknown, or its value is.
+    Option {
+        /// The option.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The driver refuses it; with its reason, if that quotes only options.
+    Form(Option<String>),
+    /// `sslrootcert` cannot be used.
+    RootCertificates {
+        /// The file that it names.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The verifier of certificates cannot be built.
+    Verifier(String),
+}
+
+impl fmt::Display for DatabaseUrlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ControlCharacter => f.write_str("it holds a line break or another control character"),
+            Self::Unescaped => f.write_str(
+                "it holds more than one `@`: in a user's name, a password or an option it is written %40, and other special \
+                 characters are percent-encoded, too",
+            ),
+            Self::OptionWithoutValue => {
+                f.write_str("an option of it has no value, or a special character is not percent-encoded")
+            }
+            Self::NoHost => f.write_str("it names no host"),
+            Self::Option { name, why } => write!(f, "its option `{name}` {why}"),
+            Self::Form(Some(why)) => f.write_str(why),
+            Self::Form(None) => f.write_str(
+                "it does not have the form postgres://user:password@host:port/database?option=value with known options and \
+                 special characters percent-encoded",
+            ),
+            Self::RootCertificates { path, why } => write!(f, "its option `sslrootcert` names {path}: {why}"),
+            Self::Verifier(why) => write!(f, "certificates cannot be verified: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for DatabaseUrlError {}
 
 #[derive(Default)]
 struct Options<'a> {
@@ -99,8 +152,8 @@ struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    fn take(&mut self, pair: &'a str, name: &str, value: &str) -> Result<(), String> {
-        let refuse = |why: &str| Err(format!("its option `{name}` {why}"));
+    fn take(&mut self, pair: &'a str, name: &str, value: &str) -> Result<(), DatabaseUrlError> {
+        let refuse = |why| Err(DatabaseUrlError::Option { name: name.to_owned(), why });
         match name {
             "sslmode" => {
                 self.no_verify = value == "no-verify";
@@ -164,17 +217,11 @@ fn percent_decode(text: &str) -> String {
 }
 
 /// The driver's reason, unless it could quote a piece of a password that was not percent-encoded.
-fn reason(error: &tokio_postgres::Error) -> String {
+fn form_error(error: &tokio_postgres::Error) -> DatabaseUrlError {
     const QUOTABLE: [&str; 5] = ["host", "hostaddr", "port", "sslnegotiation", "channel_binding"];
     let text = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let quotes_only_options = text.split('`').skip(1).step_by(2).all(|quoted| QUOTABLE.contains(&quoted));
-    if quotes_only_options && text.contains('`') {
-        text
-    } else {
-        "it does not have the form postgres://user:password@host:port/database?option=value with known options and \
-         special characters percent-encoded"
-            .to_owned()
-    }
+    DatabaseUrlError::Form((quotes_only_options && text.contains('`')).then_some(text))
 }
 
 #[cfg(test)]
@@ -235,7 +282,7 @@ mod tests {
             ("hunter2", "percent-encoded"),
             ("postgres://", "no host"),
         ] {
-            let why = DatabaseUrl::parse(url).map(|_| ()).unwrap_err();
+            let why = DatabaseUrl::parse(url).map(|_| ()).unwrap_err().to_string();
             assert!(why.contains(part), "{url}: {why}");
             assert!(!why.contains("hunter2"), "{why}");
         }

@@ -1,4 +1,4 @@
-//! The webhook side of the Postgres store: each call is one loan of a session.
+//! The webhook side of the Postgres store: each call takes one session from the pool.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 
 use super::error::CallError;
-use super::{PostgresStore, deliveries, endpoints, events, history, schedules};
+use super::{PostgresStore, deliveries, endpoints, events, history, retry_schedules};
 use crate::StoreError;
 use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
@@ -28,11 +28,11 @@ impl WebhookStore for PostgresStore {
     }
 
     fn note_retry_schedule(&self, schedule: &str) -> Result<Vec<String>, StoreError> {
-        schedules::note(&mut *self.session()?, schedule)
+        retry_schedules::note(&mut *self.session()?, schedule)
     }
 
     fn forget_retry_schedule(&self, schedule: &str) -> Result<(), StoreError> {
-        schedules::forget(&mut *self.session()?, schedule).map_err(CallError::into)
+        retry_schedules::forget(&mut *self.session()?, schedule).map_err(CallError::into)
     }
 
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError> {

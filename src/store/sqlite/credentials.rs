@@ -1,8 +1,8 @@
 //! Organisations and keys in the embedded store.
 //!
-//! Every function that changes one runs inside a write transaction of its caller's and records the change in
-//! `credential_changes` there. Of an [`Answer`] the outer `Result` is the database's and the inner one the caller's
-//! mistake, on which the transaction is rolled back.
+//! Every function that changes one runs in the caller's write transaction and notes the change in `credential_changes`. The
+//! outer `Result` of a [`TransactionResult`] is the database's; an error of the inner one is a rejection, and the
+//! transaction is rolled back.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use millrace_base::event::OrgId;
 use millrace_base::key::{KeyId, KeyVerifier};
 use millrace_base::limits;
 
-use super::connection::Answer;
-use super::watch::note_change;
-use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, StoreChange, StoreError, cut_keys};
+use super::change_feed::note_change;
+use super::connection::TransactionResult;
+use crate::{KeyInfo, KeyRecord, Organization, OrganizationChange, Rejection, StoreChange, cut_keys};
 
 const ORGANIZATION_COLUMNS: &str = "id, name, rate_limit_per_minute, disabled, created_at";
-/// When a key was revoked or expired; null where it was neither, and has no end either.
+/// When a key was or will be revoked or expired; null if it has no end.
 const ENDED_AT: &str = "min(COALESCE(revoked_at, expires_at), COALESCE(expires_at, revoked_at))";
 const KEY_COLUMNS: &str = "k.id, k.org_id, k.created_at, k.last_used_at, k.expires_at, k.revoked_at";
 
@@ -46,19 +46,19 @@ pub(super) fn touch_key(transaction: &Transaction<'_>, id: KeyId) -> rusqlite::R
     Ok(())
 }
 
-/// Creates an organisation with its key; with `only_first`, `None` where there is one already.
+/// Creates an organisation with its key; with `only_first`, `None` if there is an organisation already.
 pub(super) fn create_organization(
     transaction: &Transaction<'_>,
     name: &str,
     rate_limit_per_minute: Option<u32>,
     key: (KeyId, &KeyVerifier),
     only_first: bool,
-) -> Answer<Option<Organization>> {
+) -> TransactionResult<Option<Organization>> {
     if only_first && exists(transaction, "SELECT 1 FROM organizations LIMIT 1", params![])? {
         return Ok(Ok(None));
     }
     if exists(transaction, "SELECT 1 FROM organizations WHERE name = ?1", params![name])? {
-        return Ok(conflict(format!("the name {name} is taken")));
+        return Ok(Err(Rejection::NameTaken(name.to_owned()).into()));
     }
     let id = OrgId(Uuid::now_v7());
     let created_at = Timestamp::now();
@@ -75,23 +75,23 @@ pub(super) fn organizations(connection: &Connection) -> rusqlite::Result<Vec<Org
     connection.prepare_cached(&sql)?.query_map([], organization_of)?.collect()
 }
 
-pub(super) fn organization(connection: &Connection, name_or_id: &str) -> Answer<Organization> {
+pub(super) fn organization(connection: &Connection, name_or_id: &str) -> TransactionResult<Organization> {
     let id = Uuid::try_parse(name_or_id).ok().map(Uuid::into_bytes);
     let sql = format!("SELECT {ORGANIZATION_COLUMNS} FROM organizations WHERE id = ?1 OR name = ?2");
     let found = connection.prepare_cached(&sql)?.query_row(params![id, name_or_id], organization_of).optional()?;
-    Ok(found.ok_or_else(|| StoreError::Conflict(format!("there is no organisation {name_or_id}"))))
+    Ok(found.ok_or_else(|| Rejection::NoSuchOrganization(name_or_id.to_owned()).into()))
 }
 
 pub(super) fn update_organization(
     transaction: &Transaction<'_>,
     id: OrgId,
     change: &OrganizationChange,
-) -> Answer<Organization> {
+) -> TransactionResult<Organization> {
     let taken = "SELECT 1 FROM organizations WHERE name = ?1 AND id <> ?2";
     if let Some(name) = &change.name
         && exists(transaction, taken, params![name, id.0.as_bytes()])?
     {
-        return Ok(conflict(format!("the name {name} is taken")));
+        return Ok(Err(Rejection::NameTaken(name.clone()).into()));
     }
     let sql = format!(
         "UPDATE organizations SET name = COALESCE(?2, name), disabled = COALESCE(?3, disabled),
@@ -101,18 +101,22 @@ pub(super) fn update_organization(
     let limit = change.rate_limit_per_minute;
     let params = params![id.0.as_bytes(), change.name, change.disabled, limit.is_some(), limit.flatten()];
     let Some(organization) = transaction.query_row(&sql, params, organization_of).optional()? else {
-        return Ok(conflict(format!("there is no organisation {id}")));
+        return Ok(Err(Rejection::NoSuchOrganization(id.to_string()).into()));
     };
     note_change(transaction, StoreChange::Organization(id))?;
     Ok(Ok(organization))
 }
 
-pub(super) fn create_key(transaction: &Transaction<'_>, org: OrgId, key: (KeyId, &KeyVerifier)) -> Answer<()> {
+pub(super) fn create_key(
+    transaction: &Transaction<'_>,
+    org: OrgId,
+    key: (KeyId, &KeyVerifier),
+) -> TransactionResult<()> {
     if !exists(transaction, "SELECT 1 FROM organizations WHERE id = ?1", params![org.0.as_bytes()])? {
-        return Ok(conflict(format!("there is no organisation {org}")));
+        return Ok(Err(Rejection::NoSuchOrganization(org.to_string()).into()));
     }
     if live_keys(transaction, org, Timestamp::now())? >= limits::LIVE_KEYS_PER_ORG_MAX {
-        return Ok(Err(StoreError::too_many_keys()));
+        return Ok(Err(Rejection::TooManyKeys.into()));
     }
     insert_key(transaction, org, key)
 }
@@ -127,7 +131,7 @@ pub(super) fn keys(connection: &Connection, org: OrgId, limit: usize) -> rusqlit
     Ok(cut_keys(keys, limit))
 }
 
-/// Deletes what ended before `ended_before` among a page of keys.
+/// Deletes the keys that ended before `ended_before` among a page of keys.
 pub(super) fn delete_ended_keys(
     transaction: &Transaction<'_>,
     ended_before: Timestamp,
@@ -148,7 +152,7 @@ pub(super) fn rotate_key(
     old: KeyId,
     new: (KeyId, &KeyVerifier),
     grace: Duration,
-) -> Answer<Timestamp> {
+) -> TransactionResult<Timestamp> {
     let now = Timestamp::now();
     let sql = "
         UPDATE api_keys SET expires_at = min(COALESCE(expires_at, ?3), ?3)
@@ -159,11 +163,11 @@ pub(super) fn rotate_key(
         .query_row(sql, params, |row| Ok((OrgId(Uuid::from_bytes(row.get(0)?)), Timestamp::from_micros(row.get(1)?))))
         .optional()?;
     let Some((org, expires_at)) = updated else {
-        return Ok(conflict(format!("{old} is not a valid key")));
+        return Ok(Err(Rejection::KeyNotValid(old).into()));
     };
-    // Without a grace there are as many as before.
+    // Without a grace the number stays.
     if !grace.is_zero() && live_keys(transaction, org, now)? >= limits::LIVE_KEYS_PER_ORG_MAX {
-        return Ok(Err(StoreError::too_many_keys()));
+        return Ok(Err(Rejection::TooManyKeys.into()));
     }
     note_change(transaction, StoreChange::Key(old))?;
     Ok(insert_key(transaction, org, new)?.map(|()| expires_at))
@@ -180,9 +184,13 @@ pub(super) fn revoke_key(transaction: &Transaction<'_>, org: Option<OrgId>, id: 
     Ok(found)
 }
 
-fn insert_key(transaction: &Transaction<'_>, org: OrgId, (id, verifier): (KeyId, &KeyVerifier)) -> Answer<()> {
+fn insert_key(
+    transaction: &Transaction<'_>,
+    org: OrgId,
+    (id, verifier): (KeyId, &KeyVerifier),
+) -> TransactionResult<()> {
     if exists(transaction, "SELECT 1 FROM api_keys WHERE id = ?1", params![id.as_str()])? {
-        return Ok(conflict("the key id is taken".to_owned()));
+        return Ok(Err(Rejection::KeyIdTaken.into()));
     }
     let now = Timestamp::now().as_micros();
     transaction.execute(
@@ -209,10 +217,6 @@ fn live_keys(transaction: &Transaction<'_>, org: OrgId, now: Timestamp) -> rusql
 
 fn exists(transaction: &Transaction<'_>, sql: &str, params: &[&dyn rusqlite::ToSql]) -> rusqlite::Result<bool> {
     transaction.prepare_cached(sql)?.exists(params)
-}
-
-fn conflict<T>(why: String) -> Result<T, StoreError> {
-    Err(StoreError::Conflict(why))
 }
 
 fn organization_of(row: &Row<'_>) -> rusqlite::Result<Organization> {

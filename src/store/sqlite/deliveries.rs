@@ -1,5 +1,5 @@
-//! Deliveries in the embedded store as their senders use them: claiming, leases, recording. They are stored with their
-//! events, in `events`; `history` shows them and makes them due again.
+//! Deliveries in the embedded store as the senders use them: claims, leases, results. `events` stores them with their
+//! events; `history` lists them and makes them due again.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
@@ -13,10 +13,10 @@ use crate::webhooks::{
     Wanted, bounded_wants, created_at,
 };
 
-/// From one endpoint to the next in the index of what is pending.
+/// Goes from one endpoint to the next in the index of pending deliveries.
 const NEXT_WAITING: &str = "
     SELECT endpoint_id FROM deliveries WHERE status = 0 AND endpoint_id > ?1 ORDER BY endpoint_id LIMIT 1";
-/// What was due and has ended leaves nothing behind in the index.
+/// Deliveries that ended leave nothing behind in the index.
 const DUE_SINCE: &str = "
     SELECT next_attempt_at FROM deliveries
     WHERE status = 0 AND endpoint_id = ?1 AND next_attempt_at BETWEEN ?3 AND ?2
@@ -37,7 +37,7 @@ const PICK: &str = "
     ORDER BY delivery.next_attempt_at LIMIT ?3";
 const LEASE: &str = "UPDATE deliveries SET next_attempt_at = ?2 WHERE id = ?1";
 
-/// That it was delivered after all is said instead of that its endpoint was deleted meanwhile.
+/// A success replaces the note that the endpoint was deleted meanwhile.
 const ATTEMPTED: &str = "
     INSERT INTO delivery_attempts (delivery_id, at, number, latency_ms, status_code, error, response_body)
     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM deliveries WHERE id = ?1)
@@ -48,17 +48,17 @@ const ATTEMPTED: &str = "
 const HELD: &str = "
     UPDATE deliveries SET attempts_made = max(attempts_made, ?2), status = ?4, next_attempt_at = ?5
     WHERE id = ?1 AND next_attempt_at = ?3";
-/// What was delivered counts, whoever has the lease.
+/// A success counts, whoever has the lease.
 const DELIVERED: &str = "
     UPDATE deliveries SET attempts_made = max(attempts_made, ?2), status = 1, next_attempt_at = NULL
     WHERE id = ?1 AND status <> 1";
-/// Whether a result that found another lease had been recorded before: the delivery is as it leaves it, with its very attempt.
+/// Whether an earlier call recorded a result that found another lease: the delivery is as it leaves it, with its attempt.
 const RECORDED_BEFORE: &str = "
     SELECT EXISTS (
         SELECT 1 FROM deliveries JOIN delivery_attempts AS attempt ON attempt.delivery_id = deliveries.id
         WHERE deliveries.id = ?1 AND status = ?3 AND next_attempt_at IS ?4 AND attempts_made = ?2
             AND attempt.number = ?2 AND attempt.at = ?5)";
-/// A result that comes too late says only how many attempts were made.
+/// A late result only shows how many attempts were made.
 const COUNTED: &str = "UPDATE deliveries SET attempts_made = ?2 WHERE id = ?1 AND attempts_made < ?2";
 
 const WAITING: &str = "
@@ -71,7 +71,7 @@ const FAIL: &str =
 
 const RELEASE: &str = "UPDATE deliveries SET next_attempt_at = ?3 WHERE id = ?1 AND next_attempt_at = ?2";
 
-/// The oldest of an organisation is the first row of its pending ones.
+/// The oldest delivery of an organisation is the first row of its pending ones.
 const OLDEST: &str = "
     SELECT min((SELECT id FROM deliveries WHERE deliveries.org_id = org.org_id AND status = 0 ORDER BY id LIMIT 1))
     FROM (SELECT DISTINCT org_id FROM endpoints
@@ -96,7 +96,7 @@ pub(super) fn recall_stranded(
     {
         last = waiting;
         let params = params![last, latest.as_micros(), limits::RECALL_DELIVERIES_MAX];
-        // Read to the end before the index it reads from is changed.
+        // Read to the end before its index changes.
         let ids: Vec<[u8; 16]> = stranded.query_map(params, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         for id in &ids {
             move_to.execute(params![id, now.as_micros()])?;
@@ -154,7 +154,7 @@ pub(super) fn claim(
     let mut lease = transaction.prepare_cached(LEASE)?;
     let mut claims = Claims::default();
     for Wanted { endpoint, most, from } in bounded_wants(wanted) {
-        // Read to the end before the index it reads from is changed.
+        // Read to the end before its index changes.
         let (ready, orphans) = (claims.ready.len(), claims.orphans.len());
         let mut rows = pick.query(params![endpoint.0.as_bytes(), now.as_micros(), most, from.as_micros()])?;
         while let Some(row) = rows.next()? {
@@ -228,7 +228,7 @@ pub(super) fn record(transaction: &Transaction<'_>, results: &[AttemptResult]) -
     Ok(done)
 }
 
-/// See the store's contract.
+/// See [`WebhookStore::end_deleted`](crate::webhooks::WebhookStore::end_deleted).
 pub(super) fn end_deleted(
     transaction: &Transaction<'_>,
     endpoint: EndpointId,
@@ -237,7 +237,7 @@ pub(super) fn end_deleted(
 ) -> rusqlite::Result<EndedStep> {
     let mut waiting = transaction.prepare_cached(WAITING)?;
     let params = params![endpoint.0.as_bytes(), from.as_micros(), limits::ENDED_DELIVERIES_STEP];
-    // Read to the end before the index it reads from is changed.
+    // Read to the end before its index changes.
     let seen: Vec<([u8; 16], u32, i64)> = waiting
         .query_map(params, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<rusqlite::Result<_>>()?;
@@ -253,7 +253,7 @@ pub(super) fn end_deleted(
     Ok(EndedStep { ended: seen.len() as u64, next })
 }
 
-/// Those still held are due at `now`.
+/// Makes those that are still held due at `now`.
 pub(super) fn release(
     transaction: &Transaction<'_>,
     held: &[(DeliveryId, Timestamp)],

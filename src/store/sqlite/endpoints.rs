@@ -1,5 +1,6 @@
-//! Webhook endpoints in the embedded store. Every function that changes one notes it for the change feed, in its
-//! caller's write transaction.
+//! Webhook endpoints in the embedded store.
+//!
+//! Every function that changes an endpoint notes that for the change feed, in the caller's write transaction.
 
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::limits;
 
-use super::connection::Answer;
+use super::change_feed::{note_change, note_everything};
+use super::connection::TransactionResult;
 use super::deliveries;
-use super::watch::{note_change, note_everything};
 use crate::webhooks::{
     Endpoint, EndpointChange, EndpointRow, FOREIGN_KEY, KeyFingerprint, NewEndpoint, Rotation, SealedSecret,
     Unreadable, to_json,
 };
-use crate::{StoreChange, StoreError};
+use crate::{Rejection, StoreChange, StoreError};
 
-/// What a row is made of, and what `endpoint_of` reads.
+/// The columns that `endpoint_of` reads.
 macro_rules! columns {
     () => {
         "id, org_id, url, description, event_types, headers, enabled, disabled_reason, rate_limit_per_second, secret,
@@ -54,7 +55,7 @@ const UPDATE: &str = concat!(
 );
 const DELETE: &str = "DELETE FROM endpoints WHERE id = ?2 AND org_id = ?1";
 const ORG: &str = "SELECT org_id FROM endpoints WHERE id = ?1";
-/// `?5` and `?6`: what cannot be opened and is not kept.
+/// `?5` and `?6`: the secrets that cannot be opened and are not kept.
 const ROTATE_SECRET: &str = concat!(
     "UPDATE endpoints SET secret = ?3,
         previous_secret = CASE WHEN secret IS NOT ?5 AND secret IS NOT ?6 THEN secret
@@ -65,7 +66,7 @@ const ROTATE_SECRET: &str = concat!(
     RETURNING ",
     columns!()
 );
-/// See `migrations/postgres` and its `SEALING_KEY`.
+/// As `SEALING_KEY` in `postgres/endpoints.rs`.
 const SEALING_KEY: &str = "
     SELECT COALESCE((SELECT fingerprint FROM webhook_sealing_key),
         (SELECT substr(secret, 2, 8) FROM endpoints WHERE length(secret) > 9
@@ -76,7 +77,7 @@ const NOTE_SEALING_KEY: &str = "
     ON CONFLICT (only_row) DO UPDATE SET fingerprint = excluded.fingerprint";
 const DISABLE: &str =
     "UPDATE endpoints SET enabled = 0, disabled_reason = ?2 WHERE id = ?1 AND enabled RETURNING org_id";
-/// See `migrations/postgres` and its `NOTE_FAILING`. `min` and `max` of a null are null.
+/// As `NOTE_FAILING` in `postgres/endpoints.rs`. `min` and `max` of a null are null.
 const NOTE_FAILING: &str = "
     UPDATE endpoints SET
         failing_since = CASE WHEN ?2 IS NOT NULL THEN COALESCE(failing_since, ?3 - ?2 * 1000) END,
@@ -96,8 +97,8 @@ pub(super) fn accept_sealing_key(transaction: &Transaction<'_>, key: KeyFingerpr
     note_everything(transaction)
 }
 
-/// Notes that a secret is sealed with the first of `keys`, where that may be.
-fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> Answer<()> {
+/// Notes that a secret is sealed with the first of `keys`, if that is allowed.
+fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> TransactionResult<()> {
     if sealing_key(transaction)?.is_some_and(|key| !keys.contains(&key)) {
         return Ok(Err(StoreError::Misconfigured(FOREIGN_KEY.to_owned())));
     }
@@ -105,20 +106,18 @@ fn take_sealing_key(transaction: &Transaction<'_>, keys: &[KeyFingerprint]) -> A
     Ok(Ok(()))
 }
 
-pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> Answer<Endpoint> {
+pub(super) fn create(transaction: &Transaction<'_>, new: &NewEndpoint) -> TransactionResult<Endpoint> {
     let ids = params![new.org.0.as_bytes(), new.id.0.as_bytes()];
     let counted: Option<(i64, bool)> =
         transaction.prepare_cached(COUNT)?.query_row(ids, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let refusal = match counted {
-        None => Some(format!("there is no organisation {}", new.org)),
-        Some((_, true)) => Some("the endpoint id is taken".to_owned()),
-        Some((count, _)) if count >= limits::ENDPOINTS_PER_ORG_MAX as i64 => {
-            Some(format!("an organisation has at most {} endpoints", limits::ENDPOINTS_PER_ORG_MAX))
-        }
+    let rejection = match counted {
+        None => Some(Rejection::NoSuchOrganization(new.org.to_string())),
+        Some((_, true)) => Some(Rejection::EndpointIdTaken),
+        Some((count, _)) if count >= limits::ENDPOINTS_PER_ORG_MAX as i64 => Some(Rejection::TooManyEndpoints),
         Some(_) => None,
     };
-    if let Some(why) = refusal {
-        return Ok(Err(StoreError::Conflict(why)));
+    if let Some(rejection) = rejection {
+        return Ok(Err(rejection.into()));
     }
     if let Err(foreign) = take_sealing_key(transaction, &new.keys)? {
         return Ok(Err(foreign));
@@ -193,7 +192,7 @@ pub(super) fn org_of(connection: &Connection, id: EndpointId) -> rusqlite::Resul
     Ok(org.map(|org| OrgId(Uuid::from_bytes(org))))
 }
 
-/// What waits for it fails in the same transaction, as far as one step goes.
+/// Its pending deliveries fail in the same transaction, up to one step.
 pub(super) fn delete(transaction: &Transaction<'_>, org: OrgId, id: EndpointId) -> rusqlite::Result<bool> {
     if transaction.execute(DELETE, [org.0.as_bytes(), id.0.as_bytes()])? == 0 {
         return Ok(false);
@@ -210,7 +209,7 @@ pub(super) fn rotate_secret(
     org: OrgId,
     id: EndpointId,
     rotation: Rotation<'_>,
-) -> Answer<Option<Endpoint>> {
+) -> TransactionResult<Option<Endpoint>> {
     if let Err(foreign) = take_sealing_key(transaction, rotation.keys)? {
         return Ok(Err(foreign));
     }

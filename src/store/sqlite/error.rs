@@ -1,21 +1,21 @@
-//! What a failed call to SQLite means: try again, the row's fault, or a human must look.
+//! What a failed call to SQLite means: try again, a row is at fault, or an operator has to act.
 
 use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::{Refusal, StoreError};
+use crate::{DatabaseError, StoreError};
 
-/// Sorts out an error on the database file `path`. SQLite's messages name tables and constraints, never values.
+/// Sorts an error on the database file `path`. SQLite's messages name tables and constraints, never values.
 pub(super) fn classify(path: &Path, error: &rusqlite::Error) -> StoreError {
     let path = path.display();
     let rusqlite::Error::SqliteFailure(failure, _) = error else {
-        // A row or statement that is not what this program's schema has.
+        // A row or statement that does not match this program's schema.
         return StoreError::Misconfigured(format!("{path} does not have this program's tables: {error}"));
     };
     match failure.code {
         ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch => {
-            StoreError::RowRefused(Refusal::new(failure.extended_code.to_string(), error.to_string()))
+            StoreError::RowRefused(DatabaseError::new(failure.extended_code.to_string(), error.to_string()))
         }
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => StoreError::Misconfigured(format!(
             "{path} is damaged or no SQLite database ({error}); restore it from a backup, or move it away to start empty"

@@ -1,5 +1,7 @@
-//! Events in the embedded store. A derived id that comes again when its deduplication window is over names a new event, as
-//! on Postgres. `events` has one row for an id, the newest; `earlier_events` has those before it (migrations/sqlite).
+//! Events in the embedded store.
+//!
+//! A derived id that comes again after its deduplication window is a new event, as on Postgres. `events` has one row for
+//! each id, the newest; `earlier_events` has the earlier ones (migrations/sqlite).
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -16,11 +18,11 @@ use millrace_metrics::StoreWay;
 use crate::webhooks::{PlannedDelivery, StoredBatch, without_copies};
 use crate::{EventPlace, EventQuery, StoredEvent};
 
-// DO NOTHING names the id: OR IGNORE would also swallow what a CHECK refuses.
+// DO NOTHING names the id: OR IGNORE would also ignore a row that a CHECK refuses.
 const INSERT: &str = "
     INSERT INTO events (id, org_id, received_at, type, dedup_id, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (id) DO NOTHING";
-/// Whether an event with this id was received within these two moments.
+/// Whether an event with this id was received between these two times.
 const HAS_COPY: &str = "
     SELECT EXISTS (SELECT 1 FROM all_events WHERE id = ?1 AND received_at >= ?2 AND received_at < ?3)";
 const SUPERSEDE: &str = "
@@ -31,7 +33,7 @@ const INSERT_EARLIER: &str = "
 const INSERT_DELIVERY: &str = "
     INSERT INTO deliveries (id, event_id, endpoint_id, org_id, event_received_at, next_attempt_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-// By the id: `+` keeps the list's index out of it.
+// `+` keeps SQLite from using the index of the list instead of that of the id.
 const ONE: &str = "
     SELECT id, type, dedup_id, payload, received_at FROM all_events
     WHERE id = ?1 AND +org_id = ?2 ORDER BY received_at DESC LIMIT 1";
@@ -42,15 +44,15 @@ const LIST: &str = "
     ORDER BY received_at DESC, id DESC";
 
 /// Text as bytes that are known to be UTF-8.
-pub(super) struct Text<'a>(pub(super) &'a [u8]);
+pub(super) struct SqliteText<'a>(pub(super) &'a [u8]);
 
-impl ToSql for Text<'_> {
+impl ToSql for SqliteText<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
     }
 }
 
-/// Stores a batch with the deliveries planned for it; returns what of it is new.
+/// Stores a batch with the deliveries planned for it; returns what is new.
 pub(super) fn store(
     transaction: &Transaction<'_>,
     batch: &[Event],
@@ -82,20 +84,20 @@ pub(super) fn store(
     Ok(stored)
 }
 
-/// Whether there was no row in the way.
+/// Returns whether the row was inserted.
 fn insert(transaction: &Transaction<'_>, event: &Event, sql: &str) -> rusqlite::Result<bool> {
     let inserted = transaction.prepare_cached(sql)?.execute(params![
         event.id.0.as_bytes(),
         event.org.0.as_bytes(),
         event.received_at.as_micros(),
-        Text(event.event_type()),
-        event.dedup_id().map(Text),
-        Text(event.payload()),
+        SqliteText(event.event_type()),
+        event.dedup_id().map(SqliteText),
+        SqliteText(event.payload()),
     ])?;
     Ok(inserted > 0)
 }
 
-/// Stores an event whose id is taken, unless by a copy: one of the same day, the day before or the day after.
+/// Stores an event whose id is taken, unless a copy has it: an event of the same day, the day before or the day after.
 fn insert_again(transaction: &Transaction<'_>, event: &Event) -> rusqlite::Result<bool> {
     let (id, day) = (event.id.0.as_bytes(), event.received_at.day());
     let (from, to) = (day.offset(-1).start(), day.offset(2).start());
@@ -103,7 +105,7 @@ fn insert_again(transaction: &Transaction<'_>, event: &Event) -> rusqlite::Resul
     if !event.has_derived_id() || transaction.prepare_cached(HAS_COPY)?.query_row(window, |row| row.get(0))? {
         return Ok(false);
     }
-    // An event that was received before the one in `events` comes late, from a journal.
+    // An event that was received before the one in `events` comes late from a journal.
     if transaction.prepare_cached(SUPERSEDE)?.execute(params![id, event.received_at.as_micros()])? == 0 {
         return insert(transaction, event, INSERT_EARLIER);
     }
@@ -111,14 +113,14 @@ fn insert_again(transaction: &Transaction<'_>, event: &Event) -> rusqlite::Resul
     insert(transaction, event, INSERT)
 }
 
-/// Finds one event; of several with one id the newest.
+/// Finds one event, the newest of several with one id.
 pub(super) fn find(connection: &Connection, org: OrgId, id: EventId) -> rusqlite::Result<Option<StoredEvent>> {
     let mut one = connection.prepare_cached(ONE)?;
     one.query_row(params![id.0.as_bytes(), org.0.as_bytes()], stored_event).optional()
 }
 
-/// A page; rows past it are not read, and neither is the payload of one that is of another type. It ends early once it has
-/// looked at [`limits::LIST_SCAN_ROWS_MAX`] events, and at `until`.
+/// A page. Does not read rows after it, nor the payload of an event of another type. It ends early after
+/// [`limits::LIST_SCAN_ROWS_MAX`] events, and at `until`.
 pub(super) fn list(
     connection: &Connection,
     org: OrgId,
@@ -140,7 +142,7 @@ pub(super) fn list(
     let mut page_bytes = 0;
     let mut scan = Scan::until(until);
     let mut place = None;
-    // One more than is asked for tells whether there are more.
+    // One more than the page takes shows whether there are more.
     while let Some(row) = rows.next()? {
         if scan.is_over() {
             return Ok((page, place));
@@ -165,19 +167,19 @@ pub(super) fn list(
     Ok((page, None))
 }
 
-/// How much of a list was looked at for a page.
+/// The rows of a list that were looked at for a page.
 pub(super) struct Scan {
     rows: usize,
     until: Instant,
 }
 
 impl Scan {
-    /// Nothing yet, and until then.
+    /// Nothing yet; may go on until `until`.
     pub(super) fn until(until: Instant) -> Self {
         Self { rows: 0, until }
     }
 
-    /// To be asked before each row that is looked at: whether it is one too many. Never before the first.
+    /// Whether the scan ends before the next row. Call this before each row; it never ends before the first.
     pub(super) fn is_over(&mut self) -> bool {
         let is_over = self.rows == limits::LIST_SCAN_ROWS_MAX
             || self.rows > 0

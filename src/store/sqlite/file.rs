@@ -1,15 +1,15 @@
-//! The database file under its name: whether what is open is still what the name means.
+//! Checks that the open database file still has its name.
 //!
-//! A restore puts another file under the name while the server runs, and a mistake takes it away. A connection goes on
-//! with the file it opened, which then has no name: what is stored there is gone when the process ends. So device and
-//! inode of the name are compared with those of the open file when a connection is taken, and again after each commit:
-//! a transaction that was committed into a file without a name does not count as stored.
+//! A restore may put another file under the name while the server runs, and a mistake may remove it. A connection goes on
+//! with the file that it opened, which has no name then: what is stored there is gone when the process ends. So the device
+//! and inode of the name are compared with those of the open file when a connection is taken from the pool, and again after
+//! each commit. A transaction that was committed into a file without a name does not count as stored.
 //!
-//! What is under the name is then opened, if it is the same store (a restored copy has the identity of its original).
-//! Another store, or none, is a misconfiguration: nothing is stored until a human has looked, and no file is created by
-//! a process that has had one open.
+//! The file under the name is opened then, if it is the same store; a restored copy has the identity of its original.
+//! Another store, or no file, is a misconfiguration: nothing is stored until an operator acts. A process that has had a file
+//! open creates none.
 //!
-//! A file that is written over in place keeps its inode and is not noticed. Replace it by a rename.
+//! A file that is overwritten in place keeps its inode, and this does not notice. Replace it by a rename.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -20,10 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{StoreError, StoreId};
 
-/// What the file is called in the data directory.
+/// The name of the file in the data directory.
 pub const FILE_NAME: &str = "millrace.db";
 
-/// Which file, whatever its name.
+/// Identifies a file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,
@@ -40,12 +40,12 @@ impl FileId {
 pub(super) struct StoreFile {
     pub(super) path: Arc<Path>,
     state: Mutex<State>,
-    /// Why nothing can be stored, as an index of [`TROUBLES`]; 0 where nothing is known against it.
+    /// Why nothing can be stored, as an index of [`TROUBLES`]; 0 if it can, as far as is known.
     trouble: AtomicU8,
     is_closed: AtomicBool,
 }
 
-/// What `/ready` says.
+/// The reasons in `/ready`.
 const TROUBLES: [&str; 3] = [
     "",
     "the database file is missing: it was removed or renamed under the server; put it back",
@@ -56,7 +56,7 @@ const ANOTHER: u8 = 2;
 
 #[derive(Default)]
 struct State {
-    /// Of the store that this process works with, once it is known.
+    /// The identity of this process's store, once it is known.
     identity: Option<StoreId>,
     opened: Option<Opened>,
 }
@@ -64,11 +64,11 @@ struct State {
 /// The file that was opened last.
 struct Opened {
     at: FileId,
-    /// Its log, held open so that its inode is not given to another file. Unlike the database file itself a log may be
-    /// opened and closed freely: SQLite holds no locks on it.
+    /// Its log, held open so that no other file gets its inode. Unlike the database file, a log may be opened and closed
+    /// freely, because SQLite holds no locks on it.
     log: Option<File>,
     shared_memory: Option<FileId>,
-    /// A clone is in each connection to it.
+    /// Each connection to the file has a clone.
     alive: Arc<()>,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Opening<'a> {
 }
 
 impl StoreFile {
-    /// The file `millrace.db` in `data_dir`, which is made, private to this user, where it is missing. The file is not.
+    /// The file `millrace.db` in `data_dir`. Creates the directory, private to this user, if it is missing, but not the file.
     pub(super) fn new(data_dir: &Path) -> Result<Self, StoreError> {
         use rustix::fs::{Access, access};
         DirBuilder::new()
@@ -89,7 +89,7 @@ impl StoreFile {
             .create(data_dir)
             .map_err(|error| cannot_be_opened(data_dir, &error))?;
         let path = data_dir.join(FILE_NAME);
-        // Not by opening it: closing a descriptor of a file drops all of this process's locks on it, SQLite's among them.
+        // Not by opening it: closing a descriptor of a file drops all locks of this process on it, SQLite's included.
         match access(&path, Access::READ_OK | Access::WRITE_OK) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(cannot_be_opened(&path, &error.into())),
@@ -98,13 +98,13 @@ impl StoreFile {
         Ok(Self { path: path.into(), state, trouble, is_closed })
     }
 
-    /// Creates the file, empty, where it is missing and this process never had it open.
+    /// Creates the file, empty, if it is missing and this process never had it open.
     pub(super) fn create(&self) -> Result<(), StoreError> {
         let state = self.state();
         if state.opened.is_some() {
             return Ok(());
         }
-        // Beforehand, because SQLite would let the umask decide who reads it; its other files copy the mode.
+        // Beforehand, because SQLite would let the umask try_write who reads it; its other files copy the mode.
         let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path);
         match created {
             Ok(_) => {}
@@ -114,17 +114,17 @@ impl StoreFile {
         Ok(())
     }
 
-    /// Whether there is a file under the name, whichever.
+    /// Whether there is any file under the name.
     pub(super) fn exists(&self) -> bool {
         self.named().is_ok()
     }
 
-    /// Whether `at` is what the name means.
+    /// Whether `at` has the name.
     pub(super) fn is_current(&self, at: FileId) -> bool {
         self.named().is_ok_and(|named| named == at)
     }
 
-    /// Prepares the opening of what is under the name now.
+    /// Prepares opening the file that has the name now.
     pub(super) fn begin_opening(&self) -> Result<Opening<'_>, StoreError> {
         if self.is_closed() {
             return Err(StoreError::Unavailable("the store is closed".to_owned()));
@@ -166,13 +166,13 @@ impl StoreFile {
         log.and_then(|log| log.metadata().ok()).filter(|log| log.nlink() > 0).map_or(0, |log| log.len())
     }
 
-    /// This process's store is this one.
+    /// Notes the identity of this process's store, unless it is known.
     pub(super) fn learn(&self, identity: Option<StoreId>) {
         let mut state = self.state();
         state.identity = state.identity.or(identity);
     }
 
-    /// No connection is opened or kept any more.
+    /// From now on no connection is opened or kept.
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }
@@ -181,8 +181,8 @@ impl StoreFile {
         self.is_closed.load(Ordering::Relaxed)
     }
 
-    /// The log of the file that was open before must not be taken for the log of the one that is under the name now: its
-    /// pages would be read as this one's. Connections to the old file have cut it to nothing, where they could.
+    /// Moves the log of the file that was open before out of the way: SQLite would read its pages as those of the file that
+    /// has the name now. Connections to the old file have truncated it, if they could.
     fn put_log_aside(&self, before: &Opened) -> Result<(), StoreError> {
         let log = self.beside("-wal");
         let old = before.log.as_ref().and_then(|log| log.metadata().ok());
@@ -196,7 +196,7 @@ impl StoreFile {
                 tracing::warn!(file = %aside.display(), "the log of a database file that was replaced is kept here");
             }
         }
-        // While a connection to the old file lives its inode is not given to another file.
+        // While a connection to the old file is open, no other file gets its inode.
         let shared_memory = self.beside("-shm");
         let is_ours = |named: fs::Metadata| before.shared_memory == Some(FileId::of(&named));
         if Arc::strong_count(&before.alive) > 1 && fs::metadata(&shared_memory).is_ok_and(is_ours) {
@@ -243,7 +243,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// The connection is open and has read: which file it is on, and what shows that it lives.
+    /// Ends the opening, after the connection has read. Returns which file it has open, and the token of open connections.
     pub(super) fn done(mut self) -> Result<(FileId, Arc<()>), StoreError> {
         let (file, at) = (self.file, self.at);
         if !file.is_current(at) {

@@ -1,5 +1,5 @@
-//! Deliveries in the embedded store as their owners see them: found, listed with their attempts, asked for again; and
-//! deleted when their time is over.
+//! Deliveries in the embedded store as their owners see them: found, listed with their attempts, retried, and deleted at the
+//! end of their retention.
 
 use std::iter::Peekable;
 use std::ops::Range;
@@ -12,13 +12,13 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
 
+use super::change_feed::note_change;
 use super::deliveries::uuid;
 use super::events::Scan;
-use super::watch::note_change;
 use crate::StoreChange;
 use crate::webhooks::{Attempt, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, created_at, first_id_at};
 
-/// What `delivery_of` reads.
+/// The columns that `delivery_of` reads.
 macro_rules! columns {
     () => {
         "id, event_id, endpoint_id, org_id, status, attempts_made, next_attempt_at"
@@ -43,7 +43,7 @@ const RECOVER: &str = "
     UPDATE deliveries SET status = 0, next_attempt_at = ?6, attempts_before = attempts_made WHERE rowid IN (
         SELECT rowid FROM deliveries
         WHERE org_id = ?1 AND status IN (2, 3) AND id >= ?3 AND id < ?4 AND endpoint_id = ?2 LIMIT ?5)";
-/// A stretch, and of each whether it is to be deleted.
+/// The next deliveries, and for each whether it is to be deleted.
 const OLD: &str = "
     SELECT id, status <> 0 OR NOT EXISTS (SELECT 1 FROM endpoints WHERE endpoints.id = endpoint_id AND enabled)
     FROM deliveries WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3";
@@ -62,7 +62,7 @@ pub(super) fn of_event(connection: &Connection, org: OrgId, event: EventId) -> r
     of_event.query_map(params, delivery_of)?.map(|delivery| with_attempts(connection, delivery?)).collect()
 }
 
-/// A page. It ends early once it has looked at [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
+/// A page. It ends early after [`limits::LIST_SCAN_ROWS_MAX`] deliveries, and at `until`.
 pub(super) fn list(
     connection: &Connection,
     org: OrgId,
@@ -72,7 +72,7 @@ pub(super) fn list(
     let limit = query.limit.min(limits::LIST_LIMIT_MAX) as usize;
     let cursor = query.cursor.map_or(Uuid::max(), |id| id.0);
     let wanted = |status: &DeliveryStatus| query.status.is_none_or(|wanted| wanted == *status);
-    // Each status has its own range of the index; they are read side by side, always the newest that is next in any.
+    // Each status has its own range of the index. All are read together, always the newest delivery of any range next.
     let mut statements = DeliveryStatus::ALL
         .into_iter()
         .filter(wanted)
@@ -90,7 +90,7 @@ pub(super) fn list(
     let mut scan = Scan::until(until);
     let mut place = None;
     loop {
-        // `None` comes before every id; an error is taken at once.
+        // `None` sorts before every id; an error is returned at once.
         let next = |list: &mut Peekable<_>| {
             list.peek().map(|next: &rusqlite::Result<Delivery>| match next {
                 Ok(delivery) => delivery.id.0,
@@ -105,7 +105,7 @@ pub(super) fn list(
         }
         let id = delivery.id;
         if query.endpoint.is_none_or(|wanted| wanted == delivery.endpoint) {
-            // One more than is asked for tells whether there are more.
+            // One more than the page takes shows whether there are more.
             if page.len() == limit {
                 return Ok((page, place));
             }
@@ -172,7 +172,7 @@ pub(super) fn delete_old(
 ) -> rusqlite::Result<Option<DeliveryId>> {
     let (after, end) = (after.map_or(Uuid::nil(), |id| id.0), first_id_at(before).0);
     let params = params![after.as_bytes(), end.as_bytes(), limits::DELIVERIES_DELETED_MAX];
-    // Read to the end before the index it reads from is changed.
+    // Read to the end before its index changes.
     let seen: Vec<([u8; 16], bool)> = transaction
         .prepare_cached(OLD)?
         .query_map(params, |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -1,7 +1,7 @@
 //! Brings the embedded store's schema up to date.
 //!
-//! One write transaction, so of two processes that start at once the second finds everything done. A file with
-//! migrations this program does not know is fine: they only expand.
+//! One write transaction applies all migrations, so the second of two processes that start at once finds nothing to do. A
+//! file with migrations that this program does not know is fine, because migrations only add.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
@@ -26,7 +26,7 @@ const CREATE_VERSIONS: &str = "
         version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL
     ) STRICT";
 
-/// Applies what is missing; returns how many that was.
+/// Applies the missing migrations; returns how many.
 pub(super) fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
     transaction.execute(CREATE_VERSIONS, [])?;
     let version: Option<i64> = transaction
@@ -47,7 +47,7 @@ pub(super) fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
     Ok(applied)
 }
 
-/// Which store the file is; `None` where no migration has made it one yet.
+/// Which store the file is; `None` if no migration has made it one yet.
 pub(super) fn identity(connection: &Connection) -> rusqlite::Result<Option<StoreId>> {
     let has_table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'store_identity')";
     if !connection.query_row(has_table, [], |row| row.get::<_, bool>(0))? {

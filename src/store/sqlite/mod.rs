@@ -1,18 +1,19 @@
 //! The embedded store: one SQLite file under the data directory, for a machine without a database server.
 //!
-//! Writes go through one connection, reads through a few beside it (WAL: they do not wait for each other). Other
-//! processes, such as the command line, may use the same file at the same time. The file is made by
-//! [`Store::migrate`] and opened by the first call; only the data directory is made before.
+//! One connection writes, a few others read; in WAL mode they do not wait for each other. Other processes, such as the
+//! command line, may use the same file at the same time. [`Store::migrate`] creates the file and the first call opens it;
+//! only the data directory is created before.
 //!
-//! Which answer proves what:
+//! What each outcome proves:
 //! - `COMMIT` returned without an error: the transaction is in the log (`-wal`) and the log is fdatasync'd (WAL with
-//!   `synchronous = FULL`; the log's directory entry, and so the database's, is synchronised with its first commit). It is there after `kill -9` and a power loss. Only this, and only if the file still has its name after it
-//!   (`file`), is `Ok` to a caller.
-//! - An error of any statement or of `COMMIT` (a full disk, EIO, a lock): the transaction is rolled back, and its frames
-//!   are written over by the next. A crash before that may still find them whole: such a call was told of an error, is made again, and stores
-//!   nothing twice. A connection that could not roll back is closed.
-//! - A checkpoint says nothing about commits: it copies what the log has, and a failed one is made again.
+//!   `synchronous = FULL`; the first commit also syncs the directory entry of the log, and with it the database's). It
+//!   survives `kill -9` and a power loss. Only this is `Ok` to a caller, and only if the file still has its name (`file`).
+//! - A statement or `COMMIT` failed (a full disk, EIO, a lock): the transaction is rolled back, and the next one overwrites
+//!   its frames. After a crash before that, SQLite may still find them complete. The caller got an error, calls again, and
+//!   nothing is stored twice. A connection that could not roll back is closed.
+//! - A checkpoint proves nothing about commits: it copies the log, and a failed one is repeated.
 
+mod change_feed;
 mod connection;
 mod credentials;
 mod deliveries;
@@ -23,7 +24,6 @@ mod file;
 mod history;
 mod migrate;
 mod quarantine;
-mod watch;
 mod webhooks;
 
 use std::path::Path;
@@ -41,7 +41,7 @@ use millrace_base::limits;
 use millrace_base::retry::LogThrottle;
 
 use self::file::StoreFile;
-use super::pool::{Pool, Pooled};
+use super::pool::Pool;
 use super::webhooks::{PlannedDelivery, StoredBatch};
 use super::{
     EventPlace, EventQuery, KeyInfo, KeyRecord, Organization, OrganizationChange, Store, StoreChange, StoreError,
@@ -53,7 +53,7 @@ pub struct SqliteStore {
     file: Arc<StoreFile>,
     writer: Arc<Pool<Connections>>,
     readers: Arc<Pool<Connections>>,
-    /// Set when the store is being closed: nothing is written any more.
+    /// Set when the store is being closed; from then on nothing is written.
     is_closing: Arc<AtomicBool>,
     log_watch: Arc<Mutex<LogWatch>>,
     /// How long a call may take.
@@ -73,10 +73,10 @@ impl Default for LogWatch {
 }
 
 impl SqliteStore {
-    /// A store in `data_dir`, which is made (mode 0700) where it is missing, with at most `connections_max` readers.
+    /// A store in `data_dir`, which is created with mode 0700 if it is missing, with at most `connections_max` readers.
     ///
     /// # Errors
-    /// `Misconfigured` where the directory cannot be made, or a file that is there cannot be opened.
+    /// `Misconfigured` if the directory cannot be created, or an existing file cannot be opened.
     pub fn new(data_dir: &Path, connections_max: u32) -> Result<Self, StoreError> {
         let file = Arc::new(StoreFile::new(data_dir)?);
         let connections = |read_only| Connections { file: Arc::clone(&file), read_only };
@@ -90,7 +90,7 @@ impl SqliteStore {
         })
     }
 
-    /// The same store for the control threads: less time for each call.
+    /// The same store for the control threads, with less time for each call.
     #[must_use]
     pub fn for_control(&self) -> Self {
         Self {
@@ -103,8 +103,8 @@ impl SqliteStore {
         }
     }
 
-    /// Cuts the log where it has grown past its bound, which it does only while somebody reads an old state of the
-    /// database all the time. Waits for such a reader for a moment only: storing goes on.
+    /// Truncates the log if it has grown past its bound, which happens only while a connection reads an old state of the
+    /// database all the time. Waits for such a reader only for a short time, because storing goes on.
     fn bound_log(&self, writer: &SqliteConnection) {
         let bytes = self.file.log_bytes();
         if bytes <= limits::SQLITE_WAL_BYTES_MAX {
@@ -127,8 +127,8 @@ impl SqliteStore {
         );
     }
 
-    /// The connection that writes, its deadline running.
-    fn writer(&self) -> Result<Pooled<Connections>, StoreError> {
+    /// The connection that writes; its deadline begins now.
+    fn writer(&self) -> Result<r2d2::PooledConnection<Connections>, StoreError> {
         if self.is_closing.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("the store is being closed".to_owned()));
         }
@@ -142,13 +142,13 @@ impl SqliteStore {
         self.call_time.min(limits::STORE_CONNECT_TIMEOUT)
     }
 
-    /// When a page of a list that is begun now ends with what it has.
+    /// When a page of a list that begins now returns what it has.
     fn page_until(&self) -> Instant {
         Instant::now() + self.call_time / limits::LIST_TIME_PART
     }
 
-    /// A connection that reads, its deadline running.
-    fn reader(&self) -> Result<Pooled<Connections>, StoreError> {
+    /// A connection that reads; its deadline begins now.
+    fn reader(&self) -> Result<r2d2::PooledConnection<Connections>, StoreError> {
         let reader = self.readers.get(self.patience())?;
         SqliteConnection::begin_call(&reader, self.call_time);
         Ok(reader)
@@ -184,7 +184,7 @@ impl Store for SqliteStore {
     }
 
     fn maintain(&self) -> Result<(), StoreError> {
-        // So that the database file has what was stored, also where little is. Whoever reads is not waited for.
+        // So that the database file has what was stored, even if that is little. Does not wait for readers.
         self.writer()?.cut_log(limits::SQLITE_WAL_CUT_PATIENCE).map(|_| ())
     }
 
@@ -208,7 +208,7 @@ impl Store for SqliteStore {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        // Of the last connection SQLite deletes the log when it is closed.
+        // SQLite deletes the log when the last connection is closed.
         self.file.close();
         while !(is_over() || self.writer.drop_idle() && self.readers.drop_idle()) {
             thread::sleep(Duration::from_millis(5));
@@ -246,8 +246,8 @@ impl Store for SqliteStore {
     }
 
     fn watch_changes(&self, stop: &AtomicBool, on_change: &mut dyn FnMut(StoreChange)) -> Result<(), StoreError> {
-        let read_since = |seen| self.reader()?.read(|connection| watch::changes_since(connection, seen));
-        watch::watch(stop, read_since, on_change)
+        let read_since = |seen| self.reader()?.read(|connection| change_feed::changes_since(connection, seen));
+        change_feed::watch(stop, read_since, on_change)
     }
 
     fn create_organization(
@@ -257,7 +257,7 @@ impl Store for SqliteStore {
         key: (KeyId, &KeyVerifier),
     ) -> Result<Organization, StoreError> {
         check_organization_name(name)?;
-        let created = self.writer()?.decide(|transaction| {
+        let created = self.writer()?.try_write(|transaction| {
             credentials::create_organization(transaction, name, rate_limit_per_minute, key, false)
         })?;
         created.ok_or_else(|| StoreError::Unavailable("the new organisation was not returned".to_owned()))
@@ -269,7 +269,7 @@ impl Store for SqliteStore {
         key: (KeyId, &KeyVerifier),
     ) -> Result<Option<Organization>, StoreError> {
         check_organization_name(name)?;
-        self.writer()?.decide(|transaction| credentials::create_organization(transaction, name, None, key, true))
+        self.writer()?.try_write(|transaction| credentials::create_organization(transaction, name, None, key, true))
     }
 
     fn organizations(&self) -> Result<Vec<Organization>, StoreError> {
@@ -282,11 +282,11 @@ impl Store for SqliteStore {
 
     fn update_organization(&self, id: OrgId, change: &OrganizationChange) -> Result<Organization, StoreError> {
         change.name.as_deref().map_or(Ok(()), check_organization_name)?;
-        self.writer()?.decide(|transaction| credentials::update_organization(transaction, id, change))
+        self.writer()?.try_write(|transaction| credentials::update_organization(transaction, id, change))
     }
 
     fn create_key(&self, org: OrgId, key: (KeyId, &KeyVerifier)) -> Result<(), StoreError> {
-        self.writer()?.decide(|transaction| credentials::create_key(transaction, org, key))
+        self.writer()?.try_write(|transaction| credentials::create_key(transaction, org, key))
     }
 
     fn keys(&self, org: OrgId, limit: usize) -> Result<(Vec<KeyInfo>, bool), StoreError> {
@@ -294,7 +294,7 @@ impl Store for SqliteStore {
     }
 
     fn rotate_key(&self, old: KeyId, new: (KeyId, &KeyVerifier), grace: Duration) -> Result<Timestamp, StoreError> {
-        self.writer()?.decide(|transaction| credentials::rotate_key(transaction, old, new, grace))
+        self.writer()?.try_write(|transaction| credentials::rotate_key(transaction, old, new, grace))
     }
 
     fn revoke_key(&self, org: Option<OrgId>, id: KeyId) -> Result<bool, StoreError> {

@@ -1,4 +1,4 @@
-//! The quarantine in the embedded store: put in, listed, brought back.
+//! The quarantine in the embedded store: events are put in, listed, stored again and dropped.
 
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 use uuid::Uuid;
@@ -8,14 +8,14 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
 
 use super::SqliteStore;
+use super::change_feed::note_change;
 use super::deliveries::uuid;
-use super::events::{self, Text};
-use super::watch::note_change;
+use super::events::{self, SqliteText};
 use crate::quarantine::{QuarantineId, QuarantineQuery, QuarantineStore, Quarantined, Retried};
 use crate::webhooks::PlannedDelivery;
 use crate::{StoreChange, StoreError};
 
-/// What `quarantined_of` reads. `event_id` is null where the row is named by the event's own id.
+/// The columns that `quarantined_of` reads. `event_id` is null if the row has the event's own id.
 macro_rules! columns {
     () => {
         "id, COALESCE(event_id, id) AS event_id, org_id, received_at, type, dedup_id,
@@ -27,7 +27,7 @@ const INSERT: &str = "
     INSERT INTO quarantined_events (id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
     ON CONFLICT (id) DO NOTHING";
-/// Where the id is taken: by the same event, or by one with other content, beside which it is kept.
+/// If the id is taken: the same event is not inserted again, one with other content gets an id of its own.
 const INSERT_BESIDE: &str = "
     INSERT INTO quarantined_events (id, event_id, org_id, received_at, type, dedup_id, payload, reason, quarantined_at)
     SELECT ?9, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
@@ -56,9 +56,10 @@ const STORED: &str = "
     SELECT EXISTS (SELECT 1 FROM all_events
         WHERE id = ?1 AND org_id = ?2 AND type = ?3 AND dedup_id IS ?4 AND payload = ?5)";
 
-/// Sets an event aside, once. Whether it was not there yet.
+/// Puts an event into quarantine, once. Returns whether it was not there yet.
 pub(super) fn insert(transaction: &Transaction<'_>, event: &Event, reason: &str) -> rusqlite::Result<bool> {
-    let (event_type, dedup_id, payload) = (Text(event.event_type()), event.dedup_id().map(Text), Text(event.payload()));
+    let (event_type, dedup_id, payload) =
+        (SqliteText(event.event_type()), event.dedup_id().map(SqliteText), SqliteText(event.payload()));
     let (received_at, now) = (event.received_at.as_micros(), Timestamp::now().as_micros());
     let (id, org) = (event.id.0.as_bytes(), event.org.0.as_bytes());
     let first = params![id, org, received_at, event_type, dedup_id, payload, reason, now];
@@ -82,7 +83,7 @@ impl QuarantineStore for SqliteStore {
         let org = query.org.map(|org| org.0.into_bytes());
         self.reader()?.read(|connection| {
             let mut list = connection.prepare_cached(sql)?;
-            // One more than is asked for tells whether there are more.
+            // One more than the page takes shows whether there are more.
             let params = named_params! { ":at": at, ":id": id.as_bytes(), ":org": org, ":limit": limit as i64 + 1 };
             let mut rows: Vec<Quarantined> = list.query_map(params, quarantined_of)?.collect::<Result<_, _>>()?;
             let more = rows.len() > limit;
@@ -131,9 +132,9 @@ fn retry(transaction: &Transaction<'_>, id: QuarantineId, planned: &[PlannedDeli
         let same = params![
             event.id.0.as_bytes(),
             event.org.0.as_bytes(),
-            Text(event.event_type()),
-            event.dedup_id().map(Text),
-            Text(event.payload()),
+            SqliteText(event.event_type()),
+            event.dedup_id().map(SqliteText),
+            SqliteText(event.payload()),
         ];
         if !transaction.prepare_cached(STORED)?.query_row(same, |row| row.get(0))? {
             return Ok(Retried::IdTaken);

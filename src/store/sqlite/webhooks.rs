@@ -1,4 +1,4 @@
-//! The webhook side of the embedded store.
+//! The webhook side of the embedded store: each call is one transaction or one read.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
 
-use super::watch::note_change;
+use super::change_feed::note_change;
 use super::{SqliteStore, deliveries, endpoints, events, history};
 use crate::webhooks::{
     AttemptResult, Claims, Delivery, DeliveryQuery, DeliveryRecord, DueEndpoint, EndedStep, Endpoint, EndpointChange,
@@ -24,7 +24,7 @@ impl WebhookStore for SqliteStore {
     }
 
     fn create_endpoint(&self, new: &NewEndpoint) -> Result<Endpoint, StoreError> {
-        self.writer()?.decide(|transaction| endpoints::create(transaction, new))
+        self.writer()?.try_write(|transaction| endpoints::create(transaction, new))
     }
 
     fn endpoint(&self, org: OrgId, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
@@ -66,7 +66,7 @@ impl WebhookStore for SqliteStore {
         id: EndpointId,
         rotation: Rotation<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
-        self.writer()?.decide(|transaction| endpoints::rotate_secret(transaction, org, id, rotation))
+        self.writer()?.try_write(|transaction| endpoints::rotate_secret(transaction, org, id, rotation))
     }
 
     fn disable_endpoint(&self, id: EndpointId, reason: &str) -> Result<bool, StoreError> {

@@ -1,4 +1,4 @@
-//! Deliveries and their attempts as the stores keep them, and what is asked and told of them.
+//! Deliveries and their attempts as the stores keep them, and the parameters and results of calls about them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,14 +11,14 @@ use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
 use millrace_metrics::StoreWay;
 
-/// What came of a delivery so far.
+/// The status of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeliveryStatus {
     /// Attempts will be made.
     Pending,
-    /// The receiver said yes.
+    /// The receiver answered 2xx.
     Delivered,
-    /// The attempts are used up, or the endpoint is gone.
+    /// The attempts are used up, or the endpoint was deleted.
     Failed,
     /// The endpoint's URL or address is not allowed.
     Blocked,
@@ -28,7 +28,7 @@ impl DeliveryStatus {
     /// All of them, by code.
     pub const ALL: [Self; 4] = [Self::Pending, Self::Delivered, Self::Failed, Self::Blocked];
 
-    /// As the API names it.
+    /// The name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -43,7 +43,7 @@ impl DeliveryStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
-    /// As the database has it.
+    /// The code in the database.
     pub(crate) const fn code(self) -> i16 {
         self as i16
     }
@@ -59,60 +59,61 @@ impl DeliveryStatus {
 pub struct PlannedDelivery {
     /// A `UUIDv7`.
     pub id: DeliveryId,
-    /// What.
+    /// The event.
     pub event: EventId,
-    /// Where to.
+    /// The endpoint.
     pub endpoint: EndpointId,
-    /// Whose.
+    /// The organisation.
     pub org: OrgId,
-    /// `Some`: born claimed, by the server that plans it, which sends it at once. `None`: due at once, for anybody.
+    /// `Some`: inserted already leased to the server that stores the event, which sends it at once. `None`: due at once for
+    /// any server.
     pub lease_until: Option<Timestamp>,
 }
 
 /// What [`Store::store_events`](crate::Store::store_events) stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredBatch {
-    /// Events that were not copies of one already there.
+    /// Events that were not stored before.
     pub new_events: u64,
     /// The planned deliveries whose event was new, in any order.
     pub deliveries: Vec<DeliveryId>,
-    /// The statement that stored it.
+    /// The statement that stored the batch.
     pub way: StoreWay,
 }
 
-/// One event on its way to one endpoint.
+/// One event for one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// Stable id; a `UUIDv7`.
     pub id: DeliveryId,
-    /// What.
+    /// The event.
     pub event: EventId,
-    /// Where to; it may be gone.
+    /// The endpoint; it may have been deleted.
     pub endpoint: EndpointId,
-    /// Whose.
+    /// The organisation.
     pub org: OrgId,
-    /// What came of it so far.
+    /// The status.
     pub status: DeliveryStatus,
     /// Attempts so far.
     pub attempts_made: u32,
     /// When it was planned, at the precision of its id: milliseconds.
     pub created_at: Timestamp,
-    /// `Some` while it is pending: when the next attempt is due, or until when somebody has claimed it.
+    /// `Some` while it is pending: when the next attempt is due, or until when a server has claimed it.
     pub next_attempt_at: Option<Timestamp>,
 }
 
-/// One request made, or tried.
+/// One attempt to send a request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// Of which delivery.
+    /// The delivery.
     pub delivery: DeliveryId,
     /// From 1.
     pub number: u32,
     /// When it began.
     pub at: Timestamp,
-    /// The receiver's answer, where there was one.
+    /// The status of the receiver's answer, if there was one.
     pub status_code: Option<u16>,
-    /// The class of what went wrong; short, from a fixed list.
+    /// The kind of failure, from a fixed list.
     pub error: Option<String>,
     /// How long it took.
     pub latency: Duration,
@@ -121,7 +122,7 @@ pub struct Attempt {
 }
 
 impl fmt::Debug for Attempt {
-    /// The answer's length only: it is the receiver's secret.
+    /// Only the length of the answer, which may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attempt")
             .field("delivery", &self.delivery)
@@ -135,18 +136,17 @@ impl fmt::Debug for Attempt {
     }
 }
 
-/// A delivery with its attempts, the first one first; of very many only the newest
-/// [`limits::DELIVERY_ATTEMPTS_SHOWN_MAX`].
+/// A delivery with its attempts in order; only the newest [`limits::DELIVERY_ATTEMPTS_SHOWN_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryRecord {
     /// The delivery.
     pub delivery: Delivery,
-    /// What was tried.
+    /// The attempts.
     pub attempts: Vec<Attempt>,
 }
 
 impl DeliveryRecord {
-    /// What its receivers' answers weigh in a page.
+    /// The bytes of the receiver's answers, which count against the size of a page.
     pub(crate) fn response_bytes(&self) -> usize {
         self.attempts.iter().filter_map(|attempt| attempt.response_body.as_ref()).map(String::len).sum()
     }
@@ -159,22 +159,22 @@ pub struct DeliveryQuery {
     pub status: Option<DeliveryStatus>,
     /// Only to this endpoint.
     pub endpoint: Option<EndpointId>,
-    /// Only deliveries that come after this one in the list's order: where the page before ended.
+    /// Only deliveries after this one in the order of the list: the last of the previous page.
     pub cursor: Option<DeliveryId>,
     /// At most this many.
     pub limit: u32,
 }
 
-/// A delivery claimed, with all that its request needs.
+/// A claimed delivery, with all that its request needs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Claimed {
-    /// Which.
+    /// The delivery.
     pub delivery: DeliveryId,
-    /// Where to.
+    /// The endpoint.
     pub endpoint: EndpointId,
-    /// Whose.
+    /// The organisation.
     pub org: OrgId,
-    /// What.
+    /// The event.
     pub event: EventId,
     /// The event's type.
     pub event_type: String,
@@ -184,10 +184,10 @@ pub struct Claimed {
     pub payload: String,
     /// Attempts so far: the next has the number after it.
     pub attempts_made: u32,
-    /// How many of them belong to this round: the place in the schedule of retries. Less than `attempts_made` after
-    /// somebody asked for the delivery again.
+    /// The place in the retry schedule: the attempts of this round. Less than `attempts_made` after a client retried the
+    /// delivery.
     pub schedule_step: u32,
-    /// Until when it is held.
+    /// The end of the lease.
     pub lease: Timestamp,
 }
 
@@ -205,7 +205,7 @@ impl fmt::Debug for Claimed {
     }
 }
 
-/// A delivery claimed whose event is no longer stored (its partition was dropped): it can only be recorded as failed.
+/// A claimed delivery whose event is no longer stored, because its partition was dropped. It can only fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are those of Claimed")]
 pub struct Orphan {
@@ -226,16 +226,16 @@ pub struct Claims {
     pub orphans: Vec<Orphan>,
 }
 
-/// What an attempt means for its delivery.
+/// What follows from an attempt for its delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Done.
     Delivered,
-    /// Again then.
+    /// The next attempt is due then.
     RetryAt(Timestamp),
     /// No more attempts.
     Failed,
-    /// The target is not allowed.
+    /// The endpoint's URL or address is not allowed.
     Blocked,
 }
 
@@ -250,7 +250,7 @@ impl Next {
         }
     }
 
-    /// Its next attempt, where there is one.
+    /// When its next attempt is due, if there is one.
     pub const fn attempt_at(self) -> Option<Timestamp> {
         match self {
             Self::RetryAt(at) => Some(at),
@@ -262,11 +262,11 @@ impl Next {
 /// An attempt and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptResult {
-    /// What was tried.
+    /// The attempt.
     pub attempt: Attempt,
-    /// The lease under which it was.
+    /// The lease during which it was made.
     pub lease: Timestamp,
-    /// What follows.
+    /// What follows for the delivery.
     pub next: Next,
 }
 
@@ -275,33 +275,33 @@ pub struct AttemptResult {
 pub struct Recorded {
     /// Deliveries that changed.
     pub changed: u64,
-    /// Results whose lease was lost: somebody else has claimed the delivery since, or it was asked for again, failed with its
-    /// endpoint or deleted. Not those that had been recorded already by an earlier call for the same attempt.
+    /// Results whose lease was lost: another server claimed the delivery, a client retried it, it failed with its endpoint,
+    /// or it was deleted. Does not count results that an earlier call had recorded.
     pub lost: u64,
 }
 
-/// An endpoint with something due.
+/// An endpoint with deliveries that are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueEndpoint {
-    /// Which.
+    /// The endpoint.
     pub id: EndpointId,
-    /// When what is due the longest became due.
+    /// When the first of them became due.
     pub since: Timestamp,
 }
 
-/// What to claim of an endpoint.
+/// What to claim for an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Which.
+    /// The endpoint.
     pub endpoint: EndpointId,
     /// At most this many.
     pub most: u32,
-    /// Only what became due at this moment or later: what was due before is not looked at.
+    /// Only deliveries that became due at this time or later; earlier ones are not looked at.
     pub from: Timestamp,
 }
 
 impl Wanted {
-    /// As many as `most` of all that is due.
+    /// Up to `most` of all that is due.
     pub const fn all(endpoint: EndpointId, most: u32) -> Self {
         Self { endpoint, most, from: Timestamp::MIN }
     }
@@ -312,30 +312,30 @@ impl Wanted {
 pub struct EndedStep {
     /// Deliveries that failed.
     pub ended: u64,
-    /// Where to go on; `None` where nothing is left.
+    /// Where the next step begins; `None` if nothing is left.
     pub next: Option<Timestamp>,
 }
 
-/// What the attempt says of a delivery whose endpoint was deleted.
+/// The error of the attempt that ends a delivery whose endpoint was deleted.
 pub(crate) const ENDPOINT_DELETED: &str = "endpoint_deleted";
 
-/// What waits to be delivered, in the whole database.
+/// How many deliveries are pending in the whole database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PendingStats {
     /// How many. Exact up to [`limits::PENDING_COUNT_EXACT_MAX`]; beyond, Postgres' own estimate.
     pub count: u64,
-    /// When the oldest was planned. Those of organisations that are disabled, or have no endpoint any more, are not looked
-    /// at.
+    /// When the oldest was planned. Ignores organisations that are disabled or have no endpoint.
     pub oldest: Option<Timestamp>,
 }
 
-/// `planned` without what is planned twice for one event and endpoint, as where a batch holds two copies of an event.
+/// `planned` without deliveries that are planned twice for one event and endpoint, because a batch holds two copies of the
+/// event.
 pub(crate) fn without_copies(planned: &[PlannedDelivery]) -> Vec<&PlannedDelivery> {
     let mut seen = HashSet::with_capacity(planned.len());
     planned.iter().filter(|planned| seen.insert((planned.event, planned.endpoint))).collect()
 }
 
-/// As much of `wanted` as may be claimed at once.
+/// As much of `wanted` as one call may claim.
 pub(crate) fn bounded_wants(wanted: &[Wanted]) -> Vec<Wanted> {
     let mut left = limits::CLAIM_DELIVERIES_MAX;
     let bounded = wanted.iter().map(|wanted| {
@@ -346,14 +346,13 @@ pub(crate) fn bounded_wants(wanted: &[Wanted]) -> Vec<Wanted> {
     bounded.filter(|wanted| wanted.most > 0).collect()
 }
 
-/// When an id was made, in milliseconds: the first 48 bits of a `UUIDv7`.
+/// When an id was generated, in milliseconds: the first 48 bits of a `UUIDv7`.
 pub fn created_at(id: DeliveryId) -> Timestamp {
     let millis = (id.0.as_u128() >> 80) as i64;
     Timestamp::from_micros(millis.saturating_mul(1000))
 }
 
-/// The smallest id of the millisecond of `at`, or of the next where `at` lies within one: ids made at `at` or later are
-/// not below it.
+/// A lower bound of the ids that are generated at `at` or later: the smallest id of the first full millisecond.
 pub fn first_id_at(at: Timestamp) -> DeliveryId {
     let millis = at.as_micros().saturating_add(999).div_euclid(1000).clamp(0, (1 << 48) - 1);
     DeliveryId(Uuid::from_u128((millis as u128) << 80))

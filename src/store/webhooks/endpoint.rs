@@ -5,7 +5,7 @@ use std::fmt;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{EndpointId, OrgId};
 
-/// A webhook secret as it rests: encrypted and authenticated, bound to its endpoint.
+/// A webhook secret, encrypted and authenticated, and bound to its endpoint.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedSecret(pub Vec<u8>);
 
@@ -15,25 +15,25 @@ impl fmt::Debug for SealedSecret {
     }
 }
 
-/// Which key seals: eight bytes of a hash of it. They stand in every sealed secret, behind one byte for its version.
+/// Identifies a sealing key: eight bytes of a hash of it. Every sealed secret has them after its version byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyFingerprint(pub [u8; 8]);
 
-/// Why a secret is not kept that was sealed with another key than the endpoints of this store have.
+/// Why a secret that was sealed with another key than the store's is not stored.
 pub(crate) const FOREIGN_KEY: &str = "webhook_secret_key is not the key that endpoints' secrets are sealed with here";
 
-/// A row of an endpoint that is not one of this program's.
+/// A row of the table of endpoints that this program cannot read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Which.
+    /// The endpoint.
     pub id: EndpointId,
-    /// Whose; nil where that cannot be read either.
+    /// The organisation; nil if that cannot be read either.
     pub org: OrgId,
     /// What is wrong with it; quotes nothing.
     pub why: String,
 }
 
-/// One endpoint of many: one that cannot be read does not keep the others from being.
+/// One endpoint of a list. One that cannot be read does not hide the others.
 pub type EndpointRow = Result<Endpoint, Unreadable>;
 
 /// A secret to replace an endpoint's.
@@ -43,50 +43,50 @@ pub struct Rotation<'a> {
     pub secret: &'a SealedSecret,
     /// As [`NewEndpoint::keys`].
     pub keys: &'a [KeyFingerprint],
-    /// Until when the one before it signs too.
+    /// Until when the previous secret signs as well.
     pub previous_until: Timestamp,
-    /// Secrets of the endpoint that cannot be opened: not to be kept. Where that is the present one, the one before
-    /// it goes on signing for as long as it would have.
+    /// Secrets of the endpoint that cannot be opened, and are dropped. If the current one is among them, the previous one
+    /// goes on signing for as long as it would have.
     pub unusable: &'a [SealedSecret],
 }
 
-/// Where an organisation wants its events.
+/// A receiver of an organisation's events.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Stable id.
     pub id: EndpointId,
-    /// Whose it is.
+    /// The organisation.
     pub org: OrgId,
-    /// Where to.
+    /// The URL that requests are sent to.
     pub url: String,
-    /// The owner's words.
+    /// The owner's description.
     pub description: String,
-    /// Which events: exact types and `prefix.*`; `None` is all.
+    /// The types of events that it gets: exact ones and `prefix.*`; `None` is all.
     pub event_types: Option<Vec<String>>,
     /// Sent with every request, in this order.
     pub headers: Vec<(String, String)>,
-    /// Whether anything is planned for it or sent to it. What is pending waits while it is not.
+    /// Whether deliveries are planned for it and sent to it. Pending deliveries wait while it is disabled.
     pub enabled: bool,
-    /// When it was enabled last; `None` where that has not been since it was made.
+    /// When it was enabled last; `None` if it was not since it was created.
     pub enabled_at: Option<Timestamp>,
-    /// Why the server disabled it; `None` where the owner did.
+    /// Why the server disabled it; `None` if the owner did.
     pub disabled_reason: Option<String>,
-    /// Whether its organisation is disabled: what is planned for it waits until that is enabled.
+    /// Whether its organisation is disabled; its deliveries wait until that is enabled.
     pub org_disabled: bool,
     /// Requests a second at most; `None` is no limit.
     pub rate_limit_per_second: Option<u32>,
     /// Signs every request.
     pub secret: SealedSecret,
-    /// The one before it, which signs beside it until then.
+    /// The previous secret, and until when it signs as well.
     pub previous_secret: Option<(SealedSecret, Timestamp)>,
-    /// Since when every attempt has failed, as far as clocks can tell.
+    /// Since when every attempt has failed.
     pub failing_since: Option<Timestamp>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
 }
 
 impl fmt::Debug for Endpoint {
-    /// Without the URL and the headers: both may hold what the receiver takes for a password.
+    /// Without the URL and the headers, which may hold passwords for the receiver.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint")
             .field("id", &self.id)
@@ -110,7 +110,7 @@ pub struct NewEndpoint {
     pub enabled: bool,
     pub rate_limit_per_second: Option<u32>,
     pub secret: SealedSecret,
-    /// The keys of whoever sealed it; it is sealed with the first.
+    /// The sealing keys of the caller; the secret is sealed with the first.
     pub keys: Vec<KeyFingerprint>,
 }
 
@@ -125,7 +125,8 @@ pub struct EndpointChange {
     pub event_types: Option<Option<Vec<String>>>,
     /// New headers, instead of all those before.
     pub headers: Option<Vec<(String, String)>>,
-    /// Enabling forgets why it was disabled and since when it failed, as another URL does, and makes what waited due.
+    /// Enables or disables. Enabling clears the reason and the failing time, as another URL does, and makes waiting
+    /// deliveries due.
     pub enabled: Option<bool>,
     /// New limit: `Some(None)` is none.
     pub rate_limit_per_second: Option<Option<u32>>,

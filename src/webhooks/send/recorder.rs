@@ -192,7 +192,7 @@ impl Recorder {
         while !self.give_up.load(Ordering::Relaxed) {
             match self.metrics.store.timed(DbOperation::RecordAttempts, || call(&*self.store)) {
                 Ok(done) => return Some(done),
-                Err(error @ (StoreError::RowRefused(_) | StoreError::Conflict(_) | StoreError::TooMany(_))) => {
+                Err(error @ (StoreError::RowRefused(_) | StoreError::Rejected(_))) => {
                     tracing::error!(%error, "the database refuses the result of a webhook attempt; the attempt will be made again");
                     return None;
                 }

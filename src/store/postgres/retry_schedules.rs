@@ -1,4 +1,4 @@
-//! The schedules of retries that servers on one database have, so that each knows of another's.
+//! The retry schedules of the servers on one database, so that each server knows the others'.
 
 use millrace_base::limits;
 
@@ -7,7 +7,7 @@ use super::error::CallError;
 use super::session::Session;
 use crate::StoreError;
 
-/// What was not noted for long belongs to nobody, and is forgotten.
+/// A schedule that was not noted for long belongs to no server any more, and is deleted.
 const NOTE: &str = "
     WITH noted AS (
         INSERT INTO webhook_retry_schedules (schedule, seen_at) VALUES ($1, clock_timestamp())
@@ -26,7 +26,7 @@ pub(super) fn note(session: &mut Session, schedule: &str) -> Result<Vec<String>,
     session.query(NOTE, &[&schedule, &alive])?.iter().map(|row| get(row, "schedule")).collect()
 }
 
-/// Notes that a server with it ends. Another with the same notes it again.
+/// Notes that a server with this schedule ends. Another server with the same one notes it again.
 pub(super) fn forget(session: &mut Session, schedule: &str) -> Result<(), CallError> {
     session.execute(FORGET, &[&schedule]).map(drop)
 }

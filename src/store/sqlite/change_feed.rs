@@ -1,8 +1,9 @@
-//! Changes to credentials and endpoints, and what is due, between the processes on one file: a numbered table, read five times a second.
+//! The change feed of the embedded store, between the processes on one file: a numbered table that is read five times a
+//! second.
 //!
-//! A change is noted in the transaction that makes it, so whoever reads the number sees the change. Notes are
-//! trimmed after [`limits::STORE_CHANGES_KEPT`]; a watcher that slept longer finds a gap in the numbers
-//! and drops everything.
+//! The transaction that makes a change notes it, so a process that reads the number sees the change. Notes are
+//! trimmed after [`limits::STORE_CHANGES_KEPT`]; a process that slept longer finds a gap in the
+//! numbers and reads everything again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,7 +28,7 @@ pub(super) fn note_change(transaction: &Transaction<'_>, change: StoreChange) ->
     note(transaction, kind, &id)
 }
 
-/// Notes that everything is to be read again, in a word that no version knows.
+/// Notes that everything must be read again, with a word that no version knows.
 pub(super) fn note_everything(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     note(transaction, "sealing_key", "")
 }
@@ -43,7 +44,7 @@ fn note(transaction: &Transaction<'_>, kind: &str, id: &str) -> rusqlite::Result
     Ok(())
 }
 
-/// Reports changes until `stop` is set or `read_since` fails; it reads the changes after a number.
+/// Reports changes until `stop` is set or `read_since` fails. `read_since` reads the changes after a number.
 pub(super) fn watch(
     stop: &AtomicBool,
     mut read_since: impl FnMut(i64) -> Result<Changes, StoreError>,
@@ -64,25 +65,25 @@ pub(super) fn watch(
     Ok(())
 }
 
-/// What happened after a number.
+/// The changes after a number.
 pub(super) struct Changes {
     list: Vec<StoreChange>,
-    /// Whether `list` is all of it.
+    /// Whether `list` has all of them.
     complete: bool,
     /// The newest number given out.
     last: i64,
 }
 
-/// Reads the changes after `seen`, or only the newest number where there is too much to tell.
+/// Reads the changes after `seen`, or only the newest number if there are too many.
 pub(super) fn changes_since(connection: &Connection, seen: i64) -> rusqlite::Result<Changes> {
-    // Numbers are given out one by one and never again; a transaction that fails gives its numbers back.
+    // Numbers are given out one by one and never twice; a transaction that fails returns its numbers.
     let last = connection
         .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'credential_changes'")?
         .query_row([], |row| row.get(0))
         .optional()?
         .unwrap_or(0);
     let new = last - seen;
-    // Below zero where the file was replaced by an older one.
+    // Below zero if the file was replaced by an older one.
     if !(1..=limits::STORE_CHANGES_MAX as i64).contains(&new) {
         return Ok(Changes { list: Vec::new(), complete: new == 0, last });
     }
@@ -94,7 +95,7 @@ pub(super) fn changes_since(connection: &Connection, seen: i64) -> rusqlite::Res
     Ok(Changes { complete: changes.len() as i64 == new, list: changes, last })
 }
 
-/// What a note says; what a newer version says in words not known here may concern anything.
+/// The change in a note. A word that is not known here, of a newer version, may concern anything.
 fn parse(kind: &str, id: &str) -> StoreChange {
     let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match kind {

@@ -1,5 +1,7 @@
-//! A batch of events as the parameters of one statement: each column an array, written in Postgres' binary
-//! format straight from the events into the message. Nothing is copied or allocated per row.
+//! Values as parameters and results of statements, in Postgres' binary format.
+//!
+//! A batch of events is six arrays, one for each column, written straight from the events into the message. Nothing is
+//! copied or allocated for each row.
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +21,7 @@ pub(super) struct Column<'a> {
     pub(super) field: Field,
 }
 
-/// Which field.
+/// A field of an event.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Field {
     Id,
@@ -88,7 +90,7 @@ impl ToSql for Column<'_> {
     to_sql_checked!();
 }
 
-/// A value behind its length; no field of an event comes near the format's 2 GiB.
+/// Writes a value after its length. No field of an event comes near the format's 2 GiB.
 pub(super) fn put(out: &mut BytesMut, value: &[u8]) {
     out.put_i32(value.len() as i32);
     out.put_slice(value);
@@ -96,9 +98,9 @@ pub(super) fn put(out: &mut BytesMut, value: &[u8]) {
 
 /// A `timestamptz`; the extremes are -infinity and infinity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct At(pub(super) Timestamp);
+pub(super) struct Timestamptz(pub(super) Timestamp);
 
-impl At {
+impl Timestamptz {
     pub(super) const MIN: Self = Self(Timestamp::from_micros(i64::MIN));
     pub(super) const MAX: Self = Self(Timestamp::from_micros(i64::MAX));
 }
@@ -111,7 +113,7 @@ pub(super) fn to_postgres(at: Timestamp) -> i64 {
     }
 }
 
-impl ToSql for At {
+impl ToSql for Timestamptz {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         out.put_i64(to_postgres(self.0));
         Ok(IsNull::No)
@@ -124,7 +126,7 @@ impl ToSql for At {
     to_sql_checked!();
 }
 
-impl tokio_postgres::types::FromSql<'_> for At {
+impl tokio_postgres::types::FromSql<'_> for Timestamptz {
     fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
         let micros = i64::from_be_bytes(raw.try_into()?);
         Ok(Self(Timestamp::from_micros(micros.saturating_add(POSTGRES_EPOCH_MICROS))))
@@ -135,7 +137,7 @@ impl tokio_postgres::types::FromSql<'_> for At {
     }
 }
 
-/// Text as bytes that are known to be UTF-8, into `text` or `json`.
+/// Bytes that are known to be UTF-8, for `text` or `json`.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a>(pub(super) &'a [u8]);
 
@@ -159,9 +161,9 @@ impl ToSql for Text<'_> {
 }
 
 /// The text of a `json` value as it was sent.
-pub(super) struct Verbatim(pub(super) String);
+pub(super) struct JsonText(pub(super) String);
 
-impl tokio_postgres::types::FromSql<'_> for Verbatim {
+impl tokio_postgres::types::FromSql<'_> for JsonText {
     fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
         Ok(Self(std::str::from_utf8(raw)?.to_owned()))
     }

@@ -1,8 +1,8 @@
-//! Servers whose certificate has an RSA-PSS key, which OpenSSL makes and takes, and `rustls` does not by itself.
+//! Verifies servers whose certificate has an RSA-PSS key, which OpenSSL makes and accepts, and `rustls` alone does not.
 //!
-//! Such a key is an RSA key with another name for its algorithm (RFC 4055), which TLS 1.3 has signature schemes of its own
-//! for (`rsa_pss_pss_*`). What is verified is what `ring` verifies for any RSA key. Only the handshake's signature is
-//! covered: an authority signs with an ordinary key, or with a salt as long as the hash.
+//! Such a key is an RSA key with another name for its algorithm (RFC 4055). TLS 1.3 has signature schemes of its own for it
+//! (`rsa_pss_pss_*`). `ring` verifies it as any RSA key. Only the signature of the handshake is covered: an authority signs
+//! with an ordinary key, or with a salt as long as the hash.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ const SHA256: PssKey = PssKey::new(alg_id::RSA_PSS_SHA256, &RSA_PSS_2048_8192_SH
 const SHA384: PssKey = PssKey::new(alg_id::RSA_PSS_SHA384, &RSA_PSS_2048_8192_SHA384);
 const SHA512: PssKey = PssKey::new(alg_id::RSA_PSS_SHA512, &RSA_PSS_2048_8192_SHA512);
 
-/// A way to verify what such a key signed.
+/// Verifies signatures of such a key.
 #[derive(Debug)]
 struct PssKey {
     key: AlgorithmIdentifier,
@@ -72,7 +72,7 @@ impl SignatureVerificationAlgorithm for PssKey {
     }
 }
 
-/// A verifier that knows these keys, too; everything else is the other's.
+/// A verifier that also knows these keys and leaves everything else to another.
 #[derive(Debug)]
 pub(super) struct WithPssKeys(pub(super) Arc<dyn ServerCertVerifier>);
 

@@ -1,7 +1,7 @@
-//! Hears of changes to credentials, endpoints and what is due: a session of its own that listens to `millrace_credentials`.
+//! The change feed of the Postgres store: a session of its own that listens to `millrace_credentials`.
 //!
-//! Notifications are not kept for who is away, so every (re)connection begins with [`StoreChange::Everything`],
-//! after LISTEN has taken effect. A connection that has died in silence is found out by a periodic ping.
+//! Postgres does not keep notifications for a client that is away. So every connection begins with
+//! [`StoreChange::Everything`], after LISTEN has taken effect. A ping from time to time finds a dead connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use millrace_base::event::{EndpointId, OrgId};
 use millrace_base::key::KeyId;
 use millrace_base::limits;
 
-use super::session::{Session, Times};
+use super::session::{Session, Timeouts};
 use super::target::Target;
 use crate::{StoreChange, StoreError};
 
@@ -24,7 +24,7 @@ pub(super) fn watch(
     on_change: &mut dyn FnMut(StoreChange),
 ) -> Result<(), StoreError> {
     let (sender, mut changes) = mpsc::channel(limits::STORE_CHANGES_MAX);
-    let mut session = match Session::connect(target, Times::USUAL, Some(sender), Some(stop)) {
+    let mut session = match Session::connect(target, Timeouts::USUAL, Some(sender), Some(stop)) {
         Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
         connected => connected?,
     };
@@ -49,7 +49,7 @@ pub(super) fn watch(
     Ok(())
 }
 
-/// What a payload says; what a newer version says in words not known here may concern anything.
+/// The change in a notification. A word that is not known here, of a newer version, may concern anything.
 fn parse(payload: &str) -> StoreChange {
     let uuid = |id| uuid::Uuid::try_parse(id).ok();
     let known = match payload.split_once(':') {
