@@ -1,4 +1,4 @@
-//! What the README promises a stranger: the commands and the lines it says to paste, as they are written there.
+//! What the README and docs/deployment.md promise a stranger: the commands and the lines they say to paste.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::postgres::Cluster;
 use common::server::{Options, Server, collect, eventually};
 use serde_json::Value;
 
-const README: &str = include_str!("../README.md");
+const DEPLOYMENT: &str = include_str!("../docs/deployment.md");
 
 /// As a user starts it: shards pinned, keys hashed at the default cost.
 fn as_shipped(mut options: Options) -> Options {
@@ -141,7 +141,7 @@ fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");
     let options = as_shipped(Options::postgres(&cluster.url(&database)));
     let dir = tempfile::tempdir().expect("a temporary directory");
-    assert!(README.contains("org create acme --rate-limit 0"), "the README still says so");
+    assert!(DEPLOYMENT.contains("org create acme --rate-limit 0"), "the page still says so");
     let printed = options.cli(dir.path(), &["org", "create", "acme", "--rate-limit", "0"]);
     let key = printed.split_whitespace().find(|word| word.starts_with("mr_")).expect("the key is printed").to_owned();
     let server = Server::start(options);
@@ -158,19 +158,4 @@ fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
         cluster.admin(&database).query("SELECT type, payload::text FROM events", &[]).expect("the table is there");
     let rows: Vec<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(rows, [("user.login", r#"{"b": 1.50, "a":"\u00e9"}"#)]);
-}
-
-#[test]
-fn every_metric_in_the_readme_is_there() {
-    let server = Server::sqlite();
-    let text = String::from_utf8(server.get("/metrics", None).body).expect("text");
-    let (_, paragraph) = README.split_once("\n- `/metrics`").expect("a paragraph on metrics");
-    let paragraph = paragraph.split("\n- ").next().expect("its end");
-    let names = paragraph.split('`').skip(1).step_by(2).filter(|code| code.contains('_') && !code.contains('/'));
-    let names: Vec<&str> = names.map(|code| code.split('{').next().expect("a first part")).collect();
-    assert!(names.len() >= 10, "{names:?}");
-    for name in names {
-        let family = name.trim_end_matches('*');
-        assert!(text.contains(&format!("# TYPE {family}")), "the README speaks of {name}");
-    }
 }
