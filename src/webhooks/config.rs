@@ -32,7 +32,7 @@ pub struct DeliverConfig {
     pub schedule: RetrySchedule,
     /// Until the end of an endpoint's answer, connecting included.
     pub timeout: Duration,
-    /// For name, connection, proxy and TLS; at most `timeout`.
+    /// For connection, proxy and TLS, after the name was looked up; at most `timeout`.
     pub connect_timeout: Duration,
     /// Requests to one endpoint at a time, at least 1.
     pub concurrency: usize,

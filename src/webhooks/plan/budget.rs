@@ -3,9 +3,9 @@
 //! Every delivery in memory carries a [`Reservation`] from the moment it is planned or claimed until its attempt is in
 //! the database; dropping it gives the room back. What finds no room waits in the database instead.
 //!
-//! One endpoint may hold a quarter of what is free at that moment, not a fixed share: alone it can use most of the room,
-//! and however many dead endpoints hold theirs until their attempts time out, some is always free for the others
-//! (Choudhury and Hahne's dynamic thresholds for shared buffers).
+//! One endpoint may hold a quarter of what is free at that moment, not a fixed share. What it holds is not free: alone it
+//! gets a fifth of the room. However many dead endpoints hold theirs until their attempts time out, some is always free
+//! for the others (Choudhury and Hahne's dynamic thresholds for shared buffers).
 //!
 //! Nor may it hold more than it can send within [`HOLD`], by the rate it asked for and by the pace at which it has
 //! answered: what lay here until its lease ended would have to be given back unsent.
