@@ -1,5 +1,5 @@
-//! Every Markdown file: links and anchors lead somewhere, tables have the same number of cells in each row, and code fences
-//! are closed.
+//! Every Markdown file: links and anchors lead somewhere, the files and items it names are there, tables have the same number
+//! of cells in each row, and code fences are closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Where files are that documents name.
+const TOP_FOLDERS: [&str; 8] = ["benches", "docs", "examples", "fuzz", "migrations", "src", "tests", "tuning"];
 
 /// A Markdown file, by its path from the root.
 struct Page {
@@ -53,6 +56,25 @@ impl Page {
         self.events().filter_map(target).collect()
     }
 
+    /// The first words of what it has in backticks, where that is a path in this repository; with the item in it, if any.
+    fn paths(&self) -> Vec<(String, Option<String>)> {
+        let is_path = |word: &str| {
+            let begins =
+                TOP_FOLDERS.iter().any(|folder| word.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')));
+            let is_plain = word.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter));
+            is_plain && (begins || is_rust(word))
+        };
+        let path = |event| match event {
+            Event::Code(code) => {
+                let word = code.split_whitespace().next()?;
+                let (path, item) = word.split_once("::").map_or((word, None), |(path, item)| (path, Some(item)));
+                is_path(path).then(|| (path.to_owned(), item.map(str::to_owned)))
+            }
+            _ => None,
+        };
+        self.events().filter_map(path).collect()
+    }
+
     /// Its lines, with their numbers and whether each is code.
     fn lines(&self) -> Vec<(usize, &str, bool)> {
         let mut fence: Option<&str> = None;
@@ -97,6 +119,10 @@ impl Page {
     }
 }
 
+fn is_rust(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|extension| extension == "rs")
+}
+
 /// The backticks or tildes that open or close a block of code.
 fn fence_mark(line: &str) -> Option<&str> {
     let line = line.trim_start();
@@ -117,29 +143,56 @@ fn slug(heading: &str) -> String {
     heading.to_lowercase().chars().filter(kept).map(|letter| if letter == ' ' { '-' } else { letter }).collect()
 }
 
-/// Every Markdown file under `folder`, and under what is in it, by its path from the root.
-fn pages(folder: &Path, pages: &mut BTreeMap<PathBuf, Page>) {
+/// Every file under `folder`, and under what is in it, by its path from the root.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in folder.read_dir().unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_symlink() || name.starts_with('.') || matches!(name, "target" | "node_modules" | "corpus" | "artifacts") {
+        if path.is_symlink()
+            || name.starts_with('.')
+            || matches!(name, "target" | "node_modules" | "corpus" | "artifacts")
+        {
             continue;
         }
         if path.is_dir() {
-            self::pages(&path, pages);
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let path = path.strip_prefix(ROOT).unwrap().to_owned();
-            pages.insert(path.clone(), Page { path, text });
+            files(&path, found);
+        } else {
+            found.push(path.strip_prefix(ROOT).unwrap().to_owned());
         }
     }
 }
 
+fn all_files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files(Path::new(ROOT), &mut found);
+    found
+}
+
 fn all_pages() -> BTreeMap<PathBuf, Page> {
-    let mut found = BTreeMap::new();
-    pages(Path::new(ROOT), &mut found);
+    let pages = all_files().into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let read = |path: PathBuf| {
+        (path.clone(), Page { text: std::fs::read_to_string(Path::new(ROOT).join(&path)).unwrap(), path })
+    };
+    let found: BTreeMap<_, _> = pages.map(read).collect();
     assert!(found.contains_key(Path::new("README.md")) && found.len() > 20, "{:?}", found.keys());
     found
+}
+
+/// What is wrong with a path that a page names: the whole of it, or its end.
+fn fault_of_path(path: &str, item: Option<&str>, files: &[PathBuf]) -> Option<String> {
+    let is_there = |file: &&PathBuf| {
+        if is_rust(path) { file.ends_with(path) } else { file.starts_with(path) }
+    };
+    let named: Vec<&PathBuf> = files.iter().filter(is_there).collect();
+    if named.is_empty() {
+        return Some(format!("{path}: there is no such file"));
+    }
+    let item = item?.rsplit("::").next().unwrap();
+    let has_item = |file: &&PathBuf| {
+        let text = std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+        text.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|word| word == item)
+    };
+    (!named.iter().any(has_item)).then(|| format!("{path}: there is no {item} in it"))
 }
 
 /// Takes `.` and `..` out of a path from the root; `None` where it leaves the root.
@@ -188,6 +241,18 @@ fn links_lead_somewhere_and_tables_and_fences_are_whole() {
 }
 
 #[test]
+fn files_and_items_that_are_named_exist() {
+    let files = all_files();
+    let mut faults = Vec::new();
+    // Reports of runs are of their time.
+    for page in all_pages().values().filter(|page| !page.path.starts_with("perf/runs")) {
+        let fault = |(path, item): &(String, Option<String>)| fault_of_path(path, item.as_deref(), &files);
+        faults.extend(page.paths().iter().filter_map(fault).map(|fault| format!("{}: {fault}", page.path.display())));
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
 fn the_readme_is_short() {
     let lines = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap().lines().count();
     assert!(lines <= 150, "{lines} lines");
@@ -203,10 +268,22 @@ fn faults_are_found() {
     assert_eq!(faults("text\n```sh\ncommand\n"), 1, "a fence that stays open");
     assert_eq!(faults("````\n```\n````\n"), 1, "a fence within one is taken for open: write it otherwise");
 
+    let paths =
+        page("`src/main.rs` `main.rs::main` `cargo test` `mr_x/y` `tests/no.rs::such a` `docs/` `0.0.0.0`").paths();
+    let paths: Vec<(&str, Option<&str>)> = paths.iter().map(|(path, item)| (path.as_str(), item.as_deref())).collect();
+    let expected = [("src/main.rs", None), ("main.rs", Some("main")), ("tests/no.rs", Some("such")), ("docs/", None)];
+    assert_eq!(paths, expected);
+    let files = all_files();
+    let faults = paths.iter().filter(|(path, item)| fault_of_path(path, *item, &files).is_some()).count();
+    assert_eq!(faults, 1);
+    assert!(fault_of_path("src/main.rs", Some("nothing_of_that_name"), &files).is_some());
+
     let other = Page { path: PathBuf::from("README.md"), text: "# It's `one` thing\n## Twice\n## Twice\n".to_owned() };
     let pages = BTreeMap::from([(other.path.clone(), other)]);
     let is_right = |target: &str| fault_of_link(&page(""), target, &pages).is_none();
-    for target in ["../README.md", "../README.md#its-one-thing", "../README.md#twice-1", "../src", "https://example.com/#x"] {
+    for target in
+        ["../README.md", "../README.md#its-one-thing", "../README.md#twice-1", "../src", "https://example.com/#x"]
+    {
         assert!(is_right(target), "{target}");
     }
     for target in ["README.md", "../README.md#thrice", "../../README.md", "/README.md", "../Cargo.toml#x", "#x"] {

@@ -1,10 +1,11 @@
-//! Tables in `docs/` that are made from the code's own: settings, routes, codes of refusals, metrics. Each stands between two
-//! marks in its page. To write them again after a change: `MILLRACE_WRITE_DOCS=1 cargo test --test documents tables`.
+//! Tables in `docs/` that are made from the code's own: settings, routes, codes of refusals, metrics, and what the rooms
+//! import. Each stands between two marks in its page. To write them again after a change: `MILLRACE_WRITE_DOCS=1 cargo test --test documents tables`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use millrace_base::problem::Code;
 use millrace_metrics::Metrics;
 use millrace_server::config::setting::{Kind, SETTINGS, Setting};
 use millrace_wire::routes::{OPENAPI_JSON, TABLE};
@@ -36,7 +37,8 @@ fn is_in(page: &str, name: &str, table: &str) {
         std::fs::write(&path, format!("{before}{begin}{table}{END}{after}")).unwrap();
         return;
     }
-    let differing = |(there, wanted): (&str, &str)| (there != wanted).then(|| format!("there:  {there}\nwanted: {wanted}\n"));
+    let differing =
+        |(there, wanted): (&str, &str)| (there != wanted).then(|| format!("there:  {there}\nwanted: {wanted}\n"));
     let rows = there.lines().chain(std::iter::repeat("")).zip(table.lines().chain([""]));
     let differences: String = rows.filter_map(differing).take(5).collect();
     assert!(
@@ -92,19 +94,20 @@ fn routes_are_those_of_the_code() {
 #[test]
 fn codes_are_those_of_the_code() {
     let document = openapi();
-    let mut codes: BTreeMap<(u64, &str), &str> = BTreeMap::new();
+    let mut details: BTreeMap<&str, &str> = BTreeMap::new();
     for response in document["components"]["responses"].as_object().unwrap().values() {
         let examples = response.pointer("/content/application~1problem+json/examples").and_then(Value::as_object);
         for example in examples.into_iter().flat_map(|examples| examples.values()) {
             let text = |name: &str| example["value"][name].as_str().unwrap();
-            codes.entry((example["value"]["status"].as_u64().unwrap(), text("code"))).or_insert(text("detail"));
+            details.entry(text("code")).or_insert(text("detail"));
         }
     }
-    let documented: BTreeSet<&str> = codes.keys().map(|(_, code)| *code).collect();
-    let page = String::from_utf8(Metrics::new(1).render()).unwrap();
-    let counted = page.lines().filter_map(|line| line.strip_prefix("rejected_total{code=\"")?.split('"').next());
-    assert_eq!(documented, counted.collect(), "each code has an example, and is counted");
-    let rows = codes.iter().map(|((status, code), detail)| row(&[&status.to_string(), &format!("`{code}`"), detail]));
+    let mut codes = Code::ALL;
+    codes.sort_by_key(|code| code.status());
+    let rows = codes.iter().map(|code| {
+        let detail = details.get(code.as_str()).unwrap_or_else(|| panic!("openapi.json has no example of {code:?}"));
+        row(&[&code.status().to_string(), &format!("`{}`", code.as_str()), detail])
+    });
     is_in("api.md", "codes", &table(&["status", "code", "what an answer says, for example"], rows));
 }
 
@@ -125,12 +128,12 @@ fn metrics_are_those_of_the_code() {
             families.get_mut(name).unwrap().labels(labels.split_once('}').unwrap().0);
         }
     }
-    let metric = |(name, family): (&&str, &Family)| {
+    let metric = |(&name, family): (&&str, &Family)| {
         let mut help = family.help.to_owned();
         for (label, values) in &family.labels {
             write!(help, " By `{label}`").unwrap();
             // These have tables of their own, or change with each version.
-            if !matches!(**name, "http_requests_total" | "rejected_total" | "millrace_build_info") {
+            if !matches!(name, "http_requests_total" | "rejected_total" | "millrace_build_info") {
                 let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
                 write!(help, ": {}", values.join(", ")).unwrap();
             }
@@ -139,6 +142,25 @@ fn metrics_are_those_of_the_code() {
         row(&[&format!("`{name}`"), family.kind, &help])
     };
     is_in("operations.md", "metrics", &table(&["metric", "kind", "what it counts"], families.iter().map(metric)));
+}
+
+#[test]
+fn rooms_import_what_the_manifests_say() {
+    let mut rooms: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for entry in Path::new(ROOT).join("src").read_dir().unwrap() {
+        let Ok(manifest) = std::fs::read_to_string(entry.as_ref().unwrap().path().join("Cargo.toml")) else { continue };
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let dependencies = manifest.split_once("\n[dependencies]\n").unwrap().1.split("\n[").next().unwrap();
+        let imports = dependencies.lines().filter_map(|line| line.strip_prefix("millrace-")?.split(['.', ' ']).next());
+        let imports: Vec<String> = imports.map(|room| format!("`{room}`")).collect();
+        let shown = if imports.is_empty() { "nothing of ours".to_owned() } else { imports.join(", ") };
+        rooms.insert(name, (imports.len(), shown));
+    }
+    assert!(rooms.len() > 5, "{rooms:?}");
+    let mut rooms: Vec<_> = rooms.into_iter().collect();
+    rooms.sort_by_key(|(_, (imports, _))| *imports);
+    let rows = rooms.iter().map(|(room, (_, imports))| row(&[&format!("`src/{room}`"), imports]));
+    is_in("architecture.md", "imports", &table(&["room", "imports"], rows));
 }
 
 #[derive(Default)]
