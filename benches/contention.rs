@@ -2,7 +2,7 @@
 //! many as there are cores. `cargo bench --bench contention`
 //!
 //! The time is that of one operation of one thread; what it grows by, from one thread to several, is the line moving
-//! between cores. `private` is the same without sharing: each thread has its own. ARCHITECTURE.md, "64 cores, on paper",
+//! between cores. `private` is the same without sharing: each thread has its own. docs/scaling.md, "64 cores, on paper",
 //! reckons with the figures.
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]

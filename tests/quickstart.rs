@@ -1,16 +1,25 @@
-//! What the README promises a stranger: the commands and the lines it says to paste, as they are written there.
+//! What the README and docs/deployment.md promise a stranger: the commands and the lines they say to paste.
 
 mod common;
+#[allow(dead_code, reason = "its main is another program's")]
+#[path = "../examples/receiver.rs"]
+mod receiver;
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use common::postgres::Cluster;
 use common::server::{Options, Server, collect, eventually};
+use receiver::Receiver;
+use regex::Regex;
 use serde_json::Value;
+use tokio::runtime::Builder;
 
 const README: &str = include_str!("../README.md");
+const DEPLOYMENT: &str = include_str!("../docs/deployment.md");
 
 /// As a user starts it: shards pinned, keys hashed at the default cost.
 fn as_shipped(mut options: Options) -> Options {
@@ -141,7 +150,7 @@ fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");
     let options = as_shipped(Options::postgres(&cluster.url(&database)));
     let dir = tempfile::tempdir().expect("a temporary directory");
-    assert!(README.contains("org create acme --rate-limit 0"), "the README still says so");
+    assert!(DEPLOYMENT.contains("org create acme --rate-limit 0"), "the page still says so");
     let printed = options.cli(dir.path(), &["org", "create", "acme", "--rate-limit", "0"]);
     let key = printed.split_whitespace().find(|word| word.starts_with("mr_")).expect("the key is printed").to_owned();
     let server = Server::start(options);
@@ -160,17 +169,86 @@ fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
     assert_eq!(rows, [("user.login", r#"{"b": 1.50, "a":"\u00e9"}"#)]);
 }
 
-#[test]
-fn every_metric_in_the_readme_is_there() {
-    let server = Server::sqlite();
-    let text = String::from_utf8(server.get("/metrics", None).body).expect("text");
-    let (_, paragraph) = README.split_once("\n- `/metrics`").expect("a paragraph on metrics");
-    let paragraph = paragraph.split("\n- ").next().expect("its end");
-    let names = paragraph.split('`').skip(1).step_by(2).filter(|code| code.contains('_') && !code.contains('/'));
-    let names: Vec<&str> = names.map(|code| code.split('{').next().expect("a first part")).collect();
-    assert!(names.len() >= 10, "{names:?}");
-    for name in names {
-        let family = name.trim_end_matches('*');
-        assert!(text.contains(&format!("# TYPE {family}")), "the README speaks of {name}");
+/// The commands of the README's transcript, each with what it is said to print.
+fn transcript() -> Vec<(&'static str, String)> {
+    let mut commands: Vec<(&str, String)> = Vec::new();
+    for block in README.split("```console\n").skip(1) {
+        for line in block.split("```").next().expect("a first part").lines() {
+            match (line.strip_prefix("$ "), commands.last_mut()) {
+                (Some(command), _) => commands.push((command, String::new())),
+                (None, Some((_, printed))) => printed.extend([line, "\n"]),
+                (None, None) => panic!("{line}: a block begins with a command"),
+            }
+        }
     }
+    commands
+}
+
+/// What is printed, without what differs from run to run.
+fn shape(printed: &str) -> String {
+    let varying = [
+        ("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
+        ("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z", "TIME"),
+        ("Date: [^\n]+", "Date: TIME"),
+        ("t=[0-9]+", "t=SECONDS"),
+        ("\"latency_ms\":[0-9]+", "\"latency_ms\":N"),
+        ("whsec_[^\"]+", "SECRET"),
+        ("127.0.0.1:[0-9]+", "ADDRESS"),
+    ];
+    let replace = |text: String, (pattern, word): &(&str, &str)| {
+        Regex::new(pattern).expect("a pattern").replace_all(&text, *word).into_owned()
+    };
+    varying.iter().fold(printed.replace('\r', "").trim().to_owned(), replace)
+}
+
+#[test]
+fn the_transcript_of_the_readme_is_what_happens() {
+    let server = Server::start(as_shipped(Options::default()).with(&["--allow-insecure-webhooks"]));
+    let key = server.take_first_key();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let receiver_at = listener.local_addr().expect("an address");
+    let mut listener = Some(listener);
+    let received = Arc::new(Mutex::new(format!("receiving webhooks on http://{receiver_at}/\n")));
+    let (mut secret, mut said_of_receiver) = (None, None);
+    for (command, said) in transcript() {
+        if command.starts_with("cargo run --release -- serve --allow-insecure-webhooks") {
+            assert!(said.contains(r#"made the organisation "default" with this API key"#), "{said}");
+        } else if command.ends_with("cargo run --example receiver") {
+            let received = Arc::clone(&received);
+            let handle = move |id: &str, body: &[u8]| {
+                let text = String::from_utf8_lossy(body);
+                received.lock().expect("nobody panics").extend([id, " ", &*text, "\n"]);
+            };
+            let secret: String = secret.take().expect("the endpoint was made before");
+            let receiver = Receiver::new(&secret, handle).expect("a secret");
+            let listener = listener.take().expect("one receiver");
+            listener.set_nonblocking(true).expect("a socket");
+            std::thread::spawn(move || {
+                let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    receiver.serve(tokio::net::TcpListener::from_std(listener).expect("a socket")).await
+                });
+            });
+            said_of_receiver = Some(said);
+        } else if command.starts_with("curl ") {
+            let line = command.replace("127.0.0.1:3000", &server.addr.to_string());
+            let line = line.replace("127.0.0.1:4000", &receiver_at.to_string());
+            let line = line.replace("\"X-API-Key: $KEY\"", &format!("'X-API-Key: {key}'"));
+            if line.contains(" -d ") {
+                let printed = paste(&line);
+                assert_eq!(shape(&printed), shape(&said), "{command}");
+                let found = Regex::new("whsec_[^\"]+")
+                    .expect("a pattern")
+                    .find(&printed)
+                    .map(|found| found.as_str().to_owned());
+                secret = found.or(secret);
+            } else {
+                eventually(command, || shape(&paste(&line)) == shape(&said));
+            }
+        } else {
+            assert!(command.starts_with("KEY=mr_"), "{command}: this test does not know it");
+        }
+    }
+    let said = said_of_receiver.expect("a receiver is started");
+    assert_eq!(shape(&received.lock().expect("nobody panics")), shape(&said));
 }

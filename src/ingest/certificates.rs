@@ -5,7 +5,7 @@
 //! cannot be used change nothing: the old certificate stays, and the log says so loudly.
 //!
 //! Session tickets make later handshakes short. Their key is made at the start, changed every six hours by rustls and
-//! survives a reload. rustls keeps it behind a read-write lock: the one lock a shard takes, in a handshake, written for
+//! survives a reload. rustls keeps it behind a read-write lock: a shard takes that lock in a handshake; it is written for
 //! the time of a swap four times a day.
 
 use std::fmt::Display;

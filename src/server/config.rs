@@ -400,7 +400,7 @@ fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
             check_database_url(url.reveal()).map_err(|why| {
                 let place = values.place("database_url");
                 ConfigError::Unusable(format!(
-                    "{place} cannot be used: {why}\n  fix: README.md has the options of a URL"
+                    "{place} cannot be used: {why}\n  fix: docs/configuration.md has the options of a URL"
                 ))
             })?;
             Ok(Some(url))

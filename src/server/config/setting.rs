@@ -409,7 +409,7 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Quantity(Unit::Seconds, 1, limits::WEBHOOK_TIMEOUT_MAX.as_secs()),
         preset: Preset::Count(limits::WEBHOOK_CONNECT_TIMEOUT_DEFAULT.as_secs()),
         scope: Scope::Server,
-        help: "How much of it name, connection and TLS may take",
+        help: "How much of it connecting and TLS may take; the name is looked up before",
     },
     Setting {
         key: "webhook_concurrency",
