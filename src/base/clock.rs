@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Serialize, Serializer};
 use time::format_description::well_known::Rfc3339;
 use time::{Date, OffsetDateTime};
 
@@ -98,6 +99,12 @@ impl Timestamp {
         let (hour, minute, second, micro) = at.to_hms_micro();
         let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
         format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}Z")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_rfc3339())
     }
 }
 

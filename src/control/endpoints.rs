@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use serde::Serialize;
 use uuid::Uuid;
 
 use millrace_base::clock::Timestamp;
@@ -15,7 +16,7 @@ use millrace_metrics::DbOperation;
 use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 
-use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, push_string};
+use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, to_body};
 use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
 
 /// The type of the event that a test sends.
@@ -117,18 +118,18 @@ fn sealing_keys(desk: &Desk) -> Result<Vec<KeyFingerprint>, Refusal> {
 
 /// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
 pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
+    #[derive(Serialize)]
+    struct Tested {
+        event_id: EventId,
+        delivery_id: DeliveryId,
+    }
     if !find(desk, org, id)?.enabled {
         return Err(Problem::EndpointDisabled.into());
     }
     let due = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
     let (event, planned) = test_event(org, id, due);
     desk.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
-    let mut body = b"{\"event_id\":".to_vec();
-    push_string(&mut body, &event.id.to_string());
-    body.extend_from_slice(b",\"delivery_id\":");
-    push_string(&mut body, &planned.id.to_string());
-    body.push(b'}');
-    Ok((202, body))
+    Ok((202, to_body(&Tested { event_id: event.id, delivery_id: planned.id })))
 }
 
 /// A test event and its one delivery, due at that moment.
@@ -143,6 +144,11 @@ pub fn test_event(org: OrgId, endpoint: EndpointId, due: Timestamp) -> (Event, P
 /// `POST /api/endpoints/{id}/recover`: deliveries that failed or were blocked become due, up to a bound; `more` says
 /// whether to ask again.
 pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+    #[derive(Serialize)]
+    struct Recovered {
+        recovered: u64,
+        more: bool,
+    }
     let created = endpoint_body::recovery(body)?;
     find(desk, org, id)?;
     let now = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
@@ -160,7 +166,7 @@ pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> R
             break true;
         }
     };
-    Ok((202, format!(r#"{{"recovered":{recovered},"more":{more}}}"#).into_bytes()))
+    Ok((202, to_body(&Recovered { recovered, more })))
 }
 
 fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {

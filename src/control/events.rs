@@ -4,7 +4,7 @@ use millrace_base::event::{EventId, OrgId};
 use millrace_metrics::DbOperation;
 use millrace_store::StoredEvent;
 
-use super::json::{EVENT_FRAME_BYTES, push_array, push_event, push_string};
+use super::json::{EVENT_FRAME_BYTES, push, push_array, push_event};
 use super::{Answer, Desk, Refusal, absent, cursor, query};
 
 /// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.
@@ -26,10 +26,7 @@ pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refus
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &events, push_event);
     body.extend_from_slice(b",\"next_cursor\":");
-    match next {
-        Some(place) => push_string(&mut body, &cursor::encode(place)),
-        None => body.extend_from_slice(b"null"),
-    }
+    push(&mut body, &next.map(cursor::encode));
     body.push(b'}');
     Ok((200, body))
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use millrace_base::clock::Timestamp;
@@ -17,7 +17,7 @@ use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
 
 use super::body::{check_syntax, whole};
-use super::json::{push_array, push_key, push_string, push_time};
+use super::json::{push, push_array, push_key};
 use super::{Answer, Caller, Desk, Refusal, absent, changes};
 
 /// At most this much of what is wrong with a body is said back: it can quote the body.
@@ -53,16 +53,16 @@ pub(super) fn delete(desk: &Desk, by: &Caller, id: KeyId) -> Result<Answer, Refu
     }
 }
 
-/// `{"key_id","api_key","previous_expires_at"}`, in one allocation: the clear key is left in no outgrown buffer.
+/// The answer to a rotation, in one allocation: the clear key is left in no outgrown buffer.
 fn rotated(key: &ApiKey, previous_expires_at: Timestamp) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Rotated<'a> {
+        key_id: &'a str,
+        api_key: &'a str,
+        previous_expires_at: Timestamp,
+    }
     let mut body = Vec::with_capacity(256);
-    body.extend_from_slice(b"{\"key_id\":");
-    push_string(&mut body, key.id().as_str());
-    body.extend_from_slice(b",\"api_key\":");
-    push_string(&mut body, key.reveal());
-    body.extend_from_slice(b",\"previous_expires_at\":");
-    push_time(&mut body, Some(previous_expires_at));
-    body.push(b'}');
+    push(&mut body, &Rotated { key_id: key.id().as_str(), api_key: key.reveal(), previous_expires_at });
     body
 }
 

@@ -156,28 +156,12 @@ fn limit_of(text: &str) -> Option<u32> {
     (1..=LIST_LIMIT_MAX).contains(&number).then_some(number)
 }
 
-/// Undoes percent-encoding; `None` where a `%` is not followed by two hexadecimal digits or the result is not UTF-8.
+/// Undoes percent-encoding; `None` where a `%` is not followed by two hexadecimal digits, which the crate would keep as they
+/// are, or where the result is not UTF-8.
 fn percent_decoded(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte == b'%' {
-            let (digits, after) = after.split_first_chunk::<2>()?;
-            decoded.push(hex_digit(digits[0])? << 4 | hex_digit(digits[1])?);
-            rest = after;
-        } else {
-            decoded.push(byte);
-            rest = after;
-        }
-    }
-    String::from_utf8(decoded).ok().map(Cow::Owned)
-}
-
-fn hex_digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).map(|digit| digit as u8)
+    let is_hex = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
+    let is_encoded = text.split('%').skip(1).all(|after| after.as_bytes().first_chunk().is_some_and(is_hex));
+    if is_encoded { percent_encoding::percent_decode_str(text).decode_utf8().ok() } else { None }
 }
 
 #[cfg(test)]

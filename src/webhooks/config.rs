@@ -32,7 +32,7 @@ pub struct WebhookConfig {
     pub schedule: RetrySchedule,
     /// The longest duration of an attempt, from connecting to the end of the response.
     pub timeout: Duration,
-    /// The longest time for TCP, proxy and TLS; at most `timeout`.
+    /// The longest time for TCP, proxy and TLS, after the name lookup; at most `timeout`.
     pub connect_timeout: Duration,
     /// The most requests in flight to one endpoint, at least 1.
     pub concurrency: usize,

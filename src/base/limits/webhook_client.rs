@@ -12,7 +12,7 @@ pub const WEBHOOK_CONCURRENCY_DEFAULT: u64 = 32;
 pub const WEBHOOK_CONCURRENCY_MAX: u64 = WEBHOOK_REQUESTS_MAX as u64;
 /// How long an endpoint has to answer, connecting included.
 pub const WEBHOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
-/// The part of that time that its name, its connection and TLS may take.
+/// The part of that time that connecting and TLS may take. The name is looked up before.
 pub const WEBHOOK_CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest of both that may be configured.
 pub const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(120);
