@@ -2,7 +2,7 @@
 //!
 //! Everything here may block; it runs on writer, auth, control and maintenance threads, never on a shard.
 //! It knows nothing of HTTP. What differs in SQL stays inside each store; what both must do is the conformance
-//! suite in `tests/store.rs`.
+//! suite in `tests/it/store`.
 //!
 //! **Every call but a migration ends** within [`limits::STORE_CONNECT_TIMEOUT`](millrace_base::limits::STORE_CONNECT_TIMEOUT) plus
 //! [`limits::STORE_CALL_TIMEOUT`](millrace_base::limits::STORE_CALL_TIMEOUT), even where the server hangs with its TCP
