@@ -6,8 +6,6 @@
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
 
-#[path = "common/payload.rs"]
-mod payload;
 #[path = "common/writer.rs"]
 mod writer;
 
@@ -24,8 +22,8 @@ use millrace_base::key::{ApiKey, Argon2Cost};
 use millrace_base::limits;
 use millrace_ingest::envelope::{self, Scratch};
 use millrace_journal::queue::{Accepted, Queue, queue};
+use support::payload::{self, event_body};
 
-use crate::payload::event_body;
 use crate::writer::Writer;
 
 /// The server's allocator.

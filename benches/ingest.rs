@@ -1,16 +1,12 @@
 //! What a shard does for one event, stage by stage and as a whole. `cargo bench --bench ingest`
 //!
 //! `ingest_path` is the production path from the request's first byte to the answer's last, in memory: see
-//! `tests/common/replay.rs` for what is left out. Built with `--cfg system_allocator` it runs on the system's
+//! `tests/support/replay.rs` for what is left out. Built with `--cfg system_allocator` it runs on the system's
 //! allocator: `cargo rustc --profile bench --bench ingest -- --cfg system_allocator`.
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
 
-#[path = "common/payload.rs"]
-mod payload;
-#[path = "../tests/common/replay.rs"]
-mod replay;
 #[path = "common/writer.rs"]
 mod writer;
 
@@ -31,9 +27,9 @@ use millrace_tenant::feed::Feed;
 use millrace_tenant::rate_limit::Window;
 use millrace_tenant::{Grant, Verdict};
 use millrace_wire::http::{HeadScanner, parse_head};
+use support::payload::event_body;
+use support::replay::Replay;
 
-use crate::payload::event_body;
-use crate::replay::Replay;
 use crate::writer::Writer;
 
 /// The server's allocator.

@@ -6,9 +6,6 @@
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
 
-#[path = "../tests/common/postgres.rs"]
-mod postgres_cluster;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +17,7 @@ use millrace_base::event::{Event, EventId, OrgId};
 use millrace_store::Store;
 use millrace_store::postgres::PostgresStore;
 use millrace_store::sqlite::SqliteStore;
-
-use crate::postgres_cluster::{Cluster, Options};
+use support::postgres::{Cluster, Options};
 
 const THREADS: usize = 4;
 const BATCH: usize = 500;

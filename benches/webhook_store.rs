@@ -6,9 +6,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot run should say so and stop")]
 
-#[path = "../tests/common/postgres.rs"]
-mod postgres_cluster;
-
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -19,8 +16,7 @@ use millrace_store::Store;
 use millrace_store::postgres::PostgresStore;
 use millrace_store::sqlite::SqliteStore;
 use millrace_store::webhooks::{Attempt, AttemptResult, Next, PlannedDelivery, Wanted};
-
-use crate::postgres_cluster::{Cluster, Options};
+use support::postgres::{Cluster, Options};
 
 const BATCH: usize = 1000;
 const ROUNDS: usize = 100;

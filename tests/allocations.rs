@@ -1,14 +1,9 @@
 //! How often the way of an event asks for memory: once in steady state, for the event itself.
 
-#[path = "common/ingest_paths.rs"]
-mod ingest_paths;
-#[path = "common/replay.rs"]
-mod replay;
-
 use allocation_counter::measure;
 
-use crate::ingest_paths::IngestPath;
-use crate::replay::Replay;
+use support::ingest_paths::{self, IngestPath};
+use support::replay::Replay;
 
 /// How often, and how many bytes, `requests` more requests of this kind allocate on the shard's thread.
 fn allocations(path: &IngestPath, requests: usize) -> (u64, u64) {

@@ -2,15 +2,14 @@
 //!
 //! A binary of its own, for it needs as many descriptors as connections, here and in the server.
 
-mod common;
-
 use std::fs;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use common::server::{Client, Options, PATIENCE, Server, event, request};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use support::server::{Client, Options, PATIENCE, Server, event, request};
 
 const CONNECTIONS: u64 = 10_000;
 /// What a connection may add to the server's resident memory while it is idle.
@@ -117,7 +116,7 @@ fn ten_thousand_idle_connections_cost_little_and_leave_the_server_well() {
         }
         idle.iter_mut().step_by(97).for_each(once);
         drop(idle);
-        common::server::eventually("all are given back", || server.metric("connections_open") <= 2.0);
+        support::server::eventually("all are given back", || server.metric("connections_open") <= 2.0);
         assert!(!server.log().contains("panicked"), "{}", server.log());
     }
 }

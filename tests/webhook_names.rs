@@ -3,12 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-#[path = "common/name_server.rs"]
-mod name_server;
-#[path = "common/receiver.rs"]
-mod receiver;
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,10 +15,9 @@ use tempfile::TempDir;
 use millrace_server::boot;
 use millrace_server::config::{self, Flags};
 use millrace_webhooks::client::ResolverFiles;
-
-use crate::common::server::{Client, Options, PATIENCE, eventually};
-use crate::name_server::{NameServer, Said, address};
-use crate::receiver::{Receiver, answer, answer_with};
+use support::name_server::{NameServer, Said, address};
+use support::receiver::{Receiver, answer, answer_with};
+use support::server::{Client, Options, PATIENCE, eventually};
 
 /// Where the server that is starting says who it is.
 static WELCOME: Mutex<Option<mpsc::Sender<(SocketAddr, String)>>> = Mutex::new(None);
@@ -103,7 +96,7 @@ impl InProcessServer {
     /// How many circuits are open.
     fn open_circuits(&self) -> f64 {
         let scrape = Client::connect(self.addr).request("GET", "/metrics", None, None);
-        common::server::sample(&String::from_utf8(scrape.body).unwrap(), "webhook_open_circuits")
+        support::server::sample(&String::from_utf8(scrape.body).unwrap(), "webhook_open_circuits")
     }
 }
 

@@ -1,7 +1,7 @@
-//! Bytes as a presented API key. `tests/fuzz.rs` runs the same body over the seeds.
+//! Bytes as a presented API key. `tests/it/fuzz` runs the same body over the seeds.
 #![no_main]
 
-#[path = "../../tests/fuzz/api_key.rs"]
+#[path = "../../tests/it/fuzz/api_key.rs"]
 mod api_key;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| api_key::check(bytes));

@@ -1,5 +1,5 @@
 //! Endpoints and deliveries through the room's door: what a client sees, what the store and the hook get. The routes on
-//! real stores are in `tests/webhook_routes.rs`.
+//! real stores are in `tests/it/webhook_routes`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -84,7 +84,7 @@ struct Queue {
 impl Metrics {
     /// Cells for this many shards.
     pub fn new(shards: usize) -> Arc<Self> {
-        const VALID: &str = "names.rs has valid names, each once: tests/metrics.rs registers them all";
+        const VALID: &str = "names.rs has valid names, each once: tests/it/ops/metrics.rs registers them all";
         let shared = Arc::new(Shared {
             shards: (0..shards).map(|_| Arc::new(ShardMetrics::new())).collect(),
             queue: OnceLock::new(),

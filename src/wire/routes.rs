@@ -4,7 +4,7 @@
 //! `POST /api/events` first. Paths are compared as bytes, exactly as sent and without the query: no
 //! percent-decoding, no trailing slash, no case folding. An id that is not one is a path that is not there: 404.
 //!
-//! [`TABLE`] is the same table for people; `tests/openapi.rs` holds it, [`route`] and the OpenAPI document together.
+//! [`TABLE`] is the same table for people; `tests/it/openapi` holds it, [`route`] and the OpenAPI document together.
 
 use uuid::Uuid;
 

@@ -4,22 +4,17 @@
 //!     guarded_path PATH       sends that path's requests
 //!
 //! The whole production path from the request's first byte to the answer's last, with a cached key, a counted rate
-//! limit, validation and the queue; see `tests/common/replay.rs` for what is left out. Callgrind counts while
+//! limit, validation and the queue; see `tests/support/replay.rs` for what is left out. Callgrind counts while
 //! [`counted`] runs, and nothing before: neither the start of the store nor the first use of the key.
 
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::print_stdout, reason = "its purpose")]
 
-#[path = "../../../tests/common/ingest_paths.rs"]
-mod ingest_paths;
-#[path = "../../../tests/common/replay.rs"]
-mod replay;
-
 use std::rc::Rc;
 
 use millrace_base::limits;
-
-use crate::replay::Replay;
+use support::ingest_paths;
+use support::replay::Replay;
 
 /// The server's allocator, whose instructions are part of the path; the C library's would differ by its version.
 #[global_allocator]

@@ -1,0 +1,6 @@
+//! The command line.
+
+mod bench;
+mod commands;
+mod quarantine;
+mod webhooks;
