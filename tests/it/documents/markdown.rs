@@ -178,10 +178,11 @@ fn all_pages() -> BTreeMap<PathBuf, Page> {
     found
 }
 
-/// What is wrong with a path that a page names: the whole of it, or its end.
-fn fault_of_path(path: &str, item: Option<&str>, files: &[PathBuf]) -> Option<String> {
+/// What is wrong with a path that a page names: from the root, from the page's folder, or the end of one.
+fn fault_of_path(page: &Page, path: &str, item: Option<&str>, files: &[PathBuf]) -> Option<String> {
+    let beside = page.path.parent().unwrap().join(path);
     let is_there = |file: &&PathBuf| {
-        if is_rust(path) { file.ends_with(path) } else { file.starts_with(path) }
+        if is_rust(path) { file.ends_with(path) } else { file.starts_with(path) || file.starts_with(&beside) }
     };
     let named: Vec<&PathBuf> = files.iter().filter(is_there).collect();
     if named.is_empty() {
@@ -246,7 +247,7 @@ fn files_and_items_that_are_named_exist() {
     let mut faults = Vec::new();
     // Reports of runs are of their time.
     for page in all_pages().values().filter(|page| !page.path.starts_with("perf/runs")) {
-        let fault = |(path, item): &(String, Option<String>)| fault_of_path(path, item.as_deref(), &files);
+        let fault = |(path, item): &(String, Option<String>)| fault_of_path(page, path, item.as_deref(), &files);
         faults.extend(page.paths().iter().filter_map(fault).map(|fault| format!("{}: {fault}", page.path.display())));
     }
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
@@ -274,9 +275,9 @@ fn faults_are_found() {
     let expected = [("src/main.rs", None), ("main.rs", Some("main")), ("tests/no.rs", Some("such")), ("docs/", None)];
     assert_eq!(paths, expected);
     let files = all_files();
-    let faults = paths.iter().filter(|(path, item)| fault_of_path(path, *item, &files).is_some()).count();
+    let faults = paths.iter().filter(|(path, item)| fault_of_path(&page(""), path, *item, &files).is_some()).count();
     assert_eq!(faults, 1);
-    assert!(fault_of_path("src/main.rs", Some("nothing_of_that_name"), &files).is_some());
+    assert!(fault_of_path(&page(""), "src/main.rs", Some("nothing_of_that_name"), &files).is_some());
 
     let other = Page { path: PathBuf::from("README.md"), text: "# It's `one` thing\n## Twice\n## Twice\n".to_owned() };
     let pages = BTreeMap::from([(other.path.clone(), other)]);
