@@ -87,7 +87,8 @@ pub(super) fn update_organization(
     id: OrgId,
     change: &OrganizationChange,
 ) -> TransactionResult<Organization> {
-    let taken = "SELECT 1 FROM organizations WHERE name = ?1 AND id <> ?2";
+    let taken = "
+        SELECT 1 FROM organizations WHERE name = ?1 AND id <> ?2 AND EXISTS (SELECT 1 FROM organizations WHERE id = ?2)";
     if let Some(name) = &change.name
         && exists(transaction, taken, params![name, id.0.as_bytes()])?
     {
