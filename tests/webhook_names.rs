@@ -101,7 +101,7 @@ impl InProcessServer {
 }
 
 #[test]
-fn names_that_nobody_answers_for_cost_their_own_organisation_and_no_other() {
+fn unanswered_names_delay_only_their_own_organisation() {
     const DEAD: usize = 100;
     const HEALTHY: usize = 60;
     let server = NameServer::start(|name| match name {
@@ -141,7 +141,7 @@ fn names_that_nobody_answers_for_cost_their_own_organisation_and_no_other() {
 }
 
 #[test]
-fn while_the_name_servers_are_away_deliveries_wait_and_nothing_is_held_against_endpoints() {
+fn deliveries_wait_while_the_name_servers_are_away() {
     let answers = Arc::new(AtomicBool::new(false));
     let server = NameServer::start({
         let answers = Arc::clone(&answers);

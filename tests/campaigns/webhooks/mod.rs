@@ -190,7 +190,7 @@ impl Campaign {
 }
 
 #[test]
-fn every_event_reaches_every_endpoint_that_wants_it_whatever_happens() {
+fn every_event_reaches_its_endpoints_whatever_happens() {
     let _alone = crate::alone();
     let minutes = setting("MILLRACE_WEBHOOKS_MINUTES").filter(|minutes| *minutes > 0);
     let seed = setting("MILLRACE_WEBHOOKS_SEED").unwrap_or_else(|| u64::from(std::process::id()));

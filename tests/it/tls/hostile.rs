@@ -155,7 +155,7 @@ fn handshakes_that_stall_make_room_for_those_that_do_not() {
 }
 
 #[test]
-fn an_address_opens_many_connections_at_once_and_then_so_many_a_second() {
+fn tls_handshakes_of_an_address_are_a_burst_and_then_a_rate() {
     const WAITING: u32 = HANDSHAKE_WAIT_MAX.as_millis() as u32 * HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX / 1000;
     on_both_drivers(&["--shards", "1"], |f| {
         let config = f.client_config(ALL_VERSIONS);
