@@ -1,4 +1,6 @@
-//! How often the way of an event asks for memory: once in steady state, for the event itself.
+//! How often the ingest path allocates: once for each event in steady state, for the event itself.
+//!
+//! A binary of its own, because it replaces the global allocator.
 
 use allocation_counter::measure;
 
@@ -32,7 +34,7 @@ fn an_event_costs_one_allocation_of_its_own_size() {
 
 /// Beside its events a batch has the list of its items, of what became of each, and the answer.
 #[test]
-fn a_batch_costs_one_allocation_for_each_event_and_few_for_itself() {
+fn a_batch_costs_one_allocation_an_event_and_few_for_itself() {
     const REQUESTS: usize = 20;
     for path in ingest_paths::all().iter().filter(|path| path.events > 1) {
         let (count, _) = allocations(path, REQUESTS);

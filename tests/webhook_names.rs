@@ -1,5 +1,7 @@
 //! Organisations whose endpoints have names, on the running server, with a real name server on loopback that answers for
-//! some of them. The server runs in this process: where the system's name servers are is no setting of its own.
+//! some of them. The server runs in this process, because the place of the system's name servers is no setting.
+//!
+//! A binary of its own, because a server sets its process's signal handlers, limits and panic hook.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -101,7 +103,7 @@ impl InProcessServer {
 }
 
 #[test]
-fn names_that_nobody_answers_for_cost_their_own_organisation_and_no_other() {
+fn unanswered_names_delay_only_their_own_organisation() {
     const DEAD: usize = 100;
     const HEALTHY: usize = 60;
     let server = NameServer::start(|name| match name {
@@ -141,7 +143,7 @@ fn names_that_nobody_answers_for_cost_their_own_organisation_and_no_other() {
 }
 
 #[test]
-fn while_the_name_servers_are_away_deliveries_wait_and_nothing_is_held_against_endpoints() {
+fn deliveries_wait_while_the_name_servers_are_away() {
     let answers = Arc::new(AtomicBool::new(false));
     let server = NameServer::start({
         let answers = Arc::clone(&answers);

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_passes_once_an_interval_with_the_count_of_those_withheld() {
+    fn one_line_an_interval_with_the_count_withheld() {
         let interval = Duration::from_secs(10);
         let start = Instant::now();
         let mut throttle = LogThrottle::new(interval);

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_at_once_shares_a_rendering_and_a_panic_costs_those_who_waited_for_it() {
+    fn simultaneous_scrapes_share_a_rendering_and_its_panic() {
         let (asked, waiting) = bounded(8);
         let mut receivers: Vec<_> = (0..4)
             .map(|_| {

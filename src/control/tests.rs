@@ -72,7 +72,7 @@ fn json(reply: Result<Reply, Problem>) -> Value {
 }
 
 #[test]
-fn an_event_comes_back_in_its_exact_shape_with_the_payload_verbatim() {
+fn an_event_is_shown_in_exact_shape_with_payload_verbatim() {
     let (pool, store) = pool(FakeStore::new());
     let payload = "{ \"b\":1.000,\t\"a\": [1e400, \"\\u0041\\ud800\"],\"a\":null }";
     let plain = event(8, "user.login", payload);
@@ -103,7 +103,7 @@ fn another_organisations_things_are_not_there() {
 }
 
 #[test]
-fn pages_cover_every_event_once_newest_first_whatever_arrives_meanwhile() {
+fn pages_list_every_event_once_while_others_arrive() {
     let (pool, store) = pool(FakeStore::new());
     store.events.lock().unwrap().extend((1..=10).map(|n| (OURS, event(n, "t", &n.to_string()))));
     let (mut seen, mut query, mut arriving) = (Vec::new(), "limit=3".to_owned(), 100);
@@ -146,7 +146,7 @@ fn filters_reach_the_store_and_a_bad_one_is_refused_before_it() {
 }
 
 #[test]
-fn keys_are_listed_in_their_exact_shape_newest_first_and_at_most_a_thousand() {
+fn keys_are_listed_newest_first_and_at_most_a_thousand() {
     let (pool, store) = pool(FakeStore::new());
     let at = Timestamp::parse_rfc3339("2026-01-01T00:00:00Z").unwrap();
     let mut used = key_info(key_id("usedKey00000"), OURS, at);
@@ -168,7 +168,7 @@ fn keys_are_listed_in_their_exact_shape_newest_first_and_at_most_a_thousand() {
 }
 
 #[test]
-fn a_rotation_shows_a_key_that_verifies_and_lets_the_callers_own_expire() {
+fn rotation_returns_a_valid_key_and_expires_the_callers() {
     let (pool, store) = pool(FakeStore::new());
     let before = Timestamp::now();
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, before));
@@ -195,7 +195,7 @@ fn a_refused_rotation_changes_nothing() {
 }
 
 #[test]
-fn a_caller_may_revoke_its_own_last_key_and_then_cannot_rotate_it() {
+fn a_caller_may_revoke_its_last_key_but_then_not_rotate_it() {
     let (pool, store) = pool(FakeStore::new());
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
     for _ in 0..2 {
@@ -253,7 +253,7 @@ fn held_pool(queue_max: usize) -> (ControlPool, Receiver<()>, Sender<()>) {
 }
 
 #[test]
-fn metrics_are_rendered_on_a_thread_of_their_own_while_all_others_wait_for_the_database() {
+fn metrics_render_while_all_threads_wait_for_the_database() {
     let metrics = Metrics::new(0);
     let (rendered, on) = unbounded();
     metrics.set_queue(1, move || {
@@ -291,7 +291,7 @@ fn list_events(org: OrgId) -> Job {
 }
 
 #[test]
-fn one_organisation_fills_half_of_the_queue_and_another_still_gets_in() {
+fn one_organisation_fills_at_most_half_of_the_queue() {
     let (pool, entries, go) = held_pool(8);
     let ours: Vec<_> = (0..4).map(|_| pool.submit(list_events(OURS)).unwrap()).collect();
     assert_eq!(pool.submit(list_events(OURS)).unwrap_err(), Problem::TooManyWaiting);
@@ -324,7 +324,7 @@ fn a_full_queue_is_a_clear_no_whoever_filled_it() {
 }
 
 #[test]
-fn an_organisation_has_one_thread_and_the_routes_of_keys_have_their_own() {
+fn an_organisation_uses_one_thread_and_key_routes_another() {
     // The first call waits, and those after it do not.
     let (entered, entries) = unbounded();
     let (go, gate) = bounded::<()>(0);
@@ -365,7 +365,7 @@ fn a_job_nobody_waits_for_any_more_is_not_begun() {
 }
 
 #[test]
-fn unsent_replies_are_bounded_for_reads_and_a_change_is_always_told() {
+fn unsent_replies_are_bounded_for_reads_but_not_for_changes() {
     let (pool, store) = pool(FakeStore::new());
     let large = format!("\"{}\"", "x".repeat(10 * 1024 * 1024));
     store.events.lock().unwrap().push((OURS, event(1, "t", &large)));

@@ -76,7 +76,7 @@ fn ended(org: OrgId, endpoint: EndpointId, status: DeliveryStatus) -> DeliveryRe
 }
 
 #[test]
-fn an_endpoint_is_made_in_its_exact_shape_and_its_secret_shown_once() {
+fn an_endpoint_is_created_in_exact_shape_with_secret_shown_once() {
     let room = Room::new();
     let made = ask_as(
         &room.pool,
@@ -159,7 +159,7 @@ fn every_field_at_fault_is_named_at_once() {
 }
 
 #[test]
-fn a_change_leaves_what_it_does_not_name_and_clears_what_is_null() {
+fn patch_keeps_unnamed_fields_and_clears_null_ones() {
     let room = Room::new();
     let full = json!({"url": "https://example.com/", "description": "d", "event_types": ["a"], "headers": {"X-A": "1"},
         "rate_limit_per_second": 5});
@@ -237,7 +237,7 @@ fn a_rotation_keeps_the_old_secret_for_the_overlap() {
 }
 
 #[test]
-fn a_test_stores_an_event_for_its_endpoint_and_a_disabled_one_is_refused() {
+fn a_test_event_is_stored_unless_its_endpoint_is_disabled() {
     let room = Room::new();
     let id = some_endpoint(&room);
     let (status, sent) = room.ask(Request::TestEndpoint(id)).unwrap();
@@ -276,7 +276,7 @@ fn a_recovery_stops_at_its_bound_and_says_so() {
 }
 
 #[test]
-fn a_delivery_is_shown_in_its_exact_shape_and_can_be_asked_for_again() {
+fn a_delivery_is_shown_in_exact_shape_and_can_be_retried() {
     let room = Room::new();
     let id = some_endpoint(&room);
     let mut record = ended(OURS, id, DeliveryStatus::Failed);
@@ -376,7 +376,7 @@ fn a_page_is_cut_by_what_it_weighs_as_written() {
 }
 
 #[test]
-fn an_event_without_deliveries_is_told_from_one_that_is_not_there() {
+fn no_deliveries_is_told_apart_from_no_such_event() {
     let room = Room::new();
     let event = super::tests::event(1, "t", "1");
     room.store.events.lock().unwrap().push((OURS, event.clone()));

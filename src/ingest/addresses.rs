@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_keys_add_up_to_a_minute_s_worth_and_are_forgiven_one_by_one() {
+    fn wrong_keys_count_for_a_minute_and_expire_one_by_one() {
         const MAX: u32 = limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
         let addresses = Addresses::new(1);
         let now = Instant::now();

@@ -84,7 +84,7 @@ fn events_are_released_in_order_and_go_to_the_writers_only_then() {
 }
 
 #[test]
-fn what_comes_to_nothing_frees_its_slot_and_is_told_by_its_place() {
+fn failed_appends_free_their_slots_and_report_their_positions() {
     let rig = Rig::new(10, false);
     let [token, other] = tokens();
     for (number, token) in [(0, &token), (1, &other), (2, &token), (3, &token)] {
@@ -129,7 +129,7 @@ fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
 }
 
 #[test]
-fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
+fn spilled_events_bypass_the_queue_up_to_a_bound() {
     const LEN: usize = 200_000;
     let rig = Rig::new(1, true);
     let [token] = tokens();

@@ -178,7 +178,7 @@ fn groups_of_several_lanes_are_one_write() {
 }
 
 #[test]
-fn where_a_segment_ends_between_lanes_the_second_goes_on_in_the_next() {
+fn a_group_split_by_a_segment_end_continues_in_the_next() {
     let mut rig = Rig::new();
     let ((_, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     let [one, other] = rig.commit_all([&[200_000, 200_000], &[10, 200_000, 10]]);

@@ -41,7 +41,7 @@ fn segment_of_two_versions(storage: &dyn Storage) {
 }
 
 #[test]
-fn what_was_fed_before_a_replay_ended_is_not_counted_in_another_segment() {
+fn replayed_events_do_not_count_in_a_later_segment() {
     let directory = tempfile::tempdir().unwrap();
     let disk = Arc::new(Disk::open(directory.path()).unwrap());
     segment_of_two_versions(&*disk);

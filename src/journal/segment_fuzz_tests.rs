@@ -91,7 +91,7 @@ fn the_committed_seeds_are_in_the_present_layout() {
 }
 
 #[test]
-fn what_a_segment_must_hold_holds_for_seeds_and_mutations_of_them() {
+fn segment_invariants_hold_for_seeds_and_mutations() {
     let seeds = seeds();
     for (name, bytes) in &seeds {
         check(bytes);

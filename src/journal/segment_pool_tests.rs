@@ -87,7 +87,7 @@ impl Rig {
 }
 
 #[test]
-fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_gone() {
+fn a_segment_is_deleted_once_stored_and_after_all_older_ones() {
     let mut rig = Rig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 2, 1);
@@ -109,7 +109,7 @@ fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_go
 }
 
 #[test]
-fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
+fn a_freed_segment_is_reused_and_holds_nothing_old() {
     let mut rig = Rig::new(100);
     let [mut a, b] = std::array::from_fn(|_| rig.take());
     let len = rig.pool.segment_bytes;
@@ -151,7 +151,7 @@ fn segments_of_other_streams_do_not_hold_each_other_up() {
 }
 
 #[test]
-fn at_the_end_segments_without_events_go_and_those_with_events_stay() {
+fn at_shutdown_only_segments_with_events_are_kept() {
     let mut rig = Rig::new(100);
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
@@ -205,7 +205,7 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
 }
 
 #[test]
-fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
+fn a_journal_over_its_limit_reports_full_only_when_asked() {
     let mut rig = Rig::new(2);
     let [a, _b] = std::array::from_fn(|_| rig.take());
     rig.offer_next();
@@ -223,7 +223,7 @@ fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
 
 /// It is asked for only as long as whoever writes held events over waits for the answer.
 #[test]
-fn the_reserve_is_there_when_it_is_asked_for_however_lately_the_journal_was_found_full() {
+fn the_reserve_is_available_right_after_the_journal_was_full() {
     let mut rig = Rig::new(3);
     let bytes_max = rig.pool.bytes_max;
     rig.pool.bytes_max = bytes_max - 1;
@@ -239,7 +239,7 @@ fn the_reserve_is_there_when_it_is_asked_for_however_lately_the_journal_was_foun
 }
 
 #[test]
-fn what_cannot_be_deleted_stays_in_the_books_and_holds_what_follows() {
+fn a_segment_that_cannot_be_deleted_blocks_later_ones() {
     let mut rig = Rig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     for segment in [&a, &b, &c] {
@@ -340,7 +340,7 @@ fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
 }
 
 #[test]
-fn what_is_only_kept_ready_is_given_back_where_somebody_needs_the_reserve() {
+fn prepared_segments_are_given_back_when_the_reserve_is_needed() {
     let (mut rig, disk) = rig_on_small_disk();
     let leave = |bytes| disk.space.lock().unwrap().available = bytes;
     let [a, b] = std::array::from_fn(|_| rig.take());
@@ -384,7 +384,7 @@ fn beside_the_store_what_is_held_fits_in_once_more() {
 }
 
 #[test]
-fn a_reserve_is_a_part_of_the_disk_and_small_disks_have_room_beside_it() {
+fn the_reserve_is_a_fraction_of_the_disk_and_fits_small_ones() {
     const MIB: u64 = 1024 * 1024;
     for (total, expected) in [(16, 4), (100, 25), (256, 64), (1024, 64), (4096, 204), (1024 * 1024, 256)] {
         assert_eq!(reserve(total * MIB) / MIB, expected, "{total}");

@@ -81,7 +81,7 @@ fn an_intact_segment_gives_its_records_and_nothing_else() {
 }
 
 #[test]
-fn every_flipped_bit_is_reported_and_costs_at_most_its_own_record() {
+fn a_flipped_bit_is_reported_and_costs_at_most_its_record() {
     let built = small();
     let end = built.bytes.len();
     let mut bytes = built.bytes.clone();
@@ -167,7 +167,7 @@ fn a_first_group_that_is_gone_is_noticed_without_numbers() {
 }
 
 #[test]
-fn a_later_version_is_noticed_behind_damage_and_without_a_header() {
+fn a_later_version_is_noticed_despite_damage_or_no_header() {
     let mut built = small();
     let (at, len, _) = built.records[4];
     built.bytes[at + 24] = 2;
@@ -182,7 +182,7 @@ fn a_later_version_is_noticed_behind_damage_and_without_a_header() {
 }
 
 #[test]
-fn a_damaged_header_is_read_from_its_copy_or_from_the_first_record() {
+fn a_damaged_header_is_read_from_its_copy_or_first_record() {
     let built = small();
     let mut bytes = built.bytes.clone();
     bytes[..BLOCK_BYTES / 2].fill(0xee);

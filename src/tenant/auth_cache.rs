@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn where_changes_may_have_been_missed_keys_are_asked_about_and_served_if_nobody_answers() {
+    fn after_missed_changes_keys_are_checked_or_served_stale() {
         let feed = Feed::new(1);
         let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
         let now = Instant::now();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn with_the_database_away_an_expired_key_is_served_for_a_bounded_time() {
+    fn an_expired_cache_entry_is_served_briefly_without_database() {
         let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_refused_keys_leaves_valid_ones_alone_and_is_bounded() {
+    fn a_flood_of_refused_keys_evicts_no_valid_ones() {
         let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"good", grant(KEY, 1, None), now).unwrap();

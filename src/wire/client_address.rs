@@ -217,7 +217,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_named_is_what_the_proxy_saw_whatever_stands_before_it(
+        fn the_client_is_the_last_address_a_trusted_proxy_saw(
             before in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             seen in proptest::prelude::any::<u32>().prop_filter("a proxy", |seen| seen >> 24 != 10),
         ) {

@@ -167,7 +167,7 @@ fn malformed_heads_are_refused() {
 }
 
 #[test]
-fn what_is_not_this_protocol_is_refused_before_its_head_could_be_complete() {
+fn other_protocols_are_refused_before_a_complete_head() {
     for (early, status) in [
         ("\x16\x03\x01", 400),
         (" GET", 400),

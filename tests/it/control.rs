@@ -11,7 +11,7 @@ use support::postgres::Cluster;
 use support::server::{Client, Response, Server, event, eventually};
 
 on_both_stores!(
-    an_organisation_that_waits_for_the_database_holds_up_no_other,
+    an_organisation_waiting_for_the_database_blocks_no_other,
     control_requests_have_a_minute_of_their_own,
     a_test_event_is_one_of_the_minute,
     changes_are_in_the_log_once_with_who_and_from_where,
@@ -111,7 +111,7 @@ fn crowded(server: &Server) {
     eventually("the greedy one is refused", || server.metric("rejected_total{code=\"rate_limited\"}") > 0.0);
 }
 
-fn an_organisation_that_waits_for_the_database_holds_up_no_other(installation: &Installation) {
+fn an_organisation_waiting_for_the_database_blocks_no_other(installation: &Installation) {
     let server = installation.start(&[]);
     let greedy = server.organization("greedy", "0").1;
     let light = server.organization("light", "0").1;
@@ -139,7 +139,7 @@ fn an_organisation_that_waits_for_the_database_holds_up_no_other(installation: &
 }
 
 #[test]
-fn a_leaked_key_is_revoked_whatever_its_organisation_has_under_way() {
+fn a_leaked_key_is_revoked_while_its_organisation_is_busy() {
     let cluster = Cluster::shared();
     let database = cluster.new_name();
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
@@ -169,7 +169,7 @@ fn a_leaked_key_is_revoked_whatever_its_organisation_has_under_way() {
 }
 
 #[test]
-fn a_statement_that_does_not_end_is_ended_before_the_others_have_waited_too_long() {
+fn a_hanging_statement_is_ended_before_others_time_out() {
     let cluster = Cluster::shared();
     let database = cluster.new_name();
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();

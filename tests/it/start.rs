@@ -74,7 +74,7 @@ fn too_few_threads_are_refused_with_how_many_are_needed() {
 }
 
 #[test]
-fn a_server_has_no_more_threads_and_descriptors_than_it_asks_for() {
+fn a_server_uses_no_more_threads_and_descriptors_than_stated() {
     let server = Server::start(Options::default().with(&["--shards", "3", "--writers", "5"]));
     let (_, key) = server.organization("acme", "0");
     assert_eq!(server.post("/api/events", &key, r#"{"type":"a","payload":1}"#).status, 202);

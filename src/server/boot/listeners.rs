@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_is_in_use_is_tried_for_a_moment_and_nothing_else_is() {
+    fn only_an_address_in_use_is_retried_at_bind() {
         let mut answers = vec![Ok(7), Err(ErrorKind::AddrInUse), Err(ErrorKind::AddrInUse)];
         let listened = patiently(|| answers.pop().expect("no more is asked").map_err(Error::from));
         assert_eq!(listened.expect("free by then"), 7);

@@ -419,7 +419,7 @@ fn the_database_is_found_under_both_names() {
 }
 
 #[test]
-fn sizes_and_times_are_taken_with_units_and_as_bare_numbers_by_every_means() {
+fn sizes_and_times_take_units_in_flags_env_and_file() {
     let env = [("MILLRACE_WEBHOOK_TIMEOUT", "1m"), ("MILLRACE_JOURNAL_SEGMENT_BYTES", "8MiB")];
     let file = "journal_bytes_max = '2GiB'\nwebhook_retention_days = '48h'\nargon2_memory_kib = '8MiB'";
     let config = load_layers(Some(file), &env, &["--shutdown-grace", "2m"]).unwrap().config;

@@ -382,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_that_are_too_old_or_of_another_encoding_are_refused_with_what_is_needed() {
+    fn an_old_or_non_utf8_postgres_is_refused_with_the_reason() {
         for version in ["14.0", "15.14 (Debian 15.14-0+deb12u1)", "18beta1", "17devel"] {
             assert_eq!(check_server(Some("UTF8"), Some(version)), Ok(()), "{version}");
         }

@@ -61,7 +61,7 @@ fn with_the_database_stopped_only_known_keys_go_on() {
 }
 
 #[test]
-fn a_server_starts_without_its_database_and_becomes_ready_with_it() {
+fn a_server_starts_without_its_database_and_becomes_ready_later() {
     let mut cluster = Cluster::start_own(Options::default());
     let database = cluster.new_name();
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).unwrap();

@@ -84,7 +84,7 @@ fn an_open_loop_keeps_its_rate() {
 }
 
 #[test]
-fn a_pause_of_the_server_is_in_the_latency_of_all_that_was_due_meanwhile() {
+fn a_paused_server_shows_in_the_latency_of_every_due_request() {
     const PAUSE: Duration = Duration::from_secs(1);
     let server = Server::start(roomy(&["--durability", "memory"]));
     let key = server.key();
@@ -215,7 +215,7 @@ fn what_goes_wrong_is_said_with_what_mends_it() {
 }
 
 #[test]
-fn a_server_that_goes_away_in_the_middle_is_an_error_and_the_report_is_made() {
+fn a_server_lost_midway_is_an_error_and_still_reported() {
     let server = Server::start(roomy(&["--durability", "memory"]));
     let key = server.key();
     let args = ["bench", &url(&server), "--rate", "200", "--duration", "3s", "--warmup", "0s", "--json"];

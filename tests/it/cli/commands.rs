@@ -151,7 +151,7 @@ fn the_database_password_is_never_shown() {
 }
 
 #[test]
-fn a_database_url_that_cannot_be_used_exits_with_64_and_names_the_option() {
+fn a_bad_database_url_exits_with_64_and_names_the_option() {
     for (query, option) in [
         ("?pgbouncer=true", "`pgbouncer`"),
         ("?connection_limit=5", "`connection_limit`"),

@@ -165,7 +165,7 @@ fn what_is_wrong_is_named_and_not_repeated() {
 }
 
 #[test]
-fn insecure_and_private_targets_are_allowed_by_the_settings_of_the_server() {
+fn server_settings_allow_insecure_and_private_targets() {
     let shell = Shell::with_store();
     shell.json(&["org", "create", "acme"]);
     let create = |more: &[&str]| {

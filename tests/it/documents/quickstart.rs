@@ -42,7 +42,7 @@ fn curl_lines(printed: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_first_start_in_a_terminal_prints_a_key_and_lines_to_paste() {
+fn a_first_start_in_a_terminal_prints_a_key_and_curl_lines() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("millrace-data");
     let mut options = as_shipped(Options { data_dir: Some(data_dir.clone()), ..Options::default() });
@@ -91,7 +91,7 @@ impl Drop for Terminal {
 }
 
 #[test]
-fn the_first_start_elsewhere_keeps_the_key_in_a_file_and_prints_lines_to_paste() {
+fn a_first_start_without_terminal_keeps_the_key_in_a_file() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("millrace-data");
     let options = as_shipped(Options { data_dir: Some(data_dir.clone()), ..Options::default() });
@@ -141,7 +141,7 @@ fn the_first_start_elsewhere_keeps_the_key_in_a_file_and_prints_lines_to_paste()
 }
 
 #[test]
-fn on_a_fresh_postgres_the_organisation_may_be_made_before_the_server_starts() {
+fn on_a_fresh_postgres_org_create_works_before_serve() {
     let cluster = Cluster::shared();
     let database = cluster.new_name();
     cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE {database}")).expect("a database is created");

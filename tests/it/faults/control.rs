@@ -11,7 +11,7 @@ use support::server::{Options, Server, eventually};
 use crate::faults::share;
 
 #[test]
-fn two_servers_start_at_once_on_one_fresh_database_and_both_ingest() {
+fn two_servers_start_together_on_one_fresh_database() {
     let cluster = Cluster::shared();
     for _ in 0..3 {
         let database = cluster.new_name();

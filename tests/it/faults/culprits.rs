@@ -170,7 +170,7 @@ fn a_table_that_refuses_every_row_sends_none_to_quarantine() {
 }
 
 #[test]
-fn an_embedded_table_that_refuses_every_row_sends_none_to_quarantine() {
+fn a_sqlite_table_that_refuses_all_rows_quarantines_none() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let server = Server::start(Options { data_dir: Some(dir.path().to_owned()), ..Options::default() });
     let keys = [server.key(), server.organization("two", "0").1];

@@ -81,7 +81,7 @@ fn while_the_database_is_down_exactly_its_share_is_accepted() {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_when_the_database_stops_or_crashes_under_load() {
+fn nothing_is_lost_when_the_database_stops_or_crashes() {
     let (mut cluster, database) = own_database(ClusterOptions { fsync: true });
     let options = Options::postgres(&cluster.url(&database)).with(&["--queue-capacity", "1000"]);
     let server = Server::start(options);
@@ -121,7 +121,7 @@ fn nothing_acknowledged_is_lost_when_the_database_stops_or_crashes_under_load() 
 }
 
 #[test]
-fn a_frozen_database_frees_every_writer_and_stores_everything_once_when_it_thaws() {
+fn a_frozen_database_frees_writers_and_stores_all_once_thawed() {
     const WRITERS: usize = 4;
     // More than all writers can hold, so that with the queue full none of them is idle.
     const CAPACITY: usize = (WRITERS + 1) * limits::STORE_BATCH_EVENTS_MAX;
@@ -187,7 +187,7 @@ fn a_frozen_database_frees_every_writer_and_stores_everything_once_when_it_thaws
 }
 
 #[test]
-fn a_connection_cut_after_the_commit_was_sent_stores_nothing_twice() {
+fn a_connection_cut_after_commit_stores_nothing_twice() {
     const ROUNDS: usize = 50;
     let cluster = Cluster::shared();
     let database = cluster.new_name();

@@ -114,7 +114,7 @@ fn a_role_without_ddl_starts_where_todays_partition_is_there() {
 }
 
 #[test]
-fn a_role_that_was_not_granted_a_new_table_of_webhooks_starts_and_stores() {
+fn a_role_without_rights_on_webhook_tables_still_stores() {
     let (database, url, key) = prepared();
     execute(
         &database,
@@ -210,7 +210,7 @@ fn a_default_partition_with_todays_rows_holds_up_nothing() {
 }
 
 #[test]
-fn a_change_of_the_table_beside_writers_of_derived_ids_waits_in_no_circle() {
+fn alter_table_beside_derived_id_writers_does_not_deadlock() {
     const CHANGES: usize = 40;
     let (database, url) = database();
     let server = Server::start(Options::postgres(&url));

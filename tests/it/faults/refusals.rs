@@ -58,7 +58,7 @@ fn check_metrics(server: &Server, log: &Log, poison: usize) {
 }
 
 #[test]
-fn poison_rows_are_set_aside_with_the_reason_and_the_rest_of_their_batches_is_stored() {
+fn poison_rows_are_quarantined_and_the_rest_is_stored() {
     let (name, url) = database(None);
     let server = Server::start(Options::postgres(&url));
     let key = server.key();

@@ -41,7 +41,7 @@ fn sigterm_under_load_loses_nothing() {
 }
 
 #[test]
-fn sigterm_without_the_database_and_without_a_journal_says_what_is_lost() {
+fn sigterm_without_database_or_journal_reports_the_loss() {
     // Gone, and hung with its connections alive.
     for freeze in [false, true] {
         let mut cluster = Cluster::start_own(ClusterOptions { fsync: true });

@@ -61,7 +61,7 @@ fn an_address_has_its_share_of_the_connections_and_no_more() {
 }
 
 #[test]
-fn an_address_that_guesses_keys_has_to_wait_and_keys_in_use_do_not() {
+fn an_address_that_guesses_keys_waits_and_known_keys_do_not() {
     on_both_drivers(&["--shards", "1"], |f| {
         let (mut guesser, mut customer) = (from(f, CROWD), from(f, CROWD));
         let second_key = f.server.organization("second", "0").1;

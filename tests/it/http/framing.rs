@@ -344,7 +344,7 @@ fn a_request_may_be_cut_anywhere() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order_up_to_the_first_bad_one() {
+fn pipelined_requests_are_answered_up_to_the_first_bad_one() {
     on_both_drivers(&[], |f| {
         let posts: Vec<Vec<u8>> = (0..100).map(|n| f.post(&event("t", Some(&format!("event-{n}")), "1"))).collect();
         let mut client = f.connect();

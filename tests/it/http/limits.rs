@@ -45,7 +45,7 @@ fn assert_turned_away(f: &Fixture) {
 }
 
 #[test]
-fn over_the_limit_a_connection_is_told_so_and_freed_slots_are_used_again() {
+fn a_connection_over_the_limit_gets_503_and_slots_are_reused() {
     on_both_drivers(&["--connections-max", "4"], |f| {
         for _ in 0..3 {
             let mut held = hold(f, 4);
@@ -176,7 +176,7 @@ fn a_client_that_never_reads_its_answers_is_closed() {
 }
 
 #[test]
-fn a_client_that_pipelines_without_end_does_not_keep_others_waiting() {
+fn endless_pipelining_does_not_keep_others_waiting() {
     on_both_drivers(&["--shards", "1"], |f| {
         let is_over = AtomicBool::new(false);
         let greedy: Vec<Client> = (0..2).map(|_| f.connect()).collect();
@@ -308,7 +308,7 @@ fn limit_that_leaves(free: usize, pid: u32) -> u64 {
 }
 
 #[test]
-fn without_descriptors_the_server_waits_without_spinning_and_recovers() {
+fn without_descriptors_the_server_does_not_spin_and_recovers() {
     on_both_drivers(&["--shards", "2"], |f| {
         let pid = f.server.pid();
         let mut held = hold(f, 3);
@@ -345,7 +345,7 @@ fn without_descriptors_the_server_waits_without_spinning_and_recovers() {
 }
 
 #[test]
-fn a_low_limit_on_open_files_means_fewer_connections_from_the_start() {
+fn a_low_open_files_limit_means_fewer_connections() {
     on_each_driver(|driver| {
         let options = Options { open_files: Some(128), ..Options::default() };
         let f = Fixture::start_with(driver, options.with(&["--shards", "2"]));

@@ -26,7 +26,7 @@ fn introduction(source: Ipv4Addr) -> Vec<u8> {
 }
 
 #[test]
-fn a_proxy_protocol_header_says_whom_a_connection_is_counted_for() {
+fn a_connection_counts_for_the_client_in_its_proxy_header() {
     let settings = ["--proxy-protocol", "v2", "--connections-per-address-max", "3", "--shards", "2"];
     on_both_drivers(&[&TRUST[..], &settings].concat(), |f| {
         let (one, other) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
@@ -111,7 +111,7 @@ fn who_is_no_proxy_has_nothing_to_say_and_a_proxy_must() {
 }
 
 #[test]
-fn a_trusted_proxy_is_not_counted_where_it_does_not_say_for_whom() {
+fn a_trusted_proxy_that_names_no_client_is_not_counted() {
     on_both_drivers(&[&TRUST[..], &["--connections-per-address-max", "2"]].concat(), |f| {
         let mut held: Vec<Client> = (0..6).map(|_| from(f, PROXY)).collect();
         for client in &mut held {
@@ -134,7 +134,7 @@ fn guess(client: &mut Client, field: &str) -> u16 {
 }
 
 #[test]
-fn a_forwarding_field_of_a_trusted_proxy_says_whose_wrong_keys_they_are() {
+fn wrong_keys_count_for_the_client_a_trusted_proxy_names() {
     for (setting, name, prefix, other) in
         [("x-forwarded-for", "X-Forwarded-For", "", "Forwarded"), ("forwarded", "Forwarded", "for=", "X-Forwarded-For")]
     {

@@ -155,7 +155,7 @@ fn a_refusal_of_a_body_says_where_and_what() {
 }
 
 #[test]
-fn a_refusal_of_a_request_names_the_field_the_character_and_the_limit() {
+fn a_refusal_names_the_field_the_character_and_the_limit() {
     on_both_drivers(&[], |f| {
         let twice = |name: &str| text(f.raw(&format!("{name}: a\r\n{name}: a\r\n"), ""));
         let get = |target: &str, fields: &str| format!("GET {target} HTTP/1.1\r\nHost: t\r\n{fields}\r\n");
@@ -324,7 +324,7 @@ fn what_cannot_be_read_to_its_end_closes_the_connection() {
 
 /// A client that sends all of a large body before it looks for an answer still gets to read it.
 #[test]
-fn the_refusal_of_a_large_body_is_readable_after_the_body_was_sent() {
+fn a_413_is_readable_after_the_whole_body_was_sent() {
     on_both_drivers(&[], |f| {
         let refused = [
             (f.post(&"x".repeat(278_529)), 413, "payload_too_large"),

@@ -55,7 +55,7 @@ fn a_connection_is_kept_as_version_and_connection_field_say() {
 }
 
 #[test]
-fn one_connection_serves_many_requests_and_the_end_of_the_stream_is_its_end() {
+fn one_connection_serves_many_requests_until_it_is_closed() {
     on_both_drivers(&[], |f| {
         let mut client = f.connect();
         for n in 0..500 {
@@ -133,7 +133,7 @@ fn a_target_may_be_a_url_and_a_key_a_bearer_token() {
 }
 
 #[test]
-fn a_client_that_expects_100_gets_it_only_for_a_body_that_is_wanted() {
+fn expect_100_is_answered_only_for_a_wanted_body() {
     on_both_drivers(&[], |f| {
         let (n, key) = (EVENT.len(), &f.key);
         let head = |key: &str, framing: &str, version: &str| {
@@ -253,7 +253,7 @@ fn a_later_minor_version_is_taken_as_1_1() {
 }
 
 #[test]
-fn health_checks_of_balancers_are_answered_as_they_are_sent_by_default() {
+fn default_health_checks_of_balancers_are_answered() {
     const ALL: &str = "DELETE, GET, HEAD, OPTIONS, PATCH, POST";
     on_both_drivers(&[], |f| {
         for (bytes, status, allow) in [

@@ -24,7 +24,7 @@ fn begun(f: &Fixture, bytes: &[u8]) -> Client {
 }
 
 #[test]
-fn what_is_in_flight_is_finished_and_what_was_accepted_is_stored() {
+fn shutdown_finishes_requests_and_stores_what_was_accepted() {
     on_each_driver(|driver| {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { data_dir: Some(dir.path().to_owned()), ..Options::default() };

@@ -68,7 +68,7 @@ fn a_full_disk_is_a_clear_no_until_there_is_room_again() {
 }
 
 #[test]
-fn a_journal_that_has_used_its_share_of_the_disk_is_a_full_queue() {
+fn a_journal_at_its_size_limit_answers_queue_full() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let log = Log::new();
     let share = ["--journal-bytes-max", "4194304"];

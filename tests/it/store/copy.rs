@@ -111,7 +111,7 @@ fn a_malformed_row_stops_its_copy_and_not_the_session() {
 }
 
 #[test]
-fn a_connection_lost_in_a_copy_stores_nothing_and_the_retry_everything() {
+fn a_copy_cut_midway_stores_nothing_and_its_retry_everything() {
     let (_cluster, proxy, fixture, behind) = through_proxy();
     let org = org();
     // So much that the proxy forwards a part of it before it cuts.

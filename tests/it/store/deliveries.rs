@@ -28,7 +28,7 @@ on_both_stores!(
     writers_of_one_event_store_its_deliveries_once,
     a_poison_row_keeps_the_deliveries_of_its_batch_out,
     what_is_born_claimed_is_due_when_its_lease_ends,
-    claims_are_bounded_for_each_endpoint_and_take_the_longest_due_first,
+    claims_are_bounded_per_endpoint_and_take_the_oldest_first,
     instances_never_claim_the_same,
     a_claimed_event_comes_verbatim,
     what_is_recorded_is_what_follows,
@@ -213,7 +213,7 @@ fn what_is_born_claimed_is_due_when_its_lease_ends(fixture: &Fixture) {
     assert_eq!(claims.iter().map(|claimed| claimed.delivery).collect::<Vec<_>>(), [delivery]);
 }
 
-fn claims_are_bounded_for_each_endpoint_and_take_the_longest_due_first(fixture: &Fixture) {
+fn claims_are_bounded_per_endpoint_and_take_the_oldest_first(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = organization(&*store);
     let ids = [(); 3].map(|()| endpoint(&*store, org).id);

@@ -32,7 +32,7 @@ on_both_stores!(
     failing_adds_up_what_was_lived_through,
     pages_of_all_endpoints_go_by_id,
     deleting_fails_what_is_pending,
-    what_waits_for_a_deleted_endpoint_fails_step_by_step_with_the_reason,
+    deliveries_of_a_deleted_endpoint_fail_in_steps,
     a_large_backlog_of_a_deleted_endpoint_fails_in_steps,
     other_instances_hear_of_every_change,
     a_key_that_is_not_the_stores_seals_nothing,
@@ -287,7 +287,7 @@ fn deleting_fails_what_is_pending(fixture: &Fixture) {
 }
 
 /// Whatever waits: due, claimed, or with attempts behind it.
-fn what_waits_for_a_deleted_endpoint_fails_step_by_step_with_the_reason(fixture: &Fixture) {
+fn deliveries_of_a_deleted_endpoint_fail_in_steps(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = organization(&*store);
     let (gone, kept) = (endpoint(&*store, org).id, endpoint(&*store, org).id);

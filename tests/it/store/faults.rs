@@ -41,7 +41,7 @@ fn warm(store: &dyn Store, count: usize) {
 }
 
 #[test]
-fn a_store_opens_without_its_database_and_works_once_it_is_there() {
+fn a_store_opens_without_its_database_and_works_later() {
     let mut cluster = Cluster::start_own(Options::default());
     let fixture = Fixture::on(Some(cluster.create_database()));
     cluster.stop();

@@ -12,7 +12,7 @@ use millrace_store::{EventQuery, Store};
 use crate::store::fixture::{Fixture, on_both_stores, org};
 
 on_both_stores!(
-    a_page_of_a_type_looks_at_so_many_events_and_the_next_goes_on,
+    a_page_of_a_type_scans_a_bounded_number_of_events,
     a_page_of_deliveries_looks_at_so_many_and_the_next_goes_on,
 );
 
@@ -58,7 +58,7 @@ fn walk(store: &dyn Store, org: OrgId, event_type: &str, limit: u32) -> (Vec<usi
     }
 }
 
-fn a_page_of_a_type_looks_at_so_many_events_and_the_next_goes_on(fixture: &Fixture) {
+fn a_page_of_a_type_scans_a_bounded_number_of_events(fixture: &Fixture) {
     let store = fixture.migrated();
     let org = org();
     fill_events(fixture, org);

@@ -8,7 +8,7 @@ use support::postgres::{Cluster, with_option};
 use crate::store::fixture::{StorePlain, admin, event, org, stored};
 
 #[test]
-fn a_pooler_that_lends_sessions_for_a_transaction_is_refused_with_the_reason() {
+fn a_pooler_in_transaction_mode_is_refused_with_the_reason() {
     let cluster = Cluster::shared();
     let database = cluster.new_name();
     admin(&cluster.url("postgres")).batch_execute(&format!("CREATE DATABASE {database}")).unwrap();

@@ -138,7 +138,7 @@ fn postgres_is_unavailable_for_a_while() {
 }
 
 #[test]
-fn sqlite_waits_for_other_processes_and_says_what_is_wrong_with_its_file() {
+fn sqlite_waits_for_others_and_explains_a_bad_file() {
     let fixture = Fixture::sqlite();
     let path = fixture.config.data_dir.join("millrace.db");
     misconfigured(fixture.open().organizations(), "millrace serve");

@@ -123,7 +123,7 @@ fn store_and_hold(session: &mut postgres::Client, org: OrgId, event: &Event, rec
 }
 
 #[test]
-fn one_days_batches_run_beside_each_other_and_wait_for_a_neighbours() {
+fn batches_of_a_day_run_together_and_wait_for_adjacent_days() {
     let fixture = Fixture::postgres();
     let store = fixture.migrated();
     let org = org();
@@ -167,7 +167,7 @@ fn a_retry_is_stored_where_the_first_copy_was_rolled_back() {
 }
 
 #[test]
-fn the_window_holds_on_a_database_with_another_default_isolation() {
+fn the_dedup_window_holds_under_other_default_isolation() {
     let fixture = Fixture::postgres();
     let mut session = admin(fixture.config.database_url.as_deref().unwrap());
     session

@@ -14,7 +14,7 @@ use support::server::eventually;
 use crate::tls::fixture::{exchange, on_both_drivers, shown};
 
 #[test]
-fn new_certificates_are_taken_under_load_and_no_connection_notices() {
+fn new_certificates_are_loaded_under_load_without_errors() {
     on_both_drivers(&["--shards", "2"], |f| {
         let (is_over, requests) = (AtomicBool::new(false), AtomicU32::new(0));
         thread::scope(|scope| {

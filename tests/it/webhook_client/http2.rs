@@ -285,7 +285,7 @@ fn refusing(refuses: fn(usize) -> bool) -> (Http2Receiver, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn a_refused_request_is_sent_again_at_once_on_fresh_connections_too_and_not_for_ever() {
+fn a_refused_stream_is_resent_at_once_but_not_for_ever() {
     let (receiver, requests) = refusing(|number| number < 3);
     let fixture = Fixture::new(receiver.config());
     assert_eq!(fixture.post(&receiver.url()), answered(200, "ok"));
@@ -297,7 +297,7 @@ fn a_refused_request_is_sent_again_at_once_on_fresh_connections_too_and_not_for_
 }
 
 #[test]
-fn streams_beyond_what_the_receiver_takes_have_connections_of_their_own() {
+fn streams_over_the_receivers_limit_open_more_connections() {
     // One answer takes half a second: 40 after one another would take far longer than an attempt may.
     let receiver = Http2Receiver::start(|tls, _| async move {
         let mut builder = h2::server::Builder::new();

@@ -30,7 +30,7 @@ fn said(fixture: &Fixture, url: &str) -> String {
 }
 
 #[test]
-fn name_servers_search_list_and_hosts_count_as_the_system_has_them() {
+fn name_servers_search_list_and_hosts_follow_the_system() {
     let (receiver, dir) = (receiver(), tempfile::tempdir().unwrap());
     let server = NameServer::start(|name| match name {
         "plain.test" | "short.second.test" | "dotted.name.first.test" => address("127.0.0.1"),
@@ -122,7 +122,7 @@ fn name_servers_that_answer_nobody_are_no_endpoints_failure() {
 }
 
 #[test]
-fn the_next_name_server_is_asked_and_the_silent_one_not_again_at_once() {
+fn a_silent_name_server_is_skipped_for_a_while() {
     let (receiver, dir) = (receiver(), tempfile::tempdir().unwrap());
     let good = NameServer::start(|name| if name.starts_with("good") { address("127.0.0.1") } else { NO_SUCH_NAME });
     for first in [|_: &str| Said::Nothing, |_: &str| Said::Code(ResponseCode::ServFail)] {
@@ -141,7 +141,7 @@ fn the_next_name_server_is_asked_and_the_silent_one_not_again_at_once() {
 }
 
 #[test]
-fn the_last_of_three_name_servers_is_asked_where_the_others_are_away() {
+fn the_third_name_server_is_asked_when_two_are_away() {
     let (receiver, dir) = (receiver(), tempfile::tempdir().unwrap());
     let good = NameServer::start(|name| if name.starts_with("good") { address("127.0.0.1") } else { NO_SUCH_NAME });
     let away = ["127.0.0.2", "127.0.0.3"].map(|at| NameServer::at(at, good.port, |_| Said::Nothing));
@@ -157,7 +157,7 @@ fn the_last_of_three_name_servers_is_asked_where_the_others_are_away() {
 }
 
 #[test]
-fn a_name_in_the_search_list_that_is_none_leaves_the_name_servers_what_they_are() {
+fn an_invalid_search_name_leaves_the_name_servers_in_use() {
     let (receiver, dir) = (receiver(), tempfile::tempdir().unwrap());
     let server = NameServer::at("127.0.0.2", 0, |_| address("127.0.0.1"));
     for search in ["search first.test bad..test\n", " domain bad..test\n", "search .\n", "search --\n"] {
@@ -201,7 +201,7 @@ fn aliases_and_answers_that_take_a_connection_are_followed() {
 }
 
 #[test]
-fn addresses_are_kept_for_their_time_to_live_and_not_over_a_change_of_the_files() {
+fn addresses_are_cached_for_their_ttl_until_the_files_change() {
     let (receiver, dir) = (receiver(), tempfile::tempdir().unwrap());
     let server = NameServer::start(|name| match name {
         "long.test" => Said::Addresses(vec!["127.0.0.1".parse().unwrap()], 3600),

@@ -50,7 +50,7 @@ fn a_receiver_that_closes_after_each_answer_fails_nothing() {
 }
 
 #[test]
-fn a_connection_that_is_closed_instead_of_the_second_answer_is_replaced() {
+fn a_reused_connection_closed_by_the_receiver_is_replaced() {
     for end in [|| Step::Close, || Step::Reset] {
         let receiver = Receiver::start(move |seen| if seen.turn == 0 { answer(200, "ok") } else { vec![end()] });
         let fixture = Fixture::new(insecure());

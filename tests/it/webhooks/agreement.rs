@@ -11,7 +11,7 @@ use support::server::{Server, eventually};
 use crate::webhooks::fixture::{SECRET_KEY, Tenant, arguments, has_status, signatures_of, start};
 
 on_both_stores!(
-    after_the_loss_of_the_key_a_rotated_endpoint_is_signed_for_at_once,
+    after_losing_the_key_a_rotated_endpoint_is_signed_at_once,
     a_new_key_takes_over_with_the_old_one_behind_it,
 );
 
@@ -36,7 +36,7 @@ fn with_key<'a>(command: &[&'a str]) -> Vec<&'a str> {
     [command, &["--webhook-secret-key", OTHER_KEY]].concat()
 }
 
-fn after_the_loss_of_the_key_a_rotated_endpoint_is_signed_for_at_once(installation: &Installation) {
+fn after_losing_the_key_a_rotated_endpoint_is_signed_at_once(installation: &Installation) {
     let receiver = Receiver::start(|_| answer(200, ""));
     let mut tenant = Tenant::new(installation, &[]);
     let endpoint = tenant.endpoint(&receiver.url("/"), &json!({}));
@@ -146,7 +146,7 @@ fn a_server_with_another_key_fails_nothing_and_another_sends_it() {
 
 /// A key that becomes another one's while a server runs does not take the server away: tenants make endpoints.
 #[test]
-fn an_endpoint_made_by_a_server_with_another_key_is_sent_to_by_that_one() {
+fn an_endpoint_is_served_by_the_server_that_has_its_key() {
     let receiver = Receiver::start(|_| answer(200, ""));
     let installation = Installation::postgres();
     let tenant = Tenant::new(&installation, &[]);

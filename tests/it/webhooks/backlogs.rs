@@ -19,12 +19,12 @@ use support::server::eventually;
 use crate::webhooks::fixture::{Tenant, has_status, start};
 
 on_both_stores!(
-    the_backlog_of_a_deleted_endpoint_fails_with_the_reason_while_others_are_served,
+    the_backlog_of_a_deleted_endpoint_fails_beside_others,
     a_retry_comes_in_time_beside_another_organisations_backlog,
-    what_is_too_old_is_deleted_soon_after_a_start_and_what_waits_is_kept,
+    old_deliveries_are_deleted_after_a_start_and_pending_kept,
 );
 
-fn the_backlog_of_a_deleted_endpoint_fails_with_the_reason_while_others_are_served(installation: &Installation) {
+fn the_backlog_of_a_deleted_endpoint_fails_beside_others(installation: &Installation) {
     const BACKLOG: usize = 15_000;
     let receiver = Receiver::start(|_| answer(200, ""));
     let tenant = Tenant::new(installation, &[]);
@@ -93,7 +93,7 @@ fn a_retry_comes_in_time_beside_another_organisations_backlog(installation: &Ins
     );
 }
 
-fn what_is_too_old_is_deleted_soon_after_a_start_and_what_waits_is_kept(installation: &Installation) {
+fn old_deliveries_are_deleted_after_a_start_and_pending_kept(installation: &Installation) {
     const ENDED: usize = 7000;
     const DAY: u64 = 24 * 3600;
     let receiver = Receiver::start(|_| vec![Step::Hold]);

@@ -15,10 +15,10 @@ use support::server::{Server, eventually};
 use crate::webhooks::fixture::{Tenant, has_status, post_many, start};
 
 on_both_stores!(
-    what_is_due_for_a_disabled_organisation_waits_until_it_is_enabled,
+    deliveries_of_a_disabled_organisation_wait,
     an_endpoint_whose_row_cannot_be_read_is_out_alone,
     no_event_that_follows_the_201_misses_the_endpoint,
-    an_endpoint_enabled_again_is_not_disabled_by_its_first_failures,
+    a_reenabled_endpoint_survives_its_first_failures,
     what_an_endpoint_was_moved_away_from_does_not_disable_it,
     circuits_are_forgotten_with_their_endpoints,
 );
@@ -40,7 +40,7 @@ fn path_of(endpoint: &Value) -> String {
 }
 
 /// On all servers, wherever it was disabled.
-fn what_is_due_for_a_disabled_organisation_waits_until_it_is_enabled(installation: &Installation) {
+fn deliveries_of_a_disabled_organisation_wait(installation: &Installation) {
     const COUNT: usize = 60;
     let receiver = Receiver::start(|seen| answer(if seen.target == "/fails" { 500 } else { 200 }, ""));
     let (tenant, org) = named(installation, &[]);
@@ -180,7 +180,7 @@ fn no_event_that_follows_the_201_misses_the_endpoint(installation: &Installation
     assert_eq!((receiver.count(), tenant.count("delivered")), (COUNT, COUNT));
 }
 
-fn an_endpoint_enabled_again_is_not_disabled_by_its_first_failures(installation: &Installation) {
+fn a_reenabled_endpoint_survives_its_first_failures(installation: &Installation) {
     let receiver = Receiver::start(|_| answer(503, ""));
     let (tenant, org) = named(installation, &["--webhook-concurrency", "8"]);
     let endpoint = tenant.endpoint(&receiver.url("/"), &json!({}));

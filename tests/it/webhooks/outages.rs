@@ -88,12 +88,12 @@ fn away_for_longer_than_a_lease(servers: usize) {
 }
 
 #[test]
-fn a_restarted_database_makes_nothing_be_sent_again_that_was_answered() {
+fn a_database_restart_resends_nothing_that_was_answered() {
     away_for_longer_than_a_lease(1);
 }
 
 #[test]
-fn another_server_does_not_send_again_what_was_answered_while_the_database_was_away() {
+fn no_other_server_resends_what_was_answered_in_an_outage() {
     away_for_longer_than_a_lease(3);
 }
 

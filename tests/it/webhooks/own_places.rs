@@ -64,7 +64,7 @@ impl OwnServer {
 }
 
 #[test]
-fn the_databases_address_is_no_endpoints_whatever_networks_are_allowed() {
+fn the_databases_address_is_never_an_endpoint() {
     let cluster = Cluster::shared();
     let by_socket = cluster.create_database();
     let url = cluster.tcp_url(by_socket.rsplit('/').next().unwrap());
@@ -84,7 +84,7 @@ fn the_databases_address_is_no_endpoints_whatever_networks_are_allowed() {
 }
 
 #[test]
-fn none_of_the_machines_addresses_is_an_endpoints_where_the_server_listens_on_all() {
+fn own_addresses_are_no_endpoints_when_listening_on_all() {
     let server = OwnServer::start(&Options::default(), "0.0.0.0");
     for (host, is_taken) in
         [("127.0.0.1", false), ("127.0.0.77", false), ("[::1]", false), ("0.0.0.0", false), ("10.0.0.1", true)]

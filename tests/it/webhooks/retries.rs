@@ -24,7 +24,7 @@ on_both_stores!(
     an_endpoint_that_is_gone_is_disabled,
     a_410_that_breaks_off_is_tried_again_and_disables_nothing,
     a_delivery_that_failed_for_good_can_be_sent_again,
-    a_dead_endpoint_is_asked_now_and_then_and_its_backlog_follows_when_it_is_back,
+    a_dead_endpoint_is_probed_and_its_backlog_sent_on_return,
     a_circuit_ends_with_the_endpoint_as_it_was,
 );
 
@@ -210,7 +210,7 @@ fn a_delivery_that_failed_for_good_can_be_sent_again(installation: &Installation
     assert_eq!(receiver.count(), 8);
 }
 
-fn a_dead_endpoint_is_asked_now_and_then_and_its_backlog_follows_when_it_is_back(installation: &Installation) {
+fn a_dead_endpoint_is_probed_and_its_backlog_sent_on_return(installation: &Installation) {
     const BACKLOG: usize = 300;
     let is_up = Arc::new(AtomicUsize::new(0));
     let status = Arc::clone(&is_up);

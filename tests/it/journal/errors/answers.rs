@@ -18,7 +18,7 @@ fn expect_unavailable(answer: Option<&Response>) {
 }
 
 #[test]
-fn after_a_failed_write_or_synchronisation_nothing_more_is_acknowledged() {
+fn after_a_failed_write_or_sync_nothing_is_acknowledged() {
     let surroundings = InProcess::new(SHARDS);
     for (kind, nth) in [(Kind::Write, 1), (Kind::Write, 2), (Kind::Write, 6), (Kind::Sync, 1), (Kind::Sync, 5)] {
         // Only once: a second attempt would succeed, and would prove nothing about what the first left undone.
@@ -43,7 +43,7 @@ fn after_a_failed_write_or_synchronisation_nothing_more_is_acknowledged() {
 }
 
 #[test]
-fn what_waits_behind_a_failing_group_is_refused_and_the_group_gets_no_answer() {
+fn a_failing_group_is_unanswered_and_those_behind_are_refused() {
     let surroundings = InProcess::new(SHARDS);
     let fault = Fault { kind: Kind::Sync, of: Of::InUse, nth: 1, lasts: false, errno: EIO };
     let mut shards = Shards::start(&surroundings, Some(fault));
@@ -91,7 +91,7 @@ fn a_batch_on_its_way_to_a_failing_disk_gets_no_answer() {
 }
 
 #[test]
-fn where_no_segment_can_be_made_events_are_refused_until_one_can() {
+fn events_are_refused_while_no_segment_can_be_made() {
     let surroundings = InProcess::new(SHARDS);
     for (kind, of, errno) in [
         (Kind::Create, Of::Making, ENOSPC),
@@ -173,7 +173,7 @@ fn segments_that_cannot_be_deleted_are_counted_until_they_are() {
 }
 
 #[test]
-fn a_disk_that_fills_up_later_refuses_what_the_last_segment_does_not_hold() {
+fn a_disk_that_fills_up_later_refuses_beyond_the_last_segment() {
     let surroundings = InProcess::new(SHARDS);
     // One segment, and no more.
     let fault = Fault { kind: Kind::Allocate, of: Of::Making, nth: 2, lasts: true, errno: ENOSPC };
@@ -194,7 +194,7 @@ fn a_disk_that_fills_up_later_refuses_what_the_last_segment_does_not_hold() {
 }
 
 #[test]
-fn a_write_that_finds_the_disk_full_costs_its_group_and_no_other() {
+fn a_write_to_a_full_disk_costs_only_its_group() {
     let surroundings = InProcess::new(SHARDS);
     for kind in [Kind::Write, Kind::Sync] {
         let fault = Fault { kind, of: Of::InUse, nth: 2, lasts: false, errno: ENOSPC };

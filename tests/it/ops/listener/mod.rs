@@ -114,7 +114,7 @@ fn health_and_readiness() {
 }
 
 #[test]
-fn other_paths_and_methods_are_refused_on_a_connection_that_stays() {
+fn other_paths_and_methods_are_refused_and_keep_the_connection() {
     let mut stream = connect();
     for (request, status) in [
         ("GET /healthy HTTP/1.1\r\nHost: h\r\n\r\n", 404),
@@ -133,7 +133,7 @@ fn other_paths_and_methods_are_refused_on_a_connection_that_stays() {
 }
 
 #[test]
-fn head_has_the_fields_of_get_and_no_body_and_options_says_what_is_allowed() {
+fn head_has_the_fields_of_get_and_options_lists_methods() {
     let mut stream = connect();
     for path in ["/", "/health", "/ready", "/nowhere"] {
         let get = ask(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).expect("an answer");
@@ -152,7 +152,7 @@ fn head_has_the_fields_of_get_and_no_body_and_options_says_what_is_allowed() {
 }
 
 #[test]
-fn a_connection_ends_with_its_answer_where_the_client_says_so_or_speaks_1_0() {
+fn connection_close_and_http_1_0_end_the_connection() {
     for request in [
         "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
         "GET /health HTTP/1.0\r\n\r\n",
@@ -258,7 +258,7 @@ fn garbage_is_refused_and_costs_its_own_connection_only() {
 }
 
 #[test]
-fn a_head_that_does_not_come_whole_is_refused_when_its_time_is_over() {
+fn an_incomplete_head_is_refused_at_its_timeout() {
     let mut stream = connect();
     let begun = Instant::now();
     let late = ask(&mut stream, "GET /health HTTP/1.1\r\nHost: ").expect("an answer");

@@ -54,7 +54,7 @@ fn wget_and_curl_get_their_answer_and_go() {
 }
 
 #[test]
-fn probes_of_kubernetes_and_cloud_balancers_get_their_answer_and_an_end() {
+fn probes_of_kubernetes_and_cloud_balancers_are_answered() {
     for agent in [
         "GET /ready HTTP/1.1\r\nHost: 10.1.2.3:9464\r\nUser-Agent: kube-probe/1.29\r\nAccept: */*\r\n\
          Connection: close\r\n\r\n",
@@ -82,7 +82,7 @@ impl Drop for HaProxy {
 }
 
 #[test]
-fn haproxy_takes_the_server_for_up_whatever_check_it_is_told_to_make() {
+fn haproxy_sees_the_server_up_with_every_kind_of_check() {
     const CHECKS: [(&str, &str); 6] = [
         ("plain", "option httpchk"),
         ("head", "option httpchk HEAD /ready"),

@@ -87,7 +87,7 @@ fn traffic(server: &Server, key: &str) {
 }
 
 #[test]
-fn both_listeners_show_every_name_of_the_contract_and_promtool_agrees() {
+fn both_listeners_show_every_metric_and_promtool_agrees() {
     let server = Server::start(Options::postgres(&Cluster::shared().create_database()));
     let (org, key) = server.organization("scraped", "100000");
     traffic(&server, &key);
@@ -149,7 +149,7 @@ fn strangers_see_metrics_only_where_that_is_wanted() {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_the_server_and_evaluates_the_alert_rules() {
+fn prometheus_scrapes_the_server_and_evaluates_the_alerts() {
     let mut cluster = Cluster::start_own(ClusterOptions::default());
     let url = cluster.create_database();
     let mut healthy = Server::start(Options::postgres(&url));
@@ -210,7 +210,7 @@ fn metric_names(expression: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_ops_listener_answers_while_every_shard_is_busy_and_while_the_database_is_down() {
+fn the_ops_listener_answers_with_busy_shards_and_no_database() {
     let mut cluster = Cluster::start_own(ClusterOptions::default());
     let url = cluster.create_database();
     let server = Server::start(Options::postgres(&url));
@@ -261,7 +261,7 @@ fn the_ops_listener_answers_while_every_shard_is_busy_and_while_the_database_is_
 }
 
 #[test]
-fn both_listeners_say_not_ready_until_the_database_is_there_and_after_the_signal() {
+fn both_listeners_are_not_ready_before_database_and_on_sigterm() {
     let mut cluster = Cluster::start_own(ClusterOptions::default());
     let url = cluster.create_database();
     cluster.stop();
