@@ -48,7 +48,7 @@ impl Rewriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_down(&self, held: &HeldList) -> io::Result<()> {
+    pub fn write_list(&self, held: &HeldList) -> io::Result<()> {
         held_list::write(&*self.storage, held)
     }
 

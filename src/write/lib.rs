@@ -1,18 +1,18 @@
-//! WRITERS: threads that take batches off the queue and store them, whatever it takes.
+//! The writers: threads that take batches off the queue and store them, whatever it takes.
 //!
-//! A batch leaves a writer's hands in parts: stored ([`bisect`]); refused for their data and quarantined; held beside the
-//! writers where they alone cannot be stored ([`held_events`]); left for a permit where they owe deliveries that cannot be stored
-//! now ([`delivery_permits`]); or given up at the deadline of a shutdown. While the database is away, or refuses everything
-//! ([`refusals`]), each writer keeps its batch and tries again, with backoff and jitter; the queue fills behind it and the
+//! A batch leaves a writer in parts. An event is stored ([`bisect`]); or refused for its data and quarantined; or held off the
+//! writers if it alone cannot be stored ([`held_events`]); or left for a writer with a delivery permit if its deliveries cannot
+//! be stored now ([`delivery_permits`]); or given up at the deadline of a shutdown. While the database is away or refuses
+//! everything ([`refusals`]), each writer keeps its batch and retries with backoff and jitter; the queue fills up, and the
 //! shards answer 429.
 //!
-//! Of two copies of an event in one batch the first goes on; the other is one once the first is stored.
+//! Of two copies of an event in one batch the first is stored; the second is a duplicate once the first is stored.
 //!
-//! Invariant: a slot is released, and the event counted in its journal segment, when the event is committed, to
-//! `events` or to `quarantined_events`, and never otherwise. So what the slots count when the writers have ended is
-//! exactly what only the journal has; without a journal, what is lost.
+//! Invariant: a slot is released, and the event counted in its journal segment, exactly when the event is committed to `events`
+//! or to `quarantined_events`. So the slots still taken when the writers have ended are the events that only the journal has;
+//! without a journal, they are lost.
 //!
-//! Runs on the `writer-N`, `holder` and `holder-journal` threads only; may block; knows no HTTP.
+//! Runs on the `writer-N`, `held-events` and `held-journal` threads only. It may block, and it knows nothing of HTTP.
 
 pub mod batch_size;
 mod bisect;
@@ -37,7 +37,7 @@ use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryRe
 use millrace_store::{Store, StoreError};
 use millrace_webhooks::plan::planner::DeliveryPlanner;
 
-use self::batch_size::Load;
+use self::batch_size::BatchLoad;
 use self::bisect::{Bisection, Unstored};
 use self::delivery_permits::{DeliveryPermit, DeliveryPermits};
 use self::held_events::{Cause, HeldEvents};
@@ -45,11 +45,11 @@ use self::outage::Outage;
 use self::refusals::Refusals;
 use crate::gather::{Gathered, Gatherer};
 
-/// The running writers.
+/// The running writers, and the threads of the held events.
 pub struct Writers {
     threads: Vec<JoinHandle<()>>,
-    holder: JoinHandle<()>,
-    holder_journal: Option<JoinHandle<()>>,
+    held_events: JoinHandle<()>,
+    held_journal: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
 
@@ -58,27 +58,27 @@ struct Shared {
     metrics: Arc<Metrics>,
     gatherer: Gatherer,
     slots: Arc<Slots>,
-    /// What the events owe their organisations' endpoints.
+    /// Plans the deliveries of events and sends them.
     planner: Arc<DeliveryPlanner>,
-    /// The journal's, where there is one.
+    /// The journal's counts by segment; `None` without a journal.
     segment_refs: Option<Arc<SegmentRefs>>,
     outage: Outage,
     refusals: Refusals,
     held_events: Arc<HeldEvents>,
     permits: DeliveryPermits,
-    /// Set when a shutdown's grace is over: stop retrying, leave what is left.
+    /// Set when a shutdown's grace is over: stop retrying and leave the rest.
     give_up: AtomicBool,
 }
 
-/// What came of trying one event by itself.
+/// The result of storing one event by itself.
 enum Attempt {
     /// It is in `events` or in `quarantined_events`.
     Settled,
-    /// It is not.
+    /// It is in neither.
     Failed {
-        /// Why, as of now.
+        /// The latest cause.
         cause: Cause,
-        /// Whether it may be stored all the same.
+        /// Whether it may be stored nevertheless: no answer came.
         is_unknown: bool,
     },
 }
@@ -121,35 +121,35 @@ impl Writers {
                 critical_thread::spawn(&format!("writer-{n}"), move || shared.run())
             })
             .collect::<std::io::Result<_>>()?;
-        let holder = {
+        let held_thread = {
             let shared = Arc::clone(&shared);
-            critical_thread::spawn("holder", move || held_events::run(&shared))?
+            critical_thread::spawn("held-events", move || held_events::run(&shared))?
         };
-        let holder_journal = rewriter
+        let held_journal = rewriter
             .map(|rewriter| {
                 let shared = Arc::clone(&shared);
-                critical_thread::spawn("holder-journal", move || held_events::free_segments(&shared, &rewriter))
+                critical_thread::spawn("held-journal", move || held_events::free_segments(&shared, &rewriter))
             })
             .transpose()?;
-        Ok(Self { threads, holder, holder_journal, shared })
+        Ok(Self { threads, held_events: held_thread, held_journal, shared })
     }
 
-    /// Waits until everything accepted is stored, at most until `deadline`; nothing may be offered any more.
-    /// Returns how many events were not stored.
+    /// Waits until every accepted event is stored, at most until `deadline`. Nothing may be offered any more. Returns how
+    /// many events were not stored.
     pub fn drain(self, deadline: Instant) -> usize {
         self.shared.gatherer.close();
         while Instant::now() < deadline && self.threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(10));
         }
         self.shared.held_events.end();
-        while Instant::now() < deadline && !self.holder.is_finished() {
+        while Instant::now() < deadline && !self.held_events.is_finished() {
             thread::sleep(Duration::from_millis(10));
         }
         self.shared.give_up.store(true, Ordering::Relaxed);
-        // A writer inside a database call returns within the call's own deadline; the process need not wait.
+        // A writer inside a database call returns by the call's own deadline; the process does not wait for that.
         let last_call = Instant::now() + Duration::from_millis(500);
-        // What the last of them leaves in an old segment is as safe there.
-        let all = || self.threads.iter().chain([&self.holder]).chain(&self.holder_journal);
+        // Events that are not rewritten in time are as safe in their old segment.
+        let all = || self.threads.iter().chain([&self.held_events]).chain(&self.held_journal);
         while Instant::now() < last_call && all().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -173,7 +173,7 @@ impl Shared {
         }
     }
 
-    /// Brings a batch to an end: of two copies the first, and the other where that was not stored.
+    /// Stores a batch; of two copies the first, and the second if the first was not stored.
     fn store_batch(&self, mut events: Vec<Event>, opened_at: Instant, mut permit: Option<DeliveryPermit<'_>>) {
         while !events.is_empty() && !self.is_given_up() {
             let copies = take_copies(&mut events);
@@ -188,8 +188,8 @@ impl Shared {
         }
     }
 
-    /// Stores events of which none is another's copy. Returns the ids of those that are not stored and whose copies are to
-    /// be tried; `None` where time is up.
+    /// Stores events without copies among them. Returns the ids of those that are not stored and whose copies must be tried;
+    /// `None` if time is up.
     fn store_originals(
         &self,
         events: Vec<Event>,
@@ -219,14 +219,14 @@ impl Shared {
         self.store_in_parts(owing, owed, opened_at, copies, &mut unsettled).then_some(unsettled)
     }
 
-    /// Puts events, and their copies behind them, where they wait for a permit.
+    /// Leaves events, and their copies behind them, to wait for a delivery permit.
     fn leave(&self, events: Vec<Event>, copies: &[Event], pause: Duration) {
         let ids: HashSet<EventId> = events.iter().map(|event| event.id).collect();
         let behind: Vec<Event> = copies.iter().filter(|copy| ids.contains(&copy.id)).cloned().collect();
         self.permits.leave(events.into_iter().chain(behind), pause);
     }
 
-    /// Deliveries of each event, once the endpoints are known; `None` where time is up.
+    /// Number of deliveries of each event, once the endpoints are known; `None` if time is up.
     fn owed(&self, events: &[Event]) -> Option<Vec<u32>> {
         let mut backoff = Backoff::for_store().with_jitter();
         while !self.is_given_up() {
@@ -241,8 +241,8 @@ impl Shared {
         None
     }
 
-    /// Stores what can be stored and finds a place for the rest; the ids of what is held go to `unsettled`. `false` where
-    /// time is up.
+    /// Stores what can be stored and finds a place for the rest; ids of held events go to `unsettled`. `false` if time is
+    /// up.
     fn store_in_parts(
         &self,
         events: Vec<Event>,
@@ -266,11 +266,11 @@ impl Shared {
         !is_given_up
     }
 
-    /// Sets a refused event aside, or gives it to the holder; where there is no room, keeps at it here.
+    /// Quarantines a refused event or holds it. If there is no room to hold it, retries here until it is settled.
     fn place(&self, mut event: Event, mut cause: Cause, are_others_stored: bool) {
         let pause = match cause.reason {
             HeldReason::Refused if are_others_stored => {
-                // It may have been refused before what kept everybody was over.
+                // It may have been refused during an outage that is over.
                 if self.settle_one(&mut event, &mut cause) {
                     return;
                 }
@@ -293,7 +293,7 @@ impl Shared {
         }
     }
 
-    /// Tries an event once more by itself. Whether it is settled; if not, the cause is the latest.
+    /// Tries an event once more by itself. Returns whether it is settled; if not, updates the cause.
     fn settle_one(&self, event: &mut Event, cause: &mut Cause) -> bool {
         match self.try_one(event, cause) {
             Attempt::Settled => {
@@ -310,7 +310,7 @@ impl Shared {
         }
     }
 
-    /// Stores one event by itself, or sets it aside where its data is refused while others are stored.
+    /// Stores one event by itself, or quarantines it if its data is refused while others are stored.
     fn try_one(&self, event: &Event, before: &Cause) -> Attempt {
         let cause = |reason, code: &str, why: String| Cause { reason, code: code.to_owned(), why };
         let (cause, is_unknown) = match self.store(std::slice::from_ref(event), Instant::now()) {
@@ -322,7 +322,7 @@ impl Shared {
                 }
                 (cause, false)
             }
-            // The database is away: it says nothing about the event.
+            // The database is away, which says nothing about the event.
             Err(StoreError::Unavailable(_) | StoreError::Rejected(_)) => (before.clone(), true),
             Err(StoreError::Locked(_)) => (before.clone(), false),
             Err(StoreError::TooMuch(why)) => (cause(HeldReason::TooMuch, "too_much", why), true),
@@ -334,12 +334,12 @@ impl Shared {
         Attempt::Failed { cause, is_unknown }
     }
 
-    /// Makes one attempt to store `events` with what they owe, and hands their deliveries to the sender. The caller settles.
+    /// Makes one attempt to store `events` with their deliveries, and hands the deliveries to the sender. The caller settles.
     fn store(&self, events: &[Event], opened_at: Instant) -> Result<(), StoreError> {
         let began = Instant::now();
-        // Anew for each attempt: leases and places in memory are not held through an outage.
+        // Planned again for each attempt: leases and reservations are not held through an outage.
         let plan = self.planner.plan(events)?;
-        let load = Load {
+        let load = BatchLoad {
             events: events.len(),
             bytes: events.iter().map(Event::weight).sum(),
             deliveries: plan.deliveries.len(),
@@ -376,8 +376,8 @@ impl Shared {
         }
     }
 
-    /// Counts a committed batch of which `stored` rows are new. A copy is what a client sent again: not an id the server
-    /// made, and not what the database may have for other reasons.
+    /// Counts a committed batch of which `stored` rows are new. A copy is an event that a client sent again: its id is derived
+    /// from a `dedup_id`, and no replay or lost answer explains why the database has it.
     fn count(&self, events: &[Event], stored: u64, opened_at: Instant) {
         let found = (events.len() as u64).saturating_sub(stored);
         let copies = if found == 0 {
@@ -396,7 +396,7 @@ impl Shared {
         });
     }
 
-    /// The database has `events`.
+    /// Releases the slots of `events`, which the database has, and counts them in their segments.
     fn settle(&self, events: &[Event]) {
         if let Some(segment_refs) = &self.segment_refs {
             segment_refs.commit(events);
@@ -404,7 +404,7 @@ impl Shared {
         self.slots.release(events, events.iter().map(Event::weight).sum());
     }
 
-    /// Makes one attempt to set `event` aside; whether it is. The caller settles.
+    /// Makes one attempt to quarantine `event`. Returns whether it is quarantined; the caller settles.
     fn quarantine(&self, event: &Event, cause: &Cause) -> bool {
         let kept = self.metrics.store.timed(DbOperation::Quarantine, || self.store.quarantine(event, &cause.why));
         match kept {
@@ -413,12 +413,12 @@ impl Shared {
                     self.metrics.store.event_quarantined();
                     self.held_events.log_set_aside(event, &cause.why);
                 } else {
-                    // By a replay, or an attempt after a lost answer.
+                    // It was quarantined before a replay, or before an answer was lost.
                     self.metrics.store.copies_skipped(0, 1);
                 }
                 true
             }
-            // The database is away; that is said elsewhere.
+            // The database is away; that is logged elsewhere.
             Err(StoreError::Unavailable(_)) => false,
             Err(error) => {
                 self.held_events.log_not_quarantined(event, &error.to_string());
@@ -432,9 +432,9 @@ impl Shared {
     }
 }
 
-/// Takes the events out that have the id of one before them.
+/// Removes and returns the events whose id occurs earlier in the batch.
 fn take_copies(events: &mut Vec<Event>) -> Vec<Event> {
-    // Ids the server made come twice only from a journal.
+    // Ids made by the server repeat only in a replay.
     if !events.iter().any(|event| event.has_derived_id() || event.may_be_stored()) {
         return Vec::new();
     }
