@@ -290,6 +290,7 @@ impl Problem {
     }
 
     /// What is wrong and what the client can do.
+    // Over 70 lines: one arm for each problem.
     pub fn detail(&self) -> Cow<'static, str> {
         match self {
             Self::BadRequest(why) | Self::NoSuch(why) => Cow::Borrowed(why),

@@ -14,7 +14,8 @@ use std::task::{Poll, Waker};
 use millrace_base::event::{Event, OrgId};
 use millrace_base::limits;
 
-use super::lane::{ClosedReason, CommitBatch, Completion, Lane, Outcome, advance};
+use super::gate::ClosedReason;
+use super::lane::{CommitBatch, Completion, Lane, Outcome, advance};
 use super::record;
 use crate::queue::Queue;
 

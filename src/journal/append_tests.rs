@@ -10,7 +10,7 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EventId, OrgId, SegmentRef};
 
 use super::*;
-use crate::lane::Gate;
+use crate::gate::Gate;
 use crate::queue::{Accepted, queue};
 
 const SEGMENT: SegmentRef = SegmentRef(5);

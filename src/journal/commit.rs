@@ -15,7 +15,8 @@ use millrace_base::event::SegmentRef;
 use millrace_metrics::{JournalFailure, Metrics};
 
 use super::disk::SegmentFile;
-use super::lane::{ClosedReason, CommitBatch, Completion, Gate, Lane, Outcome, advance};
+use super::gate::{ClosedReason, Gate};
+use super::lane::{CommitBatch, Completion, Lane, Outcome, advance};
 use super::record::{self, Salt};
 use super::segment::{BLOCK_BYTES, SegmentId};
 use super::segment_refs::SegmentRefs;

@@ -1,12 +1,15 @@
-//! Journal directories on a real file system, in every state a crash, a disk or a hand can leave them in: what is
-//! intact comes back, nothing else does, and what is missing is said once, with its place and its count.
+//! Journal directories on a real file system, in every state that a crash, a disk or a person can leave them in. What is
+//! intact comes back, nothing else does, and what is missing is reported once, with its place and its count.
+// Over 500 lines: the cases share their fixtures.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;

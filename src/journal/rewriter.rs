@@ -18,11 +18,12 @@ use millrace_base::event::{Event, SegmentRef};
 use millrace_metrics::Metrics;
 
 use super::disk::Storage;
+use super::gate::{ClosedReason, Gate};
 use super::held_list::{self, HeldList};
-use super::lane::{ClosedReason, Gate, Lane, Outcome, advance};
+use super::lane::{Lane, Outcome, advance};
 use super::record;
-use super::segment_pool::SegmentTable;
 use super::segment_refs::SegmentRefs;
+use super::segment_table::SegmentTable;
 
 /// How often the thread looks for the completion.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);

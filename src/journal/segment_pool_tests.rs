@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, bounded};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::event::{Event, EventId, OrgId, SegmentRef};
 
 use super::*;
 use crate::disk::{Disk, Space};

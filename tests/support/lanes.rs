@@ -9,9 +9,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use millrace_base::event::{Event, EventId};
-use millrace_journal::lane::ClosedReason;
 use millrace_journal::queue::Queue;
-use millrace_journal::{AckToken, AppendError, Appender, Journal};
+use millrace_journal::{AckToken, AppendError, Appender, ClosedReason, Journal};
 
 /// Something hangs where nothing happens for so long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
