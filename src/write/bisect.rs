@@ -15,8 +15,8 @@ use millrace_base::retry::Backoff;
 use millrace_metrics::HeldReason;
 use millrace_store::StoreError;
 
-use super::Shared;
 use super::held_events::Cause;
+use super::writer::Shared;
 
 /// How the next part to try is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]

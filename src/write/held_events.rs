@@ -22,7 +22,7 @@ use millrace_journal::Rewriter;
 use millrace_journal::held_list::{HeldEvent, HeldList};
 use millrace_metrics::HeldReason;
 
-use super::{Attempt, Shared};
+use super::writer::{Attempt, Shared};
 
 /// How often the thread looks for events that are due.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
