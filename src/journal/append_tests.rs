@@ -46,7 +46,7 @@ impl Rig {
     }
 
     fn poll(&self) {
-        let mut task = pin!(self.appender.tend(|_| ()));
+        let mut task = pin!(self.appender.run(|_| ()));
         assert!(task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 

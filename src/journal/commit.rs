@@ -188,7 +188,7 @@ impl Committer {
         self.current = Some(OpenSegment { segment, position: BLOCK_BYTES as u64 });
         if let Some(why) = self.gate.closed().filter(|why| why.may_pass()) {
             let is_full = why.is_full();
-            tracing::info!("the journal {}", if is_full { "has room again" } else { "takes events again" });
+            tracing::info!("the journal {}", if is_full { "has room again" } else { "accepts events again" });
             self.gate.open(why);
         }
         Ok(())

@@ -93,7 +93,7 @@ impl ClosedReason {
             // Logged where it happened.
             Self::Failed => {}
             _ if self.is_full() => tracing::warn!(reason, "the journal has no room; events are refused until it has"),
-            _ => tracing::error!(reason, "the journal takes nothing; events are refused until it does"),
+            _ => tracing::error!(reason, "the journal accepts nothing; events are refused until it does"),
         }
     }
 

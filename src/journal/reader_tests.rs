@@ -315,7 +315,7 @@ fn a_torn_tail_that_was_acknowledged_is_reported_where_it_is() {
 }
 
 #[test]
-fn zeros_where_the_last_records_were_are_noticed_by_the_next_segment() {
+fn the_next_segment_reveals_that_last_records_were_zeroed() {
     let directory = Directory::of(3);
     let mut zeros = healthy(1);
     let (at, _, _) = zeros.records[2];
@@ -547,7 +547,7 @@ fn sweep() -> (Directory, Chain, Segment, [SegmentId; 2]) {
 }
 
 #[test]
-fn every_flipped_byte_is_said_where_it_is_and_costs_at_most_its_record() {
+fn a_flipped_byte_is_located_and_costs_at_most_its_record() {
     let (directory, chain, segment, ids) = sweep();
     let file = File::options().write(true).open(directory.path(id(4))).unwrap();
     let end = segment.records.last().map(|(at, len, _)| at + len).unwrap();

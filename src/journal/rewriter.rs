@@ -55,7 +55,7 @@ impl Rewriter {
 
     /// The segments that only held events keep alive. `held` has the number of held events of each segment. Empty while the
     /// journal has plenty of space.
-    pub fn kept_by_these_alone(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
+    pub fn segments_kept_only_by(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
         if self.segments.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
             return Vec::new();
         }

@@ -88,7 +88,7 @@ impl Rig {
 }
 
 #[test]
-fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_gone() {
+fn segments_are_deleted_in_order_once_their_events_are_stored() {
     let mut rig = Rig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 2, 1);
@@ -110,7 +110,7 @@ fn a_segment_is_deleted_when_all_its_events_are_stored_and_the_older_ones_are_go
 }
 
 #[test]
-fn one_segment_that_is_not_needed_becomes_the_next_and_nothing_in_it_is_left() {
+fn a_released_segment_becomes_the_next_with_zeros_only() {
     let mut rig = Rig::new(100);
     let [mut a, b] = std::array::from_fn(|_| rig.take());
     let len = rig.pool.segment_bytes;
@@ -152,7 +152,7 @@ fn segments_of_other_streams_do_not_hold_each_other_up() {
 }
 
 #[test]
-fn at_the_end_segments_without_events_go_and_those_with_events_stay() {
+fn a_shutdown_deletes_only_segments_without_events() {
     let mut rig = Rig::new(100);
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
@@ -206,7 +206,7 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
 }
 
 #[test]
-fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
+fn a_full_journal_answers_only_a_committer_that_asks() {
     let mut rig = Rig::new(2);
     let [a, _b] = std::array::from_fn(|_| rig.take());
     rig.offer_next();
@@ -224,7 +224,7 @@ fn over_its_limit_the_journal_is_full_and_says_so_only_to_who_asks() {
 
 /// It is asked for only as long as whoever writes held events over waits for the answer.
 #[test]
-fn the_reserve_is_there_when_it_is_asked_for_however_lately_the_journal_was_found_full() {
+fn the_rewriters_reserve_does_not_wait_for_a_retry() {
     let mut rig = Rig::new(3);
     let bytes_max = rig.pool.bytes_max;
     rig.pool.bytes_max = bytes_max - 1;
@@ -240,7 +240,7 @@ fn the_reserve_is_there_when_it_is_asked_for_however_lately_the_journal_was_foun
 }
 
 #[test]
-fn what_cannot_be_deleted_stays_in_the_books_and_holds_what_follows() {
+fn an_undeletable_segment_stays_and_blocks_those_behind_it() {
     let mut rig = Rig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     for segment in [&a, &b, &c] {
@@ -341,7 +341,7 @@ fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
 }
 
 #[test]
-fn what_is_only_kept_ready_is_given_back_where_somebody_needs_the_reserve() {
+fn preallocated_files_make_way_when_the_reserve_is_needed() {
     let (mut rig, disk) = rig_on_small_disk();
     let leave = |bytes| disk.space.lock().unwrap().available = bytes;
     let [a, b] = std::array::from_fn(|_| rig.take());
@@ -385,7 +385,7 @@ fn beside_the_store_what_is_held_fits_in_once_more() {
 }
 
 #[test]
-fn a_reserve_is_a_part_of_the_disk_and_small_disks_have_room_beside_it() {
+fn the_reserve_is_a_part_of_the_disk_that_suits_small_disks() {
     const MIB: u64 = 1024 * 1024;
     for (total, expected) in [(16, 4), (100, 25), (256, 64), (1024, 64), (4096, 204), (1024 * 1024, 256)] {
         assert_eq!(reserve(total * MIB) / MIB, expected, "{total}");

@@ -140,7 +140,7 @@ impl HeldEvents {
                 code,
                 why,
                 "there is no room for more events that cannot be stored; each further one holds up a writer until the \
-                 database takes it, or takes it into quarantined_events: mend what it says"
+                 database takes it, or takes it into quarantined_events: fix what it says"
             );
         }
     }
@@ -348,7 +348,7 @@ pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
             continue;
         }
         let (keys, mut events): (Vec<u64>, Vec<Event>) =
-            shared.held_events.in_segments(&rewriter.kept_by_these_alone(&held)).into_iter().unzip();
+            shared.held_events.in_segments(&rewriter.segments_kept_only_by(&held)).into_iter().unzip();
         if events.is_empty() {
             continue;
         }

@@ -67,10 +67,10 @@ impl Outage {
                         seconds,
                         waiting,
                         "every event is refused: the table events takes none. All are held and none is put into \
-                         quarantine until this is mended; trying again"
+                         quarantine until this is fixed; trying again"
                     ),
                     StoreError::Misconfigured(_) | StoreError::Unexplained(_) | StoreError::Rejected(_) => {
-                        tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again");
+                        tracing::error!(%error, seconds, waiting, "events cannot be stored until this is fixed; trying again");
                     }
                     StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) => {
                         tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again");

@@ -31,7 +31,7 @@ impl Lanes {
         let appenders: Vec<_> = (0..shards).map(appender).collect();
         let task = |appender: &Rc<Appender>| {
             let appender = Rc::clone(appender);
-            Box::pin(async move { appender.tend(|_| ()).await }) as Pin<Box<dyn Future<Output = ()>>>
+            Box::pin(async move { appender.run(|_| ()).await }) as Pin<Box<dyn Future<Output = ()>>>
         };
         let tasks = appenders.iter().map(task).collect();
         Self { appenders, tasks, waker: Waker::from(Arc::new(Unpark(thread::current()))), waiting: Vec::new() }
