@@ -1,4 +1,4 @@
-//! The shard's end alone: the test plays the thread at the other.
+//! The appender alone: the test plays the `journal` thread.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,7 @@ impl Rig {
         self.appender.accept(Event::new(id, org, Timestamp::from_micros(0), "t", None, &vec![b'1'; len]), token)
     }
 
-    /// Says what became of the next `records`, as the thread would, and has the shard hear it.
+    /// Completes the next `records` as the thread would, and lets the shard settle them.
     fn complete(&self, records: u32, outcome: Outcome, batch: Option<Box<CommitBatch>>) {
         let progress = &self.lane.progress;
         advance(&progress.written, records);
@@ -64,7 +64,7 @@ fn tokens<const N: usize>() -> [Rc<AckToken>; N] {
 }
 
 #[test]
-fn events_are_released_in_order_and_go_to_the_writers_only_then() {
+fn events_go_to_the_writers_in_order_once_durable() {
     let rig = Rig::new(10, false);
     let [a, b] = tokens();
     for (number, token) in [(0, &a), (1, &b), (2, &a)] {
@@ -84,7 +84,7 @@ fn events_are_released_in_order_and_go_to_the_writers_only_then() {
 }
 
 #[test]
-fn what_comes_to_nothing_frees_its_slot_and_is_told_by_its_place() {
+fn a_failed_event_frees_its_slot_and_is_reported_by_position() {
     let rig = Rig::new(10, false);
     let [token, other] = tokens();
     for (number, token) in [(0, &token), (1, &other), (2, &token), (3, &token)] {
@@ -100,7 +100,7 @@ fn what_comes_to_nothing_frees_its_slot_and_is_told_by_its_place() {
 }
 
 #[test]
-fn while_one_group_is_away_the_next_gathers() {
+fn the_next_batch_gathers_while_one_is_committed() {
     let rig = Rig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
@@ -109,13 +109,13 @@ fn while_one_group_is_away_the_next_gathers() {
     rig.complete(1, Outcome::Durable(SEGMENT), Some(first));
     let second = rig.lane.take_batch().unwrap();
     assert_eq!(second.records, 3);
-    // The buffer that came back is used again.
+    // The returned buffer is reused.
     rig.accept(&token, 4, 10).unwrap();
     assert_eq!(rig.lane.take_batch().map(|batch| batch.records), Some(1));
 }
 
 #[test]
-fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
+fn a_closed_lane_and_a_full_queue_refuse_events() {
     let rig = Rig::new(1, false);
     let [token] = tokens();
     for why in [ClosedReason::Starting, ClosedReason::NoSpace, ClosedReason::Full, ClosedReason::Failed] {
@@ -146,7 +146,7 @@ fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
     // With the batch on its way there is room in the next.
     rig.accept(&token, 0, LEN).unwrap();
     rig.complete(1 + spilled as u32, Outcome::Durable(SEGMENT), Some(batch));
-    assert_eq!(rig.accepted.receiver.len(), 1, "the feeder brings the others");
+    assert_eq!(rig.accepted.receiver.len(), 1, "the feeder thread brings the others");
     rig.complete(1, Outcome::Refused(ClosedReason::Failed), rig.lane.take_batch());
     assert_eq!(token.clear(), [(1 + spilled as u32, AppendError::Refused(ClosedReason::Failed))]);
     assert_eq!(rig.accepted.slots.events(), 1, "a spilled event has no slot to give back");
@@ -154,7 +154,7 @@ fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
 
 #[test]
 #[should_panic(expected = "appended 1 ≥ written 2")]
-fn what_is_durable_and_was_never_appended_is_a_bug() {
+fn a_completion_without_an_append_panics() {
     let rig = Rig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
@@ -163,7 +163,7 @@ fn what_is_durable_and_was_never_appended_is_a_bug() {
 
 #[test]
 #[should_panic(expected = "durable 0 ≥ released 1")]
-fn a_promise_of_what_is_not_durable_is_a_bug() {
+fn releasing_what_is_not_durable_panics() {
     let rig = Rig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();

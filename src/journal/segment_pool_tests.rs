@@ -23,7 +23,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// With room for so many segments.
+    /// A pool with room for `segments_max` segments.
     fn new(segments_max: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (next_segments, next) = bounded(1);
@@ -163,7 +163,7 @@ fn a_shutdown_deletes_only_segments_without_events() {
     rig.use_up(&c, 1, 0);
     rig.pool.segment_refs.counts(c.segment_ref).seal();
     rig.pool.release(true);
-    // Behind one that is needed an empty one stays: the stream has no gap.
+    // An empty segment behind a needed one stays, so that the stream has no gap.
     rig.expect(&[&c, &d]);
     drop(b);
 }
@@ -182,7 +182,7 @@ fn a_damaged_segment_is_kept_under_another_name() {
 }
 
 #[test]
-fn an_old_segment_whose_events_are_stored_is_to_be_left() {
+fn an_old_segment_whose_events_are_stored_is_to_be_sealed() {
     let mut rig = Rig::new(100);
     let a = rig.take();
     let wants_seal = |rig: &Rig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
@@ -222,7 +222,7 @@ fn a_full_journal_answers_only_a_committer_that_asks() {
     assert_eq!(rig.take().id.number, 2);
 }
 
-/// It is asked for only as long as whoever writes held events over waits for the answer.
+/// The rewriter requests it only while it waits for its completion.
 #[test]
 fn the_rewriters_reserve_does_not_wait_for_a_retry() {
     let mut rig = Rig::new(3);
@@ -269,7 +269,7 @@ fn an_undeletable_segment_stays_and_blocks_those_behind_it() {
 }
 
 #[test]
-fn what_earlier_runs_left_counts_against_the_limit() {
+fn segments_of_earlier_runs_count_against_the_limit() {
     let mut rig = Rig::new(3);
     let left = SegmentId { stream: Stream(7), number: 0 };
     let phase = SegmentPhase::Unread { segment_ref: None, is_unknown: false };
@@ -285,7 +285,7 @@ fn what_earlier_runs_left_counts_against_the_limit() {
     assert_eq!(a.id.number, 0);
 }
 
-/// A disk that has as much room as it is told.
+/// A disk with settable free space.
 struct Roomy {
     disk: Disk,
     space: Mutex<Space>,
@@ -368,7 +368,7 @@ fn preallocated_files_make_way_when_the_reserve_is_needed() {
 }
 
 #[test]
-fn beside_the_store_what_is_held_fits_in_once_more() {
+fn with_the_store_on_the_same_disk_its_space_is_left_free() {
     let segment = SEGMENT_BYTES_MIN as u64;
     for (is_store_here, needed) in [(false, 0), (true, 3 * segment)] {
         let (mut rig, disk) = rig_on_small_disk();
