@@ -15,14 +15,14 @@ use crate::queue::{Accepted, queue};
 
 const SEGMENT: SegmentRef = SegmentRef(5);
 
-struct Rig {
+struct AppendRig {
     appender: Appender,
     gate: Arc<Gate>,
     lane: Arc<Lane>,
     accepted: Accepted,
 }
 
-impl Rig {
+impl AppendRig {
     fn new(slots: usize, may_spill: bool) -> Self {
         let gate = Arc::<Gate>::default();
         gate.open(ClosedReason::Starting);
@@ -65,7 +65,7 @@ fn tokens<const N: usize>() -> [Rc<AckToken>; N] {
 
 #[test]
 fn events_go_to_the_writers_in_order_once_durable() {
-    let rig = Rig::new(10, false);
+    let rig = AppendRig::new(10, false);
     let [a, b] = tokens();
     for (number, token) in [(0, &a), (1, &b), (2, &a)] {
         rig.accept(token, number, 10).unwrap();
@@ -85,7 +85,7 @@ fn events_go_to_the_writers_in_order_once_durable() {
 
 #[test]
 fn a_failed_event_frees_its_slot_and_is_reported_by_position() {
-    let rig = Rig::new(10, false);
+    let rig = AppendRig::new(10, false);
     let [token, other] = tokens();
     for (number, token) in [(0, &token), (1, &other), (2, &token), (3, &token)] {
         rig.accept(token, number, 10).unwrap();
@@ -101,7 +101,7 @@ fn a_failed_event_frees_its_slot_and_is_reported_by_position() {
 
 #[test]
 fn the_next_batch_gathers_while_one_is_committed() {
-    let rig = Rig::new(10, false);
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     let first = rig.lane.take_batch().unwrap();
@@ -116,7 +116,7 @@ fn the_next_batch_gathers_while_one_is_committed() {
 
 #[test]
 fn a_closed_lane_and_a_full_queue_refuse_events() {
-    let rig = Rig::new(1, false);
+    let rig = AppendRig::new(1, false);
     let [token] = tokens();
     for why in [ClosedReason::Starting, ClosedReason::NoSpace, ClosedReason::Full, ClosedReason::Failed] {
         rig.gate.close(why);
@@ -131,7 +131,7 @@ fn a_closed_lane_and_a_full_queue_refuse_events() {
 #[test]
 fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
     const LEN: usize = 200_000;
-    let rig = Rig::new(1, true);
+    let rig = AppendRig::new(1, true);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     let spilled = (1..1000).take_while(|number| rig.accept(&token, *number, LEN).is_ok()).count();
@@ -155,7 +155,7 @@ fn spilled_events_stay_out_of_the_queue_and_gather_up_to_a_bound() {
 #[test]
 #[should_panic(expected = "appended 1 ≥ written 2")]
 fn a_completion_without_an_append_panics() {
-    let rig = Rig::new(10, false);
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     rig.complete(2, Outcome::Durable(SEGMENT), None);
@@ -164,7 +164,7 @@ fn a_completion_without_an_append_panics() {
 #[test]
 #[should_panic(expected = "durable 0 ≥ released 1")]
 fn releasing_what_is_not_durable_panics() {
-    let rig = Rig::new(10, false);
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     rig.lane.complete(Completion { records: 1, outcome: Outcome::Durable(SEGMENT), batch: None });

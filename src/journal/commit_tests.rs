@@ -43,7 +43,7 @@ impl SegmentFile for Recorded {
     }
 }
 
-struct Rig {
+struct CommitRig {
     committer: Committer,
     lanes: Vec<Arc<Lane>>,
     segment_refs: Arc<SegmentRefs>,
@@ -53,7 +53,7 @@ struct Rig {
     number: u64,
 }
 
-impl Rig {
+impl CommitRig {
     fn new() -> Self {
         let gate = Arc::<Gate>::default();
         gate.open(ClosedReason::Starting);
@@ -151,7 +151,7 @@ fn records(bytes: &[u8]) -> Vec<(u64, u128)> {
 
 #[test]
 fn every_commit_begins_at_a_block_and_is_synchronised() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let (done, segment_ref) = rig.offer_next();
     for batch in [&[10][..], &[10, 5000, 1], &[4096 * 2]] {
         assert_eq!(rig.commit(batch), [(batch.len() as u32, Outcome::Durable(segment_ref))]);
@@ -168,7 +168,7 @@ fn every_commit_begins_at_a_block_and_is_synchronised() {
 
 #[test]
 fn batches_of_several_lanes_are_one_write() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let (done, segment_ref) = rig.offer_next();
     let [one, other] = rig.commit_all([&[10, 10], &[10]]);
     assert_eq!((one, other), (vec![(2, Outcome::Durable(segment_ref))], vec![(1, Outcome::Durable(segment_ref))]));
@@ -179,7 +179,7 @@ fn batches_of_several_lanes_are_one_write() {
 
 #[test]
 fn a_segment_can_end_between_two_lanes() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let ((_, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     let [one, other] = rig.commit_all([&[200_000, 200_000], &[10, 200_000, 10]]);
     assert_eq!(one, [(2, Outcome::Durable(a))]);
@@ -189,7 +189,7 @@ fn a_segment_can_end_between_two_lanes() {
 
 #[test]
 fn a_batch_is_split_at_the_end_of_a_segment() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let ((first, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     let outcomes = rig.commit(&[200_000, 200_000, 200_000, 10]);
     assert_eq!(outcomes, [(2, Outcome::Durable(a)), (2, Outcome::Durable(b))]);
@@ -203,7 +203,7 @@ fn a_batch_is_split_at_the_end_of_a_segment() {
 
 #[test]
 fn records_without_a_segment_are_refused_and_take_no_numbers() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let (_, a) = rig.offer_next();
     assert_eq!(rig.commit(&[200_000]), [(1, Outcome::Durable(a))]);
     rig.next_segments.send(Err(ClosedReason::Full)).unwrap();
@@ -234,7 +234,7 @@ fn records_without_a_segment_are_refused_and_take_no_numbers() {
 
 #[test]
 fn a_stale_refusal_of_the_pool_is_ignored() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     rig.next_segments.send(Err(ClosedReason::NoSpace)).unwrap();
     let (_, segment_ref) = rig.offer_next();
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(segment_ref))]);
@@ -242,7 +242,7 @@ fn a_stale_refusal_of_the_pool_is_ignored() {
 
 #[test]
 fn a_full_disk_costs_the_commit_and_the_segment() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let ((first, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(a))]);
     first.lock().unwrap().error = Some(ErrorKind::StorageFull);
@@ -256,7 +256,7 @@ fn a_full_disk_costs_the_commit_and_the_segment() {
 
 #[test]
 fn any_other_write_error_closes_the_journal() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let ((first, a), (second, _)) = (rig.offer_next(), rig.offer_next());
     first.lock().unwrap().error = Some(ErrorKind::Other);
     // The rest of a batch that would continue in the next segment is refused: nothing of it was written.
@@ -272,7 +272,7 @@ fn any_other_write_error_closes_the_journal() {
 
 #[test]
 fn an_old_segment_is_sealed_when_idle() {
-    let mut rig = Rig::new();
+    let mut rig = CommitRig::new();
     let ((_, a), (_, b)) = (rig.offer_next(), rig.offer_next());
     rig.commit(&[1]);
     rig.committer.look_around();

@@ -16,13 +16,13 @@ use crate::reader;
 use crate::record::Salt;
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
 
-struct Rig {
+struct PoolRig {
     pool: SegmentPool,
     next: Receiver<NextSegment>,
     directory: TempDir,
 }
 
-impl Rig {
+impl PoolRig {
     /// A pool with room for `segments_max` segments.
     fn new(segments_max: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -89,7 +89,7 @@ impl Rig {
 
 #[test]
 fn segments_are_deleted_in_order_once_their_events_are_stored() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 2, 1);
     rig.use_up(&b, 2, 2);
@@ -111,7 +111,7 @@ fn segments_are_deleted_in_order_once_their_events_are_stored() {
 
 #[test]
 fn a_released_segment_becomes_the_next_with_zeros_only() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let [mut a, b] = std::array::from_fn(|_| rig.take());
     let len = rig.pool.segment_bytes;
     a.file.write(BLOCK_BYTES as u64, &vec![7; len as usize - BLOCK_BYTES]).unwrap();
@@ -138,7 +138,7 @@ fn a_released_segment_becomes_the_next_with_zeros_only() {
 
 #[test]
 fn segments_of_other_streams_do_not_hold_each_other_up() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
     rig.pool.next = SegmentId { stream: Stream(51), number: 0 };
     let b = rig.take();
@@ -153,7 +153,7 @@ fn segments_of_other_streams_do_not_hold_each_other_up() {
 
 #[test]
 fn a_shutdown_deletes_only_segments_without_events() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
     rig.pool.segment_refs.counts(a.segment_ref).seal();
@@ -170,7 +170,7 @@ fn a_shutdown_deletes_only_segments_without_events() {
 
 #[test]
 fn a_damaged_segment_is_kept_under_another_name() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
     rig.use_up(&a, 1, 1);
     rig.pool.segment_refs.counts(a.segment_ref).seal();
@@ -183,10 +183,10 @@ fn a_damaged_segment_is_kept_under_another_name() {
 
 #[test]
 fn an_old_segment_whose_events_are_stored_is_to_be_sealed() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
-    let wants_seal = |rig: &Rig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
-    let age = |rig: &mut Rig, age: i64| {
+    let wants_seal = |rig: &PoolRig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
+    let age = |rig: &mut PoolRig, age: i64| {
         let since = Timestamp::from_micros(Timestamp::now().as_micros() - age);
         rig.pool.segments.lock().get_mut(&a.id).unwrap().since = since;
         rig.pool.release(false);
@@ -207,7 +207,7 @@ fn an_old_segment_whose_events_are_stored_is_to_be_sealed() {
 
 #[test]
 fn a_full_journal_answers_only_a_committer_that_asks() {
-    let mut rig = Rig::new(2);
+    let mut rig = PoolRig::new(2);
     let [a, _b] = std::array::from_fn(|_| rig.take());
     rig.offer_next();
     assert!(rig.next.is_empty(), "nobody asked");
@@ -225,7 +225,7 @@ fn a_full_journal_answers_only_a_committer_that_asks() {
 /// The rewriter requests it only while it waits for its completion.
 #[test]
 fn the_rewriters_reserve_does_not_wait_for_a_retry() {
-    let mut rig = Rig::new(3);
+    let mut rig = PoolRig::new(3);
     let bytes_max = rig.pool.bytes_max;
     rig.pool.bytes_max = bytes_max - 1;
     let [a, b] = std::array::from_fn(|_| rig.take());
@@ -241,7 +241,7 @@ fn the_rewriters_reserve_does_not_wait_for_a_retry() {
 
 #[test]
 fn an_undeletable_segment_stays_and_blocks_those_behind_it() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     for segment in [&a, &b, &c] {
         rig.use_up(segment, 1, 1);
@@ -270,7 +270,7 @@ fn an_undeletable_segment_stays_and_blocks_those_behind_it() {
 
 #[test]
 fn segments_of_earlier_runs_count_against_the_limit() {
-    let mut rig = Rig::new(3);
+    let mut rig = PoolRig::new(3);
     let left = SegmentId { stream: Stream(7), number: 0 };
     let phase = SegmentPhase::Unread { segment_ref: None, is_unknown: false };
     let since = Timestamp::from_micros(Timestamp::now().as_micros() - 60_000_000);
@@ -332,8 +332,8 @@ impl Storage for Roomy {
 const DISK_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// A rig on a disk of a gibibyte, and the disk.
-fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
-    let mut rig = Rig::new(100);
+fn rig_on_small_disk() -> (PoolRig, Arc<Roomy>) {
+    let mut rig = PoolRig::new(100);
     let disk = Disk::open(rig.directory.path()).unwrap();
     let disk = Arc::new(Roomy { disk, space: Mutex::new(Space { total: DISK_BYTES, available: DISK_BYTES }) });
     rig.pool.storage = Arc::clone(&disk) as Arc<dyn Storage>;
