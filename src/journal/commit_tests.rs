@@ -263,7 +263,7 @@ fn any_other_write_error_closes_the_journal() {
     let outcomes = rig.commit(&[200_000, 200_000, 200_000]);
     assert_eq!(outcomes, [(2, Outcome::Unknown), (1, Outcome::Refused(ClosedReason::Failed))]);
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Refused(ClosedReason::Failed))]);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert_eq!(rig.closed(), Some(ClosedReason::Failed));
     let first = first.lock().unwrap();
     assert_eq!((first.writes.len(), first.syncs, second.lock().unwrap().writes.len()), (1, 0, 0));
@@ -275,10 +275,10 @@ fn an_old_segment_is_sealed_when_idle() {
     let mut rig = CommitRig::new();
     let ((_, a), (_, b)) = (rig.offer_next(), rig.offer_next());
     rig.commit(&[1]);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert!(!rig.segment_refs.counts(a).is_sealed());
     rig.committer.gate.wants_seal.store(true, Ordering::Relaxed);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert!(rig.segment_refs.counts(a).is_sealed());
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(b))]);
 }

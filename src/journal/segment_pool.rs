@@ -44,6 +44,7 @@ fn reserve(total: u64) -> u64 {
     wanted.min(total / limits::JOURNAL_RESERVE_PART_MAX)
 }
 
+/// The state of the `journal-pool` thread.
 pub(super) struct SegmentPool {
     pub storage: Arc<dyn Storage>,
     pub segment_refs: Arc<SegmentRefs>,
@@ -85,18 +86,16 @@ impl SegmentPool {
         }
     }
 
+    /// Puts the next segment into the channel if it is empty; without a segment, the reason if the committer asks.
     fn offer_next(&mut self) {
-        let Some((next_segments, _)) = self.next_segments.clone().filter(|(next_segments, _)| next_segments.is_empty())
-        else {
-            return;
-        };
+        let Some((sender, _)) = self.next_segments.clone().filter(|(sender, _)| sender.is_empty()) else { return };
         // Checking for a full journal is free, and a request beyond the maximum is short-lived; neither waits for the retry.
         if self.shortage.is_none_or(|(why, retry_at)| why == ClosedReason::Full || Instant::now() >= retry_at) {
             match self.preallocate() {
                 Ok(preallocated) => {
                     self.shortage = None;
                     self.gate.wants_segment.store(false, Ordering::Relaxed);
-                    send(&next_segments, Ok(preallocated));
+                    send(&sender, Ok(preallocated));
                     return self.gate.set_shortage(None);
                 }
                 Err(why) => {
@@ -108,7 +107,7 @@ impl SegmentPool {
         if let Some((why, _)) = self.shortage
             && self.gate.wants_segment.swap(false, Ordering::Acquire)
         {
-            send(&next_segments, Err(why));
+            send(&sender, Err(why));
         }
     }
 
@@ -170,14 +169,14 @@ impl SegmentPool {
             let _ = self.storage.remove(&preparing());
         }
         // A committer that waits for a segment keeps it.
-        if let Some((next_segments, preallocated)) = &self.next_segments
+        if let Some((sender, receiver)) = &self.next_segments
             && !self.gate.wants_segment.load(Ordering::Acquire)
-            && let Ok(taken) = preallocated.try_recv()
+            && let Ok(taken) = receiver.try_recv()
         {
             let PreallocatedSegment { id, segment_ref, .. } = match taken {
                 Ok(preallocated) => preallocated,
                 // The committer may be about to read this answer.
-                Err(why) => return send(next_segments, Err(why)),
+                Err(why) => return send(sender, Err(why)),
             };
             // The next segment gets its number, so the stream has no gap. If it cannot be removed, it is empty and is overwritten.
             self.next = id;
@@ -336,8 +335,8 @@ fn remove_if_there(storage: &dyn Storage, name: &str) -> io::Result<()> {
     }
 }
 
-fn send(next_segments: &Sender<NextSegment>, next: NextSegment) {
-    if let Err(TrySendError::Full(_)) = next_segments.try_send(next) {
+fn send(sender: &Sender<NextSegment>, next: NextSegment) {
+    if let Err(TrySendError::Full(_)) = sender.try_send(next) {
         unreachable!("only the pool sends, and it looked");
     }
 }
