@@ -43,7 +43,7 @@ impl Readiness {
 pub struct Stage {
     at: AtomicU8,
     /// What keeps the start from going on; empty before anything was tried.
-    trouble: Mutex<String>,
+    obstacle: Mutex<String>,
 }
 
 impl Stage {
@@ -60,8 +60,8 @@ impl Stage {
     pub fn readiness(&self) -> Readiness {
         match self.at.load(Ordering::Relaxed) {
             // Shards call this, and they never wait for a lock.
-            Self::PREPARING => match self.trouble.try_lock() {
-                Ok(trouble) if !trouble.is_empty() => Readiness::NotReady(trouble.clone().into()),
+            Self::PREPARING => match self.obstacle.try_lock() {
+                Ok(obstacle) if !obstacle.is_empty() => Readiness::NotReady(obstacle.clone().into()),
                 _ => Readiness::NotReady("the database has not been reached yet".into()),
             },
             Self::FOREIGN => {
@@ -78,8 +78,8 @@ impl Stage {
     }
 
     /// Notes what keeps the server from being ready, for `/ready`.
-    pub fn is_held_up_by(&self, trouble: &impl fmt::Display) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble.to_string();
+    pub fn note_obstacle(&self, obstacle: &impl fmt::Display) {
+        *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle.to_string();
     }
 
     /// Moves to the last stage: no longer ready.
