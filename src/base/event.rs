@@ -1,7 +1,8 @@
-//! The event as it leaves a shard: validated, with its id, in one allocation, ready to be stored. And the ids of things.
+//! The event as it leaves a shard: with its id, in one allocation, ready to be stored. And the ids of organisations, events,
+//! endpoints and deliveries.
 //!
-//! Only `ingest` (from a request) and the journal (from a record) build events, so an event in the queue was authenticated and
-//! validated.
+//! An event is built from a request (`ingest`), from a journal record (`journal`), from a quarantined row (`store`), or as a test
+//! event (`control`). [`Event::new`] checks lengths only: its callers have authenticated and validated the rest.
 
 use std::fmt;
 
