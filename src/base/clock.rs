@@ -1,7 +1,7 @@
 //! Wall-clock time as stored and shown: microseconds since the Unix epoch, UTC.
 //!
-//! Anything that measures a duration (limits, TTLs, backoff, deadlines) uses [`std::time::Instant`]
-//! instead: the wall clock may jump.
+//! Everything that measures a duration (limits, TTLs, backoff, deadlines) uses [`std::time::Instant`] instead, because the wall
+//! clock may jump.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,13 +12,13 @@ use time::{Date, OffsetDateTime};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// A moment of the monotonic clock that fits in an atomic: microseconds since this was first asked, 0 before that.
+/// Monotonic time that fits in an atomic: microseconds since the first call, 0 for anything before it.
 pub fn micros_since_start(at: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     at.saturating_duration_since(*START).as_micros() as u64
 }
 
-/// A moment in microseconds since 1970-01-01T00:00:00Z.
+/// A point in time, in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
@@ -56,13 +56,13 @@ impl Timestamp {
         Day(self.0.div_euclid(MICROS_PER_DAY) as i32)
     }
 
-    /// This moment minus a duration.
+    /// This time minus a duration.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// This moment plus a duration.
+    /// This time plus a duration.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
@@ -80,12 +80,12 @@ impl Timestamp {
         Self(self.0.saturating_add(1))
     }
 
-    /// How long before this moment `earlier` was; zero where it was not.
+    /// The time since `earlier`; zero if it is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// Parses an RFC 3339 date-time such as `2026-01-31T12:00:00Z`; `None` where it is not one.
+    /// Parses an RFC 3339 date-time such as `2026-01-31T12:00:00Z`; `None` for anything else.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(at.unix_timestamp_nanos().div_euclid(1000)).ok().map(Self)
@@ -108,27 +108,27 @@ impl Serialize for Timestamp {
     }
 }
 
-/// The time by which old rows are deleted: what is deleted does not come back when a wrong clock is set right. A clock that
-/// goes ahead of what the process lived through is believed a day later.
+/// The clock that decides which old rows are deleted. A wrong wall clock must not delete rows, since they do not come back
+/// when it is corrected. So a wall clock that is ahead of the time the process has run is believed only a day later.
 #[derive(Debug)]
 pub struct RetentionClock {
     believed: (Timestamp, Instant),
-    /// Since when the clock is ahead.
+    /// Since when the wall clock is ahead.
     ahead_since: Option<Instant>,
 }
 
 impl RetentionClock {
-    /// How far a clock may be ahead of what was lived through, as after a pause of the machine.
+    /// How far the wall clock may be ahead, as after a pause of the machine.
     const SLACK: Duration = Duration::from_secs(3600);
-    /// How long it must have been ahead to be believed.
+    /// How long it must be ahead before it is believed.
     const DOUBT: Duration = Duration::from_secs(24 * 3600);
 
-    /// Believes what it is told at first.
+    /// Believes the first time that it is given.
     pub fn new(now: Timestamp, at: Instant) -> Self {
         Self { believed: (now, at), ahead_since: None }
     }
 
-    /// The time, where the clock says `now`.
+    /// The time to use when the wall clock says `now`.
     pub fn time(&mut self, now: Timestamp, at: Instant) -> Timestamp {
         let (believed, since) = self.believed;
         let lived = believed.plus(at.saturating_duration_since(since));

@@ -1,9 +1,8 @@
 //! Threads that others rely on: a panic in one ends the process.
 //!
-//! Visibly gone beats half alive: a server that has silently lost a shard, a writer with its batch, or the thread that
-//! verifies half of the keys would go on answering and keep less than it promises. A supervisor restarts a process,
-//! nobody restarts a thread. Where a panic can be contained to one request (a connection's task, a control job), the
-//! room that runs it does that itself and does not come here.
+//! A server that has lost a shard, a writer with its batch, or half of its verifiers would go on answering and keep less than it
+//! promises. A supervisor restarts a process; nobody restarts a thread. Where a panic can be contained to one request (a
+//! connection's task, a control job), the room that runs it contains it itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
@@ -13,7 +12,7 @@ use crate::logging;
 /// Starts `body` on a thread called `name`.
 ///
 /// # Errors
-/// Where the operating system refuses a thread.
+/// The operating system refuses a thread.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     let builder = Builder::new().name(name.to_owned());
     let name = name.to_owned();

@@ -1,7 +1,8 @@
-//! The event as it leaves a shard: validated, identified, one allocation, ready to be stored.
+//! The event as it leaves a shard: with its id, in one allocation, ready to be stored. And the ids of organisations, events,
+//! endpoints and deliveries.
 //!
-//! Built only by `ingest` (from a request) and by the journal (from a record), so an event that was
-//! not authenticated and validated cannot be queued: the type does not exist.
+//! An event is built from a request (`ingest`), from a journal record (`journal`), from a quarantined row (`store`), or as a test
+//! event (`control`). [`Event::new`] checks lengths only: its callers have authenticated and validated the rest.
 
 use std::fmt;
 
@@ -28,7 +29,7 @@ impl Serialize for OrgId {
     }
 }
 
-/// Identifies an event: a `UUIDv7` where the client gave no `dedup_id`, else derived from (org, `dedup_id`).
+/// Identifies an event: derived from (org, `dedup_id`) if the client gave a `dedup_id`, else a `UUIDv7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(pub Uuid);
 
@@ -99,33 +100,32 @@ pub fn is_event_type(text: &str) -> bool {
 
 /// One event on its way to the store.
 ///
-/// Text and payload live in one buffer, `type || dedup_id || payload`, all valid UTF-8; the payload is the
-/// client's own bytes.
+/// Texts and payload are in one buffer, `type || dedup_id || payload`, all valid UTF-8. The payload is as the client sent it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Fixed before the 202; storing is idempotent on it.
+    /// Decided before the 202. Storing is idempotent on it.
     pub id: EventId,
     /// The organisation whose key posted it.
     pub org: OrgId,
     /// When the request was accepted.
     pub received_at: Timestamp,
-    /// Where the journal keeps it; not part of what the event says.
+    /// The journal segment that holds it. Not part of its content.
     pub segment_ref: SegmentRef,
-    /// [`MAY_BE_STORED`] and [`IS_FED`]. Not part of what the event says either.
-    marks: u8,
+    /// [`MAY_BE_STORED`] and [`IS_FED`]. Not part of its content.
+    flags: u8,
     body: Box<[u8]>,
-    /// [`NO_DEDUP_ID`] where there is none: an `Option` would make every event eight bytes longer.
+    /// [`NO_DEDUP_ID`] if there is none: an `Option` would make every event eight bytes longer.
     dedup_len: u16,
     type_len: u8,
 }
 
-/// Which segment of the journal holds an event, so that whoever stores it can say so: a number that only the
-/// journal's ledger understands.
+/// Refers to the journal segment that holds an event, so that a writer can tell the journal what it has stored. The number is
+/// an index into the journal's counters by segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SegmentRef(pub u32);
 
 impl SegmentRef {
-    /// In no segment.
+    /// No segment.
     pub const NONE: Self = Self(u32::MAX);
 }
 
@@ -142,7 +142,7 @@ impl Event {
     /// Assembles an event from validated parts.
     ///
     /// # Panics
-    /// If `event_type` or `dedup_id` is longer than its limit: validation comes first.
+    /// `event_type` or `dedup_id` is longer than its limit; the caller validates them first.
     pub fn new(
         id: EventId,
         org: OrgId,
@@ -162,7 +162,7 @@ impl Event {
             org,
             received_at,
             segment_ref: SegmentRef::NONE,
-            marks: 0,
+            flags: 0,
             body: body.into_boxed_slice(),
             dedup_len: dedup_id.map_or(NO_DEDUP_ID, |d| d.len() as u16),
             type_len: event_type.len() as u8,
@@ -172,22 +172,22 @@ impl Event {
     /// Whether the store may have it already: an earlier run left it in the journal, or an attempt to store it ended
     /// without an answer.
     pub const fn may_be_stored(&self) -> bool {
-        self.marks & MAY_BE_STORED != 0
+        self.flags & MAY_BE_STORED != 0
     }
 
-    /// From now on the store may have it.
+    /// Notes that the store may have it.
     pub const fn note_may_be_stored(&mut self) {
-        self.marks |= MAY_BE_STORED;
+        self.flags |= MAY_BE_STORED;
     }
 
-    /// Whether it came to the writers from the journal, not from a shard.
+    /// Whether it came to the writers from the journal instead of a shard.
     pub const fn is_fed(&self) -> bool {
-        self.marks & IS_FED != 0
+        self.flags & IS_FED != 0
     }
 
-    /// It comes to the writers from the journal.
+    /// Notes that it comes to the writers from the journal.
     pub const fn note_fed(&mut self) {
-        self.marks |= IS_FED;
+        self.flags |= IS_FED;
     }
 
     /// The event's type; UTF-8 (in fact ASCII).
@@ -197,7 +197,7 @@ impl Event {
 
     /// The event's type, as text.
     pub fn type_text(&self) -> &str {
-        std::str::from_utf8(self.event_type()).expect("a type is made of text")
+        std::str::from_utf8(self.event_type()).expect("a type is UTF-8")
     }
 
     /// The client's deduplication id; UTF-8.
@@ -212,7 +212,7 @@ impl Event {
         &self.body[usize::from(self.type_len) + dedup_len..]
     }
 
-    /// Type, dedup id and payload, one behind the other.
+    /// Type, dedup id and payload, one after the other.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
@@ -222,14 +222,14 @@ impl Event {
         self.dedup_len != NO_DEDUP_ID
     }
 
-    /// What the event weighs in the queue, in bytes.
+    /// Bytes that the event takes in the queue.
     pub fn weight(&self) -> usize {
         size_of::<Self>() + self.body.len()
     }
 }
 
 impl fmt::Debug for Event {
-    /// Ids and sizes only: payloads are the client's secrets.
+    /// Ids and sizes only: payloads are confidential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
             .field("id", &self.id.0)

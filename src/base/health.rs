@@ -1,7 +1,7 @@
-//! The answers of `/health` and `/ready`, the same on the public listener and on the ops listener.
+//! The responses of `/health` and `/ready`, the same on the main listener and on the ops listener.
 //!
-//! `/health` says that the process runs and answers; `/ready` that it can do its work. The words of both are
-//! made here, so that a load balancer and a person read the same thing wherever they ask.
+//! `/health` tells that the process runs and answers, `/ready` that it can do its work. Both are worded here, so that a load
+//! balancer and a person read the same wherever they ask.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,14 +14,14 @@ pub const HEALTH_BODY: &str = concat!(r#"{"status":"ok","version":""#, env!("CAR
 /// Whether the server can do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Listeners bound, the database reached, its schema applied, and events are accepted.
+    /// Listeners are bound, the database is reached and its schema applied, and events are accepted.
     Ready,
-    /// Not yet, or no longer; with the reason in a few words.
+    /// Not yet, or no longer; with the reason.
     NotReady(Cow<'static, str>),
 }
 
 impl Readiness {
-    /// Status of `/ready`.
+    /// HTTP status of `/ready`.
     pub const fn status(&self) -> u16 {
         match self {
             Self::Ready => 200,
@@ -38,30 +38,30 @@ impl Readiness {
     }
 }
 
-/// Where the server is between start and end; read by `/ready`.
+/// The stage between start and end of the server, for `/ready`.
 #[derive(Debug, Default)]
 pub struct Stage {
     at: AtomicU8,
-    /// Why it goes no further yet; empty before anything was tried.
-    trouble: Mutex<String>,
+    /// What keeps the start from going on; empty before anything was tried.
+    obstacle: Mutex<String>,
 }
 
 impl Stage {
     /// Nothing is stored or delivered yet.
     pub const PREPARING: u8 = 0;
-    /// All of it runs.
+    /// Everything runs.
     pub const READY: u8 = 1;
-    /// A signal came.
+    /// A signal to stop came.
     pub const DRAINING: u8 = 2;
     /// The journal belongs to another store.
     pub const FOREIGN: u8 = 3;
 
-    /// As `/ready` says it.
+    /// The answer of `/ready`.
     pub fn readiness(&self) -> Readiness {
         match self.at.load(Ordering::Relaxed) {
-            // Asked on shards, which wait for nobody.
-            Self::PREPARING => match self.trouble.try_lock() {
-                Ok(trouble) if !trouble.is_empty() => Readiness::NotReady(trouble.clone().into()),
+            // Shards call this, and they never wait for a lock.
+            Self::PREPARING => match self.obstacle.try_lock() {
+                Ok(obstacle) if !obstacle.is_empty() => Readiness::NotReady(obstacle.clone().into()),
                 _ => Readiness::NotReady("the database has not been reached yet".into()),
             },
             Self::FOREIGN => {
@@ -72,17 +72,17 @@ impl Stage {
         }
     }
 
-    /// From one to the next; `false` where a signal came meanwhile.
+    /// Moves from one stage to the next; `false` if a signal to stop came meanwhile.
     pub fn advance(&self, from: u8, to: u8) -> bool {
         self.at.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// What keeps it from being ready, for `/ready` to say.
-    pub fn is_held_up_by(&self, trouble: &impl fmt::Display) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble.to_string();
+    /// Notes what keeps the server from being ready, for `/ready`.
+    pub fn note_obstacle(&self, obstacle: &impl fmt::Display) {
+        *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle.to_string();
     }
 
-    /// No longer ready.
+    /// Moves to the last stage: no longer ready.
     pub fn drain(&self) {
         self.at.store(Self::DRAINING, Ordering::Relaxed);
     }

@@ -1,11 +1,11 @@
 //! API keys: `mr_<key id>_<secret><checksum>`, base62.
 //!
-//! The id (12 characters) is public: it names the row. The secret (43 characters, 256 random bits) is shown
-//! once. The checksum (6 characters, CRC-32 of all before it) lets a typo be refused without a lookup.
+//! The id (12 characters) is public and names the row. The secret (43 characters, 256 random bits) is shown once. The checksum
+//! (6 characters, CRC-32 of everything before it) lets a typo be refused without a lookup.
 //!
-//! What is stored is an Argon2id PHC string and a SHA-256 digest of the whole key. The digest is compared
-//! first, in constant time: with 256 random bits behind it nothing can be guessed from it, and no forged
-//! secret ever reaches Argon2, so a flood of them costs a lookup each and no memory-hard work.
+//! The database has an Argon2id PHC string and a SHA-256 digest of the whole key. The digest is compared first, in constant
+//! time. Its 256 random bits cannot be guessed, and no forged secret reaches Argon2, so a flood of forged keys costs a lookup
+//! each and no memory-hard work.
 //!
 //! Nothing here prints a secret: `Debug` shows the id.
 
@@ -55,7 +55,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// What the database keeps of a key's secret.
+/// What the database stores to verify a key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyVerifier {
     /// SHA-256 of the whole key.
@@ -70,7 +70,7 @@ impl fmt::Debug for KeyVerifier {
     }
 }
 
-/// Cost of hashing a new key. Verification reads the cost from the PHC string.
+/// Cost of hashing a new key. Verification reads its cost from the PHC string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argon2Cost {
     /// Memory in KiB.
@@ -80,15 +80,15 @@ pub struct Argon2Cost {
 }
 
 impl Default for Argon2Cost {
-    /// 4 MiB, one pass: 1-2 ms. Argon2 makes guessing expensive, and a 256-bit random key cannot be guessed
-    /// at any price, so a cost meant for human passwords would only slow the first request of each key.
+    /// 4 MiB, one pass: 1-2 ms. Argon2 makes guessing expensive, but nobody can guess a random 256-bit key, so a cost meant
+    /// for passwords would only slow down the first request of each key.
     fn default() -> Self {
         Self { memory_kib: 4096, iterations: 1 }
     }
 }
 
 impl Argon2Cost {
-    /// Checks the cost against what Argon2 allows and what this server is willing to hold (64 MiB, 10 passes).
+    /// Checks the cost against what Argon2 allows and what this server may spend (64 MiB, 10 passes).
     pub fn validate(self) -> Result<Self, String> {
         if !(8..=65_536).contains(&self.memory_kib) {
             return Err(format!("argon2 memory is {} KiB; it must be 8 to 65536", self.memory_kib));
@@ -100,17 +100,17 @@ impl Argon2Cost {
     }
 }
 
-/// A key in clear, on its one way to its owner. Wiped when dropped.
+/// A new key in plain text, to be shown to its owner once. Wiped when dropped.
 pub struct ApiKey {
     text: Zeroizing<String>,
     id: KeyId,
 }
 
 impl ApiKey {
-    /// A new key from the operating system's random source.
+    /// Makes a key from the operating system's random source.
     ///
     /// # Errors
-    /// Where the operating system has no randomness to give.
+    /// The operating system has no random bytes.
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut text = Zeroizing::new(String::with_capacity(API_KEY_LEN));
         text.push_str(PREFIX);
@@ -133,10 +133,10 @@ impl ApiKey {
         &self.text
     }
 
-    /// What to store.
+    /// What the database stores.
     ///
     /// # Panics
-    /// If `cost` was not validated.
+    /// `cost` was not validated.
     pub fn verifier(&self, cost: Argon2Cost) -> KeyVerifier {
         let params = Params::new(cost.memory_kib, cost.iterations, 1, None).expect("the cost was validated");
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
@@ -151,7 +151,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Reads the id out of a presented key; `None` where shape or checksum is wrong, so that junk costs no lookup.
+/// Reads the id out of a presented key; `None` if form or checksum is wrong, so that junk costs no lookup.
 pub fn parse(presented: &[u8]) -> Option<KeyId> {
     let presented: &[u8; API_KEY_LEN] = presented.try_into().ok()?;
     let rest = presented.strip_prefix(PREFIX.as_bytes())?;
@@ -173,7 +173,7 @@ pub fn verify(presented: &[u8], verifier: &KeyVerifier) -> bool {
     PasswordHash::new(&verifier.phc).is_ok_and(|hash| Argon2::default().verify_password(presented, &hash).is_ok())
 }
 
-/// Whether it is the digest of the key behind `verifier`, found out in constant time.
+/// Whether `digest` is that of the key behind `verifier`. Takes constant time.
 pub fn has_digest(digest: &[u8; 32], verifier: &KeyVerifier) -> bool {
     digest.ct_eq(&verifier.digest).into()
 }
@@ -188,7 +188,7 @@ fn push_random(text: &mut String, count: usize) -> Result<(), getrandom::Error> 
     let mut left = count;
     while left > 0 {
         getrandom::fill(pool.as_mut())?;
-        // Bytes from 248 up are thrown away: 248 is the largest multiple of 62 in a byte.
+        // Bytes from 248 up are discarded: 248 is the largest multiple of 62 in a byte.
         for byte in pool.iter().filter(|byte| **byte < 248).take(left) {
             text.push(char::from(ALPHABET[usize::from(byte % 62)]));
             left -= 1;

@@ -1,6 +1,6 @@
-//! What every room uses: ids and events, API keys, limits, problems and their answers, the clock, the log.
+//! What every room uses: ids and events, API keys, limits, problems and their responses, the clock, retries, the log.
 //!
-//! Nothing here imports another room, opens a socket or asks a database.
+//! It imports no other room, opens no socket and asks no database.
 
 pub mod clock;
 pub mod critical_thread;

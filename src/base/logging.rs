@@ -1,10 +1,10 @@
 //! The log: lines on standard error, as text for people or as JSON for collectors, through one filter.
 //!
-//! Standard output belongs to the results of commands. Nothing is logged per event. A line never waits for whoever reads
-//! standard error: it goes into a bounded buffer, and the `log` thread writes it ([`lines`]). Where nobody reads the pipe,
-//! its reader went away or its disk is full, lines are dropped and counted (`log_lines_dropped_total`), and the server
-//! goes on. The messages of panics go the same way. Only the end of the process waits for the last lines, a second at most
-//! ([`flush`], [`fail`]).
+//! Standard output belongs to the results of commands. Nothing is logged per event. Logging never waits for the reader of
+//! standard error: a line goes into a bounded buffer, and the `log` thread writes it ([`lines`]). If nobody reads the pipe, its
+//! reader has gone or its disk is full, lines are dropped and counted (`log_lines_dropped_total`), and the server goes on.
+//! Panic messages go the same way. Only the end of the process waits for the last lines, a second at most ([`flush`],
+//! [`fail`]).
 
 mod lines;
 
@@ -22,7 +22,7 @@ use self::lines::Lines;
 use crate::clock::Timestamp;
 use crate::{critical_thread, limits};
 
-/// Form of the log.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One line an event, for people.
@@ -31,22 +31,22 @@ pub enum LogFormat {
     Json,
 }
 
-/// The process' one log, from [`init`] on.
+/// The log of the process, from [`init`] on.
 static LOG: OnceLock<Lines> = OnceLock::new();
 
-/// Reads a filter such as `info` or `info,millrace_store=debug`. The error completes "it must be …".
+/// Parses a filter such as `info` or `info,millrace_store=debug`. The error completes "it must be …".
 pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     let expected = || "error, warn, info, debug, trace, off, or a filter such as info,millrace_store=debug".to_owned();
-    // A bare word that is no level would name a target and silence everything else: more likely a typo.
+    // A bare word that is no level would name a target and silence everything else; it is more likely a typo.
     let bare_typo = |directive: &str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
     if text.trim().is_empty() || text.split(',').map(str::trim).any(bare_typo) {
         return Err(expected());
     }
-    // A room was a module of one crate once, and filters that name it so still hold.
+    // Filters written for older versions, where a room was a module of one crate, still work.
     EnvFilter::try_new(text.replace("millrace::", "millrace_")).map_err(|error| format!("{} ({error})", expected()))
 }
 
-/// Starts logging for the rest of the process. Call it once; a filter or a second start is refused with the reason.
+/// Starts logging for the rest of the process. A wrong filter or a second call is refused with the reason.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
     let filter = parse_filter(filter)?;
     let notice = match format {
@@ -70,27 +70,27 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits until the lines so far are written, at most [`limits::LOG_FLUSH_WAIT_MAX`]. To be called before the process ends.
+/// Waits until the lines so far are written, at most [`limits::LOG_FLUSH_WAIT_MAX`]. Call it before the process ends.
 pub fn flush() {
     if let Some(log) = LOG.get() {
         log.flush(limits::LOG_FLUSH_WAIT_MAX);
     }
 }
 
-/// Says on standard error, as the last word of a command, why it failed.
+/// Writes to standard error why a command failed, as its last line.
 pub fn fail(message: &str) {
     let line = format!("error: {message}\n");
     if let Some(log) = LOG.get() {
-        // First the lines before it, so that it finds room.
+        // Earlier lines first, so that this one has room.
         log.flush(limits::LOG_FLUSH_WAIT_MAX);
         log.put(line.as_bytes());
     } else {
-        // Nothing is left to be done where standard error is closed too: the exit code still says it.
+        // If standard error is closed, the exit code still tells.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// Lines that were dropped so far.
+/// Number of lines dropped so far.
 pub fn lines_dropped() -> u64 {
     LOG.get().map_or(0, Lines::dropped)
 }
@@ -112,7 +112,7 @@ fn notice(format: LogFormat, dropped: u64) -> Vec<u8> {
     line(format, "WARN", &message)
 }
 
-/// As the standard library's own hook, which would wait for standard error, on a shard and for ever.
+/// Logs a panic like the standard library's hook, which could block a shard on standard error forever.
 fn log_panic(log: &Lines, format: LogFormat, panic: &PanicHookInfo<'_>) {
     const WAIT_MAX: Duration = Duration::from_millis(100);
     let thread = thread::current();
@@ -132,7 +132,7 @@ fn log_panic(log: &Lines, format: LogFormat, panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// A line that is not the subscriber's, in its format.
+/// Formats a line that does not come from the subscriber.
 fn line(format: LogFormat, level: &str, message: &str) -> Vec<u8> {
     #[derive(serde::Serialize)]
     struct Json<'a> {

@@ -1,7 +1,7 @@
-//! Every way the server says no, and how each looks on the wire (RFC 9457, `application/problem+json`).
+//! Every refusal of the server, and how each looks on the wire (RFC 9457, `application/problem+json`).
 //!
-//! One enum, one exhaustive match: a new refusal cannot forget its status, code or `Retry-After`. The words
-//! here are the client's; what the operator needs is logged or counted where it happens.
+//! Exhaustive matches give each problem its code, status, `Retry-After` and text, so a new one cannot lack any. The texts are for
+//! the client; what the operator needs is logged or counted where it happens.
 
 use std::borrow::Cow;
 
@@ -20,34 +20,34 @@ pub struct FieldError {
 /// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The bytes are not HTTP/1.1 as RFC 9112 has it.
+    /// The bytes are not HTTP/1.1 (RFC 9112).
     BadRequest(&'static str),
-    /// The same, of a byte in the head or of where it stands.
+    /// The same, because of a byte in the head or its position.
     BadHead(String),
     /// The query string of a list, or the body of a control request, is wrong.
     BadQuery(Cow<'static, str>),
-    /// The body is not JSON; with the byte offset where the grammar is first violated.
+    /// The body is not JSON.
     InvalidJson {
-        /// Offset into the body.
+        /// Byte offset in the body where the grammar is first violated.
         offset: Option<usize>,
         /// What was expected there.
         detail: Cow<'static, str>,
     },
     /// No `X-API-Key` and no `Authorization: Bearer`.
     MissingApiKey,
-    /// Wrong, unknown, expired or revoked: one answer for all.
+    /// The key is wrong, unknown, expired or revoked: one response for all.
     InvalidApiKey,
-    /// What was sent as a key shows by itself that it is none.
+    /// The presented key has not the form of a key.
     MalformedApiKey,
     /// The organisation is disabled.
     OrgDisabled,
     /// No such route.
     NotFound,
-    /// The route is there, and the thing is not, or is somebody else's; with which.
+    /// The route exists; the resource does not, or belongs to another organisation. Carries the text.
     NoSuch(&'static str),
     /// The route exists, not with this method; carries the `Allow` value.
     MethodNotAllowed(&'static str),
-    /// A phase of the request took too long.
+    /// The request took too long to arrive.
     RequestTimeout,
     /// Neither `Content-Length` nor chunked.
     LengthRequired,
@@ -55,7 +55,7 @@ pub enum Problem {
     PayloadTooLarge(usize),
     /// The request target is over its limit.
     UriTooLong,
-    /// Another media type than what is taken, as the `Accept` value has it.
+    /// A media type that the route does not take; carries the `Accept` value.
     UnsupportedMediaType(&'static str),
     /// The body has a content coding.
     UnsupportedContentCoding,
@@ -69,19 +69,19 @@ pub enum Problem {
     UnknownMethod,
     /// Not HTTP/1.
     HttpVersionNotSupported,
-    /// JSON, but not an event; with every field at fault.
+    /// JSON, but no valid event; with every invalid field.
     InvalidEvent(Vec<FieldError>),
-    /// JSON, but not what this route takes of an endpoint; with every field at fault.
+    /// JSON, but no valid endpoint for this route; with every invalid field.
     InvalidEndpoint(Vec<FieldError>),
-    /// Nothing is sent to a disabled endpoint, a test neither.
+    /// Nothing is sent to a disabled endpoint, not even a test event.
     EndpointDisabled,
-    /// The organisation has as many endpoints as it may.
+    /// The organisation has reached its number of endpoints.
     TooManyEndpoints,
-    /// The organisation has as many live keys as it may.
+    /// The organisation has reached its number of live keys.
     TooManyKeys,
-    /// Over the organisation's limit; seconds until there is room.
+    /// Over the organisation's rate limit.
     RateLimited {
-        /// Whole seconds, at least 1.
+        /// Whole seconds until the next request is allowed, at least 1.
         retry_after: u32,
     },
     /// Over the limit of reading and managing requests, which is the same for every organisation.
@@ -91,7 +91,7 @@ pub enum Problem {
         /// Whole seconds, at least 1.
         retry_after: u32,
     },
-    /// As many control requests of the organisation wait, or answers to it are unread, as may.
+    /// Too many control requests of the organisation wait, or too many responses to it are unread.
     TooManyWaiting,
     /// The event queue is full.
     QueueFull,
@@ -104,17 +104,17 @@ pub enum Problem {
     },
     /// The server is going away.
     ShuttingDown,
-    /// The database is away and the request needs it.
+    /// The database is away, and the request needs it.
     StoreUnavailable,
-    /// This server has not the key that secrets of webhook endpoints are sealed with.
+    /// This server does not have the key that seals the secrets of webhook endpoints.
     SecretUnavailable,
-    /// More control requests are waiting than may, or this one waited for too long.
+    /// Too many control requests wait, or this one waited for too long.
     ControlBusy,
-    /// The journal takes nothing; with the reason.
+    /// The journal accepts nothing; with the reason.
     JournalUnavailable(&'static str),
     /// Too many open connections.
     TooManyConnections,
-    /// A bug: the request, and only it, fails.
+    /// A bug. Only this request fails.
     Internal,
 }
 
@@ -237,7 +237,7 @@ impl Problem {
         }
     }
 
-    /// Seconds for `Retry-After`; `None` where sending the same again is of no use, or no time can be named.
+    /// Seconds for `Retry-After`; `None` if sending the same again is useless or no time can be named.
     fn retry_after(&self) -> Option<u32> {
         match self {
             Self::RateLimited { retry_after }
@@ -283,13 +283,14 @@ impl Problem {
         }
     }
 
-    /// Whether the server had no room for an event, a test event among them: nothing was wrong with it, nothing of it was
-    /// stored, and it may be sent again as it is.
+    /// Whether the server had no room for an event (or test event): the event is fine, nothing of it was stored, and it can be
+    /// sent again unchanged.
     pub const fn is_for_want_of_room(&self) -> bool {
         matches!(self, Self::QueueFull | Self::JournalUnavailable(_) | Self::TooManyWaiting | Self::ControlBusy)
     }
 
-    /// What is wrong and what to do, for the client.
+    /// What is wrong and what the client can do.
+    // Over 70 lines: one arm for each problem.
     pub fn detail(&self) -> Cow<'static, str> {
         match self {
             Self::BadRequest(why) | Self::NoSuch(why) => Cow::Borrowed(why),
@@ -406,7 +407,7 @@ impl Problem {
     }
 }
 
-/// The phrase beside a status.
+/// The reason phrase of a status.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",

@@ -1,7 +1,6 @@
-//! Sizes and times as they are written everywhere: a number and its unit (`16MiB`, `30s`), or the bare number in the
-//! setting's own unit. Pure.
+//! Sizes and times in settings: a number with its unit (`16MiB`, `30s`), or a bare number in the unit of the setting.
 
-/// What a setting counts.
+/// The unit of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// A size, in bytes.
@@ -14,17 +13,17 @@ pub enum Unit {
     Days,
 }
 
-/// The largest first, each with its bytes.
+/// Units of size in bytes, largest first.
 const SIZES: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-/// The largest first, each with its seconds.
+/// Units of time in seconds, largest first.
 const TIMES: [(&str, u64); 4] = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
 
 impl Unit {
-    /// Reads a quantity; `None` where it is none, or no whole number of this unit.
+    /// Parses a quantity; `None` if it is none, or not a whole number of this unit.
     pub fn parse(self, text: &str) -> Option<u64> {
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = &text[number.len()..];
-        // What `parse` takes beside digits is no quantity's.
+        // `parse` would also accept a sign.
         let count: u64 = number.trim_end().parse().ok().filter(|_| number.starts_with(|c: char| c.is_ascii_digit()))?;
         if unit.is_empty() {
             return Some(count);
@@ -34,7 +33,7 @@ impl Unit {
         base.is_multiple_of(self.length()).then(|| base / self.length())
     }
 
-    /// A count as [`Self::parse`] takes it, in the largest unit that divides it.
+    /// Formats a count in the largest unit that divides it, as [`Self::parse`] reads it.
     pub fn show(self, count: u64) -> String {
         let Some(base) = count.checked_mul(self.length()) else { return count.to_string() };
         let divides = |(_, length): &&(&str, u64)| *length <= self.length().max(base) && base.is_multiple_of(*length);
@@ -42,7 +41,7 @@ impl Unit {
         format!("{}{name}", base / length)
     }
 
-    /// The word for a value in help texts.
+    /// The placeholder for a value in help texts.
     pub fn word(self) -> &'static str {
         match self {
             Self::Bytes | Self::Kibibytes => "SIZE",
@@ -50,7 +49,7 @@ impl Unit {
         }
     }
 
-    /// What a bare number is a number of.
+    /// The name of the unit of a bare number.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bytes => "bytes",

@@ -184,7 +184,7 @@ impl Shard {
     /// Moves the shard's end of the journal; a task for as long as the shard runs.
     pub async fn tend_journal(self: Rc<Self>) {
         if let Some(journal) = &self.journal {
-            journal.tend(|durable| self.metrics.events_ingested_total.add(durable.into())).await;
+            journal.run(|durable| self.metrics.events_ingested_total.add(durable.into())).await;
         }
     }
 

@@ -14,7 +14,8 @@ use std::task::{Poll, Waker};
 use millrace_base::event::{Event, OrgId};
 use millrace_base::limits;
 
-use super::lane::{ClosedReason, CommitBatch, Completion, Lane, Outcome, advance};
+use super::gate::ClosedReason;
+use super::lane::{CommitBatch, Completion, Lane, Outcome, advance};
 use super::record;
 use crate::queue::Queue;
 
@@ -172,7 +173,7 @@ impl Appender {
     /// The task that settles completions and wakes the thread, for as long as the shard runs. The first append wakes it, and
     /// it runs after the tasks that were ready then, so all their appends cost one wake of the thread. `count_durable` gets
     /// the number of events that became durable.
-    pub async fn tend(&self, count_durable: impl Fn(u32)) {
+    pub async fn run(&self, count_durable: impl Fn(u32)) {
         poll_fn(|context| {
             self.lane.shard_waker.register(context.waker());
             self.task_waker.replace(Some(context.waker().clone()));

@@ -1,4 +1,4 @@
-//! The shard's end alone: the test plays the thread at the other.
+//! The appender alone: the test plays the `journal` thread.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -10,19 +10,19 @@ use millrace_base::clock::Timestamp;
 use millrace_base::event::{EventId, OrgId, SegmentRef};
 
 use super::*;
-use crate::lane::Gate;
+use crate::gate::Gate;
 use crate::queue::{Accepted, queue};
 
 const SEGMENT: SegmentRef = SegmentRef(5);
 
-struct Rig {
+struct AppendRig {
     appender: Appender,
     gate: Arc<Gate>,
     lane: Arc<Lane>,
     accepted: Accepted,
 }
 
-impl Rig {
+impl AppendRig {
     fn new(slots: usize, may_spill: bool) -> Self {
         let gate = Arc::<Gate>::default();
         gate.open(ClosedReason::Starting);
@@ -36,7 +36,7 @@ impl Rig {
         self.appender.accept(Event::new(id, org, Timestamp::from_micros(0), "t", None, &vec![b'1'; len]), token)
     }
 
-    /// Says what became of the next `records`, as the thread would, and has the shard hear it.
+    /// Completes the next `records` as the thread would, and lets the shard settle them.
     fn complete(&self, records: u32, outcome: Outcome, batch: Option<Box<CommitBatch>>) {
         let progress = &self.lane.progress;
         advance(&progress.written, records);
@@ -46,7 +46,7 @@ impl Rig {
     }
 
     fn poll(&self) {
-        let mut task = pin!(self.appender.tend(|_| ()));
+        let mut task = pin!(self.appender.run(|_| ()));
         assert!(task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
@@ -64,8 +64,8 @@ fn tokens<const N: usize>() -> [Rc<AckToken>; N] {
 }
 
 #[test]
-fn events_are_released_in_order_and_go_to_the_writers_only_then() {
-    let rig = Rig::new(10, false);
+fn events_go_to_the_writers_in_order_once_durable() {
+    let rig = AppendRig::new(10, false);
     let [a, b] = tokens();
     for (number, token) in [(0, &a), (1, &b), (2, &a)] {
         rig.accept(token, number, 10).unwrap();
@@ -84,8 +84,8 @@ fn events_are_released_in_order_and_go_to_the_writers_only_then() {
 }
 
 #[test]
-fn failed_appends_free_their_slots_and_report_their_positions() {
-    let rig = Rig::new(10, false);
+fn a_failed_event_frees_its_slot_and_is_reported_by_position() {
+    let rig = AppendRig::new(10, false);
     let [token, other] = tokens();
     for (number, token) in [(0, &token), (1, &other), (2, &token), (3, &token)] {
         rig.accept(token, number, 10).unwrap();
@@ -100,8 +100,8 @@ fn failed_appends_free_their_slots_and_report_their_positions() {
 }
 
 #[test]
-fn while_one_group_is_away_the_next_gathers() {
-    let rig = Rig::new(10, false);
+fn the_next_batch_gathers_while_one_is_committed() {
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     let first = rig.lane.take_batch().unwrap();
@@ -109,14 +109,14 @@ fn while_one_group_is_away_the_next_gathers() {
     rig.complete(1, Outcome::Durable(SEGMENT), Some(first));
     let second = rig.lane.take_batch().unwrap();
     assert_eq!(second.records, 3);
-    // The buffer that came back is used again.
+    // The returned buffer is reused.
     rig.accept(&token, 4, 10).unwrap();
     assert_eq!(rig.lane.take_batch().map(|batch| batch.records), Some(1));
 }
 
 #[test]
-fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
-    let rig = Rig::new(1, false);
+fn a_closed_lane_and_a_full_queue_refuse_events() {
+    let rig = AppendRig::new(1, false);
     let [token] = tokens();
     for why in [ClosedReason::Starting, ClosedReason::NoSpace, ClosedReason::Full, ClosedReason::Failed] {
         rig.gate.close(why);
@@ -131,7 +131,7 @@ fn a_lane_that_is_closed_and_a_queue_that_is_full_take_nothing() {
 #[test]
 fn spilled_events_bypass_the_queue_up_to_a_bound() {
     const LEN: usize = 200_000;
-    let rig = Rig::new(1, true);
+    let rig = AppendRig::new(1, true);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     let spilled = (1..1000).take_while(|number| rig.accept(&token, *number, LEN).is_ok()).count();
@@ -146,7 +146,7 @@ fn spilled_events_bypass_the_queue_up_to_a_bound() {
     // With the batch on its way there is room in the next.
     rig.accept(&token, 0, LEN).unwrap();
     rig.complete(1 + spilled as u32, Outcome::Durable(SEGMENT), Some(batch));
-    assert_eq!(rig.accepted.receiver.len(), 1, "the feeder brings the others");
+    assert_eq!(rig.accepted.receiver.len(), 1, "the feeder thread brings the others");
     rig.complete(1, Outcome::Refused(ClosedReason::Failed), rig.lane.take_batch());
     assert_eq!(token.clear(), [(1 + spilled as u32, AppendError::Refused(ClosedReason::Failed))]);
     assert_eq!(rig.accepted.slots.events(), 1, "a spilled event has no slot to give back");
@@ -154,8 +154,8 @@ fn spilled_events_bypass_the_queue_up_to_a_bound() {
 
 #[test]
 #[should_panic(expected = "appended 1 ≥ written 2")]
-fn what_is_durable_and_was_never_appended_is_a_bug() {
-    let rig = Rig::new(10, false);
+fn a_completion_without_an_append_panics() {
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     rig.complete(2, Outcome::Durable(SEGMENT), None);
@@ -163,8 +163,8 @@ fn what_is_durable_and_was_never_appended_is_a_bug() {
 
 #[test]
 #[should_panic(expected = "durable 0 ≥ released 1")]
-fn a_promise_of_what_is_not_durable_is_a_bug() {
-    let rig = Rig::new(10, false);
+fn releasing_what_is_not_durable_panics() {
+    let rig = AppendRig::new(10, false);
     let [token] = tokens();
     rig.accept(&token, 0, 10).unwrap();
     rig.lane.complete(Completion { records: 1, outcome: Outcome::Durable(SEGMENT), batch: None });

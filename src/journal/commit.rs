@@ -15,14 +15,15 @@ use millrace_base::event::SegmentRef;
 use millrace_metrics::{JournalFailure, Metrics};
 
 use super::disk::SegmentFile;
-use super::lane::{ClosedReason, CommitBatch, Completion, Gate, Lane, Outcome, advance};
+use super::gate::{ClosedReason, Gate};
+use super::lane::{CommitBatch, Completion, Lane, Outcome, advance};
 use super::record::{self, Salt};
 use super::segment::{BLOCK_BYTES, SegmentId};
 use super::segment_refs::SegmentRefs;
 
 /// How often an idle thread checks whether a closed journal can be opened again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// A write buffer that grew beyond this is not kept.
+/// A write buffer that grew beyond this is freed after use.
 const KEPT_BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A segment that exists with its full length, durable in name and length, and empty.
@@ -36,17 +37,20 @@ pub(super) struct PreallocatedSegment {
 /// The answer of the segment pool: a segment, or why there is none.
 pub(super) type NextSegment = Result<PreallocatedSegment, ClosedReason>;
 
+/// The state of the `journal` thread.
 pub(super) struct Committer {
     pub lanes: Vec<Arc<Lane>>,
     pub gate: Arc<Gate>,
     pub salt: Salt,
     pub segment_refs: Arc<SegmentRefs>,
     pub metrics: Arc<Metrics>,
+    /// Answers of the segment pool.
     pub next_segments: Receiver<NextSegment>,
+    /// The pool's thread, to be woken when a segment is wanted or sealed.
     pub pool: Thread,
     /// Whether durable means synchronised to the disk, or only written to the operating system.
     pub is_synchronised: bool,
-    /// The segment that is written to.
+    /// The open segment, if there is one.
     pub current: Option<OpenSegment>,
     /// The sequence number of the next record.
     pub next_sequence: u64,
@@ -54,6 +58,7 @@ pub(super) struct Committer {
     pub buffer: Vec<u8>,
 }
 
+/// The segment that is written to.
 pub(super) struct OpenSegment {
     segment: PreallocatedSegment,
     /// Where the next write goes.
@@ -94,7 +99,7 @@ impl Committer {
             } else if is_stopped {
                 break;
             } else {
-                self.look_around();
+                self.on_idle();
                 thread::park_timeout(IDLE_CHECK_INTERVAL);
             }
         }
@@ -103,7 +108,7 @@ impl Committer {
 
     /// When idle: opens the journal again if there is space, closes it if there is no segment for the next event, and seals
     /// an old segment.
-    fn look_around(&mut self) {
+    fn on_idle(&mut self) {
         match self.gate.closed() {
             Some(why) if why.may_pass() => {
                 if let Err(now) = self.acquire() {
@@ -187,7 +192,7 @@ impl Committer {
         self.current = Some(OpenSegment { segment, position: BLOCK_BYTES as u64 });
         if let Some(why) = self.gate.closed().filter(|why| why.may_pass()) {
             let is_full = why.is_full();
-            tracing::info!("the journal {}", if is_full { "has room again" } else { "takes events again" });
+            tracing::info!("the journal {}", if is_full { "has room again" } else { "accepts events again" });
             self.gate.open(why);
         }
         Ok(())

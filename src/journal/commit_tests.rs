@@ -15,12 +15,12 @@ use crate::segment::{SEGMENT_BYTES_MIN, Stream};
 
 const SALT: Salt = Salt(0xfeed);
 
-/// What was done to a segment.
+/// The operations on a segment.
 #[derive(Default)]
 struct Done {
     writes: Vec<(u64, Vec<u8>)>,
     syncs: u32,
-    /// What the next write and all behind it fail with.
+    /// The error of the next write and of all later ones.
     error: Option<ErrorKind>,
 }
 
@@ -43,23 +43,23 @@ impl SegmentFile for Recorded {
     }
 }
 
-struct Rig {
+struct CommitRig {
     committer: Committer,
     lanes: Vec<Arc<Lane>>,
     segment_refs: Arc<SegmentRefs>,
     next_segments: Sender<NextSegment>,
     segments: u32,
-    /// Of the next event.
+    /// The number of the next event.
     number: u64,
 }
 
-impl Rig {
+impl CommitRig {
     fn new() -> Self {
         let gate = Arc::<Gate>::default();
         gate.open(ClosedReason::Starting);
         let lanes: Vec<_> = (0..2).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
         let segment_refs = Arc::new(SegmentRefs::default());
-        // As many as a test likes: in service there is one.
+        // As many segments as a test likes; in service there is one.
         let (next_segments, receiver) = bounded(8);
         let committer = Committer {
             lanes: lanes.clone(),
@@ -77,7 +77,7 @@ impl Rig {
         Self { committer, lanes, segment_refs, next_segments, segments: 0, number: 0 }
     }
 
-    /// Has the next segment ready.
+    /// Preallocates the next segment.
     fn offer_next(&mut self) -> (Arc<Mutex<Done>>, SegmentRef) {
         let (done, segment_ref) = (Arc::default(), self.segment_refs.claim().unwrap());
         let id = SegmentId { stream: Stream(9), number: self.segments };
@@ -89,7 +89,7 @@ impl Rig {
         (done, segment_ref)
     }
 
-    /// Commits a batch of the first lane with payloads of these lengths; what became of how many.
+    /// Commits a batch of the first lane with payloads of these lengths. Returns the outcomes with their number of records.
     fn commit(&mut self, payloads: &[usize]) -> Vec<(u32, Outcome)> {
         let [outcomes] = self.commit_all([payloads]);
         outcomes
@@ -150,8 +150,8 @@ fn records(bytes: &[u8]) -> Vec<(u64, u128)> {
 }
 
 #[test]
-fn every_group_begins_on_a_block_of_its_own_and_is_synchronised() {
-    let mut rig = Rig::new();
+fn every_commit_begins_at_a_block_and_is_synchronised() {
+    let mut rig = CommitRig::new();
     let (done, segment_ref) = rig.offer_next();
     for batch in [&[10][..], &[10, 5000, 1], &[4096 * 2]] {
         assert_eq!(rig.commit(batch), [(batch.len() as u32, Outcome::Durable(segment_ref))]);
@@ -167,8 +167,8 @@ fn every_group_begins_on_a_block_of_its_own_and_is_synchronised() {
 }
 
 #[test]
-fn groups_of_several_lanes_are_one_write() {
-    let mut rig = Rig::new();
+fn batches_of_several_lanes_are_one_write() {
+    let mut rig = CommitRig::new();
     let (done, segment_ref) = rig.offer_next();
     let [one, other] = rig.commit_all([&[10, 10], &[10]]);
     assert_eq!((one, other), (vec![(2, Outcome::Durable(segment_ref))], vec![(1, Outcome::Durable(segment_ref))]));
@@ -178,8 +178,8 @@ fn groups_of_several_lanes_are_one_write() {
 }
 
 #[test]
-fn a_group_split_by_a_segment_end_continues_in_the_next() {
-    let mut rig = Rig::new();
+fn a_segment_can_end_between_two_lanes() {
+    let mut rig = CommitRig::new();
     let ((_, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     let [one, other] = rig.commit_all([&[200_000, 200_000], &[10, 200_000, 10]]);
     assert_eq!(one, [(2, Outcome::Durable(a))]);
@@ -188,8 +188,8 @@ fn a_group_split_by_a_segment_end_continues_in_the_next() {
 }
 
 #[test]
-fn a_group_is_split_where_a_segment_ends() {
-    let mut rig = Rig::new();
+fn a_batch_is_split_at_the_end_of_a_segment() {
+    let mut rig = CommitRig::new();
     let ((first, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     let outcomes = rig.commit(&[200_000, 200_000, 200_000, 10]);
     assert_eq!(outcomes, [(2, Outcome::Durable(a)), (2, Outcome::Durable(b))]);
@@ -202,8 +202,8 @@ fn a_group_is_split_where_a_segment_ends() {
 }
 
 #[test]
-fn what_no_segment_holds_is_refused_and_takes_no_numbers() {
-    let mut rig = Rig::new();
+fn records_without_a_segment_are_refused_and_take_no_numbers() {
+    let mut rig = CommitRig::new();
     let (_, a) = rig.offer_next();
     assert_eq!(rig.commit(&[200_000]), [(1, Outcome::Durable(a))]);
     rig.next_segments.send(Err(ClosedReason::Full)).unwrap();
@@ -233,16 +233,16 @@ fn what_no_segment_holds_is_refused_and_takes_no_numbers() {
 }
 
 #[test]
-fn an_old_refusal_is_not_an_answer() {
-    let mut rig = Rig::new();
+fn a_stale_refusal_of_the_pool_is_ignored() {
+    let mut rig = CommitRig::new();
     rig.next_segments.send(Err(ClosedReason::NoSpace)).unwrap();
     let (_, segment_ref) = rig.offer_next();
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(segment_ref))]);
 }
 
 #[test]
-fn a_full_disk_costs_the_group_and_the_segment() {
-    let mut rig = Rig::new();
+fn a_full_disk_costs_the_commit_and_the_segment() {
+    let mut rig = CommitRig::new();
     let ((first, a), (second, b)) = (rig.offer_next(), rig.offer_next());
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(a))]);
     first.lock().unwrap().error = Some(ErrorKind::StorageFull);
@@ -255,15 +255,15 @@ fn a_full_disk_costs_the_group_and_the_segment() {
 }
 
 #[test]
-fn after_any_other_error_nothing_more_is_taken() {
-    let mut rig = Rig::new();
+fn any_other_write_error_closes_the_journal() {
+    let mut rig = CommitRig::new();
     let ((first, a), (second, _)) = (rig.offer_next(), rig.offer_next());
     first.lock().unwrap().error = Some(ErrorKind::Other);
-    // Of a batch that would go on in the next segment the rest is refused: nothing of it was written.
+    // The rest of a batch that would continue in the next segment is refused: nothing of it was written.
     let outcomes = rig.commit(&[200_000, 200_000, 200_000]);
     assert_eq!(outcomes, [(2, Outcome::Unknown), (1, Outcome::Refused(ClosedReason::Failed))]);
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Refused(ClosedReason::Failed))]);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert_eq!(rig.closed(), Some(ClosedReason::Failed));
     let first = first.lock().unwrap();
     assert_eq!((first.writes.len(), first.syncs, second.lock().unwrap().writes.len()), (1, 0, 0));
@@ -271,14 +271,14 @@ fn after_any_other_error_nothing_more_is_taken() {
 }
 
 #[test]
-fn an_old_segment_is_left_when_there_is_nothing_to_do() {
-    let mut rig = Rig::new();
+fn an_old_segment_is_sealed_when_idle() {
+    let mut rig = CommitRig::new();
     let ((_, a), (_, b)) = (rig.offer_next(), rig.offer_next());
     rig.commit(&[1]);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert!(!rig.segment_refs.counts(a).is_sealed());
     rig.committer.gate.wants_seal.store(true, Ordering::Relaxed);
-    rig.committer.look_around();
+    rig.committer.on_idle();
     assert!(rig.segment_refs.counts(a).is_sealed());
     assert_eq!(rig.commit(&[1]), [(1, Outcome::Durable(b))]);
 }

@@ -19,6 +19,7 @@ pub mod append;
 mod commit;
 pub mod disk;
 mod expiry;
+mod gate;
 pub mod held_list;
 pub mod lane;
 pub mod lock;
@@ -32,6 +33,7 @@ pub mod segment;
 pub mod segment_fuzz;
 mod segment_pool;
 mod segment_refs;
+mod segment_table;
 pub mod shares;
 
 use std::io;
@@ -45,11 +47,11 @@ use crossbeam_channel::bounded;
 
 pub use append::{AckToken, AppendError, Appender};
 pub use expiry::DroppedUntil;
-pub use lane::ClosedReason;
+pub use gate::ClosedReason;
 pub use replay::Replayed;
 pub use rewriter::Rewriter;
-pub use segment_pool::{SegmentPhase, SegmentState, SegmentTable};
 pub use segment_refs::SegmentRefs;
+pub use segment_table::{SegmentPhase, SegmentState, SegmentTable};
 
 use millrace_base::clock::Timestamp;
 use millrace_base::{critical_thread, limits};
@@ -58,7 +60,8 @@ use millrace_metrics::Metrics;
 use crate::queue::Queue;
 use commit::Committer;
 use disk::Storage;
-use lane::{Gate, Lane};
+use gate::Gate;
+use lane::Lane;
 use reader::ReadError;
 use record::Salt;
 use segment::{BLOCK_BYTES, Header, SEGMENT_BYTES_MIN, SegmentId, Stream};
@@ -126,29 +129,14 @@ impl Journal {
     /// The directory cannot be read, or the operating system refuses a thread or random bytes. A segment that cannot be
     /// made is no error here: appending reports it.
     pub fn start(storage: Arc<dyn Storage>, config: JournalConfig, metrics: &Arc<Metrics>) -> io::Result<Arc<Self>> {
-        let listing = reader::list(&*storage)?;
-        for name in &listing.unfinished {
-            storage.remove(name)?;
-        }
-        // It is an earlier run's. If it cannot be removed, readers still check it against the segments.
-        let _ = held_list::write(&*storage, &held_list::HeldList::default());
-        for name in &listing.kept_aside {
-            tracing::warn!(
-                segment = name,
-                "a damaged segment is kept here; `millrace journal verify` shows its damage"
-            );
-        }
+        let listing = tidy_directory(&*storage)?;
         let newest = listing.segments.last().map_or(0, |id| id.stream.0);
         // Later than every stream in the directory, whatever the clock says: names are never reused.
         let stream = Stream((Timestamp::now().as_micros().max(0) as u64).max(newest.saturating_add(1)));
         let salt = Salt(getrandom::u64().map_err(io::Error::other)?);
-        let gate = Arc::new(Gate::default());
         let segment_bytes = segment_bytes(&config, &*storage);
-        let whole_segments = config.bytes_max / segment_bytes;
-        // One segment is kept out of the shares, so that an organisation that holds little need not wait until a segment is
-        // released and the next one made. With fewer than four segments that would be too large a part.
-        let shared_segments = if whole_segments < 4 { whole_segments } else { whole_segments - 1 };
-        gate.set_capacity(shared_segments * segment_bytes, whole_segments * segment_bytes);
+        let gate = Arc::new(Gate::default());
+        set_capacity(&gate, config.bytes_max, segment_bytes);
         // One for each shard, and the last for rewritten events.
         let lanes = if config.shards == 0 { 0 } else { config.shards + 1 };
         let lanes: Vec<Arc<Lane>> = (0..lanes).map(|_| Arc::new(Lane::new(Arc::clone(&gate)))).collect();
@@ -354,6 +342,28 @@ fn wait_for(thread: &JoinHandle<()>, deadline: Instant) {
         thread.thread().unpark();
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Removes unfinished segments and the list of held events of an earlier run, and warns about damaged segments.
+fn tidy_directory(storage: &dyn Storage) -> io::Result<reader::Listing> {
+    let listing = reader::list(storage)?;
+    for name in &listing.unfinished {
+        storage.remove(name)?;
+    }
+    // If the list cannot be removed, readers still check it against the segments.
+    let _ = held_list::write(storage, &held_list::HeldList::default());
+    for name in &listing.kept_aside {
+        tracing::warn!(segment = name, "a damaged segment is kept here; `millrace journal verify` shows its damage");
+    }
+    Ok(listing)
+}
+
+/// One segment is kept out of the shares, so that an organisation that holds little need not wait until a segment is released
+/// and the next one made. With fewer than four segments that would be too large a part.
+fn set_capacity(gate: &Gate, bytes_max: u64, segment_bytes: u64) {
+    let segments = bytes_max / segment_bytes;
+    let shared = if segments < 4 { segments } else { segments - 1 };
+    gate.set_capacity(shared * segment_bytes, segments * segment_bytes);
 }
 
 fn segment_bytes(config: &JournalConfig, storage: &dyn Storage) -> u64 {

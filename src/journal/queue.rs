@@ -2,12 +2,10 @@
 //!
 //! The channel alone would bound only what no writer has picked up. Slots bound everything accepted and not yet stored,
 //! including the batches in writers' hands. Count and bytes share one atomic (`events << 40 | bytes`), so taking a slot is one
-//! read-modify-write for the whole queue and one for the organisation, whose share is bounded by what is free ([`shares`]).
+//! read-modify-write for the whole queue and one for the organisation, whose share is bounded by what is free ([`super::shares`]).
 //!
 //! [`Queue::offer`] runs on shards and never blocks. A send wakes a writer only if one sleeps in the channel, and at most one
 //! ever does (the gatherer of `millrace_write`), so under load a send makes no system call.
-//!
-//! [`shares`]: super::shares
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -11,12 +11,16 @@
 //! - A segment may begin with a lower number than expected: the next segment reuses the numbers of a failed write.
 //! - A file of zeros is damage: a segment gets its name after its header is durable.
 
-use std::fmt;
+mod chain;
+mod report;
+
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use millrace_base::clock::Timestamp;
+pub use self::chain::Chain;
+pub use self::report::{Damage, ReadError, SegmentReport};
 
+use self::chain::{Expected, Link};
 use super::disk::Storage;
 use super::held_list;
 use super::record::{RECORD_BYTES_MAX, Record};
@@ -64,170 +68,6 @@ pub fn list(storage: &dyn Storage) -> io::Result<Listing> {
 /// The segment of a file that was kept aside, by its name.
 pub fn kept_aside_id(name: &str) -> Option<SegmentId> {
     SegmentId::from_file_name(name.strip_suffix(KEPT_ASIDE_SUFFIX)?)
-}
-
-/// Follows streams from segment to segment: which segment and which sequence number come next.
-#[derive(Clone, Debug, Default)]
-pub struct Chain {
-    /// The segment that was read last.
-    behind: Option<Link>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    id: SegmentId,
-    next_sequence: Option<u64>,
-}
-
-/// What the chain expects of a segment.
-struct Expected {
-    /// Sequence number of its first record, if known.
-    sequence: Option<u64>,
-    /// Whether segments are missing between the one read before and this one.
-    is_behind_missing: bool,
-}
-
-impl Chain {
-    fn expected(&self, storage: &dyn Storage, id: SegmentId) -> io::Result<Expected> {
-        let Some(link) = self.behind.filter(|link| link.id.stream == id.stream) else {
-            // The first segment of a stream begins with sequence number 0.
-            let sequence = (id.number == 0).then_some(0);
-            return Ok(Expected { sequence, is_behind_missing: false });
-        };
-        let between = id.number.saturating_sub(link.id.number).saturating_sub(1);
-        if between == 0 {
-            return Ok(Expected { sequence: link.next_sequence, is_behind_missing: false });
-        }
-        let is_between =
-            |at: &SegmentId| at.stream == id.stream && (link.id.number + 1..id.number).contains(&at.number);
-        let kept_aside = storage.list()?.iter().filter_map(|name| kept_aside_id(name)).filter(is_between).count();
-        // A segment that was kept aside was reported then, with its lost records.
-        let sequence = link.next_sequence.filter(|_| kept_aside == 0);
-        Ok(Expected { sequence, is_behind_missing: kept_aside < between as usize })
-    }
-
-    /// Segment `id` exists and was not read to its end.
-    fn passed_unread(&mut self, id: SegmentId) {
-        self.behind = Some(Link { id, next_sequence: None });
-    }
-
-    /// A segment was deleted while the directory was read. It was released, and so was everything before it.
-    fn released(&mut self) {
-        self.behind = None;
-    }
-}
-
-/// A place where a segment differs from what was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// Bytes from the beginning of the file.
-    pub offset: u64,
-    /// How many bytes it spans; 0 if something is missing between two intact records.
-    pub bytes: u64,
-    /// A lower bound of the missing records.
-    pub records_lost: u64,
-    /// The damage in words.
-    pub what: &'static str,
-}
-
-/// The result of reading one segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentReport {
-    /// Which segment, by its name.
-    pub id: SegmentId,
-    /// Length of the file.
-    pub file_bytes: u64,
-    /// Where its last record ends.
-    pub used_bytes: u64,
-    /// When it was made; `None` if its header does not tell.
-    pub created_at: Option<Timestamp>,
-    /// Intact records.
-    pub records: u64,
-    /// Intact records of spilled events.
-    pub spilled: u64,
-    /// When the first of its events was received.
-    pub oldest: Option<Timestamp>,
-    /// When the last of its events was received.
-    pub newest: Option<Timestamp>,
-    /// Places that differ from what was written.
-    pub damage: Vec<Damage>,
-    /// Where a torn tail begins: bytes behind the last record that are no record, from a write that was cut short.
-    pub torn_tail: Option<u64>,
-}
-
-impl SegmentReport {
-    /// Whether anything differs from what was written, apart from a torn tail.
-    pub fn is_damaged(&self) -> bool {
-        !self.damage.is_empty()
-    }
-
-    /// A lower bound of the missing records.
-    pub fn records_lost(&self) -> u64 {
-        self.damage.iter().fold(0, |lost: u64, damage| lost.saturating_add(damage.records_lost))
-    }
-
-    fn add(&mut self, offset: usize, bytes: usize, records_lost: u64, what: &'static str) {
-        self.damage.push(Damage { offset: offset as u64, bytes: bytes as u64, records_lost, what });
-    }
-
-    fn count(&mut self, offset: usize, record: &Record) {
-        let at = record.event.received_at;
-        self.used_bytes = (offset + record.len) as u64;
-        self.records += 1;
-        self.spilled += u64::from(record.is_spilled);
-        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
-        self.newest = Some(self.newest.map_or(at, |newest| newest.max(at)));
-    }
-}
-
-/// Why a segment cannot be read to its end.
-#[derive(Debug)]
-pub enum ReadError {
-    /// The disk failed; the message names the file.
-    Io(io::Error),
-    /// A later version of Millrace made the segment.
-    UnknownFormat {
-        /// Which segment.
-        id: SegmentId,
-        /// Version of its layout.
-        format: u32,
-    },
-    /// A later version of Millrace wrote a record; the records before it were read.
-    UnknownVersion {
-        /// In which segment.
-        id: SegmentId,
-        /// Where.
-        offset: u64,
-        /// Version of its layout.
-        version: u8,
-    },
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const REMEDY: &str = "start the version of Millrace that wrote it, and let it store what is there";
-        match self {
-            Self::Io(error) => write!(f, "{error}"),
-            Self::UnknownFormat { id, format } => {
-                write!(f, "{id} is in format {format}, which this version cannot read: {REMEDY}")
-            }
-            Self::UnknownVersion { id, offset, version } => {
-                write!(
-                    f,
-                    "{id} has a record of version {version} at {offset}, which this version cannot read: {REMEDY}"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for ReadError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io(error) => Some(error),
-            Self::UnknownFormat { .. } | Self::UnknownVersion { .. } => None,
-        }
-    }
 }
 
 /// Reads a segment, calling `on_record` with offset and content of each intact record, in order, until it breaks.

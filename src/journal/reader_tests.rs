@@ -1,12 +1,15 @@
-//! Journal directories on a real file system, in every state a crash, a disk or a hand can leave them in: what is
-//! intact comes back, nothing else does, and what is missing is said once, with its place and its count.
+//! Journal directories on a real file system, in every state that a crash, a disk or a person can leave them in. What is
+//! intact comes back, nothing else does, and what is missing is reported once, with its place and its count.
+// Over 500 lines: the cases share their fixtures.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 
 use super::*;
@@ -39,7 +42,7 @@ fn event(sequence: u64) -> Event {
     )
 }
 
-/// A segment file in memory: groups of so many records, the first with the number `next`.
+/// A segment file in memory: commits of so many records, the first with the number `next`.
 struct Segment {
     bytes: Vec<u8>,
     /// Offset, length without padding, number.
@@ -222,7 +225,7 @@ fn released_and_empty_segments_are_no_damage() {
     let directory = Directory::of(4);
     directory.remove(id(0));
     directory.remove(id(1));
-    // The one that was prepared for what comes next.
+    // The preallocated next segment.
     directory.put(id(4), &Segment::new(id(4), 20, &[]));
     let told = directory.read();
     assert_eq!((told.damage(), told.sequences), (vec![], (10..20).collect()));
@@ -275,7 +278,7 @@ fn a_segment_that_vanishes_was_released() {
 }
 
 #[test]
-fn a_torn_tail_that_nobody_was_told_of_is_no_damage() {
+fn a_torn_tail_that_was_not_acknowledged_is_no_damage() {
     let directory = Directory::of(2);
     let mut torn = Segment::new(id(2), 10, &[2, 3]);
     let (at, _, _) = torn.records[3];
@@ -312,7 +315,7 @@ fn a_torn_tail_that_was_acknowledged_is_reported_where_it_is() {
 }
 
 #[test]
-fn zeroed_last_records_are_noticed_by_the_next_segment() {
+fn the_next_segment_reveals_that_last_records_were_zeroed() {
     let directory = Directory::of(3);
     let mut zeros = healthy(1);
     let (at, _, _) = zeros.records[2];
@@ -322,7 +325,7 @@ fn zeroed_last_records_are_noticed_by_the_next_segment() {
 }
 
 #[test]
-fn a_cut_file_says_what_it_lacks() {
+fn a_cut_file_reports_what_it_lacks() {
     let directory = Directory::of(3);
     let (at, _, _) = healthy(1).records[3];
     for (len, torn_tail) in [(at, None), (at + 40, Some(at as u64))] {
@@ -362,7 +365,7 @@ fn a_damaged_header_costs_nothing() {
 }
 
 #[test]
-fn one_intact_record_anywhere_gives_a_segment_its_mark_back() {
+fn one_intact_record_anywhere_restores_the_salt() {
     let directory = Directory::of(3);
     let mut segment = Segment::new(id(1), 5, &[5]);
     let (survivor, _, _) = segment.records[4];
@@ -404,7 +407,7 @@ fn a_segment_of_which_nothing_is_left_is_counted() {
 }
 
 #[test]
-fn files_that_changed_names_are_read_and_said() {
+fn swapped_files_are_read_and_reported() {
     let swap = |directory: &Directory, a, b| {
         let aside = directory.path("aside");
         fs::rename(directory.path(a), &aside).unwrap();
@@ -447,7 +450,7 @@ fn files_that_changed_names_are_read_and_said() {
 }
 
 #[test]
-fn what_is_behind_the_end_is_never_read_as_ours() {
+fn bytes_behind_the_end_are_never_read_as_records() {
     let directory = Directory::of(3);
     let append = |at: u64, bytes: &[u8]| {
         File::options().write(true).open(directory.path(id(1))).unwrap().write_all_at(bytes, at).unwrap();
@@ -551,7 +554,7 @@ fn a_flipped_byte_is_located_and_costs_at_most_its_record() {
     for at in 0..WHOLE {
         file.write_all_at(&[segment.bytes[at] ^ 0x11], at as u64).unwrap();
         let told = directory.read_from(&mut chain.clone(), &ids);
-        // The salt of a record that is where it should be is not needed to read it.
+        // A record at its expected place is read without its salt.
         let hit = segment.records.iter().find(|(from, len, _)| (from + 8..from + len).contains(&at));
         let missing = hit.map(|(_, _, sequence)| *sequence);
         let expected: Vec<u64> = (101..=segment.next).filter(|sequence| Some(*sequence) != missing).collect();
@@ -572,7 +575,7 @@ fn a_flipped_byte_is_located_and_costs_at_most_its_record() {
 }
 
 #[test]
-fn every_cut_is_said_and_counted() {
+fn every_cut_is_reported_and_counted() {
     let (directory, chain, segment, ids) = sweep();
     let file = File::options().write(true).open(directory.path(id(4))).unwrap();
     for len in (0..WHOLE).rev() {
@@ -655,7 +658,7 @@ impl Storage for BadSector {
 #[test]
 fn a_bad_sector_costs_what_it_holds_and_no_more() {
     let directory = Directory::of(3);
-    // The header, the first group (two records), the second (three), and the zeros behind.
+    // The header, the first commit (two records), the second (three), and the zeros behind.
     for (block, lost) in [(0, 0), (1, 2), (2, 3), (3, 0)] {
         let disk = Disk::open(&directory.temp.path().join("journal")).unwrap();
         let bad = BadSector { disk, name: id(1).to_string(), block };

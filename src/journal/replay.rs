@@ -22,10 +22,10 @@ use millrace_base::retry::{LogThrottle, sleep_unless};
 
 use super::Journal;
 use super::expiry::Expiry;
-use super::reader::{self, Chain, ReadError};
+use super::reader::{self, Chain, ReadError, SegmentReport};
 use super::record::Record;
 use super::segment::{BLOCK_BYTES, Found, Scan, SegmentId};
-use super::segment_pool::{SegmentPhase, SegmentState};
+use super::segment_table::{SegmentPhase, SegmentState};
 use crate::queue::Queue;
 
 /// Pause between two attempts to get a slot.
@@ -181,6 +181,18 @@ fn replay_segment(
         // Perhaps not all of the file was read; it stays as it is.
         return Ok(None);
     }
+    log_report(journal, &report);
+    // Last, so that whoever sees the segment as read also sees the counts.
+    let since = report.oldest.unwrap_or_else(Timestamp::now);
+    let phase = SegmentPhase::Counted(segment_ref);
+    journal.segments.set(id, SegmentState { phase, bytes: report.file_bytes, since, is_damaged: report.is_damaged() });
+    counts.seal();
+    Ok(Some(Replayed { segments: 1, events, lost: report.records_lost() }))
+}
+
+/// Logs a torn tail and each damage, and counts the records that are lost.
+fn log_report(journal: &Journal, report: &SegmentReport) {
+    let id = report.id;
     if let Some(offset) = report.torn_tail {
         tracing::info!(segment = %id, offset, "a write was cut short here; what was acknowledged lies before");
     }
@@ -194,12 +206,6 @@ fn replay_segment(
             "the journal is damaged: {}; the segment is kept aside as {id}.damaged", damage.what
         );
     }
-    // Last, so that whoever sees the segment as read also sees the counts.
-    let since = report.oldest.unwrap_or_else(Timestamp::now);
-    let phase = SegmentPhase::Counted(segment_ref);
-    journal.segments.set(id, SegmentState { phase, bytes: report.file_bytes, since, is_damaged: report.is_damaged() });
-    counts.seal();
-    Ok(Some(Replayed { segments: 1, events, lost: report.records_lost() }))
 }
 
 /// Whether a replay would find an event, or damage that may have been one.

@@ -1,4 +1,4 @@
-//! What a replay leaves behind when it cannot go on.
+//! The state after a replay that could not continue.
 
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
@@ -41,7 +41,7 @@ fn segment_of_two_versions(storage: &dyn Storage) {
 }
 
 #[test]
-fn replayed_events_do_not_count_in_a_later_segment() {
+fn events_fed_by_a_failed_replay_keep_their_counters() {
     let directory = tempfile::tempdir().unwrap();
     let disk = Arc::new(Disk::open(directory.path()).unwrap());
     segment_of_two_versions(&*disk);

@@ -18,11 +18,12 @@ use millrace_base::event::{Event, SegmentRef};
 use millrace_metrics::Metrics;
 
 use super::disk::Storage;
+use super::gate::{ClosedReason, Gate};
 use super::held_list::{self, HeldList};
-use super::lane::{ClosedReason, Gate, Lane, Outcome, advance};
+use super::lane::{Lane, Outcome, advance};
 use super::record;
-use super::segment_pool::SegmentTable;
 use super::segment_refs::SegmentRefs;
+use super::segment_table::SegmentTable;
 
 /// How often the thread looks for the completion.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -48,13 +49,13 @@ impl Rewriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_down(&self, held: &HeldList) -> io::Result<()> {
+    pub fn write_list(&self, held: &HeldList) -> io::Result<()> {
         held_list::write(&*self.storage, held)
     }
 
     /// The segments that only held events keep alive. `held` has the number of held events of each segment. Empty while the
     /// journal has plenty of space.
-    pub fn kept_by_these_alone(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
+    pub fn segments_kept_only_by(&self, held: &HashMap<SegmentRef, u32>) -> Vec<SegmentRef> {
         if self.segments.bytes() < (SEGMENTS_MIN * self.segment_bytes).min(self.bytes_max / 2) {
             return Vec::new();
         }

@@ -13,7 +13,7 @@ use super::*;
 
 const SALT: Salt = Salt(0x5eed_5eed_0123_4567);
 const MUTATIONS_PER_SEED: u64 = 1000;
-/// To write the seeds anew where a layout changed: `MILLRACE_WRITE_FUZZ_SEEDS=1 cargo test --lib segment_fuzz`.
+/// To write the seeds again after a change of the layout: `MILLRACE_WRITE_FUZZ_SEEDS=1 cargo test --lib segment_fuzz`.
 const WRITE_SEEDS: &str = "MILLRACE_WRITE_FUZZ_SEEDS";
 
 fn event(n: u64, dedup_id: Option<&str>, payload_len: usize) -> Event {
@@ -22,12 +22,12 @@ fn event(n: u64, dedup_id: Option<&str>, payload_len: usize) -> Event {
     Event::new(id, org, Timestamp::from_micros(n as i64), "a.b", dedup_id, &payload)
 }
 
-/// A file of `groups`, each a list of payload lengths.
-fn file(groups: &[&[usize]]) -> Vec<u8> {
+/// A file of `commits`, each a list of payload lengths.
+fn file(commits: &[&[usize]]) -> Vec<u8> {
     let blank = Header { id: ID, salt: SALT, created_at: Timestamp::from_micros(7), bytes: 0 };
     let mut bytes = blank.encode().to_vec();
     let mut sequence = 40u64;
-    for group in groups {
+    for group in commits {
         bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         for payload_len in *group {
             let dedup_id = sequence.is_multiple_of(2).then_some("d\u{fc}");
@@ -51,21 +51,21 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let long_dedup_id = "\u{1f980}".repeat(limits::DEDUP_ID_BYTES_MAX / 4);
     let (id, org) = (EventId(Uuid::nil()), OrgId(Uuid::max()));
     let longest = Event::new(id, org, Timestamp::from_micros(i64::MIN), &long_type, Some(&long_dedup_id), b"{}");
-    let groups = || file(&[&[1, 30, 0], &[5], &[200, 1, 9]]);
+    let commits = || file(&[&[1, 30, 0], &[5], &[200, 1, 9]]);
     vec![
         ("nothing", vec![]),
         ("header_only", file(&[])),
         ("zeros", vec![0; BLOCK_BYTES + 100]),
         ("one_record", file(&[&[1]])),
-        ("groups", groups()),
+        ("groups", commits()),
         ("longest_texts", changed(file(&[]), |bytes| record::encode(bytes, SALT, 0, true, &longest))),
         ("last_number", changed(file(&[]), |bytes| record::encode(bytes, SALT, u64::MAX, false, &longest))),
-        ("torn", changed(groups(), |bytes| bytes.truncate(bytes.len() - 50))),
-        ("damaged", changed(groups(), |bytes| bytes[BLOCK_BYTES + 40] ^= 1)),
-        ("no_header", changed(groups(), |bytes| bytes[..BLOCK_BYTES].fill(0xee))),
-        ("block_lost", changed(groups(), |bytes| bytes[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0))),
-        ("later_version", proven(&changed(groups(), |bytes| bytes[BLOCK_BYTES + 24] = 2))),
-        ("later_format", proven(&changed(groups(), |bytes| bytes[8] = 2))),
+        ("torn", changed(commits(), |bytes| bytes.truncate(bytes.len() - 50))),
+        ("damaged", changed(commits(), |bytes| bytes[BLOCK_BYTES + 40] ^= 1)),
+        ("no_header", changed(commits(), |bytes| bytes[..BLOCK_BYTES].fill(0xee))),
+        ("block_lost", changed(commits(), |bytes| bytes[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0))),
+        ("later_version", proven(&changed(commits(), |bytes| bytes[BLOCK_BYTES + 24] = 2))),
+        ("later_format", proven(&changed(commits(), |bytes| bytes[8] = 2))),
     ]
 }
 
@@ -91,7 +91,7 @@ fn the_committed_seeds_are_in_the_present_layout() {
 }
 
 #[test]
-fn segment_invariants_hold_for_seeds_and_mutations() {
+fn the_checks_hold_for_seeds_and_mutations() {
     let seeds = seeds();
     for (name, bytes) in &seeds {
         check(bytes);

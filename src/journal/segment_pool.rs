@@ -6,27 +6,26 @@
 //! segments together, including those of earlier runs, stay within `journal_bytes_max` and leave a reserve on the file system;
 //! at either bound the `journal` thread is told so.
 
-use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use millrace_base::clock::Timestamp;
-use millrace_base::event::SegmentRef;
 use millrace_base::limits;
-use millrace_metrics::{JournalSizes, Metrics};
+use millrace_metrics::Metrics;
 
 use super::commit::{NextSegment, PreallocatedSegment};
 use super::disk::{SegmentFile, Storage};
-use super::lane::{ClosedReason, Gate};
+use super::gate::{ClosedReason, Gate};
 use super::reader::{KEPT_ASIDE_SUFFIX, UNFINISHED_SUFFIX};
 use super::record::Salt;
 use super::segment::{BLOCK_BYTES, Header, SegmentId};
 use super::segment_refs::{RefCounts, SegmentRefs};
+use super::segment_table::{SegmentPhase, SegmentState, SegmentTable};
 
 /// Zeros are written in pieces of this many bytes, since a commit waits for the piece that the disk has begun.
 const FILL_BYTES: usize = 128 * 1024;
@@ -38,127 +37,6 @@ fn preparing() -> String {
     format!("next{UNFINISHED_SUFFIX}")
 }
 
-/// What is known of a segment on disk.
-#[derive(Clone, Copy, Debug)]
-pub struct SegmentState {
-    /// How its events are tracked.
-    pub phase: SegmentPhase,
-    /// Length of the file.
-    pub bytes: u64,
-    /// When it was made, or when its oldest event was received.
-    pub since: Timestamp,
-    /// A damaged segment is renamed instead of deleted.
-    pub is_damaged: bool,
-}
-
-/// How the events of a segment are tracked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SegmentPhase {
-    /// A segment of an earlier run that was not read to its end.
-    Unread {
-        /// Where its events that were handed over are counted.
-        segment_ref: Option<SegmentRef>,
-        /// A later version of Millrace wrote it.
-        is_unknown: bool,
-    },
-    /// The segment references count its events.
-    Counted(SegmentRef),
-    /// All its events are stored, but it could not be deleted.
-    Undeleted,
-}
-
-impl SegmentPhase {
-    /// Where its events are counted, if they are.
-    pub fn segment_ref(self) -> Option<SegmentRef> {
-        match self {
-            Self::Unread { segment_ref, .. } => segment_ref,
-            Self::Counted(segment_ref) => Some(segment_ref),
-            Self::Undeleted => None,
-        }
-    }
-}
-
-/// All segments on disk, and the numbers that a scrape shows of them.
-#[derive(Default)]
-pub struct SegmentTable {
-    segments: Mutex<BTreeMap<SegmentId, SegmentState>>,
-    bytes: AtomicU64,
-    count: AtomicU64,
-    unread: AtomicU64,
-    /// When the oldest segment with an unstored event was begun, in microseconds since 1970; 0 for none.
-    oldest: AtomicI64,
-}
-
-impl SegmentTable {
-    /// Locks the table. Not for shards.
-    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<SegmentId, SegmentState>> {
-        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a segment or replaces its state.
-    pub fn set(&self, id: SegmentId, state: SegmentState) {
-        let mut segments = self.lock();
-        let before = segments.insert(id, state);
-        self.show(&segments, before, Some(state));
-    }
-
-    /// Removes a segment.
-    pub fn remove(&self, id: SegmentId) {
-        let mut segments = self.lock();
-        let before = segments.remove(&id);
-        self.show(&segments, before, None);
-    }
-
-    /// Unread segments of earlier runs that this version may be able to read, oldest first.
-    pub fn unread(&self) -> Vec<SegmentId> {
-        let can_be_read = |state: &SegmentState| matches!(state.phase, SegmentPhase::Unread { is_unknown: false, .. });
-        self.lock().iter().filter(|(_, state)| can_be_read(state)).map(|(id, _)| *id).collect()
-    }
-
-    fn show(
-        &self,
-        segments: &BTreeMap<SegmentId, SegmentState>,
-        before: Option<SegmentState>,
-        now: Option<SegmentState>,
-    ) {
-        let bytes = |state: Option<SegmentState>| state.map_or(0, |state| state.bytes);
-        let unread = |state: Option<SegmentState>| {
-            u64::from(state.is_some_and(|state| matches!(state.phase, SegmentPhase::Unread { .. })))
-        };
-        // Only changed under the lock.
-        let change = |number: &AtomicU64, less, more| {
-            number.store(number.load(Ordering::Relaxed) - less + more, Ordering::Relaxed);
-        };
-        self.count.store(segments.len() as u64, Ordering::Relaxed);
-        change(&self.bytes, bytes(before), bytes(now));
-        // A scrape reads this before the queue, so events that were handed over are in the queue by then.
-        self.unread.store(self.unread.load(Ordering::Relaxed) - unread(before) + unread(now), Ordering::Release);
-    }
-
-    /// Bytes of all segments.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// The numbers for a scrape.
-    pub fn sizes(&self) -> JournalSizes {
-        JournalSizes {
-            bytes: self.bytes(),
-            segments: self.count.load(Ordering::Relaxed),
-            unread_segments: self.unread.load(Ordering::Acquire),
-            oldest_unreleased_seconds: self.oldest_unreleased_seconds(),
-        }
-    }
-
-    /// Age of the oldest segment with an unstored event, in seconds; 0 if there is none.
-    pub fn oldest_unreleased_seconds(&self) -> f64 {
-        match self.oldest.load(Ordering::Relaxed) {
-            0 => 0.0,
-            since => (Timestamp::now().as_micros() - since).max(0) as f64 / 1e6,
-        }
-    }
-}
-
 /// Bytes to leave free on a file system of `total` bytes: see [`limits::JOURNAL_RESERVE_BYTES_MIN`].
 fn reserve(total: u64) -> u64 {
     let part = total / limits::JOURNAL_RESERVE_PART;
@@ -166,6 +44,7 @@ fn reserve(total: u64) -> u64 {
     wanted.min(total / limits::JOURNAL_RESERVE_PART_MAX)
 }
 
+/// The state of the `journal-pool` thread.
 pub(super) struct SegmentPool {
     pub storage: Arc<dyn Storage>,
     pub segment_refs: Arc<SegmentRefs>,
@@ -207,18 +86,16 @@ impl SegmentPool {
         }
     }
 
+    /// Puts the next segment into the channel if it is empty; without a segment, the reason if the committer asks.
     fn offer_next(&mut self) {
-        let Some((next_segments, _)) = self.next_segments.clone().filter(|(next_segments, _)| next_segments.is_empty())
-        else {
-            return;
-        };
+        let Some((sender, _)) = self.next_segments.clone().filter(|(sender, _)| sender.is_empty()) else { return };
         // Checking for a full journal is free, and a request beyond the maximum is short-lived; neither waits for the retry.
         if self.shortage.is_none_or(|(why, retry_at)| why == ClosedReason::Full || Instant::now() >= retry_at) {
             match self.preallocate() {
                 Ok(preallocated) => {
                     self.shortage = None;
                     self.gate.wants_segment.store(false, Ordering::Relaxed);
-                    send(&next_segments, Ok(preallocated));
+                    send(&sender, Ok(preallocated));
                     return self.gate.set_shortage(None);
                 }
                 Err(why) => {
@@ -230,7 +107,7 @@ impl SegmentPool {
         if let Some((why, _)) = self.shortage
             && self.gate.wants_segment.swap(false, Ordering::Acquire)
         {
-            send(&next_segments, Err(why));
+            send(&sender, Err(why));
         }
     }
 
@@ -292,14 +169,14 @@ impl SegmentPool {
             let _ = self.storage.remove(&preparing());
         }
         // A committer that waits for a segment keeps it.
-        if let Some((next_segments, preallocated)) = &self.next_segments
+        if let Some((sender, receiver)) = &self.next_segments
             && !self.gate.wants_segment.load(Ordering::Acquire)
-            && let Ok(taken) = preallocated.try_recv()
+            && let Ok(taken) = receiver.try_recv()
         {
             let PreallocatedSegment { id, segment_ref, .. } = match taken {
                 Ok(preallocated) => preallocated,
                 // The committer may be about to read this answer.
-                Err(why) => return send(next_segments, Err(why)),
+                Err(why) => return send(sender, Err(why)),
             };
             // The next segment gets its number, so the stream has no gap. If it cannot be removed, it is empty and is overwritten.
             self.next = id;
@@ -384,7 +261,7 @@ impl SegmentPool {
                 self.gate.wants_seal.store(true, Ordering::Relaxed);
             }
         }
-        self.segments.oldest.store(oldest, Ordering::Relaxed);
+        self.segments.set_oldest_unreleased(oldest);
         let mut is_spare_needed = !is_last;
         if is_directory_changed && let Err(error) = self.storage.sync_directory() {
             // Deleted files may come back after a power loss. Storing their events again changes nothing, but the files must
@@ -458,8 +335,8 @@ fn remove_if_there(storage: &dyn Storage, name: &str) -> io::Result<()> {
     }
 }
 
-fn send(next_segments: &Sender<NextSegment>, next: NextSegment) {
-    if let Err(TrySendError::Full(_)) = next_segments.try_send(next) {
+fn send(sender: &Sender<NextSegment>, next: NextSegment) {
+    if let Err(TrySendError::Full(_)) = sender.try_send(next) {
         unreachable!("only the pool sends, and it looked");
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, bounded};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use millrace_base::event::{Event, EventId, OrgId};
+use millrace_base::event::{Event, EventId, OrgId, SegmentRef};
 
 use super::*;
 use crate::disk::{Disk, Space};
@@ -15,14 +16,14 @@ use crate::reader;
 use crate::record::Salt;
 use crate::segment::{SEGMENT_BYTES_MIN, Stream};
 
-struct Rig {
+struct PoolRig {
     pool: SegmentPool,
     next: Receiver<NextSegment>,
     directory: TempDir,
 }
 
-impl Rig {
-    /// With room for so many segments.
+impl PoolRig {
+    /// A pool with room for `segments_max` segments.
     fn new(segments_max: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (next_segments, next) = bounded(1);
@@ -87,8 +88,8 @@ impl Rig {
 }
 
 #[test]
-fn a_segment_is_deleted_once_stored_and_after_all_older_ones() {
-    let mut rig = Rig::new(100);
+fn segments_are_deleted_in_order_once_their_events_are_stored() {
+    let mut rig = PoolRig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 2, 1);
     rig.use_up(&b, 2, 2);
@@ -109,8 +110,8 @@ fn a_segment_is_deleted_once_stored_and_after_all_older_ones() {
 }
 
 #[test]
-fn a_freed_segment_is_reused_and_holds_nothing_old() {
-    let mut rig = Rig::new(100);
+fn a_released_segment_becomes_the_next_with_zeros_only() {
+    let mut rig = PoolRig::new(100);
     let [mut a, b] = std::array::from_fn(|_| rig.take());
     let len = rig.pool.segment_bytes;
     a.file.write(BLOCK_BYTES as u64, &vec![7; len as usize - BLOCK_BYTES]).unwrap();
@@ -137,7 +138,7 @@ fn a_freed_segment_is_reused_and_holds_nothing_old() {
 
 #[test]
 fn segments_of_other_streams_do_not_hold_each_other_up() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
     rig.pool.next = SegmentId { stream: Stream(51), number: 0 };
     let b = rig.take();
@@ -151,8 +152,8 @@ fn segments_of_other_streams_do_not_hold_each_other_up() {
 }
 
 #[test]
-fn at_shutdown_only_segments_with_events_are_kept() {
-    let mut rig = Rig::new(100);
+fn a_shutdown_deletes_only_segments_without_events() {
+    let mut rig = PoolRig::new(100);
     let [a, b] = std::array::from_fn(|_| rig.take());
     rig.use_up(&a, 1, 1);
     rig.pool.segment_refs.counts(a.segment_ref).seal();
@@ -162,14 +163,14 @@ fn at_shutdown_only_segments_with_events_are_kept() {
     rig.use_up(&c, 1, 0);
     rig.pool.segment_refs.counts(c.segment_ref).seal();
     rig.pool.release(true);
-    // Behind one that is needed an empty one stays: the stream has no gap.
+    // An empty segment behind a needed one stays, so that the stream has no gap.
     rig.expect(&[&c, &d]);
     drop(b);
 }
 
 #[test]
 fn a_damaged_segment_is_kept_under_another_name() {
-    let mut rig = Rig::new(100);
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
     rig.use_up(&a, 1, 1);
     rig.pool.segment_refs.counts(a.segment_ref).seal();
@@ -181,11 +182,11 @@ fn a_damaged_segment_is_kept_under_another_name() {
 }
 
 #[test]
-fn an_old_segment_whose_events_are_stored_is_to_be_left() {
-    let mut rig = Rig::new(100);
+fn an_old_segment_whose_events_are_stored_is_to_be_sealed() {
+    let mut rig = PoolRig::new(100);
     let a = rig.take();
-    let wants_seal = |rig: &Rig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
-    let age = |rig: &mut Rig, age: i64| {
+    let wants_seal = |rig: &PoolRig| rig.pool.gate.wants_seal.load(Ordering::Relaxed);
+    let age = |rig: &mut PoolRig, age: i64| {
         let since = Timestamp::from_micros(Timestamp::now().as_micros() - age);
         rig.pool.segments.lock().get_mut(&a.id).unwrap().since = since;
         rig.pool.release(false);
@@ -205,8 +206,8 @@ fn an_old_segment_whose_events_are_stored_is_to_be_left() {
 }
 
 #[test]
-fn a_journal_over_its_limit_reports_full_only_when_asked() {
-    let mut rig = Rig::new(2);
+fn a_full_journal_answers_only_a_committer_that_asks() {
+    let mut rig = PoolRig::new(2);
     let [a, _b] = std::array::from_fn(|_| rig.take());
     rig.offer_next();
     assert!(rig.next.is_empty(), "nobody asked");
@@ -221,10 +222,10 @@ fn a_journal_over_its_limit_reports_full_only_when_asked() {
     assert_eq!(rig.take().id.number, 2);
 }
 
-/// It is asked for only as long as whoever writes held events over waits for the answer.
+/// The rewriter requests it only while it waits for its completion.
 #[test]
-fn the_reserve_is_available_right_after_the_journal_was_full() {
-    let mut rig = Rig::new(3);
+fn the_rewriters_reserve_does_not_wait_for_a_retry() {
+    let mut rig = PoolRig::new(3);
     let bytes_max = rig.pool.bytes_max;
     rig.pool.bytes_max = bytes_max - 1;
     let [a, b] = std::array::from_fn(|_| rig.take());
@@ -239,8 +240,8 @@ fn the_reserve_is_available_right_after_the_journal_was_full() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_deleted_blocks_later_ones() {
-    let mut rig = Rig::new(100);
+fn an_undeletable_segment_stays_and_blocks_those_behind_it() {
+    let mut rig = PoolRig::new(100);
     let [a, b, c] = std::array::from_fn(|_| rig.take());
     for segment in [&a, &b, &c] {
         rig.use_up(segment, 1, 1);
@@ -268,8 +269,8 @@ fn a_segment_that_cannot_be_deleted_blocks_later_ones() {
 }
 
 #[test]
-fn what_earlier_runs_left_counts_against_the_limit() {
-    let mut rig = Rig::new(3);
+fn segments_of_earlier_runs_count_against_the_limit() {
+    let mut rig = PoolRig::new(3);
     let left = SegmentId { stream: Stream(7), number: 0 };
     let phase = SegmentPhase::Unread { segment_ref: None, is_unknown: false };
     let since = Timestamp::from_micros(Timestamp::now().as_micros() - 60_000_000);
@@ -284,7 +285,7 @@ fn what_earlier_runs_left_counts_against_the_limit() {
     assert_eq!(a.id.number, 0);
 }
 
-/// A disk that has as much room as it is told.
+/// A disk with settable free space.
 struct Roomy {
     disk: Disk,
     space: Mutex<Space>,
@@ -331,8 +332,8 @@ impl Storage for Roomy {
 const DISK_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// A rig on a disk of a gibibyte, and the disk.
-fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
-    let mut rig = Rig::new(100);
+fn rig_on_small_disk() -> (PoolRig, Arc<Roomy>) {
+    let mut rig = PoolRig::new(100);
     let disk = Disk::open(rig.directory.path()).unwrap();
     let disk = Arc::new(Roomy { disk, space: Mutex::new(Space { total: DISK_BYTES, available: DISK_BYTES }) });
     rig.pool.storage = Arc::clone(&disk) as Arc<dyn Storage>;
@@ -340,7 +341,7 @@ fn rig_on_small_disk() -> (Rig, Arc<Roomy>) {
 }
 
 #[test]
-fn prepared_segments_are_given_back_when_the_reserve_is_needed() {
+fn preallocated_files_make_way_when_the_reserve_is_needed() {
     let (mut rig, disk) = rig_on_small_disk();
     let leave = |bytes| disk.space.lock().unwrap().available = bytes;
     let [a, b] = std::array::from_fn(|_| rig.take());
@@ -367,7 +368,7 @@ fn prepared_segments_are_given_back_when_the_reserve_is_needed() {
 }
 
 #[test]
-fn beside_the_store_what_is_held_fits_in_once_more() {
+fn with_the_store_on_the_same_disk_its_space_is_left_free() {
     let segment = SEGMENT_BYTES_MIN as u64;
     for (is_store_here, needed) in [(false, 0), (true, 3 * segment)] {
         let (mut rig, disk) = rig_on_small_disk();
@@ -384,7 +385,7 @@ fn beside_the_store_what_is_held_fits_in_once_more() {
 }
 
 #[test]
-fn the_reserve_is_a_fraction_of_the_disk_and_fits_small_ones() {
+fn the_reserve_is_a_part_of_the_disk_that_suits_small_disks() {
     const MIB: u64 = 1024 * 1024;
     for (total, expected) in [(16, 4), (100, 25), (256, 64), (1024, 64), (4096, 204), (1024 * 1024, 256)] {
         assert_eq!(reserve(total * MIB) / MIB, expected, "{total}");

@@ -1,4 +1,4 @@
-//! Damage, byte by byte: whatever is done to a segment's bytes, intact records come back and nothing else does.
+//! Damage byte by byte: whatever happens to the bytes of a segment, a scan returns the intact records and nothing else.
 
 use uuid::Uuid;
 
@@ -16,11 +16,11 @@ struct Built {
     records: Vec<(usize, usize, Record)>,
 }
 
-/// A segment of `groups`, each a list of payload lengths, followed by `spare` empty blocks.
-fn build(groups: &[&[usize]], first_sequence: u64, spare: usize) -> Built {
+/// A segment of `commits`, each a list of payload lengths, followed by `spare` empty blocks.
+fn build(commits: &[&[usize]], first_sequence: u64, spare: usize) -> Built {
     let header = Header { id: ID, salt: SALT, created_at: Timestamp::from_micros(1), bytes: 0 };
     let mut built = Built { bytes: header.encode().to_vec(), records: Vec::new() };
-    let events = groups.iter().flat_map(|group| group.iter().enumerate().map(|(n, len)| (n == 0, *len)));
+    let events = commits.iter().flat_map(|group| group.iter().enumerate().map(|(n, len)| (n == 0, *len)));
     for (sequence, (opens_group, payload_len)) in (first_sequence..).zip(events) {
         if opens_group {
             built.bytes.resize(built.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -91,7 +91,7 @@ fn a_flipped_bit_is_reported_and_costs_at_most_its_record() {
             let (records, rest) = scan(&bytes);
             let hit = built.records.iter().position(|(offset, len, _)| (*offset..offset + len).contains(&at));
             let mut expected = whole(&built);
-            // The salt of a record that is where it should be is not needed to read it.
+            // A record at its expected place is read without its salt.
             let is_needed = hit.is_some_and(|n| at >= built.records[n].0 + 8);
             if is_needed {
                 expected.remove(hit.unwrap());
@@ -154,7 +154,7 @@ fn a_gap_between_segments_is_counted() {
 }
 
 #[test]
-fn a_first_group_that_is_gone_is_noticed_without_numbers() {
+fn a_missing_first_commit_is_noticed_without_numbers() {
     let built = small();
     for fill in [0, 0xee] {
         let mut bytes = built.bytes.clone();

@@ -1,11 +1,10 @@
-//! One batch's way into the store: whole where it can be, else in parts, until each event is stored or known to be the one
-//! that is not.
+//! Stores one batch: whole if possible, else in parts, until each event is stored or known to be one that cannot be.
 //!
-//! - too much at a time: in halves, and [`BatchSize`](super::batch_size::BatchSize) remembers it;
-//! - an error that may be one row's, whatever its code: in halves, down to that row. Where nothing at all can be stored,
-//!   some rows are tried by themselves, and if none of them can it is everybody's trouble: the batch is held, with backoff;
-//! - the database away: the same again, with backoff;
-//! - a lock, with deliveries planned: what owes none first, by itself.
+//! - Too much at a time: halve it, and [`BatchSize`](super::batch_size::BatchSize) remembers.
+//! - An error that may be one row's, whatever its code: halve it, down to that row. If nothing at all can be stored, some single
+//!   rows are probed; if all of them fail alike, the database is at fault, and the batch waits with backoff.
+//! - The database is away: retry with backoff.
+//! - A lock while deliveries are planned: store the events without deliveries first, by themselves.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -16,54 +15,54 @@ use millrace_base::retry::Backoff;
 use millrace_metrics::HeldReason;
 use millrace_store::StoreError;
 
-use super::Shared;
 use super::held_events::Cause;
+use super::writer::Shared;
 
-/// How the next part is chosen.
+/// How the next part to try is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// From the front.
     Halving,
-    /// The largest part that is left, whole: is everybody's trouble over?
+    /// The largest remaining part, whole: is the database working again?
     Whole,
-    /// Single rows out of the middle of what is left: can any be stored?
+    /// Single rows from the middle of what is left: can any be stored?
     Probing,
 }
 
-/// See the module.
+/// The state of one batch.
 pub(super) struct Bisection<'a> {
     shared: &'a Shared,
     events: Vec<Event>,
-    /// Deliveries of each event; empty where none owes any.
+    /// Number of deliveries of each event; empty if there are none.
     owed: Vec<u32>,
     opened_at: Instant,
-    /// Parts that are neither stored nor found guilty.
+    /// Parts still to be tried.
     work: Vec<Range<usize>>,
-    /// Rows that could not be stored by themselves.
+    /// Rows that failed by themselves, with the cause.
     suspects: Vec<(usize, Cause)>,
-    /// Parts that wait for a lock on `deliveries`, and how long one attempt took.
+    /// Parts that wait for a lock on `deliveries`, and how long the longest attempt took.
     put_off: Vec<Range<usize>>,
     put_off_for: Duration,
     mode: Mode,
-    /// Since when nothing was stored, as far as this batch knows.
+    /// When this batch first failed since it last saw a success.
     failed_at: Option<Instant>,
-    /// The refusals of this batch are counted.
+    /// Whether the refusals of this batch are counted already.
     is_noted: bool,
-    /// Attempts that found the database away, since when, while it may have been there for others.
+    /// Attempts that found the database away, and since when. It may have served others meanwhile.
     away: Option<(u32, Instant)>,
     backoff: Backoff,
 }
 
-/// What was not stored.
+/// The events that were not stored.
 #[derive(Default)]
 pub(super) struct Unstored {
-    /// What cannot be, with the reason, and whether others could be.
+    /// Events that cannot be stored, with the cause and whether others could be stored.
     pub suspects: Vec<(Event, Cause, bool)>,
-    /// What waits for a lock, and for how long to leave it alone.
+    /// Events whose deliveries wait for a lock.
     pub put_off: Vec<Event>,
-    /// See `put_off`.
+    /// How long to leave `put_off` alone.
     pub pause: Duration,
-    /// The end came first.
+    /// The shutdown came first.
     pub is_given_up: bool,
 }
 
@@ -130,7 +129,7 @@ impl<'a> Bisection<'a> {
         }
     }
 
-    /// As much of `part` as goes into one transaction; the rest comes next.
+    /// As much of `part` as fits into one transaction; the rest comes next.
     fn cut(&mut self, part: Range<usize>) -> Range<usize> {
         let most = self.shared.gatherer.size().most();
         let (mut bytes, mut deliveries, mut end) = (0, 0, part.start);
@@ -200,12 +199,12 @@ impl<'a> Bisection<'a> {
         }
     }
 
-    /// Whether nothing can be stored at all, once enough rows have been tried.
+    /// Once enough rows have been probed, decides whether the database is at fault.
     fn judge(&mut self) {
         let left: usize = self.work.iter().map(Range::len).sum::<usize>() + self.suspects.len();
         let Some((_, cause)) = self.suspects.first().cloned() else { return };
         let enough = match cause.reason {
-            // Each takes its time.
+            // Each attempt takes long.
             HeldReason::TooMuch => 1,
             _ if left < limits::STORE_REFUSED_ALIKE_EVENTS => left,
             _ => limits::STORE_REFUSED_PROBES,
@@ -215,7 +214,7 @@ impl<'a> Bisection<'a> {
         }
         let is_alike = self.suspects.iter().all(|(_, other)| other.code == cause.code);
         let since = self.failed_at.unwrap_or_else(Instant::now);
-        let is_everybody = match cause.reason {
+        let is_database = match cause.reason {
             HeldReason::TooMuch => true,
             _ if !is_alike => false,
             _ if self.is_noted => self.shared.refusals.is_everything(&cause.code),
@@ -224,8 +223,8 @@ impl<'a> Bisection<'a> {
                 self.shared.refusals.note(&cause.code, left, since)
             }
         };
-        if !is_everybody {
-            // Few: each is tried by itself, and held.
+        if !is_database {
+            // A few rows are at fault: try each by itself, and hold it.
             self.mode = Mode::Halving;
             return;
         }
@@ -244,7 +243,7 @@ impl<'a> Bisection<'a> {
         self.failed_at = None;
     }
 
-    /// Whether the database was away for these events many times while it took others: one of them may bring it down.
+    /// Whether the database was away for these events many times while it took others: one of them may crash it.
     fn is_away_for_these_alone(&mut self) -> bool {
         let (tries, since) = self.away.get_or_insert((0, Instant::now()));
         *tries += 1;
@@ -255,7 +254,7 @@ impl<'a> Bisection<'a> {
         is_alone
     }
 
-    /// The same again, after a while.
+    /// Tries the part again after a wait.
     fn again(&mut self, part: Range<usize>, error: &StoreError, began: Instant) {
         self.work.push(part);
         self.wait(error, began);
@@ -266,7 +265,7 @@ impl<'a> Bisection<'a> {
         self.backoff.wait(&self.shared.give_up);
     }
 
-    /// Storing deliveries is stuck: what of `part` owes none goes first, and what does waits beside the writers.
+    /// Storing deliveries is stuck: the events without deliveries go first, and those with deliveries are put off.
     fn set_apart(&mut self, part: Range<usize>, began: Instant) {
         self.shared.permits.fail();
         let is_by_itself = !self.owes_nothing_in(part.clone());
@@ -285,7 +284,7 @@ impl<'a> Bisection<'a> {
         owing.into_iter().chain(others).for_each(|part| self.push(part));
     }
 
-    /// Moves what owes nothing to the front of `part`, each half in the order it was; returns where the rest begins.
+    /// Moves events without deliveries to the front of `part`, keeping the order within both; returns where the rest begins.
     fn sort(&mut self, part: Range<usize>) -> usize {
         let owed = self.owed[part.clone()].to_vec();
         let events = self.events.splice(part.clone(), std::iter::empty());
@@ -301,7 +300,7 @@ impl<'a> Bisection<'a> {
         self.owed.get(part).is_some_and(|owed| owed.iter().any(|owed| *owed > 0))
     }
 
-    /// Whether anything in it owes nothing.
+    /// Whether any event of `part` has no deliveries.
     fn owes_nothing_in(&self, part: Range<usize>) -> bool {
         self.owed.get(part).is_none_or(|owed| owed.contains(&0))
     }
@@ -310,7 +309,7 @@ impl<'a> Bisection<'a> {
         self.events[part].iter_mut().for_each(Event::note_may_be_stored);
     }
 
-    /// Whether the database took other events since it did not take these.
+    /// Whether the database stored other events since these failed.
     fn is_stored_since(&self) -> bool {
         self.failed_at.is_some_and(|at| self.shared.refusals.stored_since(at))
     }

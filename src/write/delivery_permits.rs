@@ -1,9 +1,9 @@
-//! Events that owe deliveries never have all writers.
+//! Delivery permits: events with deliveries never occupy all writers.
 //!
-//! A lock on `deliveries`, or whatever else makes storing them slow, must not keep the events of organisations without
-//! endpoints. So a writer that stores planned deliveries needs a permit, and there are fewer permits than writers. Who finds
-//! none stores the events of its batch that owe nothing, and leaves the others here, for the next writer with a permit. They
-//! keep their slots in the queue, which bounds them.
+//! A lock on `deliveries`, or anything else that makes storing them slow, must not block the events of organisations without
+//! endpoints. So a writer that stores planned deliveries needs a permit, and there are fewer permits than writers. A writer
+//! without one stores the events of its batch that have no deliveries and leaves the others here for the next writer with a
+//! permit. They keep their slots in the queue, which bounds them.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use millrace_base::event::Event;
 
-/// See the module.
+/// The permits, and the events that wait for one.
 pub struct DeliveryPermits {
     most: usize,
     taken: AtomicUsize,
-    /// Whether storing deliveries is known to be slow or stuck: what owes none goes first then, by itself.
+    /// Whether storing deliveries is known to be slow or stuck. Events without deliveries are stored first then, by themselves.
     is_troubled: AtomicBool,
-    /// As many as wait, to be looked at without the lock.
+    /// Number of waiting events, readable without the lock.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
 }
@@ -26,11 +26,11 @@ pub struct DeliveryPermits {
 #[derive(Default)]
 struct Queue {
     events: VecDeque<Event>,
-    /// After a failure.
+    /// No event is taken before this time, after a failure.
     not_before: Option<Instant>,
 }
 
-/// The right to store deliveries; given back when dropped.
+/// The right to store deliveries. Dropping it returns it.
 pub struct DeliveryPermit<'a>(&'a DeliveryPermits);
 
 impl Drop for DeliveryPermit<'_> {
@@ -40,7 +40,7 @@ impl Drop for DeliveryPermit<'_> {
 }
 
 impl DeliveryPermits {
-    /// For so many writers: three quarters of them, and never all.
+    /// Permits for three quarters of `writers`, and never for all.
     pub fn new(writers: usize) -> Self {
         Self {
             most: (writers * 3 / 4).clamp(1, writers.saturating_sub(1).max(1)),
@@ -51,14 +51,14 @@ impl DeliveryPermits {
         }
     }
 
-    /// A permit, where there is one.
+    /// Takes a permit if one is free.
     pub fn take(&self) -> Option<DeliveryPermit<'_>> {
         let taken = self.taken.fetch_add(1, Ordering::Relaxed);
         let permit = DeliveryPermit(self);
         (taken < self.most).then_some(permit)
     }
 
-    /// Leaves events here for the next permit, after `pause`.
+    /// Leaves events to wait for a permit; none is taken before `pause` is over.
     pub fn leave(&self, events: impl Iterator<Item = Event>, pause: Duration) {
         let mut queue = self.lock();
         queue.events.extend(events);
@@ -68,7 +68,7 @@ impl DeliveryPermits {
         self.waiting.store(queue.events.len(), Ordering::Release);
     }
 
-    /// A permit and at most `most` of the events that wait for one, the oldest first.
+    /// Takes a permit and at most `most` of the waiting events, oldest first.
     pub fn next(&self, most: usize) -> Option<(DeliveryPermit<'_>, Vec<Event>)> {
         if self.waiting() == 0 {
             return None;
@@ -85,24 +85,24 @@ impl DeliveryPermits {
         (!events.is_empty()).then_some((permit, events))
     }
 
-    /// Whether [`Self::next`] has something.
+    /// Whether [`Self::next`] would return something.
     pub fn has_next(&self) -> bool {
         self.waiting() > 0
             && self.taken.load(Ordering::Relaxed) < self.most
             && self.lock().not_before.is_none_or(|at| Instant::now() >= at)
     }
 
-    /// How many events wait here.
+    /// Number of waiting events.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Storing deliveries took too long, or met a lock.
+    /// Notes that storing deliveries took too long or met a lock.
     pub fn fail(&self) {
         self.is_troubled.store(true, Ordering::Relaxed);
     }
 
-    /// Deliveries were stored.
+    /// Notes that deliveries were stored.
     pub fn succeed(&self) {
         if self.is_troubled() {
             self.is_troubled.store(false, Ordering::Relaxed);

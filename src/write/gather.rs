@@ -1,9 +1,8 @@
-//! Gathers events into batches: closed by count, by bytes, or by the age of the first event.
+//! Gathers events into batches, closed by count, by bytes, or by the age of the first event.
 //!
-//! One writer gathers at a time, holding the leader lock; the others wait for it, or store. While a batch gathers,
-//! its writer sleeps in short naps instead of waiting inside the channel, so the shards' sends find nobody to
-//! wake and cost no system call. Under load a batch fills before it ages; when idle, one writer waits in the
-//! channel and the rest stay asleep.
+//! One writer gathers at a time and holds the leader lock; the others wait for it, or store. While a batch gathers, its writer
+//! sleeps in short naps instead of waiting inside the channel, so the shards' sends find nobody to wake and cost no system call.
+//! Under load a batch fills before it ages; when idle, one writer waits in the channel and the rest stay asleep.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +18,7 @@ use super::batch_size::BatchSize;
 
 /// How long the gathering writer sleeps between looks at the channel.
 const NAP: Duration = Duration::from_millis(1);
-/// How often the idle writer looks whether the gatherer was closed.
+/// How often the idle writer checks whether the gatherer was closed.
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const _: () = assert!(NAP.as_nanos() < limits::STORE_BATCH_AGE_MAX.as_nanos());
 
@@ -52,19 +51,20 @@ impl Batch {
     }
 }
 
-/// What there is to do for who asked.
+/// The result of waiting for a batch.
 #[derive(Debug)]
 pub enum Gathered {
-    /// This.
+    /// A batch.
     Batch(Batch),
-    /// Something else.
+    /// Other work wants the writer.
     Interrupted,
-    /// Nothing any more.
+    /// The gatherer is closed and the queue is empty.
     Ended,
 }
 
 /// The writers' shared end of the queue.
 pub struct Gatherer {
+    /// Held by the writer that gathers.
     leader_lock: Mutex<Receiver<Event>>,
     /// Set by the main thread once no shard offers any more.
     is_closed: AtomicBool,
@@ -82,7 +82,7 @@ impl Gatherer {
         self.is_closed.store(true, Ordering::Release);
     }
 
-    /// How large batches may be.
+    /// The bounds of a batch.
     pub fn size(&self) -> &BatchSize {
         &self.size
     }
@@ -95,7 +95,7 @@ impl Gatherer {
         }
     }
 
-    /// The same, but returns soon where there is nothing and `is_wanted` elsewhere.
+    /// Like [`Self::gather`], but returns soon without a batch if there is none and the writer `is_wanted` elsewhere.
     pub fn gather_unless(&self, is_wanted: impl Fn() -> bool) -> Gathered {
         let receiver = self.leader_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = match self.first(&receiver, is_wanted) {
@@ -123,8 +123,8 @@ impl Gatherer {
             if is_wanted() {
                 return Err(Gathered::Interrupted);
             }
-            // Read before looking: what was offered before the close is seen after it. Nothing to wait for then:
-            // every writer comes here once more, one after the other.
+            // Read before the channel, so that everything offered before the close is still found. Once closed there is
+            // nothing to wait for: every writer comes here once more, one after the other.
             if self.is_closed.load(Ordering::Acquire) {
                 return receiver.try_recv().map_err(|_| Gathered::Ended);
             }

@@ -1,13 +1,12 @@
-//! HOLDER: the events that cannot be stored while others can, off the writers.
+//! Held events: events that cannot be stored while others can, kept off the writers.
 //!
-//! Bounded in events and bytes; each keeps its slot in the queue, so memory is what it was. The `holder` thread tries each
-//! again with growing pauses: what can be stored by then is stored, what is refused for its data goes to
-//! `quarantined_events`, and what that table does not take stays here, too. A writer is kept by none of them.
+//! They are bounded in events and bytes, and each keeps its slot in the queue. Writers put events in; the `held-events` thread
+//! tries each again with growing pauses. It is stored, or quarantined if the database refuses its data, or stays here if
+//! `quarantined_events` does not take it either. None of them blocks a writer.
 //!
-//! What is held must not keep old segments of the journal: once it is all that keeps one, the `holder-journal` thread has it
-//! written over into the segment in use. That thread also writes down what is held, for `journal inspect`.
-//!
-//! Writers put events in.
+//! Held events must not keep old segments of the journal alive. Once they are all that keeps a segment, the `held-journal`
+//! thread has them rewritten into the open segment. That thread also writes the list of held events for `millrace journal
+//! inspect`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,23 +22,23 @@ use millrace_journal::Rewriter;
 use millrace_journal::held_list::{HeldEvent, HeldList};
 use millrace_metrics::HeldReason;
 
-use super::{Attempt, Shared};
+use super::writer::{Attempt, Shared};
 
-/// How often the thread looks for what is due.
+/// How often the thread looks for events that are due.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often the log says that events are held, and that there is no room for more.
+/// How often each line is logged.
 const REPEAT: Duration = Duration::from_secs(10);
-/// How often what is held is written down, at most.
+/// How often the list is written at most.
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why an event is not stored.
+/// Why an event cannot be stored.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    /// Whose fault it is, as far as one knows.
+    /// The kind of failure.
     pub reason: HeldReason,
-    /// What the database calls it.
+    /// The error code of the database.
     pub code: String,
-    /// In words.
+    /// The error in words.
     pub why: String,
 }
 
@@ -49,17 +48,17 @@ struct Entry {
     since: Instant,
     retry_at: Instant,
     pause: Duration,
-    /// Whether it was tried after the end was near.
+    /// Whether it was tried since the shutdown began.
     was_tried_at_end: bool,
 }
 
-/// Where they are held.
+/// The held events.
 pub struct HeldEvents {
     events_max: usize,
     held: Mutex<Entries>,
     is_ending: AtomicBool,
     throttles: Mutex<[LogThrottle; 5]>,
-    /// Events set aside that no line has told of yet.
+    /// Quarantined events that no log line has counted yet.
     untold: AtomicU64,
 }
 
@@ -68,11 +67,11 @@ struct Entries {
     by_key: BTreeMap<u64, Entry>,
     next_key: u64,
     bytes: usize,
-    /// Counts what was put in, taken out, and refused for another reason than before.
+    /// Counts additions, removals and changed causes.
     changes: u64,
 }
 
-/// What is said at most once in [`REPEAT`].
+/// Lines that are logged at most once per [`REPEAT`].
 #[derive(Clone, Copy)]
 enum LogLine {
     Held = 0,
@@ -83,7 +82,7 @@ enum LogLine {
 }
 
 impl HeldEvents {
-    /// For a queue of so many slots.
+    /// For a queue of `queue_events_max` slots.
     pub fn new(queue_events_max: usize) -> Self {
         Self {
             events_max: limits::STORE_HELD_EVENTS_MAX.min(queue_events_max / 4).max(1),
@@ -94,10 +93,10 @@ impl HeldEvents {
         }
     }
 
-    /// Holds an event that is tried again after `pause`; gives it back where there is no room.
+    /// Holds an event, to be tried again after `pause`.
     ///
     /// # Errors
-    /// The event.
+    /// The event, if there is no room.
     pub fn put(&self, event: Event, cause: &Cause, pause: Duration) -> Result<(), Event> {
         let now = Instant::now();
         let count = {
@@ -121,7 +120,7 @@ impl HeldEvents {
             entries.by_key.insert(key, held);
             entries.by_key.len()
         };
-        // A refused one goes to quarantine in a moment, and is said there.
+        // A refused event is quarantined soon, and logged then.
         if cause.reason != HeldReason::Refused && self.may_log(LogLine::Held) {
             let Cause { code, why, .. } = cause;
             tracing::warn!(
@@ -132,7 +131,7 @@ impl HeldEvents {
         Ok(())
     }
 
-    /// There is no room for one more: what the operator has to know.
+    /// Logs that there is no room for one more.
     pub fn log_full(&self, cause: &Cause) {
         if self.may_log(LogLine::Full) {
             let Cause { code, why, .. } = cause;
@@ -141,28 +140,28 @@ impl HeldEvents {
                 code,
                 why,
                 "there is no room for more events that cannot be stored; each further one holds up a writer until the \
-                 database takes it, or takes it into quarantined_events: mend what it says"
+                 database takes it, or takes it into quarantined_events: fix what it says"
             );
         }
     }
 
-    /// How many are held for this reason.
+    /// Number of events held for this reason.
     pub fn count(&self, reason: HeldReason) -> usize {
         self.lock().by_key.values().filter(|held| held.cause.reason == reason).count()
     }
 
-    /// How many are held.
+    /// Number of held events.
     pub fn len(&self) -> usize {
         self.lock().by_key.len()
     }
 
-    /// What kept everybody is over: all are tried again.
+    /// An outage is over: makes all due.
     pub fn retry_all(&self) {
         let now = Instant::now();
         self.lock().by_key.values_mut().for_each(|held| held.retry_at = now);
     }
 
-    /// The writers have ended: one more attempt for each.
+    /// The writers have ended: allows one more attempt for each.
     pub fn end(&self) {
         self.is_ending.store(true, Ordering::Release);
         self.retry_all();
@@ -175,7 +174,7 @@ impl HeldEvents {
         (held.retry_at <= now).then(|| (*key, held.event.clone(), held.cause.clone()))
     }
 
-    /// Takes an event out that is stored; as it is by now.
+    /// Removes an event that is stored, and returns it with its current segment.
     fn remove(&self, key: u64) -> Option<Event> {
         let mut entries = self.lock();
         let held = entries.by_key.remove(&key)?;
@@ -184,7 +183,7 @@ impl HeldEvents {
         Some(held.event)
     }
 
-    /// Notes that an attempt that took so long came to nothing. `pause_max` bounds the pause to the next.
+    /// Notes a failed attempt that took `took`. `pause_max` bounds the pause before the next.
     fn put_back(&self, key: u64, cause: Cause, is_unknown: bool, took: Duration, pause_max: Duration) {
         let now = Instant::now();
         let mut entries = self.lock();
@@ -195,13 +194,13 @@ impl HeldEvents {
             held.event.note_may_be_stored();
         }
         held.was_tried_at_end = self.is_ending.load(Ordering::Acquire);
-        // One that takes long must not have the thread for itself.
+        // A slow attempt must not keep the thread from the other events.
         held.retry_at = now + held.pause.min(pause_max) + took * 4;
         held.pause = (held.pause * 2).min(limits::STORE_HELD_PAUSE_MAX);
         entries.changes += u64::from(is_other);
     }
 
-    /// What is held, where that is not what it was at the count `noted`, which is moved on.
+    /// The list of held events if it changed since `noted`, which is updated.
     fn changed_since(&self, noted: &mut u64) -> Option<HeldList> {
         let entries = self.lock();
         if entries.changes == *noted {
@@ -220,7 +219,7 @@ impl HeldEvents {
         Some(HeldList { as_of: now.to_rfc3339(), events: events.collect() })
     }
 
-    /// How many are in each segment of the journal.
+    /// Number of held events in each segment of the journal.
     fn by_segment(&self) -> HashMap<SegmentRef, u32> {
         let mut by_segment = HashMap::new();
         for held in self.lock().by_key.values().filter(|held| held.event.segment_ref != SegmentRef::NONE) {
@@ -229,7 +228,7 @@ impl HeldEvents {
         by_segment
     }
 
-    /// As many of those in these segments as are written over at a time.
+    /// The held events in these segments, as many as are rewritten at a time.
     fn in_segments(&self, segments: &[SegmentRef]) -> Vec<(u64, Event)> {
         let mut bytes = 0;
         let entries = self.lock();
@@ -244,12 +243,12 @@ impl HeldEvents {
             .collect()
     }
 
-    /// The event is durable in another segment, too; `false` where it is not held any more.
+    /// Notes that the event is durable in another segment; `false` if it is not held any more.
     fn moved(&self, key: u64, segment_ref: SegmentRef) -> bool {
         match self.lock().by_key.get_mut(&key) {
             Some(held) => {
                 held.event.segment_ref = segment_ref;
-                // Both records would be replayed.
+                // A replay would find both records.
                 held.event.note_may_be_stored();
                 true
             }
@@ -271,7 +270,7 @@ impl HeldEvents {
         throttles[line as usize].pass().is_some()
     }
 
-    /// An event was set aside. One line tells of all since the line before.
+    /// Counts a quarantined event, and logs all since the last line.
     pub fn log_set_aside(&self, event: &Event, reason: &str) {
         self.untold.fetch_add(1, Ordering::Relaxed);
         if self.may_log(LogLine::SetAside) {
@@ -282,7 +281,7 @@ impl HeldEvents {
         }
     }
 
-    /// `quarantined_events` does not take an event.
+    /// Logs that `quarantined_events` does not take an event.
     pub fn log_not_quarantined(&self, event: &Event, why: &str) {
         if self.may_log(LogLine::Quarantine) {
             tracing::error!(
@@ -301,7 +300,7 @@ fn before(now: Timestamp, elapsed: Duration) -> Timestamp {
     Timestamp::from_micros(now.as_micros().saturating_sub(elapsed.as_micros() as i64))
 }
 
-/// The `holder` thread, until nothing is held after [`HeldEvents::end`], or time is up.
+/// The `held-events` thread: runs until nothing is held after [`HeldEvents::end`], or time is up.
 pub(super) fn run(shared: &Shared) {
     while !shared.give_up.load(Ordering::Relaxed) {
         let Some((key, event, cause)) = shared.held_events.due() else {
@@ -319,7 +318,7 @@ pub(super) fn run(shared: &Shared) {
                 }
             }
             Attempt::Failed { cause, is_unknown } => {
-                // Where nothing else was stored since, it may be everybody's trouble, and over soon.
+                // If nothing else was stored since, it may be an outage that is over soon.
                 let since = shared.held_events.since(key).unwrap_or(began);
                 let pause_max = if shared.refusals.stored_since(since) {
                     limits::STORE_HELD_PAUSE_MAX
@@ -332,7 +331,7 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// The `holder-journal` thread.
+/// The `held-journal` thread: rewrites held events into the open segment, and writes their list.
 pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
     let Some(segment_refs) = &shared.segment_refs else { return };
     let (mut noted, mut noted_at) = (0, None::<Instant>);
@@ -342,14 +341,14 @@ pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
             && let Some(held) = shared.held_events.changed_since(&mut noted)
         {
             noted_at = Some(Instant::now());
-            write_down(shared, rewriter, &held);
+            write_list(shared, rewriter, &held);
         }
         let held = shared.held_events.by_segment();
         if held.is_empty() {
             continue;
         }
         let (keys, mut events): (Vec<u64>, Vec<Event>) =
-            shared.held_events.in_segments(&rewriter.kept_by_these_alone(&held)).into_iter().unzip();
+            shared.held_events.in_segments(&rewriter.segments_kept_only_by(&held)).into_iter().unzip();
         if events.is_empty() {
             continue;
         }
@@ -357,7 +356,7 @@ pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
         let bytes: usize = events.iter().map(Event::weight).sum();
         for ((key, event), segment_ref) in keys.into_iter().zip(&mut events).zip(written) {
             let Some(segment_ref) = segment_ref else { continue };
-            // The old record is not needed any more; or, where the event was settled meanwhile, the new one is not.
+            // The old record is not needed any more; or the new one is not, if the event was settled meanwhile.
             if !shared.held_events.moved(key, segment_ref) {
                 event.segment_ref = segment_ref;
             }
@@ -367,12 +366,12 @@ pub(super) fn free_segments(shared: &Shared, rewriter: &Rewriter) {
         sleep_unless(&shared.give_up, Duration::from_secs_f64(seconds.max(0.1)));
     }
     if let Some(held) = shared.held_events.changed_since(&mut noted) {
-        write_down(shared, rewriter, &held);
+        write_list(shared, rewriter, &held);
     }
 }
 
-fn write_down(shared: &Shared, rewriter: &Rewriter, held: &HeldList) {
-    if let Err(error) = rewriter.write_down(held)
+fn write_list(shared: &Shared, rewriter: &Rewriter, held: &HeldList) {
+    if let Err(error) = rewriter.write_list(held)
         && shared.held_events.may_log(LogLine::List)
     {
         tracing::warn!(%error, "what is held cannot be written down; `journal inspect` does not know of it");

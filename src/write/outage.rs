@@ -1,7 +1,7 @@
-//! What the log says of trouble with the store: the store's as a whole, not one writer's.
+//! What the log says about trouble with the store, for all writers together.
 //!
-//! An outage begins when failures have come for a while and nothing was stored, and ends when something is. Failures of some
-//! while others are stored are said in other words. Nothing is logged under the lock.
+//! An outage begins when only failures have come for a while, and ends when something is stored. Failures of some events while
+//! others are stored have a line of their own. Nothing is logged under the lock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,26 +10,26 @@ use std::time::{Duration, Instant};
 use millrace_base::retry::LogThrottle;
 use millrace_store::StoreError;
 
-/// How long nothing but failures must have come before it is an outage: a deadlock or a restart of a backend is none.
+/// Only failures for this long are an outage. A deadlock or a restarting backend is shorter.
 const QUIET_MIN: Duration = Duration::from_millis(500);
-/// How often one thing is said.
+/// How often each line is logged.
 const REPEAT: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Follows failures and successes of all writers.
 #[derive(Default)]
 pub struct Outage {
     state: Mutex<State>,
-    /// Whether there is anything in `state` for a success to end.
+    /// Whether `state` has anything that a success would end. Checked without the lock.
     is_any: AtomicBool,
 }
 
 struct State {
-    /// When the first call that failed since something was stored had begun.
+    /// When the first failed call since the last success began.
     failing_since: Option<Instant>,
-    /// When the latest of the calls began that stored something.
+    /// When the latest successful call began.
     stored_at: Option<Instant>,
-    /// Whether the outage was said to have begun, and so has to be said to have ended.
-    is_said: bool,
+    /// Whether the beginning of an outage was logged, so that its end must be, too.
+    is_logged: bool,
     outage_line: LogThrottle,
     some_line: LogThrottle,
 }
@@ -39,7 +39,7 @@ impl Default for State {
         Self {
             failing_since: None,
             stored_at: None,
-            is_said: false,
+            is_logged: false,
             outage_line: LogThrottle::new(REPEAT),
             some_line: LogThrottle::new(REPEAT),
         }
@@ -52,7 +52,7 @@ enum Report {
 }
 
 impl Outage {
-    /// A call that began at `began` failed; `waiting` events are not stored.
+    /// Notes that a call that began at `began` failed, while `waiting` events are not stored.
     pub fn note(&self, error: &StoreError, began: Instant, waiting: usize) {
         match self.failed(began, Instant::now()) {
             None => {}
@@ -67,10 +67,10 @@ impl Outage {
                         seconds,
                         waiting,
                         "every event is refused: the table events takes none. All are held and none is put into \
-                         quarantine until this is mended; trying again"
+                         quarantine until this is fixed; trying again"
                     ),
                     StoreError::Misconfigured(_) | StoreError::Unexplained(_) | StoreError::Rejected(_) => {
-                        tracing::error!(%error, seconds, waiting, "events cannot be stored until this is mended; trying again");
+                        tracing::error!(%error, seconds, waiting, "events cannot be stored until this is fixed; trying again");
                     }
                     StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Locked(_) => {
                         tracing::warn!(%error, seconds, waiting, "events cannot be stored; trying again");
@@ -80,7 +80,7 @@ impl Outage {
         }
     }
 
-    /// A call that began at `began` stored something. Whether an outage was said to have begun, and is over.
+    /// Notes that a call that began at `began` stored something. Returns whether a logged outage is over.
     pub fn stored(&self, began: Instant) -> bool {
         if !self.is_any.load(Ordering::Relaxed) {
             return false;
@@ -94,7 +94,7 @@ impl Outage {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_any.store(true, Ordering::Relaxed);
         if state.stored_at.is_some_and(|stored_at| stored_at > began) {
-            // Others were stored meanwhile.
+            // Other events were stored meanwhile.
             return state.some_line.pass_at(now).map(|_| Report::Some);
         }
         let lasting = now.duration_since(*state.failing_since.get_or_insert(began));
@@ -102,7 +102,7 @@ impl Outage {
             return None;
         }
         state.outage_line.pass_at(now)?;
-        state.is_said = true;
+        state.is_logged = true;
         Some(Report::Outage(lasting))
     }
 
@@ -110,7 +110,7 @@ impl Outage {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.stored_at = state.stored_at.max(Some(began));
         let since = state.failing_since.take();
-        std::mem::take(&mut state.is_said).then(|| since.map_or(Duration::ZERO, |since| since.elapsed()))
+        std::mem::take(&mut state.is_logged).then(|| since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 }
 

@@ -1,17 +1,17 @@
-//! One row's fault or everybody's: what was refused since anything was stored.
+//! Is a refusal the fault of one row, or of the database? Counts what was refused since anything was stored.
 //!
-//! A row that a database refuses while it takes others is set aside. A database that refuses everything with one code has
-//! been changed (a column that must not be null, a constraint, a trigger with a mistake): then nothing is set aside, all of
-//! it is held, and a human is told. What tells the two apart is what happens to the others:
+//! A row that a database refuses while it takes others is quarantined. A database that refuses everything with one code has
+//! been changed (a column that must not be null, a constraint, a faulty trigger): then nothing is quarantined, everything is
+//! held, and an operator is told. What happens to the other events tells the two cases apart:
 //!
-//! - anything stored by a call that began after the refusal: the row's fault;
-//! - nothing stored, and at least [`limits::STORE_REFUSED_ALIKE_EVENTS`] events of
-//!   [`limits::STORE_REFUSED_ALIKE_BATCHES`] batches refused with one code (or [`limits::STORE_REFUSED_FLOOD_EVENTS`] of
-//!   however few): everybody's;
-//! - nothing stored and few refused, as on an idle server that gets one bad event: the row's, after
+//! - A call that began after the refusal stored something: the row is at fault.
+//! - Nothing is stored, and one code refused at least [`limits::STORE_REFUSED_ALIKE_EVENTS`] events of
+//!   [`limits::STORE_REFUSED_ALIKE_BATCHES`] batches, or [`limits::STORE_REFUSED_FLOOD_EVENTS`] of any number of batches: the
+//!   database is at fault.
+//! - Nothing is stored and few are refused, as on an idle server that gets one bad event: the row is at fault, after
 //!   [`limits::STORE_REFUSED_GRACE`].
 //!
-//! Shared by the writers and the holder; the lock is taken where something fails, or after that.
+//! The writers and the `held-events` thread share it. The lock is taken when something fails, or after a success that follows.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,17 +19,17 @@ use std::time::Instant;
 
 use millrace_base::limits;
 
-/// See the module.
+/// The refusals since the last success.
 pub struct Refusals {
     epoch: Instant,
-    /// When the latest of the calls began that stored something, in microseconds since `epoch`.
+    /// When the latest successful call began, in microseconds since `epoch`.
     stored_at: AtomicU64,
-    /// Whether there is anything in `alike`: looked at after every commit.
+    /// Whether `alike` has anything. Checked after every commit, without the lock.
     is_any: AtomicBool,
     alike: Mutex<Option<Alike>>,
 }
 
-/// What was refused with one code and nothing stored meanwhile.
+/// Refusals with one code, with nothing stored meanwhile.
 struct Alike {
     code: String,
     since: u64,
@@ -56,7 +56,7 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// A call that began then stored something new.
+    /// Notes that a call that began at `began` stored something new.
     pub fn stored(&self, began: Instant) {
         let began = self.micros(began);
         self.stored_at.fetch_max(began, Ordering::Relaxed);
@@ -69,12 +69,13 @@ impl Refusals {
         }
     }
 
-    /// Whether a call that began after `at` stored something: the database takes other events.
+    /// Whether a call that began after `at` stored something, so the database takes other events.
     pub fn stored_since(&self, at: Instant) -> bool {
         self.stored_at.load(Ordering::Relaxed) > self.micros(at)
     }
 
-    /// All of `events` events of one batch were refused with `code`, the first of them at `since`. Whether everybody's are.
+    /// Notes that all `events` events of one batch were refused with `code`, the first at `since`. Returns whether the database
+    /// is at fault.
     pub fn note(&self, code: &str, events: usize, since: Instant) -> bool {
         let since = self.micros(since);
         let mut alike = self.lock();
@@ -89,7 +90,7 @@ impl Refusals {
         alike.as_ref().is_some_and(Alike::is_everything)
     }
 
-    /// Whether everything is refused with `code`.
+    /// Whether the database refuses everything with `code`.
     pub fn is_everything(&self, code: &str) -> bool {
         self.is_any.load(Ordering::Relaxed)
             && self.lock().as_ref().is_some_and(|alike| alike.code == code && alike.is_everything())

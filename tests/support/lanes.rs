@@ -9,9 +9,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use millrace_base::event::{Event, EventId};
-use millrace_journal::lane::ClosedReason;
 use millrace_journal::queue::Queue;
-use millrace_journal::{AckToken, AppendError, Appender, Journal};
+use millrace_journal::{AckToken, AppendError, Appender, ClosedReason, Journal};
 
 /// Something hangs where nothing happens for so long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,7 +31,7 @@ impl Lanes {
         let appenders: Vec<_> = (0..shards).map(appender).collect();
         let task = |appender: &Rc<Appender>| {
             let appender = Rc::clone(appender);
-            Box::pin(async move { appender.tend(|_| ()).await }) as Pin<Box<dyn Future<Output = ()>>>
+            Box::pin(async move { appender.run(|_| ()).await }) as Pin<Box<dyn Future<Output = ()>>>
         };
         let tasks = appenders.iter().map(task).collect();
         Self { appenders, tasks, waker: Waker::from(Arc::new(Unpark(thread::current()))), waiting: Vec::new() }

@@ -7,7 +7,7 @@ use millrace_journal::record::RECORD_HEADER_BYTES;
 /// An outage; that some events cannot be stored while others are is said in other words.
 const CANNOT: [&str; 3] = [
     ": events cannot be stored; trying again",
-    ": events cannot be stored until this is mended",
+    ": events cannot be stored until this is fixed",
     ": every event is refused",
 ];
 const AGAIN: &str = "events are being stored again";

@@ -1,8 +1,8 @@
-//! The way of a log line from the thread that writes it to standard error: a bounded buffer and one thread behind it.
+//! The path of a log line to standard error: a bounded buffer and one thread behind it.
 //!
-//! Putting a line never waits: what does not fit ([`limits::LOG_LINES_MAX`], [`limits::LOG_BYTES_MAX`]) is dropped and
-//! counted, and so is a line that standard error refuses (a closed pipe, a full disk). Where lines are missing a line
-//! says how many, as soon as one can be written. Only [`Lines::flush`] waits, for as long as its caller says.
+//! Putting a line never waits. A line that does not fit ([`limits::LOG_LINES_MAX`], [`limits::LOG_BYTES_MAX`]) is dropped and
+//! counted, and so is a line that standard error refuses (a closed pipe, a full disk). A notice tells how many lines are missing
+//! as soon as one can be written. Only [`Lines::flush`] waits, as long as its caller allows.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::limits;
 
-/// The buffer's entrance; any thread may use it.
+/// The sending side of the buffer, for any thread.
 #[derive(Clone, Debug)]
 pub(super) struct Lines {
     messages: Sender<Message>,
@@ -28,56 +28,56 @@ enum Message {
         /// Lines that were dropped since the one before this.
         dropped_before: u64,
     },
-    /// To be answered when everything before it is written.
+    /// Answered once everything before it is written.
     Flush(Sender<()>),
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Of the lines in the buffer and of the one being written.
+    /// Bytes of the lines in the buffer and of the one being written.
     bytes: AtomicUsize,
-    /// All lines ever dropped.
+    /// Lines dropped so far.
     dropped: AtomicU64,
-    /// Those of them that no line has told of yet.
-    untold: AtomicU64,
+    /// Dropped lines that no notice has counted yet.
+    unreported: AtomicU64,
     /// Whether a flush ran out of time and nothing was written since.
     is_stuck: AtomicBool,
 }
 
-/// The other end, for the thread that writes.
+/// The receiving side, for the thread that writes.
 pub(super) struct LineWriter<W> {
     messages: Receiver<Message>,
     shared: Arc<Shared>,
     sink: W,
-    /// How to say that lines are missing.
+    /// Makes the notice about missing lines.
     notice: fn(u64) -> Vec<u8>,
-    /// A line was refused after a part of it was written.
+    /// Whether a line was refused after a part of it was written.
     is_cut: bool,
 }
 
-/// A buffer in front of `sink`. `notice` is the line that says how many are missing.
+/// Makes a buffer in front of `sink`. `notice` makes the line that tells how many are missing.
 pub(super) fn lines<W: Write>(sink: W, notice: fn(u64) -> Vec<u8>) -> (Lines, LineWriter<W>) {
     let (sender, messages) = bounded(limits::LOG_LINES_MAX);
     let shared = Arc::new(Shared::default());
-    let entrance = Lines { messages: sender, shared: Arc::clone(&shared) };
-    (entrance, LineWriter { messages, shared, sink, notice, is_cut: false })
+    let lines = Lines { messages: sender, shared: Arc::clone(&shared) };
+    (lines, LineWriter { messages, shared, sink, notice, is_cut: false })
 }
 
 impl Lines {
-    /// Hands a whole line over, or drops it.
+    /// Puts a whole line into the buffer, or drops it.
     pub(super) fn put(&self, line: &[u8]) {
-        let Shared { bytes, dropped, untold, .. } = &*self.shared;
+        let Shared { bytes, dropped, unreported, .. } = &*self.shared;
         let fits = bytes.fetch_add(line.len(), Ordering::Relaxed) + line.len() <= limits::LOG_BYTES_MAX;
-        let dropped_before = untold.swap(0, Ordering::Relaxed);
+        let dropped_before = unreported.swap(0, Ordering::Relaxed);
         let message = || Message::Line { text: line.into(), dropped_before };
         if !fits || self.messages.try_send(message()).is_err() {
             bytes.fetch_sub(line.len(), Ordering::Relaxed);
             dropped.fetch_add(1, Ordering::Relaxed);
-            untold.fetch_add(dropped_before + 1, Ordering::Relaxed);
+            unreported.fetch_add(dropped_before + 1, Ordering::Relaxed);
         }
     }
 
-    /// Waits until everything put so far is written, at most for `wait`; whether it is.
+    /// Waits until everything put so far is written, at most for `wait`. Returns whether it is.
     pub(super) fn flush(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
         let (done, flushed) = bounded(1);
@@ -96,55 +96,55 @@ impl Lines {
         self.shared.is_stuck.load(Ordering::Relaxed)
     }
 
-    /// Lines dropped so far.
+    /// Number of lines dropped so far.
     pub(super) fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 }
 
 impl<W: Write> LineWriter<W> {
-    /// Writes what is put, until the last entrance is gone. May wait for the sink for ever.
+    /// Writes lines until the last sender is gone. May wait for the sink forever.
     pub(super) fn run(mut self) {
         loop {
             let message = match self.messages.try_recv() {
                 Ok(message) => message,
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => {
-                    self.tell_untold();
+                    self.report_missing();
                     let Ok(message) = self.messages.recv() else { return };
                     message
                 }
             };
             match message {
                 Message::Line { text, dropped_before } => {
-                    self.tell(dropped_before);
+                    self.report(dropped_before);
                     if !self.write(&text) {
                         self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-                        self.shared.untold.fetch_add(1, Ordering::Relaxed);
+                        self.shared.unreported.fetch_add(1, Ordering::Relaxed);
                     }
                     self.shared.bytes.fetch_sub(text.len(), Ordering::Relaxed);
                 }
                 Message::Flush(done) => {
-                    self.tell_untold();
-                    // Whoever asked may have given up.
+                    self.report_missing();
+                    // The caller may have given up.
                     let _ = done.send(());
                 }
             }
         }
     }
 
-    fn tell_untold(&mut self) {
-        let untold = self.shared.untold.swap(0, Ordering::Relaxed);
-        self.tell(untold);
+    fn report_missing(&mut self) {
+        let unreported = self.shared.unreported.swap(0, Ordering::Relaxed);
+        self.report(unreported);
     }
 
-    fn tell(&mut self, dropped: u64) {
+    fn report(&mut self, dropped: u64) {
         if dropped > 0 && !self.write(&(self.notice)(dropped)) {
-            self.shared.untold.fetch_add(dropped, Ordering::Relaxed);
+            self.shared.unreported.fetch_add(dropped, Ordering::Relaxed);
         }
     }
 
-    /// Whether the sink took the whole of it.
+    /// Writes a line; `false` if the sink did not take all of it.
     fn write(&mut self, line: &[u8]) -> bool {
         if self.is_cut && self.write_all(b"\n").is_err() {
             return false;
@@ -162,7 +162,7 @@ impl<W: Write> LineWriter<W> {
         }
     }
 
-    /// As [`Write::write_all`]; with a sink that does not block it waits. An error is how many bytes are left.
+    /// Like [`Write::write_all`], but waits if a non-blocking sink is full. The error is the number of bytes left.
     fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), usize> {
         const FULL_PAUSE: Duration = Duration::from_millis(10);
         while !bytes.is_empty() {

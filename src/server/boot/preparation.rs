@@ -109,7 +109,7 @@ impl Preparation {
             match step() {
                 Ok(done) => return Some(done),
                 Err(error) => {
-                    self.stage.is_held_up_by(&format_args!("{what}: {error}"));
+                    self.stage.note_obstacle(&format_args!("{what}: {error}"));
                     if throttle.pass().is_some() {
                         tracing::warn!(%error, "{what}; the server answers 503 meanwhile");
                     }

@@ -138,7 +138,7 @@ fn check_misconfigured(
     eventually("the writers have tried some times", || misconfigured() >= 5);
     assert_eq!(server.count("event_queue_size"), 100, "all are held");
     assert_eq!(server.count("store_events_quarantined_total"), 0);
-    let is_loud = |line: &str| line.contains("ERROR") && line.contains("events cannot be stored until this is mended");
+    let is_loud = |line: &str| line.contains("ERROR") && line.contains("events cannot be stored until this is fixed");
     eventually("an error in the log", || server.log().lines().any(is_loud));
     mend_it();
     server.drained();
