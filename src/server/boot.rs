@@ -128,7 +128,7 @@ pub fn serve(
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
     let own = own_addresses(&config, [listen_addr, ops_addr]);
     let deliver =
-        Webhooks::start(&config.deliver, &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
+        Webhooks::start(&config.webhooks(), &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
     let control = start_control(&config, control_store, &metrics, &deliver).map_err(thread_error)?;
     let own_changes = control.own_changes();
     let neighbours = Neighbours {
@@ -146,7 +146,7 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
+        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust()),
         certificates,
     };
     let endpoints = deliver.endpoint_cache();
@@ -301,7 +301,7 @@ fn start_control(
 ) -> std::io::Result<ControlPool> {
     let metrics = Arc::clone(metrics);
     let management = Arc::new(deliver.management());
-    ControlPool::start(store, metrics, config.argon2, management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
+    ControlPool::start(store, metrics, config.argon2(), management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
 }
 
 /// The journal; without one where nothing is to be written to it and nothing is left in it.

@@ -67,7 +67,7 @@ impl Preparation {
         }
         self.say_ready();
         let Self { store, metrics, stop, config, .. } = self;
-        Housekeeping { store, metrics, stop, deliveries_kept: config.deliver.retention }.run();
+        Housekeeping { store, metrics, stop, deliveries_kept: config.webhook_retention_days }.run();
     }
 
     /// Waits until the store says that the journal is its own, before anything is changed in it; `false` where it says
@@ -121,7 +121,7 @@ impl Preparation {
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
-        if self.config.migrate_on_start {
+        if self.config.migrate {
             let applied = self.metrics.store.timed(DbOperation::Migrate, || self.store.migrate_until(&self.stop));
             match applied? {
                 0 => {}
@@ -186,7 +186,7 @@ impl Preparation {
     fn welcome(&self) -> Result<(), StoreError> {
         let key = ApiKey::generate()
             .map_err(|error| StoreError::Unavailable(format!("no randomness for the first API key: {error}")))?;
-        let verifier = key.verifier(self.config.argon2);
+        let verifier = key.verifier(self.config.argon2());
         if self.store.create_first_organization("default", (key.id(), &verifier))?.is_some()
             && let Err(error) = (self.welcome)(self.listen_addr, &self.config.data_dir, key.reveal())
         {

@@ -63,21 +63,22 @@ impl Session {
     pub fn generate_key(&self) -> Result<(ApiKey, millrace_base::key::KeyVerifier), Failure> {
         let key = ApiKey::generate()
             .map_err(|error| Failure::Refused(format!("the operating system gives no random bytes: {error}")))?;
-        let verifier = key.verifier(self.config.argon2);
+        let verifier = key.verifier(self.config.argon2());
         Ok((key, verifier))
     }
 
     /// What the servers seal endpoints' secrets with. Beside Postgres no key is made: it would be another than theirs.
     pub fn secrets(&self) -> Result<SecretBox, Failure> {
-        let Config { deliver, data_dir, database_url, .. } = &self.config;
-        if database_url.is_some() && !deliver.has_secret_key(data_dir) {
+        let Config { data_dir, database_url, .. } = &self.config;
+        let webhooks = self.config.webhooks();
+        if database_url.is_some() && !webhooks.has_secret_key(data_dir) {
             return Err(Failure::Refused(format!(
                 "the key that the servers seal webhook secrets with is neither configured nor in {}\n  fix: set \
                  MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir",
                 data_dir.display()
             )));
         }
-        deliver.open_secrets(data_dir).map_err(Failure::Refused)
+        webhooks.open_secrets(data_dir).map_err(Failure::Refused)
     }
 }
 

@@ -1,17 +1,18 @@
-//! The environment: which variable holds a setting, and which ones are nobody's.
+//! The environment: finds the variable of a setting, and refuses variables with this program's prefix that set nothing.
 //!
 //! Pure: the variables are handed in.
 
 use std::ffi::{OsStr, OsString};
 
 use super::error::{ConfigError, nearest};
-use super::setting::{Kind, SETTINGS, Setting, find};
+use super::setting::{Kind, SETTINGS, Setting};
+use super::table::Key;
 use super::{API_KEY_ENV, CONFIG_FILE_ENV};
 
 /// What the names of this program's variables begin with.
 const PREFIX: &str = "MILLRACE_";
-/// Settings whose variable is another's by custom, under the name one would guess from the others.
-const ALIASES: [(&str, &str); 1] = [("MILLRACE_DATABASE_URL", "database_url")];
+/// Further variables of settings: `DATABASE_URL` is a name by custom, and this one is what the others' names suggest.
+const ALIASES: [(&str, Key); 1] = [("MILLRACE_DATABASE_URL", Key::database_url)];
 
 /// The variables of a process.
 pub struct Environment(Vec<(OsString, OsString)>);
@@ -31,10 +32,10 @@ impl Environment {
     ///
     /// # Errors
     /// Where two of them hold different values.
-    pub(super) fn of(&self, setting: &Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
+    pub(super) fn of(&self, setting: &'static Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
         let is_value = |text: &&OsStr| !text.is_empty() || matches!(setting.kind, Kind::Listed(_));
-        let aliases = ALIASES.iter().filter(|(_, key)| *key == setting.key).map(|(name, _)| *name);
-        let names = find(setting.key).map(|row| row.env).into_iter().chain(aliases);
+        let aliases = ALIASES.iter().filter(|(_, key)| key.setting().key == setting.key).map(|(name, _)| *name);
+        let names = std::iter::once(setting.env).chain(aliases);
         let found: Vec<_> = names.filter_map(|name| Some((name, self.get(name).filter(is_value)?))).collect();
         if let [(name, value), (other, other_value)] = found[..]
             && value != other_value

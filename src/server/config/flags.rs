@@ -22,9 +22,9 @@ impl Flags {
         self
     }
 
-    /// Each flag with its value.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static Setting, &str)> {
-        self.0.iter().map(|(setting, text)| (*setting, text.as_str()))
+    /// The values that a setting's flag was given.
+    pub(super) fn of(&self, setting: &'static Setting) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(given, _)| given.key == setting.key).map(|(_, text)| text.as_str())
     }
 
     fn augment(command: Command, scopes: &[Scope]) -> Command {

@@ -191,7 +191,7 @@ impl Given {
 
 /// An endpoint's URL, by the rules that hold without a server.
 pub(super) fn url(config: &Config, text: &str) -> Result<String, Failure> {
-    validate::url(&config.deliver.policy(&[], &DatabaseAddresses::default()), text)
+    validate::url(&config.webhooks().policy(&[], &DatabaseAddresses::default()), text)
         .map_err(|why| wrong("the URL", &why))
 }
 
