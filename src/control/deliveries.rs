@@ -7,7 +7,7 @@ use millrace_base::limits::LIST_BYTES_MAX;
 use millrace_metrics::DbOperation;
 use millrace_store::webhooks::DeliveryRecord;
 
-use super::json::{delivery_document, push_delivery, push_next_cursor};
+use super::documents::{delivery_document, push_delivery, push_next_cursor};
 use super::{Answer, Desk, Refusal, absent, query};
 
 /// `GET /api/events/{id}/deliveries`: newest first, at most one for each endpoint of the organisation.

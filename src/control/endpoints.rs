@@ -16,7 +16,7 @@ use millrace_metrics::DbOperation;
 use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 
-use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, to_body};
+use super::documents::{endpoint_document, push_array, push_endpoint, push_next_cursor, to_body};
 use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
 
 /// The type of the event that a test sends.

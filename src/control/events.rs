@@ -4,7 +4,7 @@ use millrace_base::event::{EventId, OrgId};
 use millrace_metrics::DbOperation;
 use millrace_store::StoredEvent;
 
-use super::json::{EVENT_FRAME_BYTES, push, push_array, push_event};
+use super::documents::{EVENT_FRAME_BYTES, push, push_array, push_event};
 use super::{Answer, Desk, Refusal, absent, cursor, query};
 
 /// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.

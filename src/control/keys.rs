@@ -17,7 +17,7 @@ use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
 
 use super::body::{check_syntax, whole};
-use super::json::{push, push_array, push_key};
+use super::documents::{push, push_array, push_key};
 use super::{Answer, Caller, Desk, Refusal, absent, changes};
 
 /// At most this much of what is wrong with a body is said back: it can quote the body.

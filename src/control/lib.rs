@@ -15,7 +15,7 @@
 mod admission;
 mod body;
 mod changes;
-mod complaint;
+mod failure_log;
 mod cursor;
 mod deliveries;
 mod endpoint_body;
@@ -25,14 +25,14 @@ mod events;
 mod fake_store;
 #[cfg(test)]
 mod fake_webhooks;
-mod json;
+mod documents;
 mod keys;
 mod metrics_page;
 mod pool;
 mod query;
 #[cfg(test)]
 mod tests;
-mod turns;
+mod fair_queue;
 #[cfg(test)]
 mod webhook_tests;
 
@@ -45,7 +45,7 @@ use zeroize::Zeroizing;
 pub use admission::ReplyHold;
 pub use changes::{OwnChanges, log_heard};
 pub use endpoints::test_event;
-pub use json::{delivery_document, endpoint_document};
+pub use documents::{delivery_document, endpoint_document};
 pub use pool::ControlPool;
 
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
@@ -55,7 +55,7 @@ use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Rejection, Store, StoreError};
 use millrace_webhooks::endpoint::management::EndpointManagement;
 
-use complaint::{Complaints, Trouble};
+use failure_log::{Complaints, Trouble};
 
 /// Who asks: the organisation and the key that were authenticated, and where the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

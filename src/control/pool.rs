@@ -1,6 +1,6 @@
 //! The threads of the control room, and who is next.
 //!
-//! Shards submit without blocking and await the answer. One thread lines the jobs up by organisation ([`super::turns`]) and
+//! Shards submit without blocking and await the answer. One thread lines the jobs up by organisation ([`super::fair_queue`]) and
 //! hands them to a few that may block on the store (each call of it ends, see [`millrace_store`]). The routes of keys have
 //! lines of their own, go first, and one thread does nothing else: a leaked key is revoked whatever its organisation, or any
 //! other, has under way.
@@ -28,9 +28,9 @@ use millrace_store::Store;
 use millrace_webhooks::endpoint::management::EndpointManagement;
 
 use super::admission::{Admission, ReplyHold, Seat};
-use super::complaint::{Complaints, Trouble};
+use super::failure_log::{Complaints, Trouble};
 use super::metrics_page::MetricsPage;
-use super::turns::Turns;
+use super::fair_queue::Turns;
 use super::{Desk, Job, Line, OwnChanges, Reply};
 
 /// A job on its way to a thread.
