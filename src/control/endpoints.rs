@@ -17,15 +17,15 @@ use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDel
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 
 use super::documents::{endpoint_document, push_array, push_endpoint, push_next_cursor, to_body};
-use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
+use super::{Answer, Caller, HandlerError, Handlers, changes, endpoint_body, not_found, query};
 
 /// The type of the event that a test sends.
 pub const TEST_EVENT_TYPE: &str = "millrace.test";
 
 /// `POST /api/endpoints`; also the new endpoint's id.
-pub(super) fn create(desk: &Desk, by: &Caller, body: &[u8]) -> Result<(EndpointId, Answer), Refusal> {
-    let draft = endpoint_body::draft(&desk.management.policy, body)?;
-    let keys = sealing_keys(desk)?;
+pub(super) fn create(handlers: &Handlers, by: &Caller, body: &[u8]) -> Result<(EndpointId, Answer), HandlerError> {
+    let draft = endpoint_body::draft(&handlers.management.policy, body)?;
+    let keys = sealing_keys(handlers)?;
     let id = EndpointId(Uuid::now_v7());
     let secret = draft.secret.map_or_else(WebhookSecret::generate, Ok)?;
     let new = NewEndpoint {
@@ -37,20 +37,20 @@ pub(super) fn create(desk: &Desk, by: &Caller, body: &[u8]) -> Result<(EndpointI
         headers: draft.headers,
         enabled: draft.enabled,
         rate_limit_per_second: draft.rate_limit_per_second,
-        secret: desk.management.secrets.seal(id, &secret)?,
+        secret: handlers.management.secrets.seal(id, &secret)?,
         keys,
     };
-    let endpoint = desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new))?;
+    let endpoint = handlers.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new))?;
     changes::log(by, "endpoint.created", &id);
     // Who is told that it is there may post at once.
-    desk.endpoints_changed(by.org)?;
+    handlers.endpoints_changed(by.org)?;
     Ok((id, (201, endpoint_document(&endpoint, Some(&secret.reveal())))))
 }
 
 /// `GET /api/endpoints`: a page, newest first.
-pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+pub(super) fn list(handlers: &Handlers, org: OrgId, query: &str) -> Result<Answer, HandlerError> {
     let page = query::page(query)?;
-    let rows = desk.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
+    let rows = handlers.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
     // One that cannot be read is in the log, and not in the way of the others.
     let mut endpoints: Vec<Endpoint> = rows.into_iter().flatten().collect();
     endpoints.retain(|endpoint| page.cursor.is_none_or(|last| endpoint.id.0 < last));
@@ -64,71 +64,76 @@ pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refus
 }
 
 /// `GET /api/endpoints/{id}`
-pub(super) fn get(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
-    Ok((200, endpoint_document(&find(desk, org, id)?, None)))
+pub(super) fn get(handlers: &Handlers, org: OrgId, id: EndpointId) -> Result<Answer, HandlerError> {
+    Ok((200, endpoint_document(&find(handlers, org, id)?, None)))
 }
 
 /// `PATCH /api/endpoints/{id}`
-pub(super) fn update(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
-    let change = endpoint_body::change(&desk.management.policy, body)?;
-    let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(by.org, id, &change))?;
-    let endpoint = updated.ok_or(absent::ENDPOINT)?;
+pub(super) fn update(handlers: &Handlers, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, HandlerError> {
+    let change = endpoint_body::change(&handlers.management.policy, body)?;
+    let updated = handlers.ask(DbOperation::Endpoints, |store| store.update_endpoint(by.org, id, &change))?;
+    let endpoint = updated.ok_or(not_found::ENDPOINT)?;
     changes::log(by, "endpoint.updated", &id);
-    desk.endpoints_changed(by.org)?;
+    handlers.endpoints_changed(by.org)?;
     Ok((200, endpoint_document(&endpoint, None)))
 }
 
 /// `DELETE /api/endpoints/{id}`. Deleting twice: 404.
-pub(super) fn delete(desk: &Desk, by: &Caller, id: EndpointId) -> Result<Answer, Refusal> {
-    if !desk.ask(DbOperation::Endpoints, |store| store.delete_endpoint(by.org, id))? {
-        return Err(absent::ENDPOINT.into());
+pub(super) fn delete(handlers: &Handlers, by: &Caller, id: EndpointId) -> Result<Answer, HandlerError> {
+    if !handlers.ask(DbOperation::Endpoints, |store| store.delete_endpoint(by.org, id))? {
+        return Err(not_found::ENDPOINT.into());
     }
     changes::log(by, "endpoint.deleted", &id);
-    desk.endpoints_changed(by.org)?;
+    handlers.endpoints_changed(by.org)?;
     Ok((204, Vec::new()))
 }
 
 /// `POST /api/endpoints/{id}/rotate-secret`: a new secret, given or generated; the one before it signs beside it for a
 /// while, unless it cannot be opened. Of two rotations within that time only the last two secrets sign.
-pub(super) fn rotate_secret(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn rotate_secret(
+    handlers: &Handlers,
+    by: &Caller,
+    id: EndpointId,
+    body: &[u8],
+) -> Result<Answer, HandlerError> {
     let (given, overlap) = endpoint_body::rotation(body)?;
-    let keys = sealing_keys(desk)?;
-    let secrets = &desk.management.secrets;
-    let unusable = secrets.unusable(&find(desk, by.org, id)?);
+    let keys = sealing_keys(handlers)?;
+    let secrets = &handlers.management.secrets;
+    let unusable = secrets.unusable(&find(handlers, by.org, id)?);
     let secret = given.map_or_else(WebhookSecret::generate, Ok)?;
     let sealed = secrets.seal(id, &secret)?;
     let previous_until = Timestamp::now().plus(overlap);
     let rotation = Rotation { secret: &sealed, keys: &keys, previous_until, unusable: &unusable };
-    let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(by.org, id, rotation))?;
-    let endpoint = rotated.ok_or(absent::ENDPOINT)?;
+    let rotated = handlers.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(by.org, id, rotation))?;
+    let endpoint = rotated.ok_or(not_found::ENDPOINT)?;
     changes::log(by, "endpoint.secret_rotated", &id);
     // The secret is shown once: whether it is known here yet must not keep it from being.
-    let _ = desk.endpoints_changed(by.org);
+    let _ = handlers.endpoints_changed(by.org);
     Ok((200, endpoint_document(&endpoint, Some(&secret.reveal()))))
 }
 
 /// The keys to seal with, where the other servers have them too.
-fn sealing_keys(desk: &Desk) -> Result<Vec<KeyFingerprint>, Refusal> {
-    let keys = desk.management.secrets.fingerprints();
-    match desk.ask(DbOperation::Endpoints, WebhookStore::sealing_key)? {
+fn sealing_keys(handlers: &Handlers) -> Result<Vec<KeyFingerprint>, HandlerError> {
+    let keys = handlers.management.secrets.fingerprints();
+    match handlers.ask(DbOperation::Endpoints, WebhookStore::sealing_key)? {
         Some(key) if !keys.contains(&key) => Err(Problem::SecretUnavailable.into()),
         _ => Ok(keys),
     }
 }
 
 /// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
-pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
+pub(super) fn test(handlers: &Handlers, org: OrgId, id: EndpointId) -> Result<Answer, HandlerError> {
     #[derive(Serialize)]
     struct Tested {
         event_id: EventId,
         delivery_id: DeliveryId,
     }
-    if !find(desk, org, id)?.enabled {
+    if !find(handlers, org, id)?.enabled {
         return Err(Problem::EndpointDisabled.into());
     }
-    let due = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
+    let due = handlers.ask(DbOperation::Deliveries, WebhookStore::time)?;
     let (event, planned) = test_event(org, id, due);
-    desk.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
+    handlers.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
     Ok((202, to_body(&Tested { event_id: event.id, delivery_id: planned.id })))
 }
 
@@ -143,19 +148,19 @@ pub fn test_event(org: OrgId, endpoint: EndpointId, due: Timestamp) -> (Event, P
 
 /// `POST /api/endpoints/{id}/recover`: deliveries that failed or were blocked become due, up to a bound; `more` says
 /// whether to ask again.
-pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn recover(handlers: &Handlers, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, HandlerError> {
     #[derive(Serialize)]
     struct Recovered {
         recovered: u64,
         more: bool,
     }
     let created = endpoint_body::recovery(body)?;
-    find(desk, org, id)?;
-    let now = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
+    find(handlers, org, id)?;
+    let now = handlers.ask(DbOperation::Deliveries, WebhookStore::time)?;
     let began = Instant::now();
     let mut recovered = 0;
     let more = loop {
-        let some = desk.ask(DbOperation::Deliveries, |store| {
+        let some = handlers.ask(DbOperation::Deliveries, |store| {
             store.recover_deliveries(org, id, created.clone(), RECOVER_CHUNK, now)
         })?;
         recovered += some;
@@ -169,6 +174,6 @@ pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> R
     Ok((202, to_body(&Recovered { recovered, more })))
 }
 
-fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {
-    Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(absent::ENDPOINT)?)
+fn find(handlers: &Handlers, org: OrgId, id: EndpointId) -> Result<Endpoint, HandlerError> {
+    Ok(handlers.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(not_found::ENDPOINT)?)
 }

@@ -5,11 +5,11 @@ use millrace_metrics::DbOperation;
 use millrace_store::StoredEvent;
 
 use super::documents::{EVENT_FRAME_BYTES, push, push_array, push_event};
-use super::{Answer, Desk, Refusal, absent, cursor, query};
+use super::{Answer, HandlerError, Handlers, cursor, not_found, query};
 
 /// `GET /api/events/{id}`. An event that was accepted and is still queued is not there yet.
-pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusal> {
-    let event = desk.ask(DbOperation::GetEvent, |store| store.event(org, id))?.ok_or(absent::EVENT)?;
+pub(super) fn get(handlers: &Handlers, org: OrgId, id: EventId) -> Result<Answer, HandlerError> {
+    let event = handlers.ask(DbOperation::GetEvent, |store| store.event(org, id))?.ok_or(not_found::EVENT)?;
     let mut body = Vec::with_capacity(document_bytes(&event));
     push_event(&mut body, &event);
     Ok((200, body))
@@ -19,9 +19,9 @@ pub(super) fn get(desk: &Desk, org: OrgId, id: EventId) -> Result<Answer, Refusa
 ///
 /// The store cuts a page short (see [`Store::events`](millrace_store::Store::events)), so fewer events than `limit`, or none,
 /// do not mean the end; a null `next_cursor` does.
-pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+pub(super) fn list(handlers: &Handlers, org: OrgId, query: &str) -> Result<Answer, HandlerError> {
     let query = query::events(query)?;
-    let (events, next) = desk.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
+    let (events, next) = handlers.ask(DbOperation::ListEvents, |store| store.events(org, &query))?;
     let mut body = Vec::with_capacity(events.iter().map(document_bytes).sum::<usize>() + 128);
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &events, push_event);

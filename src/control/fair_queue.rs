@@ -1,14 +1,14 @@
-//! Whose job is next: turns that are fair by the time jobs took, not by their number.
+//! Decides whose job is next: a queue that is fair by the time jobs took, not by their number.
 //!
-//! Start-time fair queuing. Each organisation has the time it has used, on a clock that all share and that stands where the
-//! job that began last stood; whoever comes anew begins there. Of those who wait the one who has used least is next, and
-//! of equals the one whose job came first. An organisation has one job under way at most: so however long that takes, the
-//! other threads are the others'.
+//! Start-time fair queuing. For each organisation it keeps the time its jobs have used, on a virtual clock that stands at
+//! the start of the job that began last. An organisation that was idle starts at that time, so it can save nothing up. Of the
+//! organisations with a waiting job, the one that has used least is next; among equals, the one whose job came first. An
+//! organisation has at most one job running, so however long that takes, the other workers serve the others.
 //!
-//! So one whose jobs take a second each gets one of them for a thousand of another's that take a millisecond, and one who
-//! asks now and then waits for what is under way and for one turn of those who began before it, whatever they have queued.
+//! An organisation whose jobs take a second gets one of them for a thousand of another's that take a millisecond. One that
+//! asks rarely waits for the running jobs and for one job of each organisation that began before it.
 //!
-//! Pure: no clock, no thread. The number of jobs is bounded by whoever admits them, and with it everything here.
+//! Pure: no clock, no thread. Admission bounds the number of jobs, and so everything here.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -16,69 +16,69 @@ use std::time::Duration;
 use millrace_base::event::OrgId;
 use millrace_base::limits::CONTROL_LANES_MAX;
 
-/// See the module.
-pub(super) struct Turns<T> {
-    lanes: HashMap<OrgId, Lane<T>>,
-    /// Where the job that began last stood.
-    now: Duration,
-    /// How many jobs came so far.
-    came: u64,
+/// Jobs by organisation, in fair order.
+pub(super) struct FairQueue<T> {
+    orgs: HashMap<OrgId, OrgQueue<T>>,
+    /// The used time at which the job that began last started.
+    virtual_time: Duration,
+    /// How many jobs were pushed so far.
+    pushed: u64,
 }
 
-struct Lane<T> {
+struct OrgQueue<T> {
     used: Duration,
-    is_at_work: bool,
-    /// The jobs that wait, with their numbers.
+    is_running: bool,
+    /// The waiting jobs with their numbers in order of arrival.
     waiting: VecDeque<(u64, T)>,
 }
 
-impl<T> Default for Turns<T> {
+impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), now: Duration::ZERO, came: 0 }
+        Self { orgs: HashMap::new(), virtual_time: Duration::ZERO, pushed: 0 }
     }
 }
 
-impl<T> Turns<T> {
-    /// Lines a job up behind the others of its organisation.
+impl<T> FairQueue<T> {
+    /// Adds a job behind the others of its organisation.
     pub(super) fn push(&mut self, org: OrgId, job: T) {
-        if self.lanes.len() >= CONTROL_LANES_MAX {
-            self.lanes.retain(|_, lane| lane.is_at_work || !lane.waiting.is_empty());
+        if self.orgs.len() >= CONTROL_LANES_MAX {
+            self.orgs.retain(|_, queue| queue.is_running || !queue.waiting.is_empty());
         }
-        let now = self.now;
-        let lane =
-            self.lanes.entry(org).or_insert_with(|| Lane { used: now, is_at_work: false, waiting: VecDeque::new() });
-        if lane.waiting.is_empty() && !lane.is_at_work {
-            // Time in which it asked for nothing is not saved up.
-            lane.used = lane.used.max(now);
+        let now = self.virtual_time;
+        let queue =
+            self.orgs.entry(org).or_insert_with(|| OrgQueue { used: now, is_running: false, waiting: VecDeque::new() });
+        if queue.waiting.is_empty() && !queue.is_running {
+            // An idle organisation saves no time up.
+            queue.used = queue.used.max(now);
         }
-        lane.waiting.push_back((self.came, job));
-        self.came += 1;
+        queue.waiting.push_back((self.pushed, job));
+        self.pushed += 1;
     }
 
-    /// The job whose turn it is, whose organisation has one under way from now on until [`Self::done`].
-    pub(super) fn take(&mut self) -> Option<(OrgId, T)> {
-        let waiting = self.lanes.iter_mut().filter(|(_, lane)| !lane.is_at_work);
-        let next = waiting.filter_map(|(org, lane)| Some((lane.used, lane.waiting.front()?.0, *org, lane)));
-        let (used, _, org, lane) = next.min_by_key(|(used, number, _, _)| (*used, *number))?;
-        let (_, job) = lane.waiting.pop_front()?;
-        lane.is_at_work = true;
-        self.now = self.now.max(used);
+    /// Takes the next job. Its organisation has a running job from now on, until [`Self::finish`].
+    pub(super) fn pop(&mut self) -> Option<(OrgId, T)> {
+        let waiting = self.orgs.iter_mut().filter(|(_, queue)| !queue.is_running);
+        let next = waiting.filter_map(|(org, queue)| Some((queue.used, queue.waiting.front()?.0, *org, queue)));
+        let (used, _, org, queue) = next.min_by_key(|(used, number, _, _)| (*used, *number))?;
+        let (_, job) = queue.waiting.pop_front()?;
+        queue.is_running = true;
+        self.virtual_time = self.virtual_time.max(used);
         Some((org, job))
     }
 
-    /// The job of an organisation that was under way has ended, and took so long.
-    pub(super) fn done(&mut self, org: OrgId, took: Duration) {
-        if let Some(lane) = self.lanes.get_mut(&org) {
-            lane.is_at_work = false;
-            lane.used += took;
+    /// Notes that the running job of an organisation has ended, and how long it took.
+    pub(super) fn finish(&mut self, org: OrgId, time_taken: Duration) {
+        if let Some(queue) = self.orgs.get_mut(&org) {
+            queue.is_running = false;
+            queue.used += time_taken;
         }
-        let now = self.now;
-        self.lanes.retain(|_, lane| lane.is_at_work || !lane.waiting.is_empty() || lane.used > now);
+        let now = self.virtual_time;
+        self.orgs.retain(|_, queue| queue.is_running || !queue.waiting.is_empty() || queue.used > now);
     }
 
     /// Whether no job waits and none is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.lanes.values().all(|lane| !lane.is_at_work && lane.waiting.is_empty())
+        self.orgs.values().all(|queue| !queue.is_running && queue.waiting.is_empty())
     }
 }
 
@@ -96,61 +96,61 @@ mod tests {
 
     #[test]
     fn an_organisation_has_one_job_under_way_and_the_others_go_past_it() {
-        let mut turns = Turns::default();
+        let mut queue = FairQueue::default();
         for n in 0..3 {
-            turns.push(org(1), n);
+            queue.push(org(1), n);
         }
-        turns.push(org(2), 10);
-        assert_eq!(turns.take(), Some((org(1), 0)));
-        assert_eq!(turns.take(), Some((org(2), 10)));
-        assert_eq!(turns.take(), None);
-        turns.done(org(1), MILLISECOND);
-        assert_eq!(turns.take(), Some((org(1), 1)));
-        assert!(!turns.is_idle());
+        queue.push(org(2), 10);
+        assert_eq!(queue.pop(), Some((org(1), 0)));
+        assert_eq!(queue.pop(), Some((org(2), 10)));
+        assert_eq!(queue.pop(), None);
+        queue.finish(org(1), MILLISECOND);
+        assert_eq!(queue.pop(), Some((org(1), 1)));
+        assert!(!queue.is_idle());
     }
 
     #[test]
     fn who_comes_anew_waits_for_one_turn_of_each_whatever_they_have_queued() {
-        let mut turns = Turns::default();
+        let mut queue = FairQueue::default();
         for n in 0..50 {
-            turns.push(org(1), n);
-            turns.push(org(2), n);
+            queue.push(org(1), n);
+            queue.push(org(2), n);
         }
         // Both have used much already.
         for _ in 0..10 {
             for _ in 0..2 {
-                let (org, _) = turns.take().unwrap();
-                turns.done(org, 1000 * MILLISECOND);
+                let (org, _) = queue.pop().unwrap();
+                queue.finish(org, 1000 * MILLISECOND);
             }
         }
-        let (under_way, _) = turns.take().unwrap();
-        turns.push(org(3), 0);
-        turns.done(under_way, 1000 * MILLISECOND);
+        let (under_way, _) = queue.pop().unwrap();
+        queue.push(org(3), 0);
+        queue.finish(under_way, 1000 * MILLISECOND);
         let mut before = 0;
-        while let Some((of, _)) = turns.take() {
+        while let Some((of, _)) = queue.pop() {
             if of == org(3) {
                 break;
             }
             before += 1;
-            turns.done(of, 1000 * MILLISECOND);
+            queue.finish(of, 1000 * MILLISECOND);
         }
         assert!(before <= 1, "{before} turns before it");
     }
 
     #[test]
     fn turns_are_shared_by_time_and_not_by_number() {
-        let mut turns = Turns::default();
+        let mut queue = FairQueue::default();
         let (mut of_slow, mut of_quick) = (0, 0);
         let mut time = Duration::ZERO;
-        turns.push(org(1), ());
-        turns.push(org(2), ());
+        queue.push(org(1), ());
+        queue.push(org(2), ());
         while time < 10_000 * MILLISECOND {
-            let (of, ()) = turns.take().unwrap();
-            let took = if of == org(1) { 100 * MILLISECOND } else { MILLISECOND };
+            let (of, ()) = queue.pop().unwrap();
+            let time_taken = if of == org(1) { 100 * MILLISECOND } else { MILLISECOND };
             *(if of == org(1) { &mut of_slow } else { &mut of_quick }) += 1;
-            time += took;
-            turns.push(of, ());
-            turns.done(of, took);
+            time += time_taken;
+            queue.push(of, ());
+            queue.finish(of, time_taken);
         }
         assert!((48..=52).contains(&of_slow), "{of_slow} of 100 ms");
         assert!((4800..=5200).contains(&of_quick), "{of_quick} of 1 ms");
@@ -158,38 +158,38 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_is_not_saved_up_and_what_was_used_is_not_held_against_anybody_for_long() {
-        let mut turns = Turns::default();
-        turns.push(org(1), ());
-        turns.take().unwrap();
-        turns.done(org(1), 60_000 * MILLISECOND);
-        assert_eq!(turns.lanes.len(), 1, "its last job counts against it while others have used less");
+        let mut queue = FairQueue::default();
+        queue.push(org(1), ());
+        queue.pop().unwrap();
+        queue.finish(org(1), 60_000 * MILLISECOND);
+        assert_eq!(queue.orgs.len(), 1, "its last job counts against it while others have used less");
         for _ in 0..3 {
-            turns.push(org(1), ());
-            assert_eq!(turns.take().unwrap().0, org(1), "and nobody else is there");
-            turns.done(org(1), MILLISECOND);
+            queue.push(org(1), ());
+            assert_eq!(queue.pop().unwrap().0, org(1), "and nobody else is there");
+            queue.finish(org(1), MILLISECOND);
         }
         // Another, after a long time: it is not ahead by all of that.
         for _ in 0..4 {
-            turns.push(org(1), ());
-            turns.push(org(2), ());
+            queue.push(org(1), ());
+            queue.push(org(2), ());
         }
         let mut order = Vec::new();
-        while let Some((of, ())) = turns.take() {
+        while let Some((of, ())) = queue.pop() {
             order.push(of);
-            turns.done(of, 10 * MILLISECOND);
+            queue.finish(of, 10 * MILLISECOND);
         }
         assert!(order[..4].contains(&org(1)) && order[..4].contains(&org(2)), "{order:?}");
     }
 
     #[test]
     fn nothing_is_kept_of_organisations_without_end() {
-        let mut turns = Turns::default();
+        let mut queue = FairQueue::default();
         for n in 0..10 * CONTROL_LANES_MAX as u128 {
-            turns.push(org(n), ());
-            turns.take().unwrap();
-            turns.done(org(n), MILLISECOND);
-            assert!(turns.lanes.len() <= CONTROL_LANES_MAX);
+            queue.push(org(n), ());
+            queue.pop().unwrap();
+            queue.finish(org(n), MILLISECOND);
+            assert!(queue.orgs.len() <= CONTROL_LANES_MAX);
         }
-        assert!(turns.is_idle());
+        assert!(queue.is_idle());
     }
 }

@@ -18,14 +18,14 @@ use millrace_metrics::DbOperation;
 
 use super::body::{check_syntax, whole};
 use super::documents::{push, push_array, push_key};
-use super::{Answer, Caller, Desk, Refusal, absent, changes};
+use super::{Answer, Caller, HandlerError, Handlers, changes, not_found};
 
 /// At most this much of what is wrong with a body is said back: it can quote the body.
 const DETAIL_SHOWN_CHARS: usize = 160;
 
 /// `GET /api/keys`: valid, expired and revoked ones, newest first.
-pub(super) fn list(desk: &Desk, org: OrgId) -> Result<Answer, Refusal> {
-    let (keys, has_more) = desk.ask(DbOperation::Keys, |store| store.keys(org, LIST_KEYS_MAX))?;
+pub(super) fn list(handlers: &Handlers, org: OrgId) -> Result<Answer, HandlerError> {
+    let (keys, has_more) = handlers.ask(DbOperation::Keys, |store| store.keys(org, LIST_KEYS_MAX))?;
     let mut body = Vec::with_capacity(keys.len() * 224 + 40);
     body.extend_from_slice(b"{\"data\":");
     push_array(&mut body, &keys, push_key);
@@ -34,22 +34,22 @@ pub(super) fn list(desk: &Desk, org: OrgId) -> Result<Answer, Refusal> {
 }
 
 /// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace.
-pub(super) fn rotate(desk: &Desk, by: &Caller, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn rotate(handlers: &Handlers, by: &Caller, body: &[u8]) -> Result<Answer, HandlerError> {
     let grace = parse_grace(body)?;
     let key = ApiKey::generate()?;
-    let verifier = key.verifier(desk.argon2);
-    let expires_at = desk.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace))?;
+    let verifier = key.verifier(handlers.argon2);
+    let expires_at = handlers.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace))?;
     changes::log(by, "key.rotated", &key.id());
     Ok((200, rotated(&key, expires_at)))
 }
 
 /// `DELETE /api/keys/{id}`. Another organisation's key is not there; revoking twice is no error.
-pub(super) fn delete(desk: &Desk, by: &Caller, id: KeyId) -> Result<Answer, Refusal> {
-    if desk.ask(DbOperation::Keys, |store| store.revoke_key(Some(by.org), id))? {
+pub(super) fn delete(handlers: &Handlers, by: &Caller, id: KeyId) -> Result<Answer, HandlerError> {
+    if handlers.ask(DbOperation::Keys, |store| store.revoke_key(Some(by.org), id))? {
         changes::log(by, "key.revoked", &id);
         Ok((204, Vec::new()))
     } else {
-        Err(absent::KEY.into())
+        Err(not_found::KEY.into())
     }
 }
 

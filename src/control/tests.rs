@@ -95,10 +95,10 @@ fn another_organisations_things_are_not_there() {
     let theirs = event(1, "t", "1");
     store.events.lock().unwrap().push((THEIRS, theirs.clone()));
     store.keys.lock().unwrap().push(key_info(key_id("theirKey0000"), THEIRS, Timestamp::now()));
-    assert_eq!(ask(&pool, Request::GetEvent(theirs.id)).unwrap_err(), absent::EVENT);
+    assert_eq!(ask(&pool, Request::GetEvent(theirs.id)).unwrap_err(), not_found::EVENT);
     assert_eq!(text(ask(&pool, Request::ListEvents(String::new()))), r#"{"data":[],"next_cursor":null}"#);
     assert_eq!(text(ask(&pool, Request::ListKeys)), r#"{"data":[],"has_more":false}"#);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("theirKey0000"))).unwrap_err(), absent::KEY);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("theirKey0000"))).unwrap_err(), not_found::KEY);
     assert_eq!(store.keys.lock().unwrap()[0].revoked_at, None);
 }
 
@@ -204,7 +204,7 @@ fn a_caller_may_revoke_its_own_last_key_and_then_cannot_rotate_it() {
     }
     assert!(store.keys.lock().unwrap()[0].revoked_at.is_some());
     assert_eq!(ask(&pool, Request::RotateKey(Vec::new())).unwrap_err(), Problem::InvalidApiKey);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), absent::KEY);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), not_found::KEY);
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn one_organisation_fills_half_of_the_queue_and_another_still_gets_in() {
         assert_eq!(wait(answered).unwrap().status, 200);
     }
     go.send(()).unwrap();
-    assert_eq!(ask(&pool, Request::ListEvents(String::new())).unwrap().status, 200, "the seats came back");
+    assert_eq!(ask(&pool, Request::ListEvents(String::new())).unwrap().status, 200, "the permits came back");
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn an_organisation_has_one_thread_and_the_routes_of_keys_have_their_own() {
     // There is a second thread, and it is not for ours.
     assert_eq!(ask_as(&pool, THEIRS, Request::ListEvents(String::new())).unwrap().status, 200);
     assert_eq!(ask(&pool, Request::ListKeys).unwrap().status, 200);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), absent::KEY);
+    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), not_found::KEY);
     assert!(waiting.iter_mut().all(|answered| answered.try_recv().unwrap().is_none()), "ours wait for their first");
     drop(go);
     for answered in waiting {
@@ -405,19 +405,19 @@ fn debug_shows_no_secret() {
 #[test]
 fn a_store_that_is_away_costs_one_line_and_not_one_a_request() {
     let lines = Arc::new(Mutex::new(0));
-    let desk = Desk {
+    let handlers = Handlers {
         store: Arc::new(FakeStore::with_hook(|| Err(StoreError::Unavailable("away".into())))),
         metrics: Metrics::new(0),
         argon2: CHEAP,
         management: management(),
         own_changes: OwnChanges::default(),
-        complaints: Complaints::default(),
+        failure_log: FailureLog::default(),
     };
     let writer = CountLines(lines.clone());
     let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
     tracing::subscriber::with_default(log, || {
         for _ in 0..50 {
-            assert_eq!(desk.answer(list_keys(OURS)), Err(Problem::StoreUnavailable));
+            assert_eq!(handlers.answer(list_keys(OURS)), Err(Problem::StoreUnavailable));
         }
     });
     assert_eq!(*lines.lock().unwrap(), 1);

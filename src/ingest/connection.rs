@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use millrace_base::problem::Problem;
 use millrace_base::{health, limits};
-use millrace_control::{Caller, Job, Reply, ReplyHold, Request};
+use millrace_control::{Caller, Job, Reply, ReplyPermit, Request};
 use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::Route as RouteLabel;
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
@@ -59,7 +59,7 @@ enum Answer {
         body: Vec<u8>,
         caching: Caching,
         location: Option<String>,
-        hold: Option<ReplyHold>,
+        permit: Option<ReplyPermit>,
     },
     /// A refusal that says more than one [`Problem`] can.
     Problem {
@@ -96,7 +96,7 @@ pub(super) struct Connection<S> {
     /// Answers in `out` that must wait for the journal.
     promises: Promises,
     /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
-    holds: Vec<ReplyHold>,
+    permits: Vec<ReplyPermit>,
     /// What a read buffer should hold, from the size of the last request.
     read_hint: usize,
     turn: Turn,
@@ -117,7 +117,7 @@ impl<S: Stream> Connection<S> {
             scanner: HeadScanner::default(),
             out: Vec::new(),
             promises: Promises::default(),
-            holds: Vec::new(),
+            permits: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
             turn: Turn::begin(),
         }
@@ -256,7 +256,7 @@ impl<S: Stream> Connection<S> {
     /// Every route but the hot one.
     async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
         let json = |status, body: &str, caching| {
-            Ok(Answer::Json { status, body: body.as_bytes().to_vec(), caching, location: None, hold: None })
+            Ok(Answer::Json { status, body: body.as_bytes().to_vec(), caching, location: None, permit: None })
         };
         let query = || {
             let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
@@ -268,7 +268,7 @@ impl<S: Stream> Connection<S> {
         match route {
             Route::PostEventBatch => Ok(match batch::post_events(self, head, standing).await? {
                 Outcome::Taken(body) => {
-                    Answer::Json { status: 202, body, caching: Caching::Default, location: None, hold: None }
+                    Answer::Json { status: 202, body, caching: Caching::Default, location: None, permit: None }
                 }
                 Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
             }),
@@ -319,8 +319,8 @@ impl<S: Stream> Connection<S> {
             Err(problem) => Err(problem),
         };
         let reply = reply.map_err(Stop::Refuse).inspect_err(|stop| standing.settle(stop))?;
-        let Reply { status, body, location, hold } = reply;
-        Ok(Answer::Json { status, body, caching: Caching::Never, location, hold: Some(hold) })
+        let Reply { status, body, location, permit } = reply;
+        Ok(Answer::Json { status, body, caching: Caching::Never, location, permit: Some(permit) })
     }
 
     /// The bytes of the present request, from its head on.
@@ -435,10 +435,10 @@ impl<S: Stream> Connection<S> {
             }
             self.member.extend(limits::WRITE_TIMEOUT);
         }
-        if !self.holds.is_empty() {
+        if !self.permits.is_empty() {
             // A control answer may show a new key, and the buffer is kept for others.
             wipe(&mut out);
-            self.holds.clear();
+            self.permits.clear();
         }
         self.shard.give_buffer(out);
         Ok(())
@@ -493,10 +493,10 @@ impl<S: Stream> Connection<S> {
                 self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
                 202
             }
-            Ok(Answer::Json { status, mut body, caching, location, hold }) => {
+            Ok(Answer::Json { status, mut body, caching, location, permit }) => {
                 reply::json(out, &frame, status, &body, caching, location.as_deref());
                 wipe(&mut body);
-                self.holds.extend(hold);
+                self.permits.extend(permit);
                 status
             }
             Ok(Answer::Problem { status, body }) => {
