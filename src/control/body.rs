@@ -31,8 +31,11 @@ pub(super) fn check_syntax(body: &[u8]) -> Result<(), Problem> {
 
 /// The members of a body that are still to be read, and the errors so far.
 pub(super) struct Body<'a> {
+    known: &'a [&'static str],
     members: Vec<(String, &'a RawValue)>,
     errors: Vec<FieldError>,
+    /// How many of the errors are not about the value of a known field.
+    errors_of_names: usize,
 }
 
 impl<'a> Body<'a> {
@@ -40,17 +43,20 @@ impl<'a> Body<'a> {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub(super) fn read_optional(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
-        let nothing = Self { members: Vec::new(), errors: Vec::new() };
-        if is_empty(body) { Ok(nothing) } else { Self::read(body, known) }
+    pub(super) fn read_optional(body: &'a [u8], known: &'a [&'static str]) -> Result<Self, Problem> {
+        if is_empty(body) { Ok(Self::without_members(known)) } else { Self::read(body, known) }
+    }
+
+    fn without_members(known: &'a [&'static str]) -> Self {
+        Self { known, members: Vec::new(), errors: Vec::new(), errors_of_names: 0 }
     }
 
     /// Takes an object with some of the `known` fields.
     ///
     /// # Errors
     /// [`Problem::InvalidJson`], also for an empty body; all other errors are kept for [`Self::finish`].
-    pub(super) fn read(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
-        let mut read = Self { members: Vec::new(), errors: Vec::new() };
+    pub(super) fn read(body: &'a [u8], known: &'a [&'static str]) -> Result<Self, Problem> {
+        let mut read = Self::without_members(known);
         if is_empty(body) {
             let detail = "the body is empty; this route takes a JSON object".into();
             return Err(Problem::InvalidJson { offset: None, detail });
@@ -58,6 +64,7 @@ impl<'a> Body<'a> {
         check_syntax(body)?;
         let Ok(Members(members)) = serde_json::from_slice(body) else {
             read.refuse("", "the body must be an object");
+            read.errors_of_names = read.errors.len();
             return Ok(read);
         };
         for (name, value) in members {
@@ -70,6 +77,7 @@ impl<'a> Body<'a> {
                 read.members.push((name, value));
             }
         }
+        read.errors_of_names = read.errors.len();
         Ok(read)
     }
 
@@ -90,11 +98,21 @@ impl<'a> Body<'a> {
         name: &'static str,
         parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
     ) -> Option<T> {
+        self.require(name);
+        self.field(name, parse)
+    }
+
+    /// Notes an error where a field is not given.
+    pub(super) fn require(&mut self, name: &'static str) {
         if !self.members.iter().any(|(given, _)| given == name) && !self.errors.iter().any(|error| error.field == name)
         {
             self.refuse(name, "is missing");
         }
-        self.field(name, parse)
+    }
+
+    /// Treats every field that is `null` as not given, except this one.
+    pub(super) fn leave_out_nulls_except(&mut self, name: &str) {
+        self.members.retain(|(given, value)| given == name || value.get() != "null");
     }
 
     /// Notes an error of a field.
@@ -104,11 +122,13 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Ends the reading.
+    /// Ends the reading. Errors of values are in the order of the known fields.
     ///
     /// # Errors
     /// [`Problem::InvalidEndpoint`] with all errors.
-    pub(super) fn finish(self) -> Result<(), Problem> {
+    pub(super) fn finish(mut self) -> Result<(), Problem> {
+        let known = self.known;
+        self.errors[self.errors_of_names..].sort_by_key(|error| known.iter().position(|name| *name == error.field));
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidEndpoint(self.errors)) }
     }
 }

@@ -1,14 +1,12 @@
 //! The routes of deliveries: list those of an event, list a page of the organisation's, retry one.
 
-use uuid::Uuid;
-
 use millrace_base::event::{DeliveryId, EventId, OrgId};
 use millrace_base::limits::LIST_BYTES_MAX;
 use millrace_metrics::DbOperation;
 use millrace_store::webhooks::DeliveryRecord;
 
-use super::documents::{delivery_document, push_delivery, push_next_cursor};
-use super::{Answer, HandlerError, Handlers, not_found, query};
+use super::documents::{DeliveryDocument, Page, to_json, to_raw_json};
+use super::{Answer, HandlerError, Handlers, cursor, not_found, query};
 
 /// `GET /api/events/{id}/deliveries`: newest first, at most one for each endpoint of the organisation.
 pub(super) fn of_event(handlers: &Handlers, org: OrgId, event: EventId, query: &str) -> Result<Answer, HandlerError> {
@@ -41,30 +39,24 @@ pub(super) fn retry(handlers: &Handlers, org: OrgId, id: DeliveryId) -> Result<A
     let record = handlers.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(not_found::DELIVERY)?;
     let retried = handlers.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, store.time()?))?;
     let record = DeliveryRecord { delivery: retried.ok_or(not_found::DELIVERY)?, ..record };
-    Ok((202, delivery_document(&record)))
+    Ok((202, to_json(&DeliveryDocument::new(&record))))
 }
 
 /// A page of as many records as fit in [`LIST_BYTES_MAX`] in JSON. The store counts the receivers' answers before they are
 /// escaped, which can make them six times as long.
 fn shown(records: &[DeliveryRecord], next: Option<DeliveryId>) -> Vec<u8> {
-    let mut body = b"{\"data\":[".to_vec();
-    let mut last: Option<Uuid> = None;
+    let mut data = Vec::with_capacity(records.len());
     let mut next = next.map(|id| id.0);
+    let (mut bytes, mut last) = (0, None);
     for record in records {
-        let before = body.len();
-        if last.is_some() {
-            body.push(b',');
-        }
-        push_delivery(&mut body, record);
-        if body.len() > LIST_BYTES_MAX && last.is_some() {
-            body.truncate(before);
+        let document = to_raw_json(&DeliveryDocument::new(record));
+        bytes += document.get().len() + 1;
+        if bytes > LIST_BYTES_MAX && last.is_some() {
             next = last;
             break;
         }
         last = Some(record.delivery.id.0);
+        data.push(document);
     }
-    body.push(b']');
-    push_next_cursor(&mut body, next);
-    body.push(b'}');
-    body
+    to_json(&Page { data, next_cursor: next.map(cursor::encode_id) })
 }

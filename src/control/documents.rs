@@ -1,116 +1,112 @@
-//! The JSON documents of the API: keys, events, endpoints, deliveries. `millrace ... --json` prints the same.
+//! How stored things look to a client: one serde type for each document, used by the API and by the commands' `--json`.
 //!
-//! serde writes everything but the payload of an event, which is copied as it was stored, byte for byte.
+//! Only the document of an event is written by hand. Its payload is copied byte for byte as it was stored: it is JSON
+//! already, and to parse it could only lose something.
 
 use serde::{Serialize, Serializer};
-use uuid::Uuid;
+use serde_json::value::RawValue;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId};
+use millrace_base::key::ApiKey;
 use millrace_base::limits::WEBHOOK_SECRET_BYTES_MAX;
 use millrace_store::webhooks::{Attempt, DeliveryRecord, Endpoint};
 use millrace_store::{KeyInfo, StoredEvent};
 use millrace_webhooks::delivery::outcome::split_recorded;
 
-use super::cursor;
-
 /// Bytes of an event's document beside its payload and `dedup_id`, at most: names, id, type, time.
-pub(super) const EVENT_FRAME_BYTES: usize = 320;
-
+const EVENT_FRAME_BYTES: usize = 320;
 /// Bytes of the longest secret in an endpoint's document, with its name.
 const SECRET_FRAME_BYTES: usize = 128;
 const _: () = assert!(WEBHOOK_SECRET_BYTES_MAX.div_ceil(3) * 4 + 32 <= SECRET_FRAME_BYTES);
+/// Bytes of [`RotatedKeyDocument`], at most.
+const ROTATED_KEY_BYTES: usize = 256;
 
-/// An event. Its payload is copied from the store as it is: to parse it again would take time and change nothing.
-pub(super) fn push_event(out: &mut Vec<u8>, event: &StoredEvent) {
-    #[derive(Serialize)]
-    struct BeforePayload<'a> {
-        id: EventId,
-        r#type: &'a str,
-        dedup_id: Option<&'a str>,
-    }
-    let before = BeforePayload { id: event.id, r#type: &event.event_type, dedup_id: event.dedup_id.as_deref() };
-    push(out, &before);
-    // The payload goes in before the closing brace.
-    out.pop();
-    out.extend_from_slice(b",\"payload\":");
-    out.extend_from_slice(event.payload.as_bytes());
-    out.extend_from_slice(b",\"received_at\":");
-    push(out, &event.received_at);
-    out.push(b'}');
-}
-
-/// A key, without its secret part, which is not stored.
+/// A page of a list.
 #[derive(Serialize)]
-struct KeyDocument<'a> {
-    id: &'a str,
-    created_at: Timestamp,
-    last_used_at: Option<Timestamp>,
-    expires_at: Option<Timestamp>,
-    revoked_at: Option<Timestamp>,
+pub(super) struct Page<T> {
+    pub(super) data: Vec<T>,
+    /// Where the next page starts; `None` at the end of the list.
+    pub(super) next_cursor: Option<String>,
 }
 
-pub(super) fn push_key(out: &mut Vec<u8>, key: &KeyInfo) {
-    let KeyInfo { id, org: _, created_at, last_used_at, expires_at, revoked_at } = *key;
-    push(out, &KeyDocument { id: id.as_str(), created_at, last_used_at, expires_at, revoked_at });
-}
-
-/// An endpoint, with its secret where it is to be shown.
+/// The list of keys, which has no cursor.
 #[derive(Serialize)]
-struct EndpointDocument<'a> {
+pub(super) struct KeyList<'a> {
+    pub(super) data: Vec<KeyDocument<'a>>,
+    pub(super) has_more: bool,
+}
+
+/// An endpoint as the API and `--json` show it.
+#[derive(Serialize)]
+pub struct EndpointDocument<'a> {
     id: EndpointId,
     url: &'a str,
     description: &'a str,
     event_types: Option<&'a [String]>,
-    #[serde(serialize_with = "map")]
+    #[serde(serialize_with = "as_object")]
     headers: &'a [(String, String)],
     enabled: bool,
     disabled_reason: Option<&'a str>,
     rate_limit_per_second: Option<u32>,
     created_at: Timestamp,
+    /// Only in the answer that makes the secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<&'a str>,
 }
 
-/// An endpoint as the API shows it, with its secret where it is to be shown; in one allocation, so that the clear secret
-/// is left in no outgrown buffer.
-pub fn endpoint_document(endpoint: &Endpoint, secret: Option<&str>) -> Vec<u8> {
-    let mut document = Vec::new();
-    push_endpoint(&mut document, endpoint, None);
-    if secret.is_some() {
-        document = Vec::with_capacity(document.len() + SECRET_FRAME_BYTES);
-        push_endpoint(&mut document, endpoint, secret);
+impl<'a> EndpointDocument<'a> {
+    /// The document without the secret.
+    pub fn new(endpoint: &'a Endpoint) -> Self {
+        Self {
+            id: endpoint.id,
+            url: &endpoint.url,
+            description: &endpoint.description,
+            event_types: endpoint.event_types.as_deref(),
+            headers: &endpoint.headers,
+            enabled: endpoint.enabled,
+            disabled_reason: endpoint.disabled_reason.as_deref(),
+            rate_limit_per_second: endpoint.rate_limit_per_second,
+            created_at: endpoint.created_at,
+            secret: None,
+        }
     }
-    document
+
+    /// The document with the secret, as JSON in one allocation, so that no outgrown buffer keeps a copy of the secret.
+    pub fn with_secret(mut self, secret: &'a str) -> Vec<u8> {
+        let without_secret = to_json(&self).len();
+        self.secret = Some(secret);
+        to_json_within(&self, without_secret + SECRET_FRAME_BYTES)
+    }
 }
 
-pub(super) fn push_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint, secret: Option<&str>) {
-    let document = EndpointDocument {
-        id: endpoint.id,
-        url: &endpoint.url,
-        description: &endpoint.description,
-        event_types: endpoint.event_types.as_deref(),
-        headers: &endpoint.headers,
-        enabled: endpoint.enabled,
-        disabled_reason: endpoint.disabled_reason.as_deref(),
-        rate_limit_per_second: endpoint.rate_limit_per_second,
-        created_at: endpoint.created_at,
-        secret,
-    };
-    push(out, &document);
-}
-
-/// A delivery and its attempts.
+/// A delivery with its attempts.
 #[derive(Serialize)]
-struct DeliveryDocument<'a> {
+pub struct DeliveryDocument<'a> {
     id: DeliveryId,
     event_id: EventId,
     endpoint_id: EndpointId,
-    status: &'a str,
+    status: &'static str,
     attempts: Vec<AttemptDocument<'a>>,
     next_attempt_at: Option<Timestamp>,
 }
 
+impl<'a> DeliveryDocument<'a> {
+    /// The document of this record.
+    pub fn new(record: &'a DeliveryRecord) -> Self {
+        let delivery = &record.delivery;
+        Self {
+            id: delivery.id,
+            event_id: delivery.event,
+            endpoint_id: delivery.endpoint,
+            status: delivery.status.as_str(),
+            attempts: record.attempts.iter().map(AttemptDocument::new).collect(),
+            next_attempt_at: delivery.next_attempt_at,
+        }
+    }
+}
+
+/// One attempt of a delivery.
 #[derive(Serialize)]
 struct AttemptDocument<'a> {
     at: Timestamp,
@@ -121,69 +117,148 @@ struct AttemptDocument<'a> {
     response_body: Option<&'a str>,
 }
 
-/// A delivery as the API shows it.
-pub fn delivery_document(record: &DeliveryRecord) -> Vec<u8> {
-    let mut document = Vec::new();
-    push_delivery(&mut document, record);
-    document
-}
-
-pub(super) fn push_delivery(out: &mut Vec<u8>, record: &DeliveryRecord) {
-    let delivery = &record.delivery;
-    let document = DeliveryDocument {
-        id: delivery.id,
-        event_id: delivery.event,
-        endpoint_id: delivery.endpoint,
-        status: delivery.status.as_str(),
-        attempts: record.attempts.iter().map(attempt_document).collect(),
-        next_attempt_at: delivery.next_attempt_at,
-    };
-    push(out, &document);
-}
-
-fn attempt_document(attempt: &Attempt) -> AttemptDocument<'_> {
-    let (error, detail) = attempt.error.as_deref().map(split_recorded).unzip();
-    AttemptDocument {
-        at: attempt.at,
-        status_code: attempt.status_code,
-        error,
-        error_detail: detail.flatten(),
-        latency_ms: u64::try_from(attempt.latency.as_millis()).ok(),
-        response_body: attempt.response_body.as_deref(),
+impl<'a> AttemptDocument<'a> {
+    fn new(attempt: &'a Attempt) -> Self {
+        let (error, detail) = attempt.error.as_deref().map(split_recorded).unzip();
+        Self {
+            at: attempt.at,
+            status_code: attempt.status_code,
+            error,
+            error_detail: detail.flatten(),
+            latency_ms: u64::try_from(attempt.latency.as_millis()).ok(),
+            response_body: attempt.response_body.as_deref(),
+        }
     }
 }
 
-/// `,"next_cursor":` with the place after `last`, where there is more.
-pub(super) fn push_next_cursor(out: &mut Vec<u8>, last: Option<Uuid>) {
-    out.extend_from_slice(b",\"next_cursor\":");
-    push(out, &last.map(cursor::encode_id));
+/// The test event of an endpoint and its delivery.
+#[derive(Serialize)]
+pub struct TestDocument {
+    /// The event.
+    pub event_id: EventId,
+    /// Its delivery.
+    pub delivery_id: DeliveryId,
 }
 
-/// A JSON array of `items`.
-pub(super) fn push_array<T>(out: &mut Vec<u8>, items: &[T], push: impl Fn(&mut Vec<u8>, &T)) {
-    out.push(b'[');
-    for (index, item) in items.iter().enumerate() {
+/// The payload of a test event.
+#[derive(Serialize)]
+pub(super) struct TestPayload {
+    pub(super) message: &'static str,
+    pub(super) endpoint_id: EndpointId,
+}
+
+/// What a recovery did.
+#[derive(Serialize)]
+pub(super) struct RecoveryDocument {
+    /// How many deliveries are due again.
+    pub(super) recovered: u64,
+    /// Whether there are more to recover.
+    pub(super) more: bool,
+}
+
+/// An API key, without its secret part.
+#[derive(Serialize)]
+pub(super) struct KeyDocument<'a> {
+    id: &'a str,
+    created_at: Timestamp,
+    last_used_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+}
+
+impl<'a> KeyDocument<'a> {
+    pub(super) fn new(key: &'a KeyInfo) -> Self {
+        Self {
+            id: key.id.as_str(),
+            created_at: key.created_at,
+            last_used_at: key.last_used_at,
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+        }
+    }
+}
+
+/// A new key in place of another.
+#[derive(Serialize)]
+struct RotatedKeyDocument<'a> {
+    key_id: &'a str,
+    api_key: &'a str,
+    previous_expires_at: Timestamp,
+}
+
+/// The document of a new key, as JSON in one allocation, so that no outgrown buffer keeps a copy of the key.
+pub(super) fn rotated_key(key: &ApiKey, previous_expires_at: Timestamp) -> Vec<u8> {
+    let id = key.id();
+    let document = RotatedKeyDocument { key_id: id.as_str(), api_key: key.reveal(), previous_expires_at };
+    to_json_within(&document, ROTATED_KEY_BYTES)
+}
+
+/// The document of an event: `{"id","type","dedup_id","payload","received_at"}`.
+pub(super) fn event(event: &StoredEvent) -> Vec<u8> {
+    let mut out = Vec::with_capacity(event_bytes(event));
+    push_event(&mut out, event);
+    out
+}
+
+/// A page of events, as [`Page`].
+pub(super) fn event_page(events: &[StoredEvent], next_cursor: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(events.iter().map(event_bytes).sum::<usize>() + 128);
+    out.extend_from_slice(b"{\"data\":[");
+    for (index, event) in events.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        push(out, item);
+        push_event(&mut out, event);
     }
-    out.push(b']');
+    out.extend_from_slice(b"],\"next_cursor\":");
+    push_json(&mut out, &next_cursor);
+    out.push(b'}');
+    out
 }
 
-/// Appends a value as JSON.
-pub(super) fn push(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
-    serde_json::to_writer(out, value).expect("plain structs are JSON, and writing into memory cannot fail");
+fn push_event(out: &mut Vec<u8>, event: &StoredEvent) {
+    #[derive(Serialize)]
+    struct BeforePayload<'a> {
+        id: EventId,
+        r#type: &'a str,
+        dedup_id: Option<&'a str>,
+    }
+    let before = BeforePayload { id: event.id, r#type: &event.event_type, dedup_id: event.dedup_id.as_deref() };
+    push_json(out, &before);
+    // The payload goes in before the closing brace.
+    out.pop();
+    out.extend_from_slice(b",\"payload\":");
+    out.extend_from_slice(event.payload.as_bytes());
+    out.extend_from_slice(b",\"received_at\":");
+    push_json(out, &event.received_at);
+    out.push(b'}');
 }
 
-/// A value as the body of an answer.
-pub(super) fn to_body(value: &impl Serialize) -> Vec<u8> {
-    let mut body = Vec::new();
-    push(&mut body, value);
-    body
+/// Enough bytes for the event's document unless much of it is escaped.
+fn event_bytes(event: &StoredEvent) -> usize {
+    event.payload.len() + event.dedup_id.as_ref().map_or(0, String::len) + EVENT_FRAME_BYTES
 }
 
-/// Pairs as a JSON object, in their order.
-fn map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(pairs.iter().map(|(name, value)| (name, value)))
+/// A document as JSON.
+pub(super) fn to_json(document: &impl Serialize) -> Vec<u8> {
+    to_json_within(document, 0)
+}
+
+/// A document as JSON that can be put into another.
+pub(super) fn to_raw_json(document: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(document).expect("documents are JSON")
+}
+
+fn to_json_within(document: &impl Serialize, bytes: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes);
+    push_json(&mut out, document);
+    out
+}
+
+fn push_json(out: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(out, value).expect("documents are JSON, and writing into memory cannot fail");
+}
+
+fn as_object<S: Serializer>(members: &&[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(members.iter().map(|(name, value)| (name, value)))
 }

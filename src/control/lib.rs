@@ -19,7 +19,8 @@ mod changes;
 mod cursor;
 mod deliveries;
 mod documents;
-mod endpoint_body;
+mod endpoint_input;
+mod endpoint_service;
 mod endpoints;
 mod events;
 mod failure_log;
@@ -45,8 +46,9 @@ use zeroize::Zeroizing;
 
 pub use admission::ReplyPermit;
 pub use changes::{OwnChanges, log_heard};
-pub use documents::{delivery_document, endpoint_document};
-pub use endpoints::test_event;
+pub use documents::{DeliveryDocument, EndpointDocument, TestDocument};
+pub use endpoint_input::EndpointInput;
+pub use endpoint_service::{EndpointError, EndpointService};
 pub use pool::ControlPool;
 
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};

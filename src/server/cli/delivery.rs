@@ -5,13 +5,13 @@ use uuid::Uuid;
 
 use millrace_base::event::{DeliveryId, EndpointId};
 use millrace_base::limits;
-use millrace_control::delivery_document;
+use millrace_control::DeliveryDocument;
 use millrace_store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
 use millrace_webhooks::delivery::outcome::split_recorded;
 
 use super::Invocation;
 use super::failure::Failure;
-use super::output::{json_array, json_line_of, show, table, to_the_second};
+use super::output::{show, show_json, table, to_the_second};
 use super::session::Session;
 use crate::config::Flags;
 
@@ -82,7 +82,7 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
         }
     }
     if json {
-        return show(&json_array(&records, delivery_document));
+        return show_json(&records.iter().map(DeliveryDocument::new).collect::<Vec<_>>());
     }
     if records.is_empty() {
         return show("There is no such delivery.\n");
@@ -123,7 +123,7 @@ fn retry(session: &Session, org: &str, id: DeliveryId, json: bool) -> Result<(),
     let retried = session.done(session.store.retry_delivery(org.id, id, due))?.ok_or_else(not_there)?;
     if json {
         let record = DeliveryRecord { delivery: retried, ..record };
-        return show(&json_line_of(delivery_document(&record)));
+        return show_json(&DeliveryDocument::new(&record));
     }
     show(&format!("The delivery {id} is due; a running server makes it.\n"))
 }

@@ -61,12 +61,6 @@ pub fn json_line(result: &impl Serialize) -> String {
     line
 }
 
-/// Documents that are JSON already as one line, an array of them.
-pub fn json_array<T>(items: &[T], document: impl Fn(&T) -> Vec<u8>) -> String {
-    let documents: Vec<Vec<u8>> = items.iter().map(document).collect();
-    json_line_of([b"[".as_slice(), &documents.join(&b","[..]), b"]"].concat())
-}
-
 /// A document that is JSON already as one line.
 pub fn json_line_of(mut document: Vec<u8>) -> String {
     document.push(b'\n');

@@ -56,7 +56,12 @@ impl Session {
 
     /// Passes a store's answer on, or says why there is none and what mends it.
     pub fn done<T>(&self, answer: Result<T, StoreError>) -> Result<T, Failure> {
-        answer.map_err(|error| explain(&self.config, &error))
+        answer.map_err(|error| self.explain(&error))
+    }
+
+    /// Why the store did not do what it was asked, and what to do about it.
+    pub fn explain(&self, error: &StoreError) -> Failure {
+        explain(&self.config, error)
     }
 
     /// A new key with what the store keeps of it.
