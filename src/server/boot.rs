@@ -97,7 +97,7 @@ pub fn serve(
         certificates.reload_on_hangup().map_err(|e| StartError(format!("SIGHUP cannot be handled: {e}")))?;
     }
     let connections_max = allowance::check(&config, store_connections(config.writers) + CONTROL_CONNECTIONS)
-        .map_err(ServeError::Configuration)?;
+        .map_err(|error| ServeError::Configuration(error.to_string()))?;
     let is_journaling = config.durability != Durability::Memory;
     let directory = lock_data_dir(&config)?;
     warn_of_foreign_data_dir(&config.data_dir);

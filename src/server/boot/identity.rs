@@ -57,6 +57,34 @@ pub(super) struct Foreign {
     is_url_set: bool,
 }
 
+/// Why the data directory does not name its store yet.
+#[derive(Debug)]
+pub(super) enum NotSettled {
+    /// The store did not say which one it is.
+    Store(StoreError),
+    /// The store has no identity.
+    NoIdentity,
+    /// The file cannot be written.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for NotSettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::NoIdentity => f.write_str("the database has no identity: `millrace migrate` gives it one"),
+            Self::File { path, error } => write!(f, "{} cannot be written: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for NotSettled {}
+
 impl Ownership {
     /// Reads the file.
     pub(super) fn read(config: &Config, journal: &Journal) -> Result<Self, StartError> {
@@ -110,17 +138,16 @@ impl Ownership {
     /// Names `store`, which is migrated and was checked, in the file, durably.
     ///
     /// # Errors
-    /// Why that is not done yet, in words.
-    pub(super) fn settle(&self, store: &dyn Store) -> Result<(), String> {
-        let id = store.identity().map_err(|error| error.to_string())?;
-        let id = id.ok_or("the database has no identity: `millrace migrate` gives it one")?;
-        let (directory, kind) = (self.data_dir.display(), store.kind());
+    /// Why that is not done yet.
+    pub(super) fn settle(&self, store: &dyn Store) -> Result<(), NotSettled> {
+        let id = store.identity().map_err(NotSettled::Store)?.ok_or(NotSettled::NoIdentity)?;
+        let kind = store.kind();
         let before = self.named.as_ref();
         if before.is_some_and(|named| named.id == id) {
             return Ok(());
         }
         write_durably(&self.data_dir, &format!("{kind} {id}\n"))
-            .map_err(|error| format!("{directory}/{FILE} cannot be written: {error}"))?;
+            .map_err(|error| NotSettled::File { path: self.data_dir.join(FILE), error })?;
         match before {
             None => tracing::info!(store = kind, %id, "the data directory belongs to this store from now on"),
             Some(named) if self.journal_may_hold_events => tracing::warn!(

@@ -22,6 +22,7 @@ use millrace_bench::limits as bench_limits;
 use millrace_bench::{Pace, Plan, Recipe, Requests, Snapshot, Tally, Target, TargetError};
 
 use super::Invocation;
+use super::bad_argument::BadArgument;
 use super::failure::Failure;
 use super::output::{show, show_json};
 use crate::boot::raise_descriptor_limit;
@@ -121,8 +122,8 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
         )));
     }
     let target = Target::find(&bench.url, bench.ca_file.as_deref(), bench.timeout).map_err(|error| match error {
-        TargetError::Argument(why) => Failure::Argument(why),
-        TargetError::Unreachable(why) => Failure::Refused(format!("{why}\n  {}", report::START_A_SERVER)),
+        TargetError::Url { .. } | TargetError::CaFile { .. } => Failure::Argument(error.to_string()),
+        TargetError::Unreachable { .. } => Failure::Refused(format!("{error}\n  {}", report::START_A_SERVER)),
     })?;
     let threads = bench.threads(invocation);
     let requests = bench.requests(&keys, &target, threads)?;
@@ -254,28 +255,28 @@ fn no_threads(error: &std::io::Error) -> Failure {
 
 // ---- arguments ---------------------------------------------------------------------------------------------
 
-fn pace(text: &str) -> Result<Pace, String> {
+fn pace(text: &str) -> Result<Pace, BadArgument> {
     if text == "max" {
         return Ok(Pace::Closed);
     }
     let rate = text.parse().ok().and_then(NonZeroU64::new).filter(|rate| rate.get() <= bench_limits::RATE_MAX);
-    rate.map(Pace::Open).ok_or_else(|| format!("events per second, 1 to {}, or max", bench_limits::RATE_MAX))
+    rate.map(Pace::Open).ok_or(BadArgument::Pace)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::from_millis(100), bench_limits::DURATION_MAX)
 }
 
-fn warmup(text: &str) -> Result<Duration, String> {
+fn warmup(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::ZERO, bench_limits::WARMUP_MAX)
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::from_millis(10), bench_limits::TIMEOUT_MAX)
 }
 
 /// `500ms`, `10s`, `5m`; a bare number is seconds.
-fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, BadArgument> {
     let (number, unit_ms) = [("ms", 1.0), ("s", 1000.0), ("m", 60_000.0)]
         .iter()
         .find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, *ms)))
@@ -283,12 +284,12 @@ fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let time = number.parse::<f64>().ok().map(|number| Duration::try_from_secs_f64(number * unit_ms / 1000.0));
     match time {
         Some(Ok(time)) if (min..=max).contains(&time) => Ok(time),
-        _ => Err(format!("a time from {min:?} to {max:?}, such as 500ms, 10s or 5m")),
+        Some(Ok(_) | Err(_)) | None => Err(BadArgument::TimeBetween(min, max)),
     }
 }
 
-fn event_type(text: &str) -> Result<String, String> {
-    if is_event_type(text) { Ok(text.to_owned()) } else { Err("1-128 of A-Z a-z 0-9 _ . : / -".to_owned()) }
+fn event_type(text: &str) -> Result<String, BadArgument> {
+    if is_event_type(text) { Ok(text.to_owned()) } else { Err(BadArgument::EventType) }
 }
 
 #[cfg(test)]

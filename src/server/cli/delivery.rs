@@ -10,6 +10,7 @@ use millrace_store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
 use millrace_webhooks::delivery::outcome::split_recorded;
 
 use super::Invocation;
+use super::bad_argument::BadArgument;
 use super::failure::Failure;
 use super::output::{show, show_json, table, to_the_second};
 use super::session::Session;
@@ -128,6 +129,6 @@ fn retry(session: &Session, org: &str, id: DeliveryId, json: bool) -> Result<(),
     show(&format!("The delivery {id} is due; a running server makes it.\n"))
 }
 
-fn status(text: &str) -> Result<DeliveryStatus, &'static str> {
-    DeliveryStatus::parse(text).ok_or("it must be pending, delivered, failed or blocked")
+fn status(text: &str) -> Result<DeliveryStatus, BadArgument> {
+    DeliveryStatus::parse(text).ok_or(BadArgument::DeliveryStatus)
 }

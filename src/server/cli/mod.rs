@@ -8,6 +8,7 @@
 //! Clap's own messages repeat what was typed, so whatever may hold a secret (a database URL, a key given where
 //! a key id belongs) reaches it as plain text and is judged here or in `config`.
 
+mod bad_argument;
 mod bench;
 mod config_check;
 mod delivery;

@@ -17,6 +17,7 @@ use millrace_store::webhooks::EndpointChange;
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 use millrace_webhooks::endpoint::target_policy::DatabaseAddresses;
 
+use crate::cli::bad_argument::BadArgument;
 use crate::cli::failure::Failure;
 use crate::cli::time::{self, Time};
 use crate::config::{Config, EndpointFlags};
@@ -234,8 +235,8 @@ pub(super) fn read_secret(file: &str) -> Result<WebhookSecret, Failure> {
     WebhookSecret::parse(text.trim()).map_err(|rule| wrong("the secret in --secret-file", &rule.to_string()))
 }
 
-fn time(text: &str) -> Result<Timestamp, &'static str> {
-    Timestamp::parse_rfc3339(text).ok_or("it must be an RFC 3339 time such as 2026-01-31T12:00:00Z")
+fn time(text: &str) -> Result<Timestamp, BadArgument> {
+    Timestamp::parse_rfc3339(text).ok_or(BadArgument::Timestamp)
 }
 
 #[cfg(test)]
