@@ -18,7 +18,7 @@ pub mod limits;
 mod pool;
 mod request;
 mod schedule;
-mod tally;
+mod measurements;
 mod target;
 mod worker;
 
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 pub use request::{Recipe, Requests};
-pub use tally::{AnswerKind, Errors, Snapshot, Tally};
+pub use measurements::{AnswerKind, Errors, Snapshot, Tally};
 pub use target::{Target, TargetError};
 use worker::Worker;
 

@@ -15,7 +15,7 @@ use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use super::connection::{Connection, Phase};
-use super::tally::Tally;
+use super::measurements::Tally;
 use super::target::Target;
 use crate::limits::{OPENING_MAX, RECONNECT_PAUSE, REFUSAL_PAUSE};
 

@@ -18,7 +18,7 @@ use super::connection::Phase;
 use super::pool::{Pool, nanos};
 use super::request::Requests;
 use super::schedule::Schedule;
-use super::tally::{Outcome, Snapshot, Tally, Times};
+use super::measurements::{Outcome, Snapshot, Tally, Times};
 use super::{Common, Pace, Plan};
 
 /// Events taken from epoll at a time.
