@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use millrace_base::event::is_event_type;
 use millrace_base::limits;
 use millrace_bench::limits as bench_limits;
-use millrace_bench::{Pace, Plan, Recipe, Requests, Snapshot, Tally, Target, TargetError};
+use millrace_bench::{Measurements, Pace, Plan, Recipe, Requests, Snapshot, Target, TargetError};
 
 use super::Invocation;
 use super::bad_argument::BadArgument;
@@ -155,11 +155,11 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
     let mut runs = Vec::new();
     for (nth, pace) in (1..).zip(&bench.rate) {
         let plan = Plan { nth, ..bench.plan(&target, &requests, *pace, threads) };
-        let mut tally = bench.load(&plan, &stop).map_err(|error| no_threads(&error))?;
+        let mut measurements = bench.load(&plan, &stop).map_err(|error| no_threads(&error))?;
         if runs.is_empty() {
-            tally.warmup_accepted += tried.accepted;
+            measurements.warmup_accepted += tried.accepted;
         }
-        runs.push(Run::new(*pace, tally));
+        runs.push(Run::new(*pace, measurements));
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -170,7 +170,7 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
     } else {
         show(&report.to_text())?;
     }
-    report.complaint().map_or(Ok(()), |why| Err(Failure::Refused(why)))
+    report.failure().map_or(Ok(()), |why| Err(Failure::Refused(why)))
 }
 
 impl Bench {
@@ -224,7 +224,7 @@ impl Bench {
     }
 
     /// One run, with a line each second for whoever watches.
-    fn load(&self, plan: &Plan, stop: &AtomicBool) -> std::io::Result<Tally> {
+    fn load(&self, plan: &Plan, stop: &AtomicBool) -> std::io::Result<Measurements> {
         let is_watched = self.progress || std::io::stderr().is_terminal();
         let mut before = (Instant::now(), 0);
         let mut tell = |now: &Snapshot| {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use millrace_bench::{AnswerKind, Errors, Pace, Snapshot, Tally};
+use millrace_bench::{AnswerKind, Errors, Measurements, Pace, Snapshot};
 
 use super::super::output::table;
 use super::keys::NEW_KEY;
@@ -28,7 +28,7 @@ pub struct Setting {
 /// One rate, and what came of it.
 pub struct Run {
     pace: Pace,
-    tally: Tally,
+    measurements: Measurements,
 }
 
 /// A series.
@@ -93,41 +93,41 @@ struct TimesJson {
 
 impl Run {
     /// Of what was counted.
-    pub fn new(pace: Pace, tally: Tally) -> Self {
-        Self { pace, tally }
+    pub fn new(pace: Pace, measurements: Measurements) -> Self {
+        Self { pace, measurements }
     }
 
     fn to_json(&self) -> RunJson<'_> {
-        let tally = &self.tally;
-        let Errors { connect, reset, timeout, wrong_answer } = tally.errors;
+        let measurements = &self.measurements;
+        let Errors { connect, reset, timeout, wrong_answer } = measurements.errors;
         RunJson {
             rate: match self.pace {
                 Pace::Open(rate) => Some(rate.get()),
                 Pace::Closed => None,
             },
-            seconds: rounded(tally.measured.as_secs_f64(), 1000.0),
-            requests: tally.requests,
-            accepted: tally.accepted,
-            rejected: tally.rejected,
+            seconds: rounded(measurements.measured.as_secs_f64(), 1000.0),
+            requests: measurements.requests,
+            accepted: measurements.accepted,
+            rejected: measurements.rejected,
             accepted_per_second: self.accepted_per_second(),
-            refused: tally.refused,
-            unsent: tally.unsent,
-            warmup_accepted: tally.warmup_accepted,
-            answers: tally.answers.iter().map(answer).collect(),
+            refused: measurements.refused,
+            unsent: measurements.unsent,
+            warmup_accepted: measurements.warmup_accepted,
+            answers: measurements.answers.iter().map(answer).collect(),
             errors: ErrorsJson { connect, reset, timeout, wrong_answer },
-            reconnects: tally.reconnects,
-            latency_ms: times(&tally.latency),
-            service_ms: times(&tally.service),
+            reconnects: measurements.reconnects,
+            latency_ms: times(&measurements.latency),
+            service_ms: times(&measurements.service),
             cpu_us_per_request: self.cpu_us_per_request(),
         }
     }
 
     fn accepted_per_second(&self) -> f64 {
-        rounded(self.tally.accepted as f64 / self.tally.measured.as_secs_f64().max(1e-3), 1.0)
+        rounded(self.measurements.accepted as f64 / self.measurements.measured.as_secs_f64().max(1e-3), 1.0)
     }
 
     fn cpu_us_per_request(&self) -> f64 {
-        rounded(self.tally.cpu.as_secs_f64() * 1e6 / self.tally.requests.max(1) as f64, 100.0)
+        rounded(self.measurements.cpu.as_secs_f64() * 1e6 / self.measurements.requests.max(1) as f64, 100.0)
     }
 }
 
@@ -158,9 +158,9 @@ impl Report {
     }
 
     /// Why this is not a success, if it is none.
-    pub fn complaint(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<String> {
         let mut why = Vec::new();
-        let errors = self.runs.iter().map(|run| run.tally.errors).fold(Errors::default(), Errors::and);
+        let errors = self.runs.iter().map(|run| run.measurements.errors).fold(Errors::default(), Errors::and);
         for (count, what) in [
             (errors.connect, "could not be made"),
             (errors.reset, "ended before the answer"),
@@ -171,12 +171,12 @@ impl Report {
                 why.push(format!("{count} × a connection {what}"));
             }
         }
-        let cause = self.runs.iter().find_map(|run| run.tally.connect_error.clone());
+        let cause = self.runs.iter().find_map(|run| run.measurements.connect_error.clone());
         why.extend(cause.map(|cause| format!("the last that could not be made: {cause}")));
-        if self.runs.iter().any(|run| run.tally.accepted == 0) {
+        if self.runs.iter().any(|run| run.measurements.accepted == 0) {
             why.push("at one rate no event was accepted".to_owned());
         }
-        let remedies = self.runs.iter().map(|run| remedy(&run.tally));
+        let remedies = self.runs.iter().map(|run| remedy(&run.measurements));
         let remedy = remedies.flatten().next().map(|remedy| format!("\n  fix: {remedy}")).unwrap_or_default();
         (!why.is_empty()).then(|| format!("{}{remedy}", why.join("; ")))
     }
@@ -187,11 +187,11 @@ fn answer(kind: &AnswerKind) -> AnswerJson<'_> {
 }
 
 fn row(run: &Run) -> [String; 11] {
-    let TimesJson { p50, p90, p99, p999, p9999, max, .. } = times(&run.tally.latency);
+    let TimesJson { p50, p90, p99, p999, p9999, max, .. } = times(&run.measurements.latency);
     let ms = |ms: f64| format!("{ms:.3}");
     [
         name(run.pace),
-        format!("{:.1}", run.tally.measured.as_secs_f64()),
+        format!("{:.1}", run.measurements.measured.as_secs_f64()),
         format!("{:.0}", run.accepted_per_second()),
         ms(p50),
         ms(p90),
@@ -199,37 +199,37 @@ fn row(run: &Run) -> [String; 11] {
         ms(p999),
         ms(p9999),
         ms(max),
-        ms(times(&run.tally.service).p99),
+        ms(times(&run.measurements.service).p99),
         format!("{:.2}", run.cpu_us_per_request()),
     ]
 }
 
 /// What is not in the table, and why somebody should look.
 fn details(text: &mut String, run: &Run) {
-    let tally = &run.tally;
+    let measurements = &run.measurements;
     let mut notes = Vec::new();
-    for AnswerKind { status, code, count } in &tally.answers {
+    for AnswerKind { status, code, count } in &measurements.answers {
         if !(200..300).contains(status) {
             notes.push(format!("{count} × {status} {code}"));
         }
     }
-    if tally.rejected > 0 {
-        notes.push(format!("{} events rejected inside batches", tally.rejected));
+    if measurements.rejected > 0 {
+        notes.push(format!("{} events rejected inside batches", measurements.rejected));
     }
-    if tally.unsent > 0 {
+    if measurements.unsent > 0 {
         notes.push(format!(
             "{} requests were due and not sent in the end: more was offered than was taken",
-            tally.unsent
+            measurements.unsent
         ));
     }
-    if tally.reconnects > 0 {
-        notes.push(format!("{} connections made again", tally.reconnects));
+    if measurements.reconnects > 0 {
+        notes.push(format!("{} connections made again", measurements.reconnects));
     }
     if notes.is_empty() {
         return;
     }
     write!(text, "\nat {}: {}", name(run.pace), notes.join("; ")).expect("a String takes everything");
-    if let Some(remedy) = remedy(tally) {
+    if let Some(remedy) = remedy(measurements) {
         write!(text, "\n  {remedy}").expect("a String takes everything");
     }
     text.push('\n');
@@ -251,7 +251,7 @@ pub fn progress(pace: Pace, now: &Snapshot, accepted_per_second: f64) -> String 
 }
 
 /// Why the first request was not accepted, and what to do.
-pub fn explain_trial(url: &str, tried: &Tally) -> String {
+pub fn explain_trial(url: &str, tried: &Measurements) -> String {
     let Errors { connect, reset, timeout, wrong_answer } = tried.errors;
     let cause = match tried.answers.first() {
         Some(AnswerKind { status, code, .. }) => format!("it was refused: {status} {code}"),
@@ -269,7 +269,7 @@ pub fn explain_trial(url: &str, tried: &Tally) -> String {
     format!("{url} did not accept the first event: {cause}{remedy}")
 }
 
-fn remedy(tally: &Tally) -> Option<String> {
+fn remedy(measurements: &Measurements) -> Option<String> {
     const REMEDIES: [(&str, &str); 7] = [
         ("rate_limited", "the organisation has a limit; make one that has none: "),
         ("invalid_api_key", "the server does not know this key; make an organisation on the server's database: "),
@@ -281,7 +281,7 @@ fn remedy(tally: &Tally) -> Option<String> {
     ];
     REMEDIES
         .iter()
-        .find(|(code, _)| tally.has_code(code))
+        .find(|(code, _)| measurements.has_code(code))
         .map(|(_, remedy)| if remedy.ends_with(": ") { format!("{remedy}{NEW_KEY}") } else { (*remedy).to_owned() })
 }
 
