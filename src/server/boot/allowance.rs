@@ -1,7 +1,7 @@
-//! What the operating system allows this process: open files, threads, the length of a file. Looked at before anything
-//! starts, so that too little is one clear line and not a server that hangs, panics, or is ended by a signal later.
+//! Checks what the operating system allows this process: open files, threads, the length of a file.
 //!
-//! Runs on the main thread.
+//! It is checked before anything starts, so that too little is one clear message and not a server that hangs, panics or is
+//! ended by a signal later. Runs on the main thread.
 
 use std::fmt;
 use std::io;
@@ -79,10 +79,10 @@ impl fmt::Display for TooLittle {
 
 impl std::error::Error for TooLittle {}
 
-/// Looks at everything; returns how many client connections there is room for, at most those that are configured.
+/// Checks everything; returns how many client connections are possible, at most the configured number.
 ///
 /// # Errors
-/// What there is too little of, how much is needed, and how to get it.
+/// What there is too little of.
 pub(super) fn check(config: &Config, store_connections: u32) -> Result<usize, TooLittle> {
     let descriptors = descriptors_needed(config.shards, config.database_url.as_ref().map_or(0, |_| store_connections));
     let room = room_for_connections(raise_descriptor_limit(), descriptors, config.connections_max)?;
@@ -98,7 +98,7 @@ fn descriptors_needed(shards: usize, database_connections: u32) -> usize {
         + limits::DESCRIPTORS_OF_A_DATABASE_CONNECTION * database_connections as usize
 }
 
-/// How many connections a limit on open files leaves room for, at most `wanted`.
+/// How many client connections a limit on open files leaves room for, at most `wanted`.
 fn room_for_connections(limit: usize, needed: usize, wanted: usize) -> Result<usize, TooLittle> {
     let least = needed + limits::CONNECTIONS_ROOM_MIN;
     if limit < least {
@@ -108,7 +108,7 @@ fn room_for_connections(limit: usize, needed: usize, wanted: usize) -> Result<us
             right: limits::RESERVED_DESCRIPTORS + limits::WEBHOOK_CONNECTIONS_MAX + wanted,
         });
     }
-    // Where descriptors are few the webhooks get a quarter of them at most.
+    // Of few descriptors the webhooks get at most a quarter.
     let reserved = limits::RESERVED_DESCRIPTORS.max(needed) + limits::WEBHOOK_CONNECTIONS_MAX.min(limit / 4);
     let room = limit.saturating_sub(reserved).max(limits::CONNECTIONS_ROOM_MIN);
     if room < wanted {
@@ -117,8 +117,8 @@ fn room_for_connections(limit: usize, needed: usize, wanted: usize) -> Result<us
     Ok(room.min(wanted))
 }
 
-/// Starts as many threads at once as the server will have, and ends them. No limit says how many are left: the user's
-/// other processes count, and so do those of a container.
+/// Starts as many threads at once as the server will have, and ends them. That is the only way to know: the user's other
+/// processes count against the limit, and so do those of the container.
 fn try_threads(
     needed: usize,
     mut spawn: impl FnMut(Box<dyn FnOnce() + Send>) -> io::Result<()>,
@@ -126,7 +126,7 @@ fn try_threads(
     let (all_there, waiting) = bounded::<()>(0);
     for started in 0..needed {
         let waiting = waiting.clone();
-        // Until the sender is dropped.
+        // Waits until the sender is dropped.
         let wait = move || {
             let _ = waiting.recv();
         };
@@ -138,7 +138,7 @@ fn try_threads(
     Ok(())
 }
 
-/// The signal that comes with a write past the limit is handled (`shutdown`), so what is left is that the write fails.
+/// A write past the limit fails, and no longer ends the process: `shutdown` handles the signal that comes with it.
 fn check_file_length(config: &Config, limit: Option<u64>) -> Result<(), TooLittle> {
     let Some(limit) = limit else { return Ok(()) };
     let segment = config.journal_segment_bytes;
@@ -157,7 +157,7 @@ fn check_file_length(config: &Config, limit: Option<u64>) -> Result<(), TooLittl
     Ok(())
 }
 
-/// Raises the soft limit on open files to the hard one, if that is allowed. Returns what holds now.
+/// Raises the soft limit on open files to the hard one, where that is allowed. Returns the limit in force.
 pub fn raise_descriptor_limit() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let mut limit = current.unwrap_or(u64::MAX);
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(room_for_connections(1 << 20, needed, 1000).unwrap(), 1000);
         let why = room_for_connections(least - 1, needed, 1000).unwrap_err().to_string();
         assert!(why.contains(&format!("{least} are needed")) && why.contains("ulimit -n"), "{why}");
-        // What many shards and connections hold is no client's.
+        // Descriptors of many shards and database connections are not left for clients.
         let many = descriptors_needed(64, 300);
         assert!(many > limits::RESERVED_DESCRIPTORS);
         assert!(room_for_connections(many + 400, many, 1000).unwrap() <= 300);

@@ -1,7 +1,7 @@
-//! `millrace bench`: how much a running server takes, and how fast it answers.
+//! `millrace bench`: measures how much a running server takes and how fast it answers.
 //!
-//! A client and nothing else: no configuration, no data directory, no database. The keys come from a file or the
-//! environment, never from the command line, which other users of the machine can read.
+//! A client: it reads no configuration, no data directory and no database. The keys come from a file or the environment, never
+//! from the command line, which other users of the machine can read.
 
 mod keys;
 mod report;
@@ -28,7 +28,7 @@ use super::output::{show, show_json};
 use crate::boot::raise_descriptor_limit;
 use report::{Report, Run, Setting};
 
-/// Descriptors for all but the connections: standard streams, an epoll instance a thread, what the runtime has open.
+/// Descriptors other than the connections: standard streams, an epoll instance for each thread, those of the runtime.
 const DESCRIPTORS_BESIDE: usize = 32 + bench_limits::THREADS_MAX as usize;
 
 pub const EXAMPLES: &str = "\
@@ -174,7 +174,7 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
 }
 
 impl Bench {
-    /// As many as are asked for, else half of the cores: the server, if it is here, needs the others.
+    /// The threads that are asked for, else half of the cores: a server on this machine needs the others.
     fn threads(&self, invocation: &Invocation) -> usize {
         let threads = self.threads.map_or(invocation.core_count().div_ceil(2), |threads| threads as usize);
         threads.min(self.connections as usize).min(bench_limits::THREADS_MAX as usize)
@@ -223,7 +223,7 @@ impl Bench {
         }
     }
 
-    /// One run, with a line each second for whoever watches.
+    /// One run; prints a line each second where somebody watches.
     fn load(&self, plan: &Plan, stop: &AtomicBool) -> std::io::Result<Measurements> {
         let is_watched = self.progress || std::io::stderr().is_terminal();
         let mut before = (Instant::now(), 0);
@@ -231,14 +231,14 @@ impl Bench {
             let seconds = before.0.elapsed().as_secs_f64();
             let line = report::progress(plan.pace, now, (now.accepted - before.1) as f64 / seconds);
             before = (Instant::now(), now.accepted);
-            // Nobody reads it: nobody to tell.
+            // A failure to write it does not change the run.
             let _ = writeln!(std::io::stderr(), "{line}");
         };
         millrace_bench::run(plan, stop, is_watched.then_some(&mut tell))
     }
 }
 
-/// A first SIGINT or SIGTERM ends the load, and what was measured is reported; a second ends the program.
+/// The first SIGINT or SIGTERM ends the load, and the measurements are reported; the second ends the program.
 fn stop_on_signal() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -275,7 +275,7 @@ fn timeout(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::from_millis(10), bench_limits::TIMEOUT_MAX)
 }
 
-/// `500ms`, `10s`, `5m`; a bare number is seconds.
+/// Reads `500ms`, `10s`, `5m`; a bare number counts seconds.
 fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, BadArgument> {
     let (number, unit_ms) = [("ms", 1.0), ("s", 1000.0), ("m", 60_000.0)]
         .iter()

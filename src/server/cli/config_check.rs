@@ -1,4 +1,4 @@
-//! `millrace config check`: what `serve` would run with, and where each value is set.
+//! `millrace config check`: prints the configuration that `serve` would run with, and where each value is set.
 
 use super::Invocation;
 use super::failure::Failure;

@@ -1,4 +1,4 @@
-//! `millrace delivery`: what became of events on their way to endpoints, and another try.
+//! `millrace delivery`: lists deliveries with their result, and retries one.
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
@@ -72,7 +72,7 @@ pub fn run(invocation: &Invocation, delivery: Delivery) -> Result<(), Failure> {
 fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
     let mut records: Vec<DeliveryRecord> = Vec::new();
-    // The store cuts a page short where it weighs too much or is long in the making.
+    // The store cuts a page short where it is too large or takes too long.
     loop {
         let (page, next) = session.done(session.store.deliveries(org.id, &query))?;
         query.limit -= page.len() as u32;
@@ -92,8 +92,8 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
     show(&table(headings, &records.iter().map(row).collect::<Vec<_>>()))
 }
 
-/// Without the receivers' answers, and without what may be their words in an error's detail: they are strangers, and this may
-/// be a terminal.
+/// A line of the table. It leaves out receivers' answers and the details of errors, which may quote them: receivers are
+/// untrusted, and this may be a terminal.
 fn row(record: &DeliveryRecord) -> [String; 7] {
     let delivery = &record.delivery;
     let last = record.attempts.last().map_or("-".to_owned(), |attempt| match (&attempt.error, attempt.status_code) {

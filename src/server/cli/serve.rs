@@ -1,4 +1,4 @@
-//! `millrace serve`: configuration, log, then [`boot::serve`] until a signal ends it.
+//! `millrace serve`: loads the configuration, starts the log, and runs [`boot::serve`] until a signal ends it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What `millrace bench` says: a table for people, an object for programs, and what went wrong with what mends it.
+//! The report of `millrace bench`: a table for people, an object for programs, and advice on what went wrong.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use millrace_bench::{AnswerKind, Errors, Measurements, Pace, Snapshot};
 use super::super::output::table;
 use super::keys::NEW_KEY;
 
-/// What to do where nobody is there.
+/// The advice where no server answers.
 pub const START_A_SERVER: &str =
     "fix: start it with `millrace serve`, or name where it listens: `millrace bench http://HOST:PORT`";
 
@@ -25,13 +25,13 @@ pub struct Setting {
     pub warmup_seconds: f64,
 }
 
-/// One rate, and what came of it.
+/// One rate and its measurements.
 pub struct Run {
     pace: Pace,
     measurements: Measurements,
 }
 
-/// A series.
+/// A series of runs.
 pub struct Report {
     pub setting: Setting,
     pub runs: Vec<Run>,
@@ -92,7 +92,7 @@ struct TimesJson {
 }
 
 impl Run {
-    /// Of what was counted.
+    /// The run of these measurements.
     pub fn new(pace: Pace, measurements: Measurements) -> Self {
         Self { pace, measurements }
     }
@@ -132,13 +132,13 @@ impl Run {
 }
 
 impl Report {
-    /// For programs.
+    /// The report for programs.
     pub fn to_json(&self) -> ReportJson<'_> {
         let runs = self.runs.iter().map(Run::to_json).collect();
         ReportJson { version: env!("CARGO_PKG_VERSION"), setting: &self.setting, runs }
     }
 
-    /// For people.
+    /// The report for people.
     pub fn to_text(&self) -> String {
         let Setting { url, connections, threads, events_per_request, request_bytes, warmup_seconds } = &self.setting;
         let of = if *events_per_request == 1 { "one event".to_owned() } else { format!("{events_per_request} events") };
@@ -157,7 +157,7 @@ impl Report {
         text
     }
 
-    /// Why this is not a success, if it is none.
+    /// Why the command fails, if it does.
     pub fn failure(&self) -> Option<String> {
         let mut why = Vec::new();
         let errors = self.runs.iter().map(|run| run.measurements.errors).fold(Errors::default(), Errors::and);
@@ -204,7 +204,7 @@ fn row(run: &Run) -> [String; 11] {
     ]
 }
 
-/// What is not in the table, and why somebody should look.
+/// Adds what is not in the table and needs attention.
 fn details(text: &mut String, run: &Run) {
     let measurements = &run.measurements;
     let mut notes = Vec::new();
@@ -242,7 +242,7 @@ fn name(pace: Pace) -> String {
     }
 }
 
-/// The line of a second.
+/// The line that is printed each second.
 pub fn progress(pace: Pace, now: &Snapshot, accepted_per_second: f64) -> String {
     let p99 = times(&now.latency).p99;
     let so_far = if now.latency.is_empty() { "warming up".to_owned() } else { format!("p99 {p99:.3} ms so far") };
@@ -299,7 +299,7 @@ fn times(histogram: &Histogram<u64>) -> TimesJson {
     }
 }
 
-/// To so many parts of one.
+/// Rounds to this many parts of one.
 fn rounded(value: f64, parts: f64) -> f64 {
     (value * parts).round() / parts
 }

@@ -1,4 +1,4 @@
-//! What `millrace endpoint` is given, and what is wrong with it.
+//! The arguments of `millrace endpoint`, and their checks.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -148,7 +148,7 @@ pub(super) enum EndpointCommand {
     },
 }
 
-/// What an endpoint may be given when it is made or changed.
+/// The flags of an endpoint that is made or changed.
 #[derive(Args)]
 pub(super) struct Given {
     /// Words for people, at most 500 characters
@@ -167,7 +167,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// The same as the API would be given it. A flag that is not there leaves its field out.
+    /// The same as the API takes it. A flag that is not given leaves its field out.
     pub(super) fn input(self) -> Result<EndpointInput, Failure> {
         let header = |header: &String| {
             let (name, value) = header.split_once(':')?;
@@ -194,7 +194,7 @@ pub(super) fn check(config: &Config, input: EndpointInput) -> Result<EndpointCha
     }
 }
 
-/// What gives a field here.
+/// The argument that gives a field.
 fn argument(field: &str) -> &str {
     match field {
         "url" => "the URL",
@@ -206,7 +206,7 @@ fn argument(field: &str) -> &str {
     }
 }
 
-/// A list that was given at all.
+/// The list, if it has any entry.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     Some(list).filter(|list| !list.is_empty())
 }
