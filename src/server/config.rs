@@ -42,7 +42,7 @@ use millrace_wire::client_address::{ForwardedField, Trust};
 use environment::Environment;
 use layer::Values;
 use setting::Kind;
-use table::Key;
+use table::SettingKey;
 
 /// The environment variable that names the configuration file where `--config` does not.
 pub const CONFIG_FILE_ENV: &str = "MILLRACE_CONFIG";
@@ -106,7 +106,7 @@ impl Config {
         self.check_webhook_timeouts()?;
         if self.durability == Durability::Memory && self.queue_overflow == Overflow::Spill {
             return Err(values.refuse(
-                Key::queue_overflow,
+                SettingKey::queue_overflow,
                 "\"reject\" where durability is \"memory\": there is no journal to spill into",
             ));
         }
@@ -131,7 +131,7 @@ impl Config {
     fn check_database_url(&self, values: &Values) -> Result<(), ConfigError> {
         let Some(url) = &self.database_url else { return Ok(()) };
         check_database_url(url.reveal()).map_err(|why| {
-            let place = values.place(Key::database_url);
+            let place = values.place(SettingKey::database_url);
             ConfigError::Unusable(format!(
                 "{place} cannot be used: {why}\n  fix: docs/configuration.md has the options of a URL"
             ))
@@ -140,8 +140,8 @@ impl Config {
 
     fn check_trust(&self, values: &Values) -> Result<(), ConfigError> {
         let names_client = [
-            (Key::proxy_protocol, self.proxy_protocol != ProxyProtocol::Off),
-            (Key::forwarded_field, self.forwarded_field != ForwardedField::Off),
+            (SettingKey::proxy_protocol, self.proxy_protocol != ProxyProtocol::Off),
+            (SettingKey::forwarded_field, self.forwarded_field != ForwardedField::Off),
         ];
         let Some((key, _)) = names_client.into_iter().find(|(_, is_on)| *is_on && self.trusted_proxies.is_empty())
         else {

@@ -26,7 +26,7 @@ use super::bad_argument::BadArgument;
 use super::failure::Failure;
 use super::output::{show, show_json};
 use crate::boot::raise_descriptor_limit;
-use report::{Report, Run, Setting};
+use report::{Report, Run, RunSettings};
 
 /// Descriptors other than the connections: standard streams, an epoll instance for each thread, those of the runtime.
 const DESCRIPTORS_BESIDE: usize = 32 + bench_limits::THREADS_MAX as usize;
@@ -144,7 +144,7 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
         return Err(Failure::Refused(report::explain_trial(&target.url, &tried)));
     }
 
-    let setting = Setting {
+    let setting = RunSettings {
         url: target.url.clone(),
         connections: bench.connections,
         threads,

@@ -122,6 +122,7 @@ fn create(
 ) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
     let created = service(session).create(org.id, given, secret, &session.secrets()?);
+    // No answer about a new endpoint names one, so the id is never shown.
     let (endpoint, secret) = done(session, EndpointId(Uuid::nil()), created)?;
     let text = show::with_secret(&format!("Made an endpoint of {}.", org.name), &endpoint, &secret, json);
     show_secret(&text, endpoint.id)

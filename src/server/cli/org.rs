@@ -80,7 +80,7 @@ enum OrgCommand {
 struct RateLimit(Option<u32>);
 
 #[derive(Serialize)]
-struct CreatedJson<'a> {
+struct CreatedOrgJson<'a> {
     org_id: String,
     name: &'a str,
     rate_limit_per_minute: Option<u32>,
@@ -120,7 +120,7 @@ fn create(session: &Session, name: &str, rate_limit: Option<u32>, json: bool) ->
     let (key, verifier) = session.generate_key()?;
     let org = session.done(session.store.create_organization(name, rate_limit, (key.id(), &verifier)))?;
     let text = if json {
-        json_line(&CreatedJson {
+        json_line(&CreatedOrgJson {
             org_id: org.id.to_string(),
             name: &org.name,
             rate_limit_per_minute: org.rate_limit_per_minute,

@@ -6,32 +6,32 @@ use std::ffi::{OsStr, OsString};
 
 use super::error::{ConfigError, nearest};
 use super::setting::{Kind, SETTINGS, Setting};
-use super::table::Key;
+use super::table::SettingKey;
 use super::{API_KEY_ENV, CONFIG_FILE_ENV};
 
-/// What the names of this program's variables begin with.
+/// The prefix of this program's variables.
 const PREFIX: &str = "MILLRACE_";
 /// Further variables of settings: `DATABASE_URL` is a name by custom, and this one is what the others' names suggest.
-const ALIASES: [(&str, Key); 1] = [("MILLRACE_DATABASE_URL", Key::database_url)];
+const ALIASES: [(&str, SettingKey); 1] = [("MILLRACE_DATABASE_URL", SettingKey::database_url)];
 
 /// The variables of a process.
 pub struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
-    /// These.
+    /// An environment of these variables.
     pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         Self(variables.into_iter().collect())
     }
 
-    /// A variable's value, where it has one.
+    /// A variable's value, where it is set.
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// The variable that holds a setting, and its value.
+    /// The variable that sets a setting, and its value.
     ///
     /// # Errors
-    /// Where two of them hold different values.
+    /// Where two variables set it to different values.
     pub(super) fn of(&self, setting: &'static Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
         let is_value = |text: &&OsStr| !text.is_empty() || matches!(setting.kind, Kind::Listed(_));
         let aliases = ALIASES.iter().filter(|(_, key)| key.setting().key == setting.key).map(|(name, _)| *name);
@@ -48,7 +48,7 @@ impl Environment {
         Ok(found.first().copied())
     }
 
-    /// Refuses a variable of this program's that nothing reads.
+    /// Refuses a variable with this program's prefix that sets nothing.
     pub(super) fn refuse_unknown(&self) -> Result<(), ConfigError> {
         let known: Vec<&str> = SETTINGS
             .iter()
@@ -71,7 +71,7 @@ impl Environment {
     }
 }
 
-/// What Kubernetes sets in every container where there is a service called `millrace`.
+/// Whether it is a variable that Kubernetes sets in every container for a service called `millrace`.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or_default();
     let is_address = value.to_str().is_some_and(|value| value.starts_with("tcp://") || value.starts_with("udp://"));

@@ -15,7 +15,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::flags::Flags;
 use super::setting::{Kind, Preset, SETTINGS, Setting};
-use super::table::Key;
+use super::table::SettingKey;
 use super::typed::Typed;
 
 /// Where a value comes from.
@@ -53,7 +53,7 @@ pub struct Slot {
     pub origin: Origin,
 }
 
-/// Every setting with its value: the slot at `key as usize` is that of [`Key`] and of the row of [`SETTINGS`].
+/// Every setting with its value: the slot at `key as usize` is that of [`SettingKey`] and of the row of [`SETTINGS`].
 pub struct Values(Vec<Slot>);
 
 impl Values {
@@ -134,28 +134,28 @@ impl Values {
     }
 
     /// Reads a setting's value into its type.
-    pub fn read<T>(&self, key: Key, values: &Typed<T>) -> Result<T, ConfigError> {
+    pub fn read<T>(&self, key: SettingKey, values: &Typed<T>) -> Result<T, ConfigError> {
         values.read(self.text(key)).map_err(|expected| self.refuse(key, expected))
     }
 
     /// A setting's value; empty where it has none.
-    pub fn text(&self, key: Key) -> &str {
+    pub fn text(&self, key: SettingKey) -> &str {
         self.slot(key).text.as_deref().unwrap_or_default()
     }
 
     /// Refuses a setting's value for a reason its kind does not know.
-    pub fn refuse(&self, key: Key, expected: impl Into<String>) -> ConfigError {
+    pub fn refuse(&self, key: SettingKey, expected: impl Into<String>) -> ConfigError {
         let Slot { setting, origin, .. } = self.slot(key);
         refuse(setting, origin.clone(), shown(setting, self.text(key)), expected.into())
     }
 
     /// What to call the place of a setting's value in a message.
-    pub fn place(&self, key: Key) -> String {
+    pub fn place(&self, key: SettingKey) -> String {
         let Slot { setting, origin, .. } = self.slot(key);
         origin.place(setting)
     }
 
-    fn slot(&self, key: Key) -> &Slot {
+    fn slot(&self, key: SettingKey) -> &Slot {
         &self.0[key as usize]
     }
 }

@@ -29,8 +29,8 @@ const SHOWN_PARAMETERS: [&str; 13] = [
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// Takes a URL with a Postgres scheme; `None` for anything else. White space around it is dropped: what was read from
-    /// a file ends with a line break.
+    /// Takes a URL with a Postgres scheme; `None` for anything else. White space around it is dropped, because text from a file
+    /// ends with a line break.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim_ascii();
         SCHEMES.iter().any(|scheme| text.starts_with(scheme)).then(|| Self(text.to_owned()))
@@ -48,7 +48,7 @@ impl fmt::Display for SecretUrl {
         write!(f, "{scheme}://")?;
         // The last '@': a password may hold one of its own.
         let place = match rest.rsplit_once('@') {
-            // A password with an unescaped delimiter, or a parameter with an '@': which, only its author knows.
+            // A password with an unescaped delimiter, or a parameter with an '@': it cannot be told which.
             Some((credentials, _)) if credentials.contains(['/', '?', '#']) => return f.write_str("***"),
             Some((credentials, place)) => {
                 let (user, password) = credentials.split_once(':').map_or((credentials, None), |(u, p)| (u, Some(p)));

@@ -2,7 +2,7 @@
 //!
 //! A row gives a setting's key in the TOML file, its type, the values it takes with their default, the commands that
 //! take its flag, the flag, the environment variable and the help text. The macro makes a field of [`Config`], a
-//! [`Key`] and a line of [`SETTINGS`] from it. The flags, the help texts, the reading of the file and of the
+//! [`SettingKey`] and a line of [`SETTINGS`] from it. The flags, the help texts, the reading of the file and of the
 //! environment, `config check` and the settings' reference are all made from these, so they cannot disagree.
 //!
 //! A new setting is one new row. What a rule says about several settings is in [`Config::check`](super::Config::check).
@@ -37,7 +37,7 @@ use super::typed::{
     switch, text,
 };
 
-/// Makes [`Config`], [`Key`] and [`SETTINGS`] from rows of this form:
+/// Makes [`Config`], [`SettingKey`] and [`SETTINGS`] from rows of this form:
 /// `key: type = values, scope, flag, variable, help;`.
 macro_rules! settings {
     ($(
@@ -60,7 +60,7 @@ macro_rules! settings {
                 Ok(Self {
                     $($key: {
                         const VALUES: Typed<$type> = $values;
-                        values.read(Key::$key, &VALUES)?
+                        values.read(SettingKey::$key, &VALUES)?
                     },)*
                     resolver_files: ResolverFiles::default(),
                 })
@@ -71,7 +71,7 @@ macro_rules! settings {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(non_camel_case_types, reason = "a variant is spelt as the key is")]
         #[allow(dead_code, reason = "most settings are named by their field alone")]
-        pub(super) enum Key {
+        pub(super) enum SettingKey {
             $($key,)*
         }
 
@@ -330,7 +330,7 @@ settings! {
         "Form of the log on standard error";
 }
 
-impl Key {
+impl SettingKey {
     /// The row of this setting.
     pub(super) fn setting(self) -> &'static Setting {
         &SETTINGS[self as usize]

@@ -16,7 +16,7 @@ pub const START_A_SERVER: &str =
 
 /// What the runs of a series have in common.
 #[derive(Serialize)]
-pub struct Setting {
+pub struct RunSettings {
     pub url: String,
     pub connections: u32,
     pub threads: usize,
@@ -33,7 +33,7 @@ pub struct Run {
 
 /// A series of runs.
 pub struct Report {
-    pub setting: Setting,
+    pub setting: RunSettings,
     pub runs: Vec<Run>,
 }
 
@@ -41,7 +41,7 @@ pub struct Report {
 pub struct ReportJson<'a> {
     version: &'static str,
     #[serde(flatten)]
-    setting: &'a Setting,
+    setting: &'a RunSettings,
     runs: Vec<RunJson<'a>>,
 }
 
@@ -140,7 +140,8 @@ impl Report {
 
     /// The report for people.
     pub fn to_text(&self) -> String {
-        let Setting { url, connections, threads, events_per_request, request_bytes, warmup_seconds } = &self.setting;
+        let RunSettings { url, connections, threads, events_per_request, request_bytes, warmup_seconds } =
+            &self.setting;
         let of = if *events_per_request == 1 { "one event".to_owned() } else { format!("{events_per_request} events") };
         let mut text = format!(
             "{url}: {connections} connections, requests of {of} and {request_bytes} bytes; {warmup_seconds} s of warming \

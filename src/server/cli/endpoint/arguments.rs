@@ -1,5 +1,6 @@
 //! The arguments of `millrace endpoint`, and their checks.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -174,7 +175,7 @@ impl Given {
             Some((name.trim().to_owned(), value.trim().to_owned()))
         };
         let headers: Option<Vec<_>> = self.headers.iter().map(header).collect();
-        let headers = headers.ok_or_else(|| wrong("--header", "must be 'Name: value'"))?;
+        let headers = headers.ok_or_else(|| wrong("--header", &"must be 'Name: value'"))?;
         Ok(EndpointInput {
             description: self.description.map(Some),
             event_types: some(self.event_types).map(Some),
@@ -211,7 +212,7 @@ fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     Some(list).filter(|list| !list.is_empty())
 }
 
-fn wrong(argument: &str, why: &str) -> Failure {
+fn wrong(argument: &str, why: &dyn Display) -> Failure {
     Failure::Argument(format!("{argument} cannot be used: {why}"))
 }
 
@@ -232,7 +233,7 @@ pub(super) fn read_secret(file: &str) -> Result<WebhookSecret, Failure> {
         path => File::open(Path::new(path)).and_then(|mut file| read(&mut file, &mut text)),
     };
     done.map_err(|error| Failure::Argument(format!("--secret-file {file} cannot be read: {error}")))?;
-    WebhookSecret::parse(text.trim()).map_err(|rule| wrong("the secret in --secret-file", &rule.to_string()))
+    WebhookSecret::parse(text.trim()).map_err(|rule| wrong("the secret in --secret-file", &rule))
 }
 
 fn time(text: &str) -> Result<Timestamp, BadArgument> {
