@@ -207,7 +207,8 @@ macro_rules! control_route {
 }
 
 routes! {
-    // route                               method path                                  name                     scope   effect body          status
+    // route                               method path                                  name                     scope
+    // effect body          status
     shard {
         Root:                              Get    "/"                                   "root"                   Public  Read   None          200;
         Health:                            Get    "/health"                             "health"                 Public  Read   None          200;
