@@ -1,4 +1,4 @@
-//! The program: allocator, cores, arguments. Everything else is the library's.
+//! The program: sets the allocator, finds the cores, and passes the arguments on.
 
 use std::process::ExitCode;
 use std::thread;

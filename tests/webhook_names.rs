@@ -46,7 +46,7 @@ impl InProcessServer {
         std::fs::write(&file, text).unwrap();
         let mut config =
             config::load(Some(&file), &Flags::default(), 1).unwrap_or_else(|error| panic!("{error}")).config;
-        config.deliver.resolver_files = resolver_files;
+        config.resolver_files = resolver_files;
         let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let (welcome, welcomed) = mpsc::channel();
         *WELCOME.lock().unwrap() = Some(welcome);

@@ -1,7 +1,7 @@
-//! Reads one answer, and tells acceptance from refusal from what no Millrace says. Pure: no I/O, no clock.
+//! Reads one answer and tells an acceptance from a refusal and from what Millrace never answers. Pure: no I/O, no clock.
 //!
-//! Takes what Millrace and servers like it send: a status line, fields, a body of `Content-Length` bytes. The head has at
-//! most [`ANSWER_HEAD_BYTES_MAX`] bytes, all of it at most [`ANSWER_BYTES_MAX`].
+//! It takes what Millrace and servers like it send: a status line, fields, and a body of `Content-Length` bytes. The head has
+//! at most [`ANSWER_HEAD_BYTES_MAX`] bytes, the whole answer at most [`ANSWER_BYTES_MAX`].
 
 use memchr::memmem;
 
@@ -14,7 +14,7 @@ pub enum Reading<'a> {
     Incomplete,
     /// One answer, and nothing after it.
     Whole(Answer<'a>),
-    /// No answer that could be understood.
+    /// Not an answer that can be understood.
     Garbage,
 }
 
@@ -30,11 +30,11 @@ pub struct Answer<'a> {
 /// What an answer means for the events of its request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// A 2xx that says what became of each of them.
+    /// A 2xx that says how many events were accepted and rejected.
     Accepted { accepted: u64, rejected: u64 },
-    /// No 2xx; the `code` of its problem document, or nothing.
+    /// Not a 2xx; the `code` of its problem document, or nothing.
     Refused { code: &'a str },
-    /// A 2xx that does not say what the contract has it say.
+    /// A 2xx that is not in the contract.
     Wrong,
 }
 
@@ -62,13 +62,13 @@ pub fn read(received: &[u8]) -> Reading<'_> {
     match body.len() {
         present if present < length => Reading::Incomplete,
         present if present == length => Reading::Whole(Answer { status, closes, body }),
-        // Nothing more was asked for.
+        // More than the answer to one request.
         _ => Reading::Garbage,
     }
 }
 
 impl<'a> Answer<'a> {
-    /// What it means for a request of so many events. `takes_any_2xx`: of a 2xx only the status counts.
+    /// What it means for a request of this many events. With `takes_any_2xx` only the status of a 2xx counts.
     pub fn verdict(&self, events: u64, takes_any_2xx: bool) -> Verdict<'a> {
         if !(200..300).contains(&self.status) {
             return Verdict::Refused { code: self.code() };
@@ -85,7 +85,7 @@ impl<'a> Answer<'a> {
         if is_whole { Verdict::Accepted { accepted: events, rejected: 0 } } else { Verdict::Wrong }
     }
 
-    /// The `code` of a problem document, or nothing. Shown to people: letters, digits and underscores only.
+    /// The `code` of a problem document, or nothing. People see it, so it may have letters, digits and underscores only.
     pub fn code(&self) -> &'a str {
         const NAME: &[u8] = br#""code":""#;
         const CODE_BYTES_MAX: usize = 64;

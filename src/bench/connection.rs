@@ -1,7 +1,7 @@
-//! One connection of the load generator: its socket, TLS where there is, and where it stands. Never blocks.
+//! One connection of the load generator: its socket, its TLS session where the URL is https, and its phase. Never blocks.
 //!
-//! Knows neither the clock nor what a request means; `worker` decides what happens next. A request whose bytes do not all
-//! fit into the socket's buffer leaves its rest here, an answer that comes in pieces its beginning; else nothing is copied.
+//! It knows neither the clock nor the meaning of a request; `worker` decides what happens next. Only the rest of a request
+//! that does not fit into the socket's buffer, and the beginning of an answer that comes in pieces, are copied here.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -13,29 +13,29 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::target::Target;
 
-/// Where a connection stands. Times in nanoseconds on the worker's clock.
+/// The state of a connection. Times are nanoseconds on the threads' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody is at the other end.
+    /// Not connected.
     Closed,
-    /// TCP connects, then TLS greets.
+    /// TCP connects, then TLS shakes hands.
     Opening { since_ns: u64 },
-    /// Free for a request.
+    /// Ready for a request.
     Idle,
-    /// A request is under way.
+    /// Waits for the answer to a request.
     Busy { due_ns: u64, sent_ns: u64 },
 }
 
-/// See the module.
+/// A connection.
 pub struct Connection {
     pub phase: Phase,
-    /// Whether it stands in the worker's list of idle ones; it may no longer be idle.
+    /// Whether it is in the pool's list of idle ones, though it may no longer be idle.
     pub is_listed: bool,
-    /// What epoll watches it for.
+    /// The events that epoll watches for.
     pub watched: EventFlags,
     /// The beginning of an answer.
     pub received: Vec<u8>,
-    /// Of a request; none of it under TLS, which has a buffer of its own.
+    /// The rest of a request; empty under TLS, which has a buffer of its own.
     unwritten: Vec<u8>,
     stream: Option<Stream>,
 }
@@ -47,7 +47,7 @@ struct Stream {
 }
 
 impl Connection {
-    /// No connection.
+    /// A connection that is not open.
     pub fn closed() -> Self {
         Self {
             phase: Phase::Closed,
@@ -72,7 +72,7 @@ impl Connection {
         }
         let session = target.tls.as_ref().map(|(config, name)| {
             let mut session = ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)?;
-            // One request at a time, and those are bounded.
+            // There is one request at a time, of bounded size.
             session.set_buffer_limit(None);
             Ok::<_, io::Error>(Box::new(session))
         });
@@ -81,7 +81,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Closes it; what was under way is gone.
+    /// Closes it and drops the request on it.
     pub fn close(&mut self) {
         self.stream = None;
         self.phase = Phase::Closed;
@@ -94,7 +94,7 @@ impl Connection {
         self.stream.as_ref().map(|stream| stream.socket.as_fd())
     }
 
-    /// What epoll should watch it for.
+    /// The events that epoll should watch for.
     pub fn wanted(&self) -> EventFlags {
         let is_blocked = self.stream.as_ref().is_some_and(|stream| {
             !stream.is_connected
@@ -104,7 +104,7 @@ impl Connection {
         if is_blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN }
     }
 
-    /// Goes on opening after the socket moved; whether it is open now.
+    /// Continues to open it after an event of the socket; returns whether it is open now.
     pub fn advance(&mut self) -> io::Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         if !stream.is_connected {

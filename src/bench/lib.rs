@@ -1,24 +1,24 @@
 //! The load generator of `millrace bench`, and what it measures.
 //!
-//! Owns its connections to a server and nothing of a server. Threads `bench-N`, each with its own epoll instance, its
-//! share of the connections and of the schedule, and its own counts, merged at the end: nothing is shared while the load
-//! runs but one flag. A connection carries one request at a time.
+//! It owns its connections to a server and nothing of the server. Its threads `bench-N` have each an epoll instance, a share of the
+//! connections and of the schedule, and measurements of their own, which are merged at the end. While the load runs they
+//! share nothing but one flag. A connection carries one request at a time.
 //!
-//! Invariants: a latency counts from the moment its request was due, not from when it could be sent, so a server that
-//! stalls pays for every request that was due meanwhile (no coordinated omission). What is due and cannot be sent is a
-//! number, never a queue. A request belongs to the measured time if it was *sent* in it. Everything ends: the load by its
-//! duration, an answer by the timeout, both bounded in [`limits`].
+//! Invariants. A latency counts from the time its request was due, not from when it could be sent, so a server that stalls
+//! pays for every request that was due meanwhile (no coordinated omission). Requests that are due and cannot be sent are a
+//! number, never a queue. A request belongs to the measured time if it was *sent* in it. The load ends by its duration and
+//! an answer by the timeout, both bounded in [`limits`].
 //!
-//! It costs a core what it takes from the server beside it: a request is one write of bytes made beforehand, an answer one
-//! read into a buffer of the thread's.
+//! On the server's own machine the load takes CPU from the server. So a request is one write of bytes made beforehand, and an
+//! answer is one read into a buffer of the thread.
 
 mod answer;
 mod connection;
 pub mod limits;
+mod measurements;
 mod pool;
 mod request;
 mod schedule;
-mod tally;
 mod target;
 mod worker;
 
@@ -31,85 +31,89 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
+pub use measurements::{AnswerKind, Errors, Measurements, Snapshot};
 pub use request::{Recipe, Requests};
-pub use tally::{AnswerKind, Errors, Snapshot, Tally};
 pub use target::{Target, TargetError};
 use worker::Worker;
 
 /// How fast events are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// So many events a second, whatever becomes of them.
+    /// This many events a second, whatever the server answers.
     Open(NonZeroU64),
-    /// On each connection the next request follows the answer to the one before.
+    /// On each connection a request follows the answer to the one before.
     Closed,
 }
 
-/// One run against one server. Its numbers are in the bounds of [`limits`]; whoever makes one sees to that.
+/// One run against one server. The caller keeps its numbers within [`limits`].
 pub struct Plan<'a> {
-    /// Which run with these requests it is: none repeats another's `dedup_id`s.
+    /// The number of the run, so that no run repeats another's `dedup_id`s.
     pub nth: u64,
-    /// Whom to send to.
+    /// The server.
     pub target: &'a Target,
-    /// What to send.
+    /// The requests to send.
     pub requests: &'a Requests,
-    /// How fast.
+    /// How fast to send.
     pub pace: Pace,
     /// Connections, at least one a thread.
     pub connections: usize,
     /// Threads, at least one.
     pub threads: usize,
-    /// Load before anything is measured.
+    /// How long the load runs before it is measured.
     pub warmup: Duration,
-    /// Load that is measured.
+    /// How long it is measured.
     pub duration: Duration,
-    /// How long an answer may take, and a connection to be made.
+    /// How long an answer may take, and the making of a connection.
     pub timeout: Duration,
-    /// One request of each thread, and the end at the first error: whether all is well.
+    /// Whether each thread sends one request and stops at the first error.
     pub is_trial: bool,
-    /// Whether any 2xx counts as acceptance: for other servers than Millrace.
+    /// Whether any 2xx counts as acceptance, for servers other than Millrace.
     pub takes_any_2xx: bool,
 }
 
-/// What the threads of one run have in common.
-struct Common<'a> {
+/// What the threads of one run share.
+struct Shared<'a> {
     plan: &'a Plan<'a>,
-    /// Set from outside: end now.
+    /// Set from outside to end the run.
     stop: &'a AtomicBool,
-    /// The zero of the threads' clock.
+    /// Where the threads' clock starts.
     origin: Instant,
-    /// Threads that have their connections.
+    /// How many threads have their connections.
     opened: AtomicUsize,
-    /// When the load begins, in nanoseconds on their clock; set by the last of them.
+    /// When the load begins, in nanoseconds on the threads' clock; the last thread to be ready sets it.
     begin: OnceLock<u64>,
-    /// Set where one of them could not be started: it never will.
+    /// Set where a thread could not be started, so that the load never begins.
     is_abandoned: AtomicBool,
 }
 
-impl Common<'_> {
+impl Shared<'_> {
     /// The time on the threads' clock.
     fn now_ns(&self) -> u64 {
         self.origin.elapsed().as_nanos() as u64
     }
 }
 
-/// Runs the plan; returns when the last answer is there or overdue. `on_second` is called about once a second with what
-/// all threads have counted so far.
+/// Runs the plan; returns when the last answer has come or is overdue. Calls `on_second` about once a second with the counts
+/// of all threads so far.
 ///
 /// # Errors
 /// Where the operating system gives no thread or no epoll instance.
-pub fn run(plan: &Plan, stop: &AtomicBool, mut on_second: Option<&mut dyn FnMut(&Snapshot)>) -> io::Result<Tally> {
+pub fn run(
+    plan: &Plan,
+    stop: &AtomicBool,
+    mut on_second: Option<&mut dyn FnMut(&Snapshot)>,
+) -> io::Result<Measurements> {
     let (opened, is_abandoned) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let common = Common { plan, stop, origin: Instant::now(), opened, begin: OnceLock::new(), is_abandoned };
+    let shared = Shared { plan, stop, origin: Instant::now(), opened, begin: OnceLock::new(), is_abandoned };
     let (sender, snapshots) = bounded(2 * plan.threads);
     let workers = (0..plan.threads)
-        .map(|index| Worker::new(index, &common, on_second.is_some().then(|| sender.clone())))
+        .map(|index| Worker::new(index, &shared, on_second.is_some().then(|| sender.clone())))
         .collect::<io::Result<Vec<Worker>>>()?;
     drop(sender);
     thread::scope(|scope| {
         let spawn = |worker| thread::Builder::new().name(Worker::name(&worker)).spawn_scoped(scope, || worker.run());
         let threads = workers.into_iter().map(spawn).collect::<io::Result<Vec<_>>>().inspect_err(|_| {
-            common.is_abandoned.store(true, Ordering::Relaxed);
+            shared.is_abandoned.store(true, Ordering::Relaxed);
         })?;
         let mut latest: Vec<Option<Snapshot>> = vec![None; plan.threads];
         let mut told = Instant::now();
@@ -127,8 +131,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool, mut on_second: Option<&mut dyn FnMut(
                 on_second(&sum);
             }
         }
-        let tallies =
+        let all =
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        Ok(tallies.reduce(Tally::and).expect("there is a thread"))
+        Ok(all.reduce(Measurements::and).expect("there is a thread"))
     })
 }

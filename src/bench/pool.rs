@@ -1,8 +1,8 @@
-//! The connections of one thread: which are free, which rest, which are closed and when they are made again, and the epoll
-//! instance that watches them. Knows nothing of what is sent.
+//! The connections of one thread, and the epoll instance that watches them.
 //!
-//! A connection is opened for as long as the load runs: where one ends, the next attempt follows
-//! [`RECONNECT_PAUSE`] later, at most [`OPENING_MAX`] of them at a time.
+//! The pool knows which connections are idle, which pause after a refusal, and which are closed and when they are opened
+//! again; it does not know what is sent. A connection stays open for as long as the load runs: where one ends, the next
+//! attempt follows [`RECONNECT_PAUSE`] later. At most [`OPENING_MAX`] are being opened at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,45 +15,45 @@ use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use super::connection::{Connection, Phase};
-use super::tally::Tally;
+use super::measurements::Measurements;
 use super::target::Target;
 use crate::limits::{OPENING_MAX, RECONNECT_PAUSE, REFUSAL_PAUSE};
 
-/// See the module. A connection is known by its place. Times are nanoseconds on the worker's clock.
+/// The pool. A connection is named by its index. Times are nanoseconds on the threads' clock.
 pub struct Pool<'a> {
     target: &'a Target,
     epoll: OwnedFd,
     connections: Vec<Connection>,
-    /// Free ones, that with the longest rest first; may hold one that is free no longer.
+    /// Idle connections, the one that was idle for longest first; may hold one that is idle no longer.
     idle: VecDeque<usize>,
-    /// Those that rest after a refusal, with the end of their rest, in its order; may hold one that has ended.
-    resting: VecDeque<(u64, usize)>,
-    /// Closed ones, with when to open them, in its order.
+    /// Connections that pause after a refusal, by the end of the pause; may hold one that was closed meanwhile.
+    paused: VecDeque<(u64, usize)>,
+    /// Closed connections, by the time to open them.
     closed: VecDeque<(u64, usize)>,
     opening: usize,
-    /// What ends a wait in time: epoll's own timeout is in milliseconds.
+    /// Ends a wait to the microsecond; epoll's own timeout counts milliseconds.
     timer: OwnedFd,
-    /// What it is set to.
+    /// The time it is set to.
     timer_ns: u64,
 }
 
-/// Where connections have their place, the timer has this.
+/// The timer's name among epoll's events, where a connection has its index.
 const TIMER: u64 = u64::MAX;
 const NAP_NS_MAX: u64 = 999_000_000;
 
 impl<'a> Pool<'a> {
-    /// So many connections, none of them open.
+    /// This many connections, none of them open.
     pub fn new(target: &'a Target, connections: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        // Edge-triggered: that it has fired is all there is to know, and nobody reads it.
+        // Edge-triggered, so that nobody has to read it.
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             target,
             epoll,
             connections: (0..connections).map(|_| Connection::closed()).collect(),
             idle: VecDeque::with_capacity(connections),
-            resting: VecDeque::new(),
+            paused: VecDeque::new(),
             closed: (0..connections).map(|nth| (0, nth)).collect(),
             opening: 0,
             timer,
@@ -61,27 +61,27 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// One of them.
+    /// One connection.
     pub fn get(&mut self, nth: usize) -> &mut Connection {
         &mut self.connections[nth]
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub fn len(&self) -> usize {
         self.connections.len()
     }
 
-    /// Whether all of them are free.
+    /// Whether all are idle.
     pub fn is_complete(&self) -> bool {
         self.idle.len() == self.connections.len()
     }
 
-    /// Whether one may be free.
+    /// Whether one may be idle.
     pub fn has_idle(&self) -> bool {
         !self.idle.is_empty()
     }
 
-    /// Takes the one that has been free for longest.
+    /// Takes the one that has been idle for longest.
     pub fn take_idle(&mut self) -> Option<usize> {
         loop {
             let nth = self.idle.pop_front()?;
@@ -93,7 +93,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// It is free from now on.
+    /// Makes a connection idle from now on.
     pub fn give_idle(&mut self, nth: usize) {
         let connection = &mut self.connections[nth];
         connection.phase = Phase::Idle;
@@ -102,18 +102,18 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// It is free after [`REFUSAL_PAUSE`].
-    pub fn rest(&mut self, nth: usize, now: u64) {
+    /// Makes a connection idle after [`REFUSAL_PAUSE`].
+    pub fn pause(&mut self, nth: usize, now: u64) {
         self.connections[nth].phase = Phase::Idle;
-        self.resting.push_back((now + nanos(REFUSAL_PAUSE), nth));
+        self.paused.push_back((now + nanos(REFUSAL_PAUSE), nth));
     }
 
-    /// Frees what has rested and opens what is to be opened.
-    pub fn tend(&mut self, now: u64, tally: &mut Tally) {
-        while let Some((until_ns, nth)) = self.resting.front().copied()
+    /// Makes connections idle whose pause is over, and opens closed ones whose time has come.
+    pub fn resume_and_open(&mut self, now: u64, measurements: &mut Measurements) {
+        while let Some((until_ns, nth)) = self.paused.front().copied()
             && until_ns <= now
         {
-            self.resting.pop_front();
+            self.paused.pop_front();
             if self.connections[nth].phase == Phase::Idle {
                 self.give_idle(nth);
             }
@@ -125,7 +125,7 @@ impl<'a> Pool<'a> {
             self.closed.pop_front();
             self.opening += 1;
             if let Err(error) = self.open(nth, now) {
-                self.not_opened(nth, &error, now, tally);
+                self.not_opened(nth, &error, now, measurements);
             }
         }
     }
@@ -138,8 +138,8 @@ impl<'a> Pool<'a> {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(nth as u64), connection.watched)?)
     }
 
-    /// Goes on opening one whose socket moved.
-    pub fn advance(&mut self, nth: usize, now: u64, tally: &mut Tally) {
+    /// Continues to open a connection whose socket had an event.
+    pub fn advance(&mut self, nth: usize, now: u64, measurements: &mut Measurements) {
         match self.connections[nth].advance() {
             Ok(false) => self.watch(nth),
             Ok(true) => {
@@ -147,25 +147,25 @@ impl<'a> Pool<'a> {
                 self.watch(nth);
                 self.give_idle(nth);
             }
-            Err(error) => self.not_opened(nth, &error, now, tally),
+            Err(error) => self.not_opened(nth, &error, now, measurements),
         }
     }
 
-    /// It could not be opened.
-    pub fn not_opened(&mut self, nth: usize, error: &io::Error, now: u64, tally: &mut Tally) {
-        tally.errors.connect += 1;
-        tally.connect_error = Some(error.to_string());
+    /// Counts a connection that could not be opened.
+    pub fn not_opened(&mut self, nth: usize, error: &io::Error, now: u64, measurements: &mut Measurements) {
+        measurements.errors.connect += 1;
+        measurements.connect_error = Some(error.to_string());
         self.opening -= 1;
         self.close(nth, now);
     }
 
-    /// Closes it; it is opened again.
+    /// Closes a connection, to be opened again.
     pub fn close(&mut self, nth: usize, now: u64) {
         self.connections[nth].close();
         self.closed.push_back((now + nanos(RECONNECT_PAUSE), nth));
     }
 
-    /// Has epoll watch for what the connection waits for; rarely a change.
+    /// Makes epoll watch for what the connection waits for. That rarely changes.
     pub fn watch(&mut self, nth: usize) {
         let connection = &mut self.connections[nth];
         let wanted = connection.wanted();
@@ -179,9 +179,9 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// When [`Self::tend`] has something to do.
+    /// The next time at which [`Self::resume_and_open`] has something to do.
     pub fn next_wake_ns(&self) -> u64 {
-        let rested = self.resting.front().map(|(until_ns, _)| *until_ns);
+        let rested = self.paused.front().map(|(until_ns, _)| *until_ns);
         let reopened = self.closed.front().map(|(at_ns, _)| *at_ns).filter(|_| self.opening < OPENING_MAX);
         rested.into_iter().chain(reopened).min().unwrap_or(u64::MAX)
     }
@@ -192,14 +192,14 @@ impl<'a> Pool<'a> {
         let mut timeout_ns = coarse_ns.saturating_sub(now).min(NAP_NS_MAX);
         match due_ns {
             Some(due_ns) if due_ns <= now => timeout_ns = 0,
-            // A millisecond more: by so much a timeout may be late.
+            // A millisecond more, because a timeout may be that late.
             Some(due_ns) if due_ns < now + timeout_ns + 1_000_000 && due_ns != self.timer_ns => {
                 self.set_timer(due_ns, now);
             }
             Some(_) | None => {}
         }
         let timeout = Timespec { tv_sec: 0, tv_nsec: timeout_ns as _ };
-        // Where it is interrupted by a signal, nothing has happened yet.
+        // An error means a signal interrupted the wait, and nothing has happened yet.
         let _ = epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout));
         events.retain(|event| event.data.u64() != TIMER);
     }
@@ -215,7 +215,7 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// A duration on the worker's clock.
+/// A duration in nanoseconds.
 pub fn nanos(duration: Duration) -> u64 {
     duration.as_nanos() as u64
 }

@@ -1,7 +1,8 @@
-//! What is sent: requests made beforehand, byte for byte, so that sending one is one write.
+//! The requests of a load, made beforehand byte for byte, so that to send one is one write.
 //!
-//! One for each key and event type (of a batch, one for each key: its events have the types in turns). Only a `dedup_id`
-//! differs from request to request: a number of fixed width that is written over in place. Holds API keys: no `Debug`.
+//! There is one for each key and event type; of batches one for each key, whose events have the types in turn. Requests
+//! differ only in their `dedup_id`s, numbers of fixed width that are overwritten in place. They hold API keys, so there is no
+//! `Debug`.
 
 use std::fmt::Write as _;
 
@@ -9,21 +10,21 @@ use zeroize::Zeroizing;
 
 use crate::limits::{DURATION_MAX, RATE_MAX, RATES_MAX, WARMUP_MAX};
 
-/// What requests are made of.
+/// What the requests are made of.
 pub struct Recipe<'a> {
-    /// For the `Host` field.
+    /// The value of the `Host` field.
     pub host: &'a str,
-    /// What the routes are below; empty for Millrace.
+    /// The path that comes before every route; empty for Millrace.
     pub base_path: &'a str,
-    /// At least one; connections have them in turns.
+    /// At least one key; connections use them in turn.
     pub keys: &'a [Zeroizing<String>],
-    /// At least one; requests, or the events of a batch, have them in turns.
+    /// At least one event type; requests, or the events of a batch, have them in turn.
     pub types: &'a [String],
-    /// Of each event's payload, at least 1.
+    /// The size of each event's payload, at least 1.
     pub payload_bytes: usize,
-    /// At least 1; above 1 they go to the batch route.
+    /// At least 1; above 1 requests go to the batch route.
     pub events_per_request: usize,
-    /// What the `dedup_id` of each event begins with, where it has one; another in each run.
+    /// What each event's `dedup_id` begins with, where events have one; different in each run of the program.
     pub dedup_tag: Option<u32>,
 }
 
@@ -38,15 +39,15 @@ pub struct Requests {
 #[derive(Clone)]
 struct Variant {
     bytes: Vec<u8>,
-    /// Where the numbers of its `dedup_id`s stand.
+    /// The offsets of the numbers of its `dedup_id`s.
     dedup_at: Vec<usize>,
 }
 
-/// Events of one run, at most: more than the highest rate makes in the longest time.
+/// Most events of one run: more than the highest rate makes in the longest time.
 const RUN_EVENTS_MAX: u64 = 10_000_000_000_000;
 /// Digits of the number in a `dedup_id`.
 const DEDUP_DIGITS: usize = 16;
-/// Stands where that number goes until the events are in their request.
+/// Marks the place of that number until the request is made.
 const DEDUP_PLACE: &str = "################";
 
 const _: () = assert!(DEDUP_PLACE.len() == DEDUP_DIGITS);
@@ -73,7 +74,7 @@ impl Recipe<'_> {
 }
 
 impl Requests {
-    /// Makes them.
+    /// Makes the requests.
     pub fn new(recipe: &Recipe) -> Self {
         let payload = payload(recipe.payload_bytes);
         let bodies: Vec<String> = if recipe.events_per_request == 1 {
@@ -87,7 +88,7 @@ impl Requests {
         Self { variants: variants.collect(), keys: recipe.keys.len(), events_per_request: recipe.events_per_request }
     }
 
-    /// Bytes of a request, of the longest one.
+    /// Bytes of the longest request.
     pub fn longest(&self) -> usize {
         self.variants.iter().map(|variant| variant.bytes.len()).max().unwrap_or(0)
     }
@@ -97,7 +98,7 @@ impl Requests {
         self.events_per_request as u64
     }
 
-    /// Request `number` of run `run`, for a connection. Only the same numbers make the same `dedup_id`s.
+    /// The request `number` of run `run` for a connection. Different numbers have different `dedup_id`s.
     pub fn compose(&mut self, connection: usize, run: u64, number: u64) -> &[u8] {
         let per_key = self.variants.len() / self.keys;
         let variant = &mut self.variants[connection % self.keys * per_key + (number % per_key as u64) as usize];
@@ -113,7 +114,7 @@ impl Requests {
     }
 }
 
-/// A payload of exactly so many bytes: an object where one fits.
+/// A payload of exactly this many bytes: an object where one fits.
 fn payload(bytes: usize) -> String {
     let padded = |begin: &str, end: &str| {
         Some(format!("{begin}{}{end}", "x".repeat(bytes.checked_sub(begin.len() + end.len())?)))

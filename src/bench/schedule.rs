@@ -1,5 +1,6 @@
-//! When requests are due: request `k` of all threads at `k × events per request ÷ rate`, reckoned from `k` each time, so
-//! that nothing drifts however long it runs. Thread `index` of `of` has every `of`-th. Nanoseconds from the beginning.
+//! When requests are due. Request `k` of all threads is due at `k × events per request ÷ rate`, computed from `k` each time,
+//! so nothing drifts however long a run takes. Thread `index` of `of` sends every `of`-th request. Times are nanoseconds
+//! since the beginning of the load.
 
 use std::num::NonZeroU64;
 
@@ -12,14 +13,14 @@ pub struct Schedule {
     events_per_request: u128,
     index: u64,
     of: u64,
-    /// Requests of this thread that were taken.
+    /// How many requests of this thread were taken.
     taken: u64,
-    /// When the next one is due.
+    /// The due time of the next one.
     next_ns: u64,
 }
 
 impl Schedule {
-    /// Nothing taken.
+    /// A thread's schedule from the beginning.
     pub fn new(events_per_second: NonZeroU64, events_per_request: u64, index: usize, of: usize) -> Self {
         let mut schedule = Self {
             events_per_second: events_per_second.get().into(),
@@ -33,21 +34,21 @@ impl Schedule {
         schedule
     }
 
-    /// When the next request is due.
+    /// The due time of the next request.
     pub fn next_ns(&self) -> u64 {
         self.next_ns
     }
 
-    /// Takes it; when it was due.
+    /// Takes the next request; returns its due time.
     pub fn take(&mut self) -> u64 {
         self.taken += 1;
         let following_ns = self.due_ns(self.taken);
         std::mem::replace(&mut self.next_ns, following_ns)
     }
 
-    /// How many are due before that moment and were not taken.
+    /// How many requests are due before that time and were not taken.
     pub fn waiting(&self, before_ns: u64) -> u64 {
-        // Those of all threads: the least k whose due time is not before it.
+        // The requests of all threads: the least k whose due time is not before it.
         let all = (u128::from(before_ns) * self.events_per_second).div_ceil(SECOND_NS * self.events_per_request);
         let ours = (all as u64).saturating_sub(self.index).div_ceil(self.of);
         ours.saturating_sub(self.taken)

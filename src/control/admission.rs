@@ -1,13 +1,15 @@
-//! How much of the control pool one organisation may hold: as many jobs as there is room left beside them, which is half of
-//! a line where it is alone and less where others are many, so that there is always room for one more; and half of the
-//! bytes of unsent replies.
+//! Bounds how much of the control pool one organisation holds: jobs in the queue and bytes of unsent replies.
 //!
-//! Seats are taken on the shards, so nothing here locks or allocates: the counts are atomics shared by shards and
-//! control threads, in a fixed table that organisations are hashed into. Two that fall into one slot share one
-//! share; the hash is keyed at start, so nobody chooses whom with.
+//! An organisation may have as many jobs as there are free places beside them. That is half of a queue where it is alone and
+//! less where others have jobs too, so there is always room for one more organisation. Of the bytes of unsent replies it may
+//! have half.
 //!
-//! Both budgets are guards: whatever happens to a request (answered, panicked, cancelled by a closing connection),
-//! its share comes back when it is dropped.
+//! Shards ask for permits, so nothing here locks or allocates per request beyond one reference count. The counts are atomics
+//! in a fixed table that organisations are hashed into; two organisations in one slot share one share. The hash is keyed at
+//! start, so nobody can choose whom to share with.
+//!
+//! Both kinds of permit give their share back when they are dropped, whatever happens to the request: answered, panicked, or
+//! cancelled by a closing connection.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -19,16 +21,16 @@ use millrace_base::problem::Problem;
 
 use super::Line;
 
-/// What the organisations of one slot hold.
+/// What the organisations of one slot have.
 #[derive(Default)]
-struct Slot {
+struct OrgCounts {
     jobs: [AtomicUsize; Line::ALL.len()],
     reply_bytes: AtomicUsize,
 }
 
-struct Ledger {
-    slots: Box<[Slot]>,
-    /// All jobs of each line, waiting or under way.
+struct Counts {
+    slots: Box<[OrgCounts]>,
+    /// All jobs of each queue, waiting or running.
     jobs: [AtomicUsize; Line::ALL.len()],
     reply_bytes: AtomicUsize,
     hasher: RandomState,
@@ -36,15 +38,15 @@ struct Ledger {
     reply_bytes_max: usize,
 }
 
-/// The two budgets of a pool.
+/// Hands out the permits of a pool.
 #[derive(Clone)]
-pub(super) struct Admission(Arc<Ledger>);
+pub(super) struct Admission(Arc<Counts>);
 
 impl Admission {
-    /// For lines of `jobs_max` jobs and `reply_bytes_max` bytes of unsent replies.
+    /// Allows `jobs_max` jobs in each queue and `reply_bytes_max` bytes of unsent replies.
     pub(super) fn new(jobs_max: usize, reply_bytes_max: usize) -> Self {
-        Self(Arc::new(Ledger {
-            slots: (0..CONTROL_ORG_SLOTS).map(|_| Slot::default()).collect(),
+        Self(Arc::new(Counts {
+            slots: (0..CONTROL_ORG_SLOTS).map(|_| OrgCounts::default()).collect(),
             jobs: Default::default(),
             reply_bytes: AtomicUsize::new(0),
             hasher: RandomState::new(),
@@ -53,11 +55,11 @@ impl Admission {
         }))
     }
 
-    /// A place for one job of `org`, waiting or under way.
+    /// A permit for one job of `org`, waiting or running.
     ///
     /// # Errors
-    /// [`Problem::TooManyWaiting`] where its share is used up, [`Problem::ControlBusy`] where all are taken.
-    pub(super) fn seat(&self, org: OrgId, line: Line) -> Result<Seat, Problem> {
+    /// [`Problem::TooManyWaiting`] where its share is used up, [`Problem::ControlBusy`] where the queue is full.
+    pub(super) fn queue_permit(&self, org: OrgId, line: Line) -> Result<QueuePermit, Problem> {
         let slot = self.0.hasher.hash_one(org) as usize % self.0.slots.len();
         let (ours, all) = (&self.0.slots[slot].jobs[line as usize], &self.0.jobs[line as usize]);
         let Some(before) = take(all, 1, self.0.jobs_max) else { return Err(Problem::ControlBusy) };
@@ -65,65 +67,66 @@ impl Admission {
             all.fetch_sub(1, Ordering::Relaxed);
             return Err(Problem::TooManyWaiting);
         }
-        Ok(Seat { ledger: Arc::clone(&self.0), slot, line })
+        Ok(QueuePermit { counts: Arc::clone(&self.0), slot, line })
     }
 }
 
-/// One job's place. Given back when dropped.
-pub(super) struct Seat {
-    ledger: Arc<Ledger>,
+/// Permits one job. Gives the place back when dropped.
+pub(super) struct QueuePermit {
+    counts: Arc<Counts>,
     slot: usize,
     line: Line,
 }
 
-impl Seat {
-    /// Room for a reply of `bytes`.
+impl QueuePermit {
+    /// A permit for the job's reply of `bytes`.
     ///
     /// # Errors
-    /// [`Problem::TooManyWaiting`] where the organisation's share is used up, [`Problem::ControlBusy`] where all is.
-    pub(super) fn hold(&self, bytes: usize) -> Result<ReplyHold, Problem> {
-        let (org, all) = (&self.ledger.slots[self.slot].reply_bytes, &self.ledger.reply_bytes);
-        if take(org, bytes, self.ledger.reply_bytes_max / 2).is_none() {
+    /// [`Problem::TooManyWaiting`] where the organisation's share is used up, [`Problem::ControlBusy`] where all
+    /// bytes are.
+    pub(super) fn reply_permit(&self, bytes: usize) -> Result<ReplyPermit, Problem> {
+        let (org, all) = (&self.counts.slots[self.slot].reply_bytes, &self.counts.reply_bytes);
+        if take(org, bytes, self.counts.reply_bytes_max / 2).is_none() {
             return Err(Problem::TooManyWaiting);
         }
-        if take(all, bytes, self.ledger.reply_bytes_max).is_none() {
+        if take(all, bytes, self.counts.reply_bytes_max).is_none() {
             org.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Problem::ControlBusy);
         }
-        let held = Held { ledger: Arc::clone(&self.ledger), slot: self.slot, bytes };
-        Ok(ReplyHold { _held: Some(held) })
+        let counted = CountedReply { counts: Arc::clone(&self.counts), slot: self.slot, bytes };
+        Ok(ReplyPermit { _counted: Some(counted) })
     }
 }
 
-impl Drop for Seat {
+impl Drop for QueuePermit {
     fn drop(&mut self) {
-        self.ledger.slots[self.slot].jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
-        self.ledger.jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
+        self.counts.slots[self.slot].jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
+        self.counts.jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The bytes of one reply that is not yet on the wire. Given back when dropped.
-pub struct ReplyHold {
-    _held: Option<Held>,
+/// Permits the bytes of one reply until they are on the wire. Gives them back when dropped.
+pub struct ReplyPermit {
+    _counted: Option<CountedReply>,
 }
 
-struct Held {
-    ledger: Arc<Ledger>,
+struct CountedReply {
+    counts: Arc<Counts>,
     slot: usize,
     bytes: usize,
 }
 
-impl ReplyHold {
-    /// For a reply too small to count.
-    pub(super) const fn nothing() -> Self {
-        Self { _held: None }
+impl ReplyPermit {
+    /// For a reply that is too small to count.
+    pub(super) const fn uncounted() -> Self {
+        Self { _counted: None }
     }
 }
 
-impl Drop for Held {
+impl Drop for CountedReply {
     fn drop(&mut self) {
-        self.ledger.slots[self.slot].reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.ledger.reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.counts.slots[self.slot].reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.counts.reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -152,30 +155,30 @@ mod tests {
     fn an_organisation_gets_half_of_a_line_and_gives_it_back() {
         let admission = Admission::new(4, 0);
         let (a, b) = two_orgs(&admission);
-        let seat = |org, line| admission.seat(org, line).err();
-        let seats = [(); 2].map(|()| admission.seat(a, Line::Others).unwrap());
-        assert_eq!(seat(a, Line::Others), Some(Problem::TooManyWaiting));
-        assert_eq!((seat(a, Line::Keys), seat(b, Line::Others)), (None, None), "the other line, and the other");
-        drop(seats);
-        assert_eq!(seat(a, Line::Others), None);
+        let permit = |org, line| admission.queue_permit(org, line).err();
+        let permits = [(); 2].map(|()| admission.queue_permit(a, Line::Others).unwrap());
+        assert_eq!(permit(a, Line::Others), Some(Problem::TooManyWaiting));
+        assert_eq!((permit(a, Line::Keys), permit(b, Line::Others)), (None, None), "the other line, and the other");
+        drop(permits);
+        assert_eq!(permit(a, Line::Others), None);
     }
 
     #[test]
     fn there_is_room_for_one_more_until_all_is_taken() {
         let admission = Admission::new(8, 0);
-        let mut seats = Vec::new();
+        let mut permits = Vec::new();
         let mut orgs = 0;
         // Each takes what it gets.
         for org in (0..).map(|n| OrgId(Uuid::from_u128(n))) {
-            let before = seats.len();
-            seats.extend(std::iter::from_fn(|| admission.seat(org, Line::Others).ok()));
-            orgs += usize::from(seats.len() > before);
-            if seats.len() == 8 {
+            let before = permits.len();
+            permits.extend(std::iter::from_fn(|| admission.queue_permit(org, Line::Others).ok()));
+            orgs += usize::from(permits.len() > before);
+            if permits.len() == 8 {
                 break;
             }
         }
         assert_eq!(orgs, 4, "4, 2, 1 and 1");
-        let mut refused = (0..100).map(|n| admission.seat(OrgId(Uuid::from_u128(n)), Line::Others).err());
+        let mut refused = (0..100).map(|n| admission.queue_permit(OrgId(Uuid::from_u128(n)), Line::Others).err());
         assert!(refused.all(|refused| refused == Some(Problem::ControlBusy)));
     }
 
@@ -183,14 +186,15 @@ mod tests {
     fn replies_are_bounded_for_each_and_for_all() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) = (admission.seat(a, Line::Others).unwrap(), admission.seat(b, Line::Others).unwrap());
-        assert_eq!(a.hold(51).err(), Some(Problem::TooManyWaiting), "more than half");
-        let first = a.hold(50).unwrap();
-        assert_eq!(a.hold(1).err(), Some(Problem::TooManyWaiting));
-        let _second = b.hold(40).unwrap();
-        assert_eq!(b.hold(11).err(), Some(Problem::TooManyWaiting), "more than the other half");
+        let (a, b) =
+            (admission.queue_permit(a, Line::Others).unwrap(), admission.queue_permit(b, Line::Others).unwrap());
+        assert_eq!(a.reply_permit(51).err(), Some(Problem::TooManyWaiting), "more than half");
+        let first = a.reply_permit(50).unwrap();
+        assert_eq!(a.reply_permit(1).err(), Some(Problem::TooManyWaiting));
+        let _second = b.reply_permit(40).unwrap();
+        assert_eq!(b.reply_permit(11).err(), Some(Problem::TooManyWaiting), "more than the other half");
         drop(first);
-        assert!(a.hold(50).is_ok());
+        assert!(a.reply_permit(50).is_ok());
         assert_eq!(admission.0.reply_bytes.load(Ordering::Relaxed), 40);
     }
 
@@ -198,10 +202,11 @@ mod tests {
     fn the_whole_is_bounded_even_where_each_share_is_not_used_up() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) = (admission.seat(a, Line::Others).unwrap(), admission.seat(b, Line::Others).unwrap());
+        let (a, b) =
+            (admission.queue_permit(a, Line::Others).unwrap(), admission.queue_permit(b, Line::Others).unwrap());
         admission.0.reply_bytes.fetch_add(60, Ordering::Relaxed);
-        let _held = a.hold(40).unwrap();
-        assert_eq!(b.hold(1).err(), Some(Problem::ControlBusy));
+        let _counted = a.reply_permit(40).unwrap();
+        assert_eq!(b.reply_permit(1).err(), Some(Problem::ControlBusy));
         assert_eq!(admission.0.slots[b.slot].reply_bytes.load(Ordering::Relaxed), 0, "nothing leaks from a refusal");
     }
 }

@@ -1,7 +1,7 @@
-//! A body with fields, read strictly: all that is wrong with it is said at once, field by field, and a field that is
-//! not known or given twice is refused by name, for a typo must not turn a change into none.
+//! Reads a JSON body field by field, strictly.
 //!
-//! Values are not quoted in what is said back: they may be secrets. Bodies are at most
+//! All errors are reported at once, by field. An unknown field and a repeated one are refused by name, because a typo must
+//! not turn a change into none. Messages do not quote values, which may be secrets. Bodies are at most
 //! [`CONTROL_BODY_BYTES_MAX`](millrace_base::limits::CONTROL_BODY_BYTES_MAX) long.
 
 use std::borrow::Cow;
@@ -13,16 +13,15 @@ use serde_json::value::RawValue;
 use millrace_base::problem::{FieldError, Problem};
 use millrace_wire::json_syntax;
 
-/// What may be wrong with a field, for people: "must be a string".
+/// What is wrong with a field, for people: "must be a string".
 pub(super) type Message = Cow<'static, str>;
 
-/// At most this many fields at fault are named: a body of nothing but unknown fields must not become an answer of its
-/// size.
+/// Most errors that are reported: a body of many unknown fields must not become an answer of its size.
 const ERRORS_MAX: usize = 16;
-/// At most this much of an unknown field's name is said back.
+/// Longest part of an unknown field's name that is quoted.
 const NAME_SHOWN_CHARS: usize = 64;
 
-/// Refuses what is not JSON, with the place.
+/// Refuses a body that is not JSON, with the offset of the error.
 pub(super) fn check_syntax(body: &[u8]) -> Result<(), Problem> {
     json_syntax::check(body).map(|_| ()).map_err(|error| Problem::InvalidJson {
         offset: Some(error.offset),
@@ -30,29 +29,34 @@ pub(super) fn check_syntax(body: &[u8]) -> Result<(), Problem> {
     })
 }
 
-/// The members of a body that are still to be read, and what is wrong so far.
+/// The members of a body that are still to be read, and the errors so far.
 pub(super) struct Body<'a> {
+    known: &'a [&'static str],
     members: Vec<(String, &'a RawValue)>,
     errors: Vec<FieldError>,
+    /// How many of the errors are not about the value of a known field.
+    errors_of_names: usize,
 }
 
 impl<'a> Body<'a> {
-    /// Takes an object with some of the `known` fields, where the body may be left out: an empty one is an object without
-    /// any.
+    /// Takes an object with some of the `known` fields. An empty body is an object without any.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub(super) fn read_optional(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
-        let nothing = Self { members: Vec::new(), errors: Vec::new() };
-        if is_empty(body) { Ok(nothing) } else { Self::read(body, known) }
+    pub(super) fn read_optional(body: &'a [u8], known: &'a [&'static str]) -> Result<Self, Problem> {
+        if is_empty(body) { Ok(Self::without_members(known)) } else { Self::read(body, known) }
+    }
+
+    fn without_members(known: &'a [&'static str]) -> Self {
+        Self { known, members: Vec::new(), errors: Vec::new(), errors_of_names: 0 }
     }
 
     /// Takes an object with some of the `known` fields.
     ///
     /// # Errors
-    /// [`Problem::InvalidJson`], also of an empty body; everything else is kept for [`Self::finish`].
-    pub(super) fn read(body: &'a [u8], known: &[&str]) -> Result<Self, Problem> {
-        let mut read = Self { members: Vec::new(), errors: Vec::new() };
+    /// [`Problem::InvalidJson`], also for an empty body; all other errors are kept for [`Self::finish`].
+    pub(super) fn read(body: &'a [u8], known: &'a [&'static str]) -> Result<Self, Problem> {
+        let mut read = Self::without_members(known);
         if is_empty(body) {
             let detail = "the body is empty; this route takes a JSON object".into();
             return Err(Problem::InvalidJson { offset: None, detail });
@@ -60,6 +64,7 @@ impl<'a> Body<'a> {
         check_syntax(body)?;
         let Ok(Members(members)) = serde_json::from_slice(body) else {
             read.refuse("", "the body must be an object");
+            read.errors_of_names = read.errors.len();
             return Ok(read);
         };
         for (name, value) in members {
@@ -72,6 +77,7 @@ impl<'a> Body<'a> {
                 read.members.push((name, value));
             }
         }
+        read.errors_of_names = read.errors.len();
         Ok(read)
     }
 
@@ -92,30 +98,42 @@ impl<'a> Body<'a> {
         name: &'static str,
         parse: impl FnOnce(&'a RawValue) -> Result<T, Message>,
     ) -> Option<T> {
+        self.require(name);
+        self.field(name, parse)
+    }
+
+    /// Notes an error where a field is not given.
+    pub(super) fn require(&mut self, name: &'static str) {
         if !self.members.iter().any(|(given, _)| given == name) && !self.errors.iter().any(|error| error.field == name)
         {
             self.refuse(name, "is missing");
         }
-        self.field(name, parse)
     }
 
-    /// Notes what is wrong with a field.
+    /// Treats every field that is `null` as not given, except this one.
+    pub(super) fn leave_out_nulls_except(&mut self, name: &str) {
+        self.members.retain(|(given, value)| given == name || value.get() != "null");
+    }
+
+    /// Notes an error of a field.
     pub(super) fn refuse(&mut self, field: impl Into<Message>, message: impl Into<Message>) {
         if self.errors.len() < ERRORS_MAX {
             self.errors.push(FieldError { field: field.into(), message: message.into() });
         }
     }
 
-    /// Ends the reading.
+    /// Ends the reading. Errors of values are in the order of the known fields.
     ///
     /// # Errors
-    /// [`Problem::InvalidEndpoint`] with everything that is wrong.
-    pub(super) fn finish(self) -> Result<(), Problem> {
+    /// [`Problem::InvalidEndpoint`] with all errors.
+    pub(super) fn finish(mut self) -> Result<(), Problem> {
+        let known = self.known;
+        self.errors[self.errors_of_names..].sort_by_key(|error| known.iter().position(|name| *name == error.field));
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::InvalidEndpoint(self.errors)) }
     }
 }
 
-/// Whether there is nothing in a body, or white space alone.
+/// Whether a body is empty or white space.
 pub(super) fn is_empty(body: &[u8]) -> bool {
     body.iter().all(|byte| b" \t\r\n".contains(byte))
 }
@@ -127,7 +145,7 @@ pub(super) fn or_null<'a, T>(
     |value| if value.get() == "null" { Ok(None) } else { parse(value).map(Some) }
 }
 
-/// A string. Text with lone surrogates is none.
+/// A string; one with lone surrogates is refused.
 pub(super) fn text(value: &RawValue) -> Result<String, Message> {
     serde_json::from_str(value.get()).map_err(|_| "must be a string".into())
 }
@@ -142,9 +160,9 @@ pub(super) fn count(value: &RawValue) -> Result<u64, Message> {
     whole(value.get()).ok_or_else(|| "must be a whole number".into())
 }
 
-/// A whole number as JSON may write it: `46651`, and also `46651.0` or `4.6651e4`, as some clients do.
+/// A whole number as JSON may write it: `46651`, and also `46651.0` or `4.6651e4`, as some clients write it.
 pub(super) fn whole(text: &str) -> Option<u64> {
-    /// Up to here every whole number is a float.
+    /// 2^53: up to it every whole number is exact as a float.
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     text.parse().ok().or_else(|| {
         let number: f64 = text.parse().ok()?;

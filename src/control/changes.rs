@@ -1,8 +1,8 @@
-//! The trace that changes leave in the log: one INFO line each.
+//! Writes one INFO line to the log for each change of an endpoint, a key or an organisation.
 //!
-//! A request's says who asked, with which key and from where. What a command or another server has changed is heard of
-//! from the database ([`millrace_tenant::feed`]), which says what, and not who. This server's own changes come back that way,
-//! too: they are noted here before they are made, so that each has one line.
+//! The line of a request says who asked, with which key and from where. A change made by a command or another server is heard
+//! of from the database ([`millrace_tenant::change_feed`]), which says what changed but not who changed it. This server's own
+//! changes come back that way too. So they are noted here before they are made, and each change has one line.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -11,16 +11,16 @@ use std::time::Instant;
 
 use millrace_base::limits::{OWN_CHANGES_KEPT, OWN_CHANGES_MAX};
 use millrace_store::{Store, StoreChange};
+use millrace_wire::routes::ControlRoute;
 
-use super::{Caller, Request};
+use super::Caller;
 
-/// Says that a request has made a change.
+/// Logs a change that a request made.
 pub(super) fn log(by: &Caller, change: &'static str, id: &dyn Display) {
     tracing::info!(change, %id, org = %by.org, by_key = %by.key, from = %by.from, "changed by a request");
 }
 
-/// Says what was heard of a change that no request to this server made. An organisation is looked up: what it is now says
-/// what was done.
+/// Logs a change that no request to this server made. An organisation is looked up, so that the line shows its new state.
 pub fn log_heard(change: StoreChange, store: &dyn Store) {
     match change {
         StoreChange::Key(key) => tracing::info!(%key, "an API key was replaced or revoked elsewhere"),
@@ -35,12 +35,12 @@ pub fn log_heard(change: StoreChange, store: &dyn Store) {
     }
 }
 
-/// What this server has changed and not heard of yet. Cheap to clone.
+/// The changes this server has made and not heard of yet. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct OwnChanges(Arc<Mutex<VecDeque<(StoreChange, Instant)>>>);
 
 impl OwnChanges {
-    /// Before it is made. Where too many are noted, or not heard of for long, the oldest are forgotten.
+    /// Notes a change before it is made. Where too many are noted, or were not heard of for long, the oldest are dropped.
     pub(super) fn note(&self, change: StoreChange) {
         let mut noted = self.noted();
         let is_old = |(_, at): &(_, Instant)| at.elapsed() > OWN_CHANGES_KEPT;
@@ -50,7 +50,7 @@ impl OwnChanges {
         noted.push_back((change, Instant::now()));
     }
 
-    /// Whether it is one of ours; each counts once.
+    /// Whether this server made the change; each noted change counts once.
     pub fn take(&self, change: StoreChange) -> bool {
         let mut noted = self.noted();
         let at = noted.iter().position(|(noted, at)| *noted == change && at.elapsed() <= OWN_CHANGES_KEPT);
@@ -62,25 +62,17 @@ impl OwnChanges {
     }
 }
 
-/// What the servers will be told when this request is done, if it changes something that they are told of.
-pub(super) fn announced(request: &Request, by: &Caller) -> Option<StoreChange> {
-    match request {
-        Request::CreateEndpoint(_)
-        | Request::UpdateEndpoint(..)
-        | Request::DeleteEndpoint(_)
-        | Request::RotateEndpointSecret(..) => Some(StoreChange::Endpoints(by.org)),
-        Request::RotateKey(_) => Some(StoreChange::Key(by.key)),
-        Request::DeleteKey(id) => Some(StoreChange::Key(*id)),
-        Request::GetEvent(_)
-        | Request::ListEvents(_)
-        | Request::ListEventDeliveries(..)
-        | Request::ListDeliveries(_)
-        | Request::RetryDelivery(_)
-        | Request::ListEndpoints(_)
-        | Request::GetEndpoint(_)
-        | Request::TestEndpoint(_)
-        | Request::RecoverEndpoint(..)
-        | Request::ListKeys => None,
+/// The change that the database will report to all servers when this request is done, if it reports one.
+pub(super) const fn announced(route: ControlRoute, by: &Caller) -> Option<StoreChange> {
+    match route {
+        ControlRoute::CreateEndpoint
+        | ControlRoute::UpdateEndpoint(_)
+        | ControlRoute::DeleteEndpoint(_)
+        | ControlRoute::RotateEndpointSecret(_) => Some(StoreChange::Endpoints(by.org)),
+        ControlRoute::RotateKey => Some(StoreChange::Key(by.key)),
+        ControlRoute::DeleteKey(id) => Some(StoreChange::Key(id)),
+        // A change that is missing here is logged twice, the second time as one made elsewhere.
+        _ => None,
     }
 }
 

@@ -1,33 +1,33 @@
-//! Where a page ended, as an opaque string: the last event's (`received_at`, id), or the last id in lists that are in
-//! the order of their ids, so that the next page starts right after it however much arrived meanwhile.
+//! The cursor of a page: an opaque string that names the last entry of the page.
 //!
-//! A byte that says which, eight bytes of microseconds for events, and sixteen of id, in hexadecimal. It names a place
-//! in an order and carries no rights: the organisation always comes from the key, so a forged one finds nothing of
-//! another's.
+//! In the list of events that is the last event's (`received_at`, id); in lists ordered by id it is the last id. The next
+//! page starts right after it, however much arrived meanwhile. The string is hexadecimal: a byte for the kind, for events
+//! eight bytes of microseconds, and sixteen bytes of id. A cursor carries no rights: the organisation always comes from the
+//! key, so a forged cursor finds nothing of another organisation.
 
 use uuid::Uuid;
 
 use millrace_base::clock::Timestamp;
 use millrace_base::event::EventId;
 
-/// Marks a place among events.
+/// The first byte of a cursor in the list of events.
 const VERSION: u8 = 1;
-/// Marks a place among ids.
+/// The first byte of a cursor in a list by id.
 const ID_VERSION: u8 = 2;
-/// 9999-12-31T23:59:59.999999Z: past it no database here has a time, and no event was received.
+/// 9999-12-31T23:59:59.999999Z, the latest time that the databases take.
 const MICROS_MAX: i64 = 253_402_300_799_999_999;
 const BYTES: usize = 1 + 8 + 16;
 
-/// The string of the place after `event`.
+/// The cursor after this event.
 pub(super) fn encode((received_at, id): (Timestamp, EventId)) -> String {
     let text = format!("{VERSION:02x}{:016x}{}", received_at.as_micros(), id.0.simple());
     debug_assert_eq!(text.len(), BYTES * 2);
     text
 }
 
-/// The place that [`encode`] wrote; `None` for anything else.
+/// Reads a cursor that [`encode`] wrote; `None` for anything else.
 pub(super) fn decode(text: &str) -> Option<(Timestamp, EventId)> {
-    // Character by character first: `from_str_radix` takes a sign, and slicing must not cut a character.
+    // Checked first, because `from_str_radix` takes a sign and slicing must not cut a character.
     if text.len() != BYTES * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }

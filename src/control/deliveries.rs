@@ -1,24 +1,22 @@
-//! Deliveries and their attempts: those of an event, a page of the organisation's, one asked for again.
-
-use uuid::Uuid;
+//! The routes of deliveries: list those of an event, list a page of the organisation's, retry one.
 
 use millrace_base::event::{DeliveryId, EventId, OrgId};
 use millrace_base::limits::LIST_BYTES_MAX;
 use millrace_metrics::DbOperation;
 use millrace_store::webhooks::DeliveryRecord;
 
-use super::json::{delivery_document, push_delivery, push_next_cursor};
-use super::{Answer, Desk, Refusal, absent, query};
+use super::documents::{DeliveryDocument, Page, to_json, to_raw_json};
+use super::{Answer, HandlerError, Handlers, cursor, not_found, query};
 
 /// `GET /api/events/{id}/deliveries`: newest first, at most one for each endpoint of the organisation.
-pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> Result<Answer, Refusal> {
+pub(super) fn of_event(handlers: &Handlers, org: OrgId, event: EventId, query: &str) -> Result<Answer, HandlerError> {
     let page = query::page(query)?;
-    let mut records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
+    let mut records = handlers.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
     if records.is_empty() {
-        // An event that nobody wanted has none; one that is not there is another matter. One that is there now, and was
-        // not yet when it was asked for its deliveries, was stored together with them.
-        desk.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(absent::EVENT)?;
-        records = desk.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
+        // An event that no endpoint wants has no deliveries; one that does not exist is 404. An event that was stored between
+        // the first two calls was stored together with its deliveries, so they are read again.
+        handlers.ask(DbOperation::GetEvent, |store| store.event(org, event))?.ok_or(not_found::EVENT)?;
+        records = handlers.ask(DbOperation::Deliveries, |store| store.deliveries_of_event(org, event))?;
     }
     records.retain(|record| page.cursor.is_none_or(|last| record.delivery.id.0 < last));
     let more = records.len() > page.limit as usize;
@@ -28,42 +26,37 @@ pub(super) fn of_event(desk: &Desk, org: OrgId, event: EventId, query: &str) -> 
 }
 
 /// `GET /api/deliveries`: a page, newest first.
-pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+pub(super) fn list(handlers: &Handlers, org: OrgId, query: &str) -> Result<Answer, HandlerError> {
     let query = query::deliveries(query)?;
-    let (records, next) = desk.ask(DbOperation::Deliveries, |store| store.deliveries(org, &query))?;
+    let (records, next) = handlers.ask(DbOperation::Deliveries, |store| store.deliveries(org, &query))?;
     Ok((200, shown(&records, next)))
 }
 
-/// `POST /api/deliveries/{id}/retry`: due now, with the schedule started anew, whatever came of it before.
-pub(super) fn retry(desk: &Desk, org: OrgId, id: DeliveryId) -> Result<Answer, Refusal> {
-    // Read first: what fails then has changed nothing.
-    let record = desk.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(absent::DELIVERY)?;
-    let retried = desk.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, store.time()?))?;
-    let record = DeliveryRecord { delivery: retried.ok_or(absent::DELIVERY)?, ..record };
-    Ok((202, delivery_document(&record)))
+/// `POST /api/deliveries/{id}/retry`: makes the delivery due now and starts its schedule from the beginning, whatever its
+/// state.
+pub(super) fn retry(handlers: &Handlers, org: OrgId, id: DeliveryId) -> Result<Answer, HandlerError> {
+    // Read first, so that a failure has changed nothing.
+    let record = handlers.ask(DbOperation::Deliveries, |store| store.delivery(org, id))?.ok_or(not_found::DELIVERY)?;
+    let retried = handlers.ask(DbOperation::Deliveries, |store| store.retry_delivery(org, id, store.time()?))?;
+    let record = DeliveryRecord { delivery: retried.ok_or(not_found::DELIVERY)?, ..record };
+    Ok((202, to_json(&DeliveryDocument::new(&record))))
 }
 
-/// A page of as many records as fit in [`LIST_BYTES_MAX`] as written: the store counts the receivers' answers before
-/// they are escaped, which can make them six times as long.
+/// A page of as many records as fit in [`LIST_BYTES_MAX`] in JSON. The store counts the receivers' answers before they are
+/// escaped, which can make them six times as long.
 fn shown(records: &[DeliveryRecord], next: Option<DeliveryId>) -> Vec<u8> {
-    let mut body = b"{\"data\":[".to_vec();
-    let mut last: Option<Uuid> = None;
+    let mut data = Vec::with_capacity(records.len());
     let mut next = next.map(|id| id.0);
+    let (mut bytes, mut last) = (0, None);
     for record in records {
-        let before = body.len();
-        if last.is_some() {
-            body.push(b',');
-        }
-        push_delivery(&mut body, record);
-        if body.len() > LIST_BYTES_MAX && last.is_some() {
-            body.truncate(before);
+        let document = to_raw_json(&DeliveryDocument::new(record));
+        bytes += document.get().len() + 1;
+        if bytes > LIST_BYTES_MAX && last.is_some() {
             next = last;
             break;
         }
         last = Some(record.delivery.id.0);
+        data.push(document);
     }
-    body.push(b']');
-    push_next_cursor(&mut body, next);
-    body.push(b'}');
-    body
+    to_json(&Page { data, next_cursor: next.map(cursor::encode_id) })
 }

@@ -1,174 +1,113 @@
-//! An organisation's webhook endpoints: made, listed, changed, deleted; their secrets rotated; tested and recovered.
+//! The routes of an organisation's webhook endpoints: create, list, change, delete, rotate the secret, test, recover.
 //!
-//! A secret is shown in the answer that makes it and never again. Every change is told to
-//! [`EndpointManagement::on_change`](millrace_webhooks::endpoint::management::EndpointManagement) before it is answered.
+//! [`EndpointService`] does the work. A route reads the request, logs a change, tells this server of it
+//! ([`EndpointManagement::on_change`](millrace_webhooks::endpoint::management::EndpointManagement)) before it answers, and makes the
+//! document. Only the answer that makes a secret shows it.
 
 use std::time::Instant;
 
-use serde::Serialize;
-use uuid::Uuid;
-
-use millrace_base::clock::Timestamp;
-use millrace_base::event::{DeliveryId, EndpointId, Event, EventId, OrgId};
-use millrace_base::limits::{RECOVER_CHUNK, RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
+use millrace_base::event::{EndpointId, OrgId};
+use millrace_base::limits::{RECOVER_DELIVERIES_MAX, RECOVER_TIME_MAX};
 use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
-use millrace_store::webhooks::{Endpoint, KeyFingerprint, NewEndpoint, PlannedDelivery, Rotation, WebhookStore};
-use millrace_webhooks::endpoint::secret::WebhookSecret;
+use millrace_store::webhooks::Endpoint;
 
-use super::json::{endpoint_document, push_array, push_endpoint, push_next_cursor, to_body};
-use super::{Answer, Caller, Desk, Refusal, absent, changes, endpoint_body, query};
+use super::documents::{EndpointDocument, Page, RecoveryDocument, to_json};
+use super::endpoint_service::{EndpointError, EndpointService};
+use super::{Answer, Caller, HandlerError, Handlers, changes, cursor, endpoint_input, not_found, query};
 
-/// The type of the event that a test sends.
-pub const TEST_EVENT_TYPE: &str = "millrace.test";
+impl From<EndpointError> for HandlerError {
+    fn from(error: EndpointError) -> Self {
+        match error {
+            EndpointError::NotFound => not_found::ENDPOINT.into(),
+            EndpointError::Disabled => Problem::EndpointDisabled.into(),
+            EndpointError::ForeignKey => Problem::SecretUnavailable.into(),
+            EndpointError::Randomness(error) => error.into(),
+            EndpointError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn service(handlers: &Handlers) -> EndpointService<'_> {
+    EndpointService { store: &*handlers.store, metrics: Some(&handlers.metrics) }
+}
 
 /// `POST /api/endpoints`; also the new endpoint's id.
-pub(super) fn create(desk: &Desk, by: &Caller, body: &[u8]) -> Result<(EndpointId, Answer), Refusal> {
-    let draft = endpoint_body::draft(&desk.management.policy, body)?;
-    let keys = sealing_keys(desk)?;
-    let id = EndpointId(Uuid::now_v7());
-    let secret = draft.secret.map_or_else(WebhookSecret::generate, Ok)?;
-    let new = NewEndpoint {
-        id,
-        org: by.org,
-        url: draft.url,
-        description: draft.description,
-        event_types: draft.event_types,
-        headers: draft.headers,
-        enabled: draft.enabled,
-        rate_limit_per_second: draft.rate_limit_per_second,
-        secret: desk.management.secrets.seal(id, &secret)?,
-        keys,
-    };
-    let endpoint = desk.ask(DbOperation::Endpoints, |store| store.create_endpoint(&new))?;
-    changes::log(by, "endpoint.created", &id);
-    // Who is told that it is there may post at once.
-    desk.endpoints_changed(by.org)?;
-    Ok((id, (201, endpoint_document(&endpoint, Some(&secret.reveal())))))
+pub(super) fn create(handlers: &Handlers, by: &Caller, body: &[u8]) -> Result<(EndpointId, Answer), HandlerError> {
+    let (given, secret) = endpoint_input::new(&handlers.management.policy, body)?;
+    let secrets = &handlers.management.secrets;
+    let (endpoint, secret) = service(handlers).create(by.org, given, secret, secrets)?;
+    changes::log(by, "endpoint.created", &endpoint.id);
+    // A client that has the answer may post an event at once.
+    handlers.endpoints_changed(by.org)?;
+    Ok((endpoint.id, (201, EndpointDocument::new(&endpoint).with_secret(&secret.reveal()))))
 }
 
 /// `GET /api/endpoints`: a page, newest first.
-pub(super) fn list(desk: &Desk, org: OrgId, query: &str) -> Result<Answer, Refusal> {
+pub(super) fn list(handlers: &Handlers, org: OrgId, query: &str) -> Result<Answer, HandlerError> {
     let page = query::page(query)?;
-    let rows = desk.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
-    // One that cannot be read is in the log, and not in the way of the others.
+    let rows = handlers.ask(DbOperation::Endpoints, |store| store.endpoints(org))?;
+    // An endpoint that cannot be read is in the log, and does not hide the others.
     let mut endpoints: Vec<Endpoint> = rows.into_iter().flatten().collect();
     endpoints.retain(|endpoint| page.cursor.is_none_or(|last| endpoint.id.0 < last));
-    let more = endpoints.len() > page.limit as usize;
+    let has_more = endpoints.len() > page.limit as usize;
     endpoints.truncate(page.limit as usize);
-    let mut body = b"{\"data\":".to_vec();
-    push_array(&mut body, &endpoints, |out, endpoint| push_endpoint(out, endpoint, None));
-    push_next_cursor(&mut body, endpoints.last().filter(|_| more).map(|last| last.id.0));
-    body.push(b'}');
-    Ok((200, body))
+    let data: Vec<_> = endpoints.iter().map(EndpointDocument::new).collect();
+    let next_cursor = endpoints.last().filter(|_| has_more).map(|last| cursor::encode_id(last.id.0));
+    Ok((200, to_json(&Page { data, next_cursor })))
 }
 
 /// `GET /api/endpoints/{id}`
-pub(super) fn get(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
-    Ok((200, endpoint_document(&find(desk, org, id)?, None)))
+pub(super) fn get(handlers: &Handlers, org: OrgId, id: EndpointId) -> Result<Answer, HandlerError> {
+    Ok((200, to_json(&EndpointDocument::new(&service(handlers).get(org, id)?))))
 }
 
 /// `PATCH /api/endpoints/{id}`
-pub(super) fn update(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
-    let change = endpoint_body::change(&desk.management.policy, body)?;
-    let updated = desk.ask(DbOperation::Endpoints, |store| store.update_endpoint(by.org, id, &change))?;
-    let endpoint = updated.ok_or(absent::ENDPOINT)?;
+pub(super) fn update(handlers: &Handlers, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, HandlerError> {
+    let change = endpoint_input::change(&handlers.management.policy, body)?;
+    let endpoint = service(handlers).update(by.org, id, &change)?;
     changes::log(by, "endpoint.updated", &id);
-    desk.endpoints_changed(by.org)?;
-    Ok((200, endpoint_document(&endpoint, None)))
+    handlers.endpoints_changed(by.org)?;
+    Ok((200, to_json(&EndpointDocument::new(&endpoint))))
 }
 
 /// `DELETE /api/endpoints/{id}`. Deleting twice: 404.
-pub(super) fn delete(desk: &Desk, by: &Caller, id: EndpointId) -> Result<Answer, Refusal> {
-    if !desk.ask(DbOperation::Endpoints, |store| store.delete_endpoint(by.org, id))? {
-        return Err(absent::ENDPOINT.into());
-    }
+pub(super) fn delete(handlers: &Handlers, by: &Caller, id: EndpointId) -> Result<Answer, HandlerError> {
+    service(handlers).delete(by.org, id)?;
     changes::log(by, "endpoint.deleted", &id);
-    desk.endpoints_changed(by.org)?;
+    handlers.endpoints_changed(by.org)?;
     Ok((204, Vec::new()))
 }
 
-/// `POST /api/endpoints/{id}/rotate-secret`: a new secret, given or generated; the one before it signs beside it for a
-/// while, unless it cannot be opened. Of two rotations within that time only the last two secrets sign.
-pub(super) fn rotate_secret(desk: &Desk, by: &Caller, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
-    let (given, overlap) = endpoint_body::rotation(body)?;
-    let keys = sealing_keys(desk)?;
-    let secrets = &desk.management.secrets;
-    let unusable = secrets.unusable(&find(desk, by.org, id)?);
-    let secret = given.map_or_else(WebhookSecret::generate, Ok)?;
-    let sealed = secrets.seal(id, &secret)?;
-    let previous_until = Timestamp::now().plus(overlap);
-    let rotation = Rotation { secret: &sealed, keys: &keys, previous_until, unusable: &unusable };
-    let rotated = desk.ask(DbOperation::Endpoints, |store| store.rotate_endpoint_secret(by.org, id, rotation))?;
-    let endpoint = rotated.ok_or(absent::ENDPOINT)?;
+/// `POST /api/endpoints/{id}/rotate-secret`
+pub(super) fn rotate_secret(
+    handlers: &Handlers,
+    by: &Caller,
+    id: EndpointId,
+    body: &[u8],
+) -> Result<Answer, HandlerError> {
+    let (given, overlap) = endpoint_input::rotation(body)?;
+    let secrets = &handlers.management.secrets;
+    let (endpoint, secret) = service(handlers).rotate_secret((by.org, id), given, overlap, secrets)?;
     changes::log(by, "endpoint.secret_rotated", &id);
-    // The secret is shown once: whether it is known here yet must not keep it from being.
-    let _ = desk.endpoints_changed(by.org);
-    Ok((200, endpoint_document(&endpoint, Some(&secret.reveal()))))
+    // The secret is shown only here, so the answer is made even if this server does not know of the change yet.
+    let _ = handlers.endpoints_changed(by.org);
+    Ok((200, EndpointDocument::new(&endpoint).with_secret(&secret.reveal())))
 }
 
-/// The keys to seal with, where the other servers have them too.
-fn sealing_keys(desk: &Desk) -> Result<Vec<KeyFingerprint>, Refusal> {
-    let keys = desk.management.secrets.fingerprints();
-    match desk.ask(DbOperation::Endpoints, WebhookStore::sealing_key)? {
-        Some(key) if !keys.contains(&key) => Err(Problem::SecretUnavailable.into()),
-        _ => Ok(keys),
-    }
+/// `POST /api/endpoints/{id}/test`
+pub(super) fn test(handlers: &Handlers, org: OrgId, id: EndpointId) -> Result<Answer, HandlerError> {
+    let service = service(handlers);
+    Ok((202, to_json(&service.test(&service.get(org, id)?)?)))
 }
 
-/// `POST /api/endpoints/{id}/test`: an event of its own for this endpoint alone, whatever its filter.
-pub(super) fn test(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Answer, Refusal> {
-    #[derive(Serialize)]
-    struct Tested {
-        event_id: EventId,
-        delivery_id: DeliveryId,
-    }
-    if !find(desk, org, id)?.enabled {
-        return Err(Problem::EndpointDisabled.into());
-    }
-    let due = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
-    let (event, planned) = test_event(org, id, due);
-    desk.ask(DbOperation::Deliveries, |store| store.insert_test(&event, &planned))?;
-    Ok((202, to_body(&Tested { event_id: event.id, delivery_id: planned.id })))
-}
-
-/// A test event and its one delivery, due at that moment.
-pub fn test_event(org: OrgId, endpoint: EndpointId, due: Timestamp) -> (Event, PlannedDelivery) {
-    let id = EventId(Uuid::now_v7());
-    let payload = format!(r#"{{"message":"A test event of Millrace.","endpoint_id":"{endpoint}"}}"#);
-    let event = Event::new(id, org, Timestamp::now(), TEST_EVENT_TYPE, None, payload.as_bytes());
-    let delivery = DeliveryId(Uuid::now_v7());
-    (event, PlannedDelivery { id: delivery, event: id, endpoint, org, lease_until: Some(due) })
-}
-
-/// `POST /api/endpoints/{id}/recover`: deliveries that failed or were blocked become due, up to a bound; `more` says
-/// whether to ask again.
-pub(super) fn recover(desk: &Desk, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, Refusal> {
-    #[derive(Serialize)]
-    struct Recovered {
-        recovered: u64,
-        more: bool,
-    }
-    let created = endpoint_body::recovery(body)?;
-    find(desk, org, id)?;
-    let now = desk.ask(DbOperation::Deliveries, WebhookStore::time)?;
+/// `POST /api/endpoints/{id}/recover`: up to a bound; `more` says whether to ask again.
+pub(super) fn recover(handlers: &Handlers, org: OrgId, id: EndpointId, body: &[u8]) -> Result<Answer, HandlerError> {
+    let created = endpoint_input::recovery(body)?;
+    let service = service(handlers);
+    service.get(org, id)?;
     let began = Instant::now();
-    let mut recovered = 0;
-    let more = loop {
-        let some = desk.ask(DbOperation::Deliveries, |store| {
-            store.recover_deliveries(org, id, created.clone(), RECOVER_CHUNK, now)
-        })?;
-        recovered += some;
-        if some < u64::from(RECOVER_CHUNK) {
-            break false;
-        }
-        if recovered >= RECOVER_DELIVERIES_MAX || began.elapsed() >= RECOVER_TIME_MAX {
-            break true;
-        }
-    };
-    Ok((202, to_body(&Recovered { recovered, more })))
-}
-
-fn find(desk: &Desk, org: OrgId, id: EndpointId) -> Result<Endpoint, Refusal> {
-    Ok(desk.ask(DbOperation::Endpoints, |store| store.endpoint(org, id))?.ok_or(absent::ENDPOINT)?)
+    let is_enough = |recovered| recovered >= RECOVER_DELIVERIES_MAX || began.elapsed() >= RECOVER_TIME_MAX;
+    let (recovered, more) = service.recover((org, id), &created, is_enough)?;
+    Ok((202, to_json(&RecoveryDocument { recovered, more })))
 }

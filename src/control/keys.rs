@@ -1,15 +1,14 @@
-//! An organisation's own keys: list, rotate, revoke.
+//! The routes of an organisation's own keys: list, rotate, revoke.
 //!
-//! A caller may revoke any key of its organisation: the one it used, and the last valid one too. It may have leaked,
-//! and then locked out is what the owner wants; the operator's `millrace key create` makes the next.
+//! A caller may revoke any key of its organisation, also the key it uses and the last valid one: it may have leaked, and then
+//! the owner wants to be locked out. The operator makes the next key with `millrace key create`.
 
 use std::time::Duration;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use millrace_base::clock::Timestamp;
 use millrace_base::event::OrgId;
 use millrace_base::key::{ApiKey, KeyId};
 use millrace_base::limits::{KEY_ROTATION_GRACE_DEFAULT, KEY_ROTATION_GRACE_MAX, LIST_KEYS_MAX};
@@ -17,53 +16,37 @@ use millrace_base::problem::Problem;
 use millrace_metrics::DbOperation;
 
 use super::body::{check_syntax, whole};
-use super::json::{push, push_array, push_key};
-use super::{Answer, Caller, Desk, Refusal, absent, changes};
+use super::documents::{self, KeyDocument, KeyList, to_json};
+use super::{Answer, Caller, HandlerError, Handlers, changes, not_found};
 
-/// At most this much of what is wrong with a body is said back: it can quote the body.
+/// Longest part of a parser's message that is shown, because it can quote the body.
 const DETAIL_SHOWN_CHARS: usize = 160;
 
 /// `GET /api/keys`: valid, expired and revoked ones, newest first.
-pub(super) fn list(desk: &Desk, org: OrgId) -> Result<Answer, Refusal> {
-    let (keys, has_more) = desk.ask(DbOperation::Keys, |store| store.keys(org, LIST_KEYS_MAX))?;
-    let mut body = Vec::with_capacity(keys.len() * 224 + 40);
-    body.extend_from_slice(b"{\"data\":");
-    push_array(&mut body, &keys, push_key);
-    body.extend_from_slice(if has_more { b",\"has_more\":true}" } else { b",\"has_more\":false}" });
-    Ok((200, body))
+pub(super) fn list(handlers: &Handlers, org: OrgId) -> Result<Answer, HandlerError> {
+    let (keys, has_more) = handlers.ask(DbOperation::Keys, |store| store.keys(org, LIST_KEYS_MAX))?;
+    let data = keys.iter().map(KeyDocument::new).collect();
+    Ok((200, to_json(&KeyList { data, has_more })))
 }
 
 /// `POST /api/keys/rotate`: a new key in place of the caller's, which stays valid for the grace.
-pub(super) fn rotate(desk: &Desk, by: &Caller, body: &[u8]) -> Result<Answer, Refusal> {
+pub(super) fn rotate(handlers: &Handlers, by: &Caller, body: &[u8]) -> Result<Answer, HandlerError> {
     let grace = parse_grace(body)?;
     let key = ApiKey::generate()?;
-    let verifier = key.verifier(desk.argon2);
-    let expires_at = desk.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace))?;
+    let verifier = key.verifier(handlers.argon2);
+    let expires_at = handlers.ask(DbOperation::Keys, |store| store.rotate_key(by.key, (key.id(), &verifier), grace))?;
     changes::log(by, "key.rotated", &key.id());
-    Ok((200, rotated(&key, expires_at)))
+    Ok((200, documents::rotated_key(&key, expires_at)))
 }
 
-/// `DELETE /api/keys/{id}`. Another organisation's key is not there; revoking twice is no error.
-pub(super) fn delete(desk: &Desk, by: &Caller, id: KeyId) -> Result<Answer, Refusal> {
-    if desk.ask(DbOperation::Keys, |store| store.revoke_key(Some(by.org), id))? {
+/// `DELETE /api/keys/{id}`. Another organisation's key is 404; revoking twice is no error.
+pub(super) fn delete(handlers: &Handlers, by: &Caller, id: KeyId) -> Result<Answer, HandlerError> {
+    if handlers.ask(DbOperation::Keys, |store| store.revoke_key(Some(by.org), id))? {
         changes::log(by, "key.revoked", &id);
         Ok((204, Vec::new()))
     } else {
-        Err(absent::KEY.into())
+        Err(not_found::KEY.into())
     }
-}
-
-/// The answer to a rotation, in one allocation: the clear key is left in no outgrown buffer.
-fn rotated(key: &ApiKey, previous_expires_at: Timestamp) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Rotated<'a> {
-        key_id: &'a str,
-        api_key: &'a str,
-        previous_expires_at: Timestamp,
-    }
-    let mut body = Vec::with_capacity(256);
-    push(&mut body, &Rotated { key_id: key.id().as_str(), api_key: key.reveal(), previous_expires_at });
-    body
 }
 
 #[derive(Deserialize)]

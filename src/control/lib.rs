@@ -1,38 +1,40 @@
 //! CONTROL: the API that reads events and deliveries and manages keys and endpoints.
 //!
-//! A shard authenticates the caller, makes a [`Job`] and submits it to the [`ControlPool`]; a thread of the pool asks
-//! the store and answers with a [`Reply`] or a [`Problem`]. So a slow query delays other control requests, never an
-//! ingest response. This room knows JSON and query strings, no sockets and no SQL.
+//! A shard authenticates the caller, makes a [`Job`] and submits it to the [`ControlPool`]. A thread of the pool asks the
+//! store and answers with a [`Reply`] or a [`Problem`]. So a slow query delays other control requests, never the answer to
+//! an ingest request. This room knows JSON and query strings, but no sockets and no SQL.
 //!
-//! Everything is scoped to the caller's organisation: what belongs to another is 404, as if it were not there.
-//! No organisation pays for another's requests: each has one under way, turns are fair by time, and the greedy one is the
-//! one that is refused ([`pool`]).
-//! `/metrics` is rendered here, too, beside the jobs ([`metrics_page`]).
-//! Limits: threads, queue, waiting time, bytes of unsent replies and page sizes, all in [`millrace_base::limits`].
-//! Each change of an endpoint or a key is one line of the log ([`changes`]).
-//! Never: a log line for a request that changes nothing of that, a secret in a log or a `Debug`, a payload parsed or re-serialised.
+//! Every request is scoped to the caller's organisation: what belongs to another organisation is 404, as if it did not
+//! exist. No organisation pays for another's requests: each has one job running at most, the queue is fair by time, and an
+//! organisation that asks for too much is the one that is refused ([`pool`]). `/metrics` is rendered here too
+//! ([`metrics_page`]).
+//!
+//! Bounds on threads, queue, waiting time, bytes of unsent replies and page sizes are in [`millrace_base::limits`].
+//! Each change of an endpoint or a key writes one line to the log ([`changes`]); other requests write none.
+//! Never: a secret in a log line or a `Debug`; a payload parsed or serialised again.
 
 mod admission;
 mod body;
 mod changes;
-mod complaint;
 mod cursor;
 mod deliveries;
-mod endpoint_body;
+mod documents;
+mod endpoint_input;
+mod endpoint_service;
 mod endpoints;
 mod events;
+mod failure_log;
+mod fair_queue;
 #[cfg(test)]
 mod fake_store;
 #[cfg(test)]
 mod fake_webhooks;
-mod json;
 mod keys;
 mod metrics_page;
 mod pool;
 mod query;
 #[cfg(test)]
 mod tests;
-mod turns;
 #[cfg(test)]
 mod webhook_tests;
 
@@ -42,154 +44,73 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-pub use admission::ReplyHold;
+pub use admission::ReplyPermit;
 pub use changes::{OwnChanges, log_heard};
-pub use endpoints::test_event;
-pub use json::{delivery_document, endpoint_document};
+pub use documents::{DeliveryDocument, EndpointDocument, TestDocument};
+pub use endpoint_input::EndpointInput;
+pub use endpoint_service::{EndpointError, EndpointService};
 pub use pool::ControlPool;
 
-use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::event::OrgId;
 use millrace_base::key::{Argon2Cost, KeyId};
 use millrace_base::problem::Problem;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Rejection, Store, StoreError};
 use millrace_webhooks::endpoint::management::EndpointManagement;
+use millrace_wire::routes::{ControlRoute, Scope};
 
-use complaint::{Complaints, Trouble};
+use failure_log::{Failure, FailureLog};
 
-/// Who asks: the organisation and the key that were authenticated, and where the client is.
+/// The authenticated caller of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The organisation.
     pub org: OrgId,
     /// The key the request carried.
     pub key: KeyId,
-    /// The client's address, as far as anybody says.
+    /// The client's address, as a trusted proxy names it or else as the socket has it.
     pub from: IpAddr,
 }
 
-/// What is asked, with the parts of the request that matter still unparsed.
+/// A request, its query string and body still unparsed.
 ///
-/// Its `Debug` shows no body: one may hold a secret.
+/// Its `Debug` shows neither: a body may hold a secret.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Request {
-    /// `GET /api/events/{id}`
-    GetEvent(EventId),
-    /// `GET /api/events`, with the query string (without its `?`; empty where there is none).
-    ListEvents(String),
-    /// `GET /api/events/{id}/deliveries`, with the query string.
-    ListEventDeliveries(EventId, String),
-    /// `GET /api/deliveries`, with the query string.
-    ListDeliveries(String),
-    /// `POST /api/deliveries/{id}/retry`
-    RetryDelivery(DeliveryId),
-    /// `POST /api/endpoints`, with the body.
-    CreateEndpoint(Vec<u8>),
-    /// `GET /api/endpoints`, with the query string.
-    ListEndpoints(String),
-    /// `GET /api/endpoints/{id}`
-    GetEndpoint(EndpointId),
-    /// `PATCH /api/endpoints/{id}`, with the body.
-    UpdateEndpoint(EndpointId, Vec<u8>),
-    /// `DELETE /api/endpoints/{id}`
-    DeleteEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/rotate-secret`, with the body.
-    RotateEndpointSecret(EndpointId, Vec<u8>),
-    /// `POST /api/endpoints/{id}/test`
-    TestEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/recover`, with the body.
-    RecoverEndpoint(EndpointId, Vec<u8>),
-    /// `GET /api/keys`
-    ListKeys,
-    /// `POST /api/keys/rotate`, with the body.
-    RotateKey(Vec<u8>),
-    /// `DELETE /api/keys/{id}`
-    DeleteKey(KeyId),
+pub struct Request {
+    /// The route, with the id in its path.
+    pub route: ControlRoute,
+    /// The query string without its `?`; empty if there is none.
+    pub query: String,
+    /// The body; empty if there is none. It may hold a webhook's secret or a receiver's credentials, so it is wiped.
+    pub body: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reads = if self.only_reads() { "reads" } else { "changes" };
-        write!(f, "Request({reads})")
+        f.debug_struct("Request").field("route", &self.route).finish_non_exhaustive()
     }
 }
 
-/// Where a request waits.
+/// The queue a request waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// The routes of keys: cheap, and urgent where one has leaked.
+    /// The routes of [`Scope::Keys`]: cheap, and urgent if a key has leaked.
     Keys,
-    /// All others.
+    /// All other routes.
     Others,
 }
 
 impl Line {
-    /// All of them; `line as usize` is the position.
+    /// All queues; `line as usize` is the position.
     pub const ALL: [Self; 2] = [Self::Keys, Self::Others];
 }
 
 impl Request {
-    /// Where it waits.
+    /// The queue it waits in.
     pub const fn line(&self) -> Line {
-        match self {
-            Self::ListKeys | Self::RotateKey(_) | Self::DeleteKey(_) => Line::Keys,
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::RetryDelivery(_)
-            | Self::CreateEndpoint(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::UpdateEndpoint(..)
-            | Self::DeleteEndpoint(_)
-            | Self::RotateEndpointSecret(..)
-            | Self::TestEndpoint(_)
-            | Self::RecoverEndpoint(..) => Line::Others,
-        }
-    }
-
-    /// Whether it changes nothing, so that its answer may still be refused once it is made.
-    const fn only_reads(&self) -> bool {
-        match self {
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::ListKeys => true,
-            Self::RetryDelivery(_)
-            | Self::CreateEndpoint(_)
-            | Self::UpdateEndpoint(..)
-            | Self::DeleteEndpoint(_)
-            | Self::RotateEndpointSecret(..)
-            | Self::TestEndpoint(_)
-            | Self::RecoverEndpoint(..)
-            | Self::RotateKey(_)
-            | Self::DeleteKey(_) => false,
-        }
-    }
-
-    /// Where its body goes, if it takes one.
-    pub fn body_mut(&mut self) -> Option<&mut Vec<u8>> {
-        match self {
-            Self::CreateEndpoint(body)
-            | Self::UpdateEndpoint(_, body)
-            | Self::RotateEndpointSecret(_, body)
-            | Self::RecoverEndpoint(_, body)
-            | Self::RotateKey(body) => Some(body),
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::RetryDelivery(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::DeleteEndpoint(_)
-            | Self::TestEndpoint(_)
-            | Self::ListKeys
-            | Self::DeleteKey(_) => None,
+        match self.route.row().scope {
+            Scope::Keys => Line::Keys,
+            Scope::Public | Scope::Ingest | Scope::Control => Line::Others,
         }
     }
 }
@@ -197,15 +118,15 @@ impl Request {
 /// One control request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// On whose behalf.
+    /// Who asks.
     pub caller: Caller,
-    /// What.
+    /// What is asked.
     pub request: Request,
 }
 
 /// A successful answer: JSON, or nothing with a 204.
 ///
-/// It can hold a new API key or a payload, so it must not be stored by anything between: send it with
+/// It can hold a new API key or a payload, which nothing between server and client may store: send it with
 /// `Cache-Control: no-store`.
 pub struct Reply {
     /// HTTP status.
@@ -214,8 +135,9 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The path of what was made, with 201.
     pub location: Option<String>,
-    /// Counts the body against [`millrace_base::limits::CONTROL_REPLY_BYTES_MAX`] while it lives: drop it after the write.
-    pub hold: ReplyHold,
+    /// Counts the body against [`millrace_base::limits::CONTROL_REPLY_BYTES_MAX`] until it is dropped: keep it until the
+    /// body is written.
+    pub permit: ReplyPermit,
 }
 
 impl fmt::Debug for Reply {
@@ -224,11 +146,11 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// What a handler makes: status and body.
+/// What a handler returns: status and body.
 type Answer = (u16, Vec<u8>);
 
-/// What was not found, for the client. That it may be another organisation's is all that is said of those.
-mod absent {
+/// The 404s. They do not tell whether the thing exists in another organisation.
+mod not_found {
     use millrace_base::problem::Problem;
 
     pub(super) const EVENT: Problem =
@@ -239,128 +161,130 @@ mod absent {
     pub(super) const KEY: Problem = Problem::NoSuch("there is no such key, or it is not your organisation's");
 }
 
-/// Why a handler made none.
+/// Why a handler has no answer.
 #[derive(Debug)]
-enum Refusal {
-    /// For the client.
+enum HandlerError {
+    /// The client is told.
     Client(Problem),
-    /// For the operator, with an answer to the client that [`Desk::problem`] chooses.
+    /// The operator is told; [`Handlers::problem`] chooses the answer to the client.
     Store(StoreError),
-    /// The operating system gave no randomness for a new key or secret.
+    /// The operating system gave no random bytes for a new key or secret.
     Randomness(getrandom::Error),
 }
 
-impl From<Problem> for Refusal {
+impl From<Problem> for HandlerError {
     fn from(problem: Problem) -> Self {
         Self::Client(problem)
     }
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for HandlerError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<getrandom::Error> for Refusal {
+impl From<getrandom::Error> for HandlerError {
     fn from(error: getrandom::Error) -> Self {
         Self::Randomness(error)
     }
 }
 
-/// Where jobs are answered: shared by the pool's threads.
-struct Desk {
+/// What the handlers work with; shared by the pool's threads.
+struct Handlers {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     argon2: Argon2Cost,
     management: Arc<EndpointManagement>,
     own_changes: OwnChanges,
-    complaints: Complaints,
+    failure_log: FailureLog,
 }
 
-impl Desk {
-    /// Status, body, and the path of what was made.
+impl Handlers {
+    /// Runs a job's handler. Returns status, body, and the path of what was created.
     fn answer(&self, job: Job) -> Result<(Answer, Option<String>), Problem> {
         let by = job.caller;
         let org = by.org;
-        let announced = changes::announced(&job.request, &by);
+        let Request { route, query, body } = job.request;
+        let announced = changes::announced(route, &by);
         if let Some(change) = announced {
             self.own_changes.note(change);
         }
         let mut location = None;
-        // Bodies that can hold a webhook's secret or its receiver's credentials are wiped when they are answered.
-        match job.request {
-            Request::GetEvent(id) => events::get(self, org, id),
-            Request::ListEvents(query) => events::list(self, org, &query),
-            Request::ListEventDeliveries(id, query) => deliveries::of_event(self, org, id, &query),
-            Request::ListDeliveries(query) => deliveries::list(self, org, &query),
-            Request::RetryDelivery(id) => deliveries::retry(self, org, id),
-            Request::CreateEndpoint(body) => endpoints::create(self, &by, &Zeroizing::new(body)).map(|(id, answer)| {
+        match route {
+            ControlRoute::GetEvent(id) => events::get(self, org, id),
+            ControlRoute::ListEvents => events::list(self, org, &query),
+            ControlRoute::ListEventDeliveries(id) => deliveries::of_event(self, org, id, &query),
+            ControlRoute::ListDeliveries => deliveries::list(self, org, &query),
+            ControlRoute::RetryDelivery(id) => deliveries::retry(self, org, id),
+            ControlRoute::CreateEndpoint => endpoints::create(self, &by, &body).map(|(id, answer)| {
                 location = Some(format!("/api/endpoints/{id}"));
                 answer
             }),
-            Request::ListEndpoints(query) => endpoints::list(self, org, &query),
-            Request::GetEndpoint(id) => endpoints::get(self, org, id),
-            Request::UpdateEndpoint(id, body) => endpoints::update(self, &by, id, &Zeroizing::new(body)),
-            Request::DeleteEndpoint(id) => endpoints::delete(self, &by, id),
-            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, &by, id, &Zeroizing::new(body)),
-            Request::TestEndpoint(id) => endpoints::test(self, org, id),
-            Request::RecoverEndpoint(id, body) => endpoints::recover(self, org, id, &body),
-            Request::ListKeys => keys::list(self, org),
-            Request::RotateKey(body) => keys::rotate(self, &by, &body),
-            Request::DeleteKey(id) => keys::delete(self, &by, id),
+            ControlRoute::ListEndpoints => endpoints::list(self, org, &query),
+            ControlRoute::GetEndpoint(id) => endpoints::get(self, org, id),
+            ControlRoute::UpdateEndpoint(id) => endpoints::update(self, &by, id, &body),
+            ControlRoute::DeleteEndpoint(id) => endpoints::delete(self, &by, id),
+            ControlRoute::RotateEndpointSecret(id) => endpoints::rotate_secret(self, &by, id, &body),
+            ControlRoute::TestEndpoint(id) => endpoints::test(self, org, id),
+            ControlRoute::RecoverEndpoint(id) => endpoints::recover(self, org, id, &body),
+            ControlRoute::ListKeys => keys::list(self, org),
+            ControlRoute::RotateKey => keys::rotate(self, &by, &body),
+            ControlRoute::DeleteKey(id) => keys::delete(self, &by, id),
         }
         .map(|answer| (answer, location))
-        .map_err(|refusal| {
-            // Nothing was made, as far as is known.
+        .map_err(|error| {
+            // As far as is known nothing was changed.
             if let Some(change) = announced {
                 self.own_changes.take(change);
             }
-            self.problem(&refusal)
+            self.problem(&error)
         })
     }
 
-    /// Asks the store, and records how long its answer took.
+    /// Calls the store and records how long the call took.
     fn ask<T>(&self, operation: DbOperation, question: impl FnOnce(&dyn Store) -> T) -> T {
         self.metrics.store.timed(operation, || question(self.store.as_ref()))
     }
 
-    /// Says that the organisation's endpoints changed, before the answer does.
+    /// Tells this server that the organisation's endpoints changed, before the request is answered.
     fn endpoints_changed(&self, org: OrgId) -> Result<(), StoreError> {
         (self.management.on_change)(org)
     }
 
-    /// The client's side of a refusal; the operator's is logged here, once.
-    fn problem(&self, refusal: &Refusal) -> Problem {
-        let (problem, trouble) = match refusal {
-            Refusal::Client(problem) => (problem.clone(), None),
-            Refusal::Store(
+    /// The problem that the client gets; what concerns the operator is logged here.
+    fn problem(&self, error: &HandlerError) -> Problem {
+        let (problem, failure) = match error {
+            HandlerError::Client(problem) => (problem.clone(), None),
+            HandlerError::Store(
                 StoreError::Unavailable(_)
                 | StoreError::TooMuch(_)
                 | StoreError::Locked(_)
                 | StoreError::Unexplained(_),
-            ) => (Problem::StoreUnavailable, Some(Trouble::Unavailable)),
-            Refusal::Store(StoreError::Misconfigured(_)) => (Problem::StoreUnavailable, Some(Trouble::Misconfigured)),
-            Refusal::Store(StoreError::Rejected(Rejection::TooManyKeys)) => (Problem::TooManyKeys, None),
-            Refusal::Store(StoreError::Rejected(Rejection::TooManyEndpoints)) => (Problem::TooManyEndpoints, None),
+            ) => (Problem::StoreUnavailable, Some(Failure::Unavailable)),
+            HandlerError::Store(StoreError::Misconfigured(_)) => {
+                (Problem::StoreUnavailable, Some(Failure::Misconfigured))
+            }
+            HandlerError::Store(StoreError::Rejected(Rejection::TooManyKeys)) => (Problem::TooManyKeys, None),
+            HandlerError::Store(StoreError::Rejected(Rejection::TooManyEndpoints)) => (Problem::TooManyEndpoints, None),
             // The key that the request came with was revoked or expired, or its organisation deleted, after a shard looked
             // it up.
-            Refusal::Store(StoreError::Rejected(Rejection::KeyNotValid(_) | Rejection::NoSuchOrganization(_))) => {
+            HandlerError::Store(StoreError::Rejected(Rejection::KeyNotValid(_) | Rejection::NoSuchOrganization(_))) => {
                 (Problem::InvalidApiKey, None)
             }
-            Refusal::Store(StoreError::RowRefused(_) | StoreError::Rejected(_)) => {
-                (Problem::Internal, Some(Trouble::Refused))
+            HandlerError::Store(StoreError::RowRefused(_) | StoreError::Rejected(_)) => {
+                (Problem::Internal, Some(Failure::Refused))
             }
-            Refusal::Randomness(_) => (Problem::Internal, Some(Trouble::Randomness)),
+            HandlerError::Randomness(_) => (Problem::Internal, Some(Failure::Randomness)),
         };
-        if let Some(trouble) = trouble {
-            self.complaints.log(trouble, refusal);
+        if let Some(failure) = failure {
+            self.failure_log.log(failure, error);
         }
         problem
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(problem) => f.write_str(&problem.detail()),

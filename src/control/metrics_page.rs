@@ -1,7 +1,7 @@
-//! `/metrics` for the shards: rendered here, because a rendering takes locks and half a millisecond.
+//! Renders `/metrics` for the shards, because a rendering takes locks and half a millisecond.
 //!
-//! On a thread of its own: the others may all wait for the database, which is when somebody looks at the metrics. A
-//! rendering serves everybody who asks within [`METRICS_PAGE_AGE_MAX`], so that asking often is not more work.
+//! It has a thread of its own: the workers may all wait for the database, which is when somebody looks at the metrics. One
+//! rendering serves everybody who asks within [`METRICS_PAGE_AGE_MAX`], so asking often is not more work.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,11 +16,11 @@ use millrace_base::limits::{METRICS_PAGE_AGE_MAX, METRICS_PAGE_WAITING_MAX};
 use millrace_base::problem::Problem;
 use millrace_metrics::Metrics;
 
-/// One who waits for a rendering.
-type Waiting = oneshot::Sender<Arc<[u8]>>;
+/// Where a rendering is sent.
+type PageSender = oneshot::Sender<Arc<[u8]>>;
 
-/// The way to the thread, which ends when this is dropped.
-pub(super) struct MetricsPage(Sender<Waiting>);
+/// Asks the thread, which ends when this is dropped.
+pub(super) struct MetricsPage(Sender<PageSender>);
 
 impl MetricsPage {
     /// Starts the thread.
@@ -35,7 +35,7 @@ impl MetricsPage {
     /// Asks for a rendering; never blocks. Where a rendering fails, the receiver gets nothing.
     ///
     /// # Errors
-    /// [`Problem::ControlBusy`] where too many wait for one.
+    /// [`Problem::ControlBusy`] where too many requests wait.
     pub(super) fn ask(&self) -> Result<oneshot::Receiver<Arc<[u8]>>, Problem> {
         let (answer, answered) = oneshot::channel();
         self.0.try_send(answer).map_err(|_| Problem::ControlBusy)?;
@@ -43,7 +43,7 @@ impl MetricsPage {
     }
 }
 
-fn render_for_all(render: impl Fn() -> Vec<u8>, waiting: &Receiver<Waiting>) {
+fn render_for_all(render: impl Fn() -> Vec<u8>, waiting: &Receiver<PageSender>) {
     let mut last: Option<(Instant, Arc<[u8]>)> = None;
     for answer in waiting {
         if answer.is_canceled() {
@@ -51,11 +51,11 @@ fn render_for_all(render: impl Fn() -> Vec<u8>, waiting: &Receiver<Waiting>) {
         }
         last = last.filter(|(made_at, _)| made_at.elapsed() < METRICS_PAGE_AGE_MAX);
         if last.is_none() {
-            // A panic costs those who wait now: it was logged, and the next rendering may succeed.
+            // A panic fails the requests that wait now. It is logged, and the next rendering may succeed.
             last = catch_unwind(AssertUnwindSafe(&render)).ok().map(|page| (Instant::now(), page.into()));
         }
         if let Some((_, page)) = &last {
-            // The client may have gone meanwhile.
+            // Fails where the client has disconnected.
             let _ = answer.send(Arc::clone(page));
         }
     }

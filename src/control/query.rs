@@ -1,9 +1,9 @@
-//! The query strings of lists, parsed strictly: a parameter that is not known, given twice or ill-formed is
-//! refused by name, for a typo must not turn a filter into "everything".
+//! Parses the query strings of lists, strictly.
 //!
-//! Names and values are percent-decoded as RFC 3986 has it. A `+` is a plus, not a space: the offset of a time can be
-//! written `+02:00` as well as `%2B02:00`, and no value here has a space in it. Empty parameters (`a=1&&`) are skipped.
-//! The string's length is bounded by the request target's.
+//! A parameter that is unknown, given twice or ill-formed is refused by name, because a typo must not turn a filter into
+//! "everything". Names and values are percent-decoded as in RFC 3986. A `+` is a plus and not a space, so the offset of a
+//! time can be written `+02:00` as well as `%2B02:00`; no value here has a space in it. Empty parameters (`a=1&&`) are
+//! skipped. The request target's bound also bounds the query string.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ use millrace_store::webhooks::{DeliveryQuery, DeliveryStatus};
 
 use super::cursor;
 
-/// At most this much of an unknown parameter's name is said back.
+/// Longest part of an unknown parameter's name that is quoted.
 const NAME_SHOWN_CHARS: usize = 64;
 
 /// Reads `type`, `after`, `before`, `limit` and `cursor`.
@@ -65,7 +65,7 @@ pub(super) fn deliveries(query: &str) -> Result<DeliveryQuery, Problem> {
     })
 }
 
-/// An empty cursor is that of the first page: clients write it before they have another.
+/// Reads a cursor. An empty one means the first page: clients write it before they have a cursor.
 fn read_cursor<T>(
     cursor: &mut Option<T>,
     value: Option<&str>,
@@ -74,8 +74,8 @@ fn read_cursor<T>(
     if value == Some("") { Ok(()) } else { once(cursor, "cursor", value.and_then(decode), CURSOR_RULE) }
 }
 
-/// Which part of a list that has no filters, in the order of its ids.
-pub(super) struct Page {
+/// A page of a list without filters, ordered by id.
+pub(super) struct PageQuery {
     /// The last id of the page before.
     pub(super) cursor: Option<Uuid>,
     /// At most this many.
@@ -86,7 +86,7 @@ pub(super) struct Page {
 ///
 /// # Errors
 /// [`Problem::BadQuery`], naming the parameter.
-pub(super) fn page(query: &str) -> Result<Page, Problem> {
+pub(super) fn page(query: &str) -> Result<PageQuery, Problem> {
     let (mut limit, mut cursor) = (None, None);
     each(query, "limit and cursor", |name, value| {
         match name {
@@ -96,11 +96,11 @@ pub(super) fn page(query: &str) -> Result<Page, Problem> {
         }
         Ok(true)
     })?;
-    Ok(Page { cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
+    Ok(PageQuery { cursor, limit: limit.unwrap_or(LIST_LIMIT_DEFAULT) })
 }
 
-/// Hands each parameter to `take`, decoded (the value is `None` where it cannot be); it says whether it knows the name,
-/// and `known` are those it does.
+/// Passes each parameter to `take`, decoded; the value is `None` where it cannot be decoded. `take` returns whether it knows
+/// the name; `known` lists the names it knows.
 fn each(
     query: &str,
     known: &str,
@@ -124,10 +124,10 @@ const STATUS_RULE: &str = "pending, delivered, failed or blocked";
 const ID_RULE: &str = "an id such as 01890a5d-ac96-774b-bcce-b302099a8057";
 const LIMIT_RULE: &str = "a number from 1 to 1000";
 const CURSOR_RULE: &str = "a next_cursor as a page of this list gave it";
-// The rules are words; this keeps them true.
+// The rules above are text; this keeps them true.
 const _: () = assert!(EVENT_TYPE_BYTES_MAX == 128 && LIST_LIMIT_MAX == 1000);
 
-/// Fills `place` with a parsed value, the first time.
+/// Stores a parsed value in `place`; refuses a second one.
 fn once<T>(place: &mut Option<T>, name: &str, value: Option<T>, rule: &str) -> Result<(), Problem> {
     let value = value.ok_or_else(|| bad(format!("`{name}` must be {rule}")))?;
     match place.replace(value) {

@@ -1,8 +1,9 @@
-//! `POST /api/events/batch`: a JSON array or NDJSON lines, each item answered for itself, in order.
+//! `POST /api/events/batch`: a JSON array or NDJSON lines; each event gets its own result, in order.
 //!
-//! The body is cut into items first and every item is parsed before the first is accepted, so a body that is
-//! not a JSON array is refused whole. With an `Idempotency-Key` their ids follow from it ([`batch_key`]). The shard goes back to its other connections every
-//! [`BYTES_PER_TURN`] bytes of parsing: a large batch must not hold up small events.
+//! The body is cut into items first, and every item is parsed before the first is accepted, so a body that is not a
+//! JSON array is refused whole. With an `Idempotency-Key` the ids of the events follow from it ([`batch_key`]). A
+//! batch yields to the other connections of its shard every [`BYTES_PER_YIELD`] bytes of parsing, so that it does not
+//! hold up small events.
 
 use std::borrow::Cow;
 use std::hash::Hasher as _;
@@ -13,28 +14,31 @@ use millrace_base::limits;
 use millrace_base::problem::{FieldError, Problem, reason_phrase};
 use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
-use millrace_tenant::rate_limit::Minute;
+use millrace_tenant::auth_cache::Tenant;
+use millrace_tenant::rate_window::RatePolicy;
 use millrace_wire::http::{ContentType, Head};
+use millrace_wire::routes::ShardRoute;
 
-use super::connection::{Connection, Stop};
+use super::batch_key::Use;
+use super::connection::{Abort, Connection};
 use super::envelope::skip_value;
 use super::{
-    Charge, Standing, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, journal_refusal, parse,
-    turn,
+    Charge, RequestContext, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, journal_refusal,
+    parse, work_budget,
 };
 
-/// Parsed between two turns of the other connections; about 100 µs.
-const BYTES_PER_TURN: usize = 64 * 1024;
+/// Bytes parsed before the shard's other connections run; about 100 µs of work.
+const BYTES_PER_YIELD: usize = 64 * 1024;
 
-/// What came of a batch, as the body of its answer.
+/// The outcome of a batch, with the body of its response.
 pub(super) enum Outcome {
     /// At least one event was accepted.
     Taken(Vec<u8>),
-    /// None was, through faults of their own: a problem document.
+    /// No event was accepted, each because of its own fault: a problem document.
     NothingTaken(Vec<u8>),
 }
 
-/// An event that was accepted, and what it took of the minute.
+/// An event that was accepted, and its charge against the rate limit.
 struct Taken {
     id: EventId,
     charge: Option<Charge>,
@@ -44,72 +48,29 @@ struct Taken {
 pub(super) async fn post_events<S: Stream>(
     connection: &mut Connection<S>,
     head: &Head,
-    standing: &mut Standing,
-) -> Result<Outcome, Stop> {
-    let tenant = identify(connection, head, std::time::Instant::now(), standing).await?;
-    // One request of the minute is taken before the body is read; each further event takes its own below.
-    admit(&connection.shard, &tenant, standing)?;
+    context: &mut RequestContext,
+) -> Result<Outcome, Abort> {
+    let tenant = identify(connection, head, std::time::Instant::now(), context).await?;
+    // One event is counted before the body is read; each further event is counted below.
+    admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Ndjson)?;
-    let read = connection.read_body(head, limits::BATCH_BODY_BYTES_MAX).await;
-    let read = read.inspect_err(|stop| standing.settle(stop))?;
-    let is_ndjson = head.content_type == ContentType::Ndjson;
-    let keys = Rc::clone(&connection.shard).neighbours.batch_keys.clone();
-    let mut digest = keys.hasher();
-    let mut key = None;
-    let mut events: Vec<Result<Event, Problem>> = Vec::new();
-    {
-        let body = connection.body(&read);
-        let items = if is_ndjson { lines(body) } else { elements(body)? };
-        if items.is_empty() || items.len() > limits::BATCH_EVENTS_MAX {
-            count_invalid(&connection.shard, ValidationErrorKind::NotAnObject);
-            let message = format!("holds {} events; it must hold 1 to {}", items.len(), limits::BATCH_EVENTS_MAX);
-            let field = FieldError { field: "".into(), message: Cow::Owned(message) };
-            return Err(Problem::InvalidEvent(vec![field]).into());
-        }
-        if let Some(raw) = connection.idempotency_key(head) {
-            key = Some(batch_key::read(raw).map_err(|why| bad_key(&connection.shard, why))?);
-        }
-        events.reserve_exact(items.len());
-        let mut parsed_bytes = 0;
-        for (number, item) in items.into_iter().enumerate() {
-            let dedup_id = key.as_deref().map(|key| {
-                digest.write(&body[item.clone()]);
-                digest.write_usize(item.len());
-                batch_key::dedup_id(key, number)
-            });
-            let event = parse(&connection.shard, &tenant, None, dedup_id.as_deref(), &body[item.clone()]);
-            if let (Err(Problem::InvalidJson { offset, detail }), false) = (&event, is_ndjson) {
-                // One broken element means the body is not a JSON array at all.
-                let offset = offset.map(|offset| item.start + offset);
-                return Err(Problem::InvalidJson { offset, detail: detail.clone() }.into());
-            }
-            events.push(event);
-            parsed_bytes += item.len();
-            if parsed_bytes >= BYTES_PER_TURN {
-                parsed_bytes = 0;
-                connection.wait_for_server();
-                turn::rest().await;
-            }
-        }
-    }
-    let using = key.map(|key| keys.using(tenant.grant.org, &key, digest.finish()));
-    if using.is_some_and(|using| keys.is_for_another(using)) {
-        return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
-    }
-    let ticket = Rc::new(AckToken::default());
+    let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
+    let read = read.inspect_err(|abort| context.settle(abort))?;
+    let (events, using) = parse_events(connection, head, &tenant, connection.body(&read)).await?;
+    let ack_token = Rc::new(AckToken::default());
     let mut is_first = true;
     let mut results: Vec<Result<Taken, Problem>> = events
         .into_iter()
         .map(|event| {
             let event = event?;
             if !std::mem::take(&mut is_first) {
-                admit(&connection.shard, &tenant, standing)?;
+                admit(&connection.shard, &tenant, context)?;
             }
-            let charge = standing.charge();
-            match accept(&connection.shard, event, &ticket) {
+            let charge = context.charge();
+            match accept(&connection.shard, event, &ack_token) {
                 Ok(id) => Ok(Taken { id, charge }),
                 Err(problem) => {
-                    give_back(charge, standing);
+                    give_back(charge, context);
                     Err(problem)
                 }
             }
@@ -118,25 +79,15 @@ pub(super) async fn post_events<S: Stream>(
     if let Some(using) = using
         && results.iter().any(Result::is_ok)
     {
-        keys.remember(using);
+        connection.shard.shared.batch_keys.remember(using);
     }
     connection.wait_for_server();
-    ticket.settled().await;
-    let mut taken = results.iter_mut().filter(|result| result.is_ok());
-    let mut next = 0;
-    for (position, trouble) in ticket.clear() {
-        let AppendError::Refused(why) = trouble else { return Err(Stop::Gone) };
-        let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
-        if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
-            give_back(charge, standing);
-        }
-        next = position + 1;
-    }
+    settle(&ack_token, &mut results, context).await?;
     if results.iter().any(Result::is_ok) {
         return Ok(Outcome::Taken(render(&connection.shard, &results)));
     }
-    // Nothing of it was taken. Where any of it only found no room: the clear no that a single event would get, and the
-    // whole may be sent again.
+    // Nothing was accepted. If an event was refused only for want of room, the batch gets the refusal that a single
+    // event would get, and the client may send all of it again.
     let may_pass = |problem: &&Problem| problem.is_for_want_of_room() || matches!(problem, Problem::RateLimited { .. });
     match results.iter().filter_map(|result| result.as_ref().err()).find(may_pass) {
         Some(problem) => Err(problem.clone().into()),
@@ -144,26 +95,98 @@ pub(super) async fn post_events<S: Stream>(
     }
 }
 
-/// Gives back what an event took of the minute.
-fn give_back(charge: Option<Charge>, standing: &mut Standing) {
+/// Cuts the body into items and parses each: an event, or why it is none. With an `Idempotency-Key` also returns the use
+/// of that key for this body.
+async fn parse_events<S: Stream>(
+    connection: &Connection<S>,
+    head: &Head,
+    tenant: &Tenant,
+    body: &[u8],
+) -> Result<(Vec<Result<Event, Problem>>, Option<Use>), Abort> {
+    let is_ndjson = head.content_type == ContentType::Ndjson;
+    let keys = &connection.shard.shared.batch_keys;
+    let mut digest = keys.hasher();
+    let mut key = None;
+    let mut events: Vec<Result<Event, Problem>> = Vec::new();
+    let items = if is_ndjson { lines(body) } else { elements(body)? };
+    if items.is_empty() || items.len() > limits::BATCH_EVENTS_MAX {
+        count_invalid(&connection.shard, ValidationErrorKind::NotAnObject);
+        let message = format!("holds {} events; it must hold 1 to {}", items.len(), limits::BATCH_EVENTS_MAX);
+        let field = FieldError { field: "".into(), message: Cow::Owned(message) };
+        return Err(Problem::InvalidEvent(vec![field]).into());
+    }
+    if let Some(raw) = connection.idempotency_key(head) {
+        key = Some(batch_key::read(raw).map_err(|why| bad_key(&connection.shard, why))?);
+    }
+    events.reserve_exact(items.len());
+    let mut parsed_bytes = 0;
+    for (number, item) in items.into_iter().enumerate() {
+        let dedup_id = key.as_deref().map(|key| {
+            digest.write(&body[item.clone()]);
+            digest.write_usize(item.len());
+            batch_key::dedup_id(key, number)
+        });
+        let event = parse(&connection.shard, tenant, None, dedup_id.as_deref(), &body[item.clone()]);
+        if let (Err(Problem::InvalidJson { offset, detail }), false) = (&event, is_ndjson) {
+            // One broken element means the body is not a JSON array at all.
+            let offset = offset.map(|offset| item.start + offset);
+            return Err(Problem::InvalidJson { offset, detail: detail.clone() }.into());
+        }
+        events.push(event);
+        parsed_bytes += item.len();
+        if parsed_bytes >= BYTES_PER_YIELD {
+            parsed_bytes = 0;
+            connection.wait_for_server();
+            work_budget::yield_now().await;
+        }
+    }
+    let using = key.map(|key| keys.using(tenant.grant.org, &key, digest.finish()));
+    if using.is_some_and(|using| keys.is_for_another(using)) {
+        return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
+    }
+    Ok((events, using))
+}
+
+/// Waits until every accepted event is durable or refused, and turns the refused ones into refusals.
+async fn settle(
+    ack_token: &AckToken,
+    results: &mut [Result<Taken, Problem>],
+    context: &mut RequestContext,
+) -> Result<(), Abort> {
+    ack_token.settled().await;
+    let mut taken = results.iter_mut().filter(|result| result.is_ok());
+    let mut next = 0;
+    for (position, failure) in ack_token.clear() {
+        let AppendError::Refused(why) = failure else { return Err(Abort::Gone) };
+        let broken = taken.nth((position - next) as usize).expect("a token settles what was accepted with it");
+        if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
+            give_back(charge, context);
+        }
+        next = position + 1;
+    }
+    Ok(())
+}
+
+/// Uncounts an event against the rate limit.
+fn give_back(charge: Option<Charge>, context: &mut RequestContext) {
     if let Some(charge) = charge {
-        standing.decision = Some((Minute::Events, charge.give_back()));
+        context.decision = Some((RatePolicy::Events, charge.give_back()));
     }
 }
 
-/// Refuses a batch for its key.
+/// Refuses a batch because of its `Idempotency-Key`.
 fn bad_key(shard: &super::Shard, why: &'static str) -> Problem {
     count_invalid(shard, ValidationErrorKind::DedupIdInvalid);
     Problem::InvalidEvent(vec![FieldError { field: "Idempotency-Key".into(), message: why.into() }])
 }
 
-/// The body of a 202, or where nothing was accepted a problem document with the same members.
+/// The body of a 202, or a problem document with the same members if nothing was accepted.
 fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
-    /// Of one item that was accepted, and of what is around all of them.
+    /// The size of one accepted item, and of the text around all items.
     const ITEM_BYTES: usize = r#"{"id":"00000000-0000-0000-0000-000000000000"},"#.len();
     const FRAME_BYTES: usize = 64;
     #[derive(serde::Serialize)]
-    struct Body<'a> {
+    struct BatchResult<'a> {
         #[serde(flatten)]
         refusal: Option<Refusal>,
         accepted: usize,
@@ -176,7 +199,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
         Id(#[serde(serialize_with = "id_text")] EventId),
         Error { code: &'a str, detail: String },
     }
-    /// Of all events.
+    /// The members of a problem document.
     #[derive(serde::Serialize)]
     struct Refusal {
         r#type: &'static str,
@@ -199,13 +222,13 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
             Item::Error { code: problem.code().as_str(), detail: item_detail(problem) }
         }
     });
-    let body = Body { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };
+    let body = BatchResult { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };
     let mut text = Vec::with_capacity(FRAME_BYTES + results.len() * ITEM_BYTES);
     serde_json::to_writer(&mut text, &body).expect("writing plain text into memory cannot fail");
     text
 }
 
-/// An id as text, without a `String` for each.
+/// Writes an id as text without allocating a `String`.
 fn id_text<S: serde::Serializer>(id: &EventId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }

@@ -1,112 +1,90 @@
-//! One connection: bytes in, requests one after the other, answers out in their order.
+//! One connection: reads requests one after the other and sends the responses in the same order.
 //!
-//! A task on its shard. The read buffer is small while the connection is idle (a completion-based read pins it
-//! for the whole wait) and grows with what actually arrives, never ahead of it. Answers to pipelined requests
-//! are gathered and written together. After anything that makes the framing doubtful the connection is closed
-//! and nothing behind it is interpreted.
+//! A task on its shard. The read buffer is small while the connection is idle (a completion-based read pins it for
+//! the whole wait) and grows with the bytes that arrive, never ahead of them. Responses to pipelined requests are
+//! gathered and written together. After anything that makes the framing doubtful the connection is closed, and
+//! nothing behind that point is interpreted.
 //!
-//! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
+//! Nothing is cancelled. A deadline shuts the socket down (see [`connection_table`](super::connection_table)), so every
 //! read and write ends by itself and gives its buffer back.
 
+mod answer;
 mod body;
 
 use std::mem::take;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_base::problem::Problem;
 use millrace_base::{health, limits};
-use millrace_control::{Caller, Job, Reply, ReplyHold, Request};
+use millrace_control::ReplyPermit;
 use millrace_journal::{AckToken, AppendError};
-use millrace_metrics::Route as RouteLabel;
-use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
-use millrace_wire::routes::{self, Route};
+use millrace_wire::http::{self, Framing, Head, HeadScanner};
+use millrace_wire::response::{self, Caching, Frame};
+use millrace_wire::routes::{self, Route, RouteName, ShardRoute};
 
-use super::addresses::Cells;
-use super::batch::Outcome;
-use super::clients::Peer;
-use super::connections::{Member, Phase};
-use super::promises::{Accepted, Promises, Settled};
-use super::reply::{self, Caching, Frame};
+use super::address_sketch::SketchCells;
+use super::client_identity::Peer;
+use super::connection_table::{Phase, Registration};
+use super::pending_acks::{Accepted, PendingAcks, Settled};
 use super::shard::Shard;
 use super::stream::Stream;
-use super::turn::{self, Turn};
 use super::wipe::wipe;
-use super::{Standing, batch, dispatch, journal_refusal, post_event};
+use super::work_budget::{self, WorkBudget};
+use super::{RequestContext, journal_refusal, post_event};
+use answer::Answer;
 
-/// Why a request gets no ordinary answer.
+/// Why a request ends early.
 #[derive(Debug)]
-pub(super) enum Stop {
-    /// Say no.
+pub(super) enum Abort {
+    /// It is refused.
     Refuse(Problem),
-    /// The client is gone: say nothing.
+    /// The client is gone, so there is nobody to answer.
     Gone,
 }
 
-impl From<Problem> for Stop {
+impl From<Problem> for Abort {
     fn from(problem: Problem) -> Self {
         Self::Refuse(problem)
     }
 }
 
-/// A good answer.
-enum Answer {
-    Accepted(Accepted),
-    Json {
-        status: u16,
-        body: Vec<u8>,
-        caching: Caching,
-        location: Option<String>,
-        hold: Option<ReplyHold>,
-    },
-    /// A refusal that says more than one [`Problem`] can.
-    Problem {
-        status: u16,
-        body: Vec<u8>,
-    },
-    Text {
-        content_type: &'static str,
-        body: Arc<[u8]>,
-    },
-    /// The methods that are taken.
-    Options(&'static str),
-}
-
+/// The name of `POST /api/events` in metrics.
+const EVENTS_POST: RouteName = ShardRoute::PostEvent.name();
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
 /// Read buffers above this are not kept between requests.
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
-/// One connection's state. Field order matters: `member` leaves the table before `stream` closes its descriptor.
+/// One connection's state. Field order matters: `registration` leaves the table before `stream` closes its descriptor.
 pub(super) struct Connection<S> {
-    member: Member,
+    registration: Registration,
     stream: S,
     pub(super) shard: Rc<Shard>,
     peer: Peer,
     buffer: Vec<u8>,
-    /// Where the present request starts in `buffer`.
+    /// Where the current request starts in `buffer`.
     start: usize,
-    /// How many bytes of it are done with when it is answered.
+    /// How many of its bytes are consumed when it is answered.
     request_len: usize,
     is_body_read: bool,
     scanner: HeadScanner,
     out: Vec<u8>,
-    /// Answers in `out` that must wait for the journal.
-    promises: Promises,
-    /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
-    holds: Vec<ReplyHold>,
-    /// What a read buffer should hold, from the size of the last request.
+    /// The responses in `out` that must wait for the journal.
+    pending_acks: PendingAcks,
+    /// Permits for the bytes of control replies in `out`; given back when `out` is written.
+    permits: Vec<ReplyPermit>,
+    /// The size of the next read buffer, from the size of the last request.
     read_hint: usize,
-    turn: Turn,
+    budget: WorkBudget,
 }
 
 impl<S: Stream> Connection<S> {
     pub(super) fn new(shard: Rc<Shard>, stream: S, peer: Peer) -> Self {
-        let member = shard.connections.enter(stream.as_raw_fd());
+        let registration = shard.connections.enter(stream.as_raw_fd());
         Self {
-            member,
+            registration,
             stream,
             shard,
             peer,
@@ -116,29 +94,29 @@ impl<S: Stream> Connection<S> {
             is_body_read: false,
             scanner: HeadScanner::default(),
             out: Vec::new(),
-            promises: Promises::default(),
-            holds: Vec::new(),
+            pending_acks: PendingAcks::default(),
+            permits: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
-            turn: Turn::begin(),
+            budget: WorkBudget::begin(),
         }
     }
 
-    /// Serves until the client or a rule ends the connection.
+    /// Serves requests until the client or a rule ends the connection.
     pub(super) async fn serve(mut self) {
         let ended_cleanly = loop {
             match self.next_head().await {
                 Ok(Some(head)) => match self.exchange(&head).await {
-                    Ok(true) => self.turn.rest_if_over().await,
+                    Ok(true) => self.budget.yield_if_spent().await,
                     Ok(false) => break self.is_body_read && self.buffer.is_empty(),
-                    Err(Stop::Gone) => return,
-                    Err(Stop::Refuse(problem)) => {
+                    Err(Abort::Gone) => return,
+                    Err(Abort::Refuse(problem)) => {
                         self.refuse_unparsed(&problem);
                         break false;
                     }
                 },
                 Ok(None) => break true,
-                Err(Stop::Gone) => return,
-                Err(Stop::Refuse(problem)) => {
+                Err(Abort::Gone) => return,
+                Err(Abort::Refuse(problem)) => {
                     self.refuse_unparsed(&problem);
                     break false;
                 }
@@ -152,31 +130,32 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Says no before any request. Without `may_linger` a client that has sent something already may not see it.
+    /// Refuses the connection before any request. Without `may_linger` a client that has already sent something may not
+    /// see the refusal.
     pub(super) async fn turn_away(mut self, problem: &Problem, may_linger: bool) {
         self.refuse_unparsed(problem);
         if self.flush().await.is_ok() {
             self.finish_sending().await;
             if may_linger {
-                // Only so many may at a time, so none may for long.
+                // Few connections may linger at a time, so none may for long.
                 self.linger(limits::LINGER_SILENCE_MAX).await;
             }
         }
     }
 
-    /// Says that nothing more comes, where the stream has a word for it.
+    /// Tells the client that nothing more follows, if the stream can say so.
     async fn finish_sending(&mut self) {
-        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        self.registration.begin(Phase::Write, limits::WRITE_TIMEOUT);
         self.stream.finish().await;
     }
 
     /// The head of the next request; `None` when the connection ends between requests.
-    async fn next_head(&mut self) -> Result<Option<Head>, Stop> {
+    async fn next_head(&mut self) -> Result<Option<Head>, Abort> {
         let mut is_header_begun = false;
         let mut may_skip_line = true;
         loop {
             let filled = &self.buffer[self.start..];
-            // One empty line before a request line is forgiven (RFC 9112, 2.2).
+            // One empty line before a request line is skipped (RFC 9112, 2.2).
             if may_skip_line && filled.starts_with(b"\r\n") {
                 self.start += 2;
                 may_skip_line = false;
@@ -184,8 +163,8 @@ impl<S: Stream> Connection<S> {
             }
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
-                // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
-                self.member.begin(Phase::Idle, self.shard.neighbours.keep_alive_timeout);
+                // Also while draining: the sweep ends idle connections, and a request that arrives before it gets 503.
+                self.registration.begin(Phase::Idle, self.shard.shared.keep_alive_timeout);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {
                     let head = http::parse_head(&filled[..len])?;
@@ -197,50 +176,61 @@ impl<S: Stream> Connection<S> {
                 if !is_header_begun {
                     is_header_begun = true;
                     self.flush().await?;
-                    self.member.begin(Phase::Header, limits::HEADER_TIMEOUT);
+                    self.registration.begin(Phase::Header, limits::HEADER_TIMEOUT);
                 }
             }
             if self.fill().await? == 0 {
-                let is_late = is_header_begun && self.member.slot().is_overdue();
+                let is_late = is_header_begun && self.registration.slot().is_overdue();
                 return if is_late { Err(Problem::RequestTimeout.into()) } else { Ok(None) };
             }
         }
     }
 
     /// Answers one request. Returns whether the connection goes on.
-    async fn exchange(&mut self, head: &Head) -> Result<bool, Stop> {
-        let mut standing = Standing::default();
+    async fn exchange(&mut self, head: &Head) -> Result<bool, Abort> {
+        let mut context = RequestContext::default();
         let route = if self.shard.is_draining() {
             Err(Problem::ShuttingDown)
         } else {
             routes::route(head.method, head.path.slice(self.request()))
         };
-        let label = route.as_ref().map_or(RouteLabel::Other, |route| dispatch::label(*route));
+        let name = route.as_ref().map_or(RouteName::OTHER, |route| route.name());
         let answer = match route {
-            Ok(Route::PostEvent) => {
-                let accepted = post_event(self, head, &mut standing).await;
-                accepted.map(Answer::Accepted).inspect_err(|stop| standing.settle(stop))
+            Ok(Route::Shard(ShardRoute::PostEvent)) => {
+                let accepted = post_event(self, head, &mut context).await;
+                accepted.map(Answer::Accepted).inspect_err(|abort| context.settle(abort))
             }
-            Ok(route) => Box::pin(self.other(route, head, &mut standing)).await,
+            // The other routes are boxed, so that a single event does not carry their state.
+            Ok(Route::Shard(ShardRoute::PostEventBatch)) => Box::pin(self.batch(head, &mut context)).await,
+            Ok(Route::Shard(ShardRoute::Root)) => Ok(Answer::json(200, routes::ROOT_BODY, Caching::Never)),
+            Ok(Route::Shard(ShardRoute::Health)) => Ok(Answer::json(200, health::HEALTH_BODY, Caching::Never)),
+            Ok(Route::Shard(ShardRoute::Ready)) => {
+                let readiness = self.shard.readiness();
+                Ok(Answer::json(readiness.status(), &readiness.body(), Caching::Never))
+            }
+            Ok(Route::Shard(ShardRoute::OpenApi)) => Ok(Answer::json(200, routes::OPENAPI_JSON, Caching::Default)),
+            Ok(Route::Shard(ShardRoute::Metrics)) => Box::pin(self.metrics_page()).await,
+            Ok(Route::Control(route)) => Box::pin(self.control(route, head, &mut context)).await,
+            Ok(Route::Options(allow)) => Ok(Answer::Options(allow)),
             Err(problem) => Err(problem.into()),
         };
-        if let Err(Stop::Gone) = answer {
-            return Err(Stop::Gone);
+        if let Err(Abort::Gone) = answer {
+            return Err(Abort::Gone);
         }
-        // Here, while the head is still where it was read: an idle connection keeps its buffer, not its key.
+        // Now, while the head is still where it was read: an idle connection keeps its buffer, but not the key in it.
         if let Some(key) = head.api_key {
             wipe(key.slice_mut(&mut self.buffer[self.start..]));
         }
         let unread = match &answer {
             _ if self.is_body_read => Some(0),
-            // Nothing more is read from a socket that was too slow.
-            Err(Stop::Refuse(Problem::RequestTimeout)) => None,
+            // A socket that was too slow is not read from again.
+            Err(Abort::Refuse(Problem::RequestTimeout)) => None,
             _ => self.unread_body(head),
         };
         let keep_alive = head.keep_alive && unread.is_some() && !self.shard.is_draining();
         let before = self.out.len();
-        self.write_answer(head, &standing, label, keep_alive, answer);
-        self.turn.answer(self.out.len() - before);
+        self.write_answer(head, &context, name, keep_alive, answer);
+        self.budget.answer(self.out.len() - before);
         if let Some(missing @ 1..) = unread.filter(|_| keep_alive)
             && !Box::pin(self.drop_body(missing)).await?
         {
@@ -253,77 +243,7 @@ impl<S: Stream> Connection<S> {
         Ok(keep_alive)
     }
 
-    /// Every route but the hot one.
-    async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let json = |status, body: &str, caching| {
-            Ok(Answer::Json { status, body: body.as_bytes().to_vec(), caching, location: None, hold: None })
-        };
-        let query = || {
-            let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
-            String::from_utf8_lossy(query).into_owned()
-        };
-        if let Some(request) = dispatch::request(route, query) {
-            return self.control(request, head, standing).await;
-        }
-        match route {
-            Route::PostEventBatch => Ok(match batch::post_events(self, head, standing).await? {
-                Outcome::Taken(body) => {
-                    Answer::Json { status: 202, body, caching: Caching::Default, location: None, hold: None }
-                }
-                Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
-            }),
-            Route::Options(allow) => Ok(Answer::Options(allow)),
-            Route::Root => json(200, routes::ROOT_BODY, Caching::Never),
-            Route::Health => json(200, health::HEALTH_BODY, Caching::Never),
-            Route::Ready => {
-                let readiness = self.shard.readiness();
-                json(readiness.status(), &readiness.body(), Caching::Never)
-            }
-            Route::OpenApi => json(200, routes::OPENAPI_JSON, Caching::Default),
-            Route::Metrics if self.shard.neighbours.are_metrics_public => {
-                let page = self.shard.control.metrics_page()?;
-                self.wait_for_server();
-                let body = page.await.map_err(|_| Problem::Internal)?;
-                Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
-            }
-            Route::Metrics => Err(Problem::NotFound.into()),
-            _ => unreachable!("a single event has its own way, and what is left goes to the control room"),
-        }
-    }
-
-    /// Hands a reading or managing request to the control pool and waits.
-    async fn control(&mut self, mut request: Request, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let tenant = super::identify(self, head, Instant::now(), standing).await?;
-        // Before the body is read, for which the head may move.
-        let from = self.client_address(head);
-        super::admit_control(&self.shard, &tenant, standing, request.line())?;
-        if head.framing != Framing::None
-            && let Some(body) = request.body_mut()
-        {
-            super::refuse_other_media(head, ContentType::Json)?;
-            let mut read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
-            body.extend_from_slice(self.body(&read));
-            // It may hold a webhook's secret.
-            wipe(self.body_mut(&mut read));
-        }
-        if matches!(request, Request::TestEndpoint(_)) {
-            // It makes an event.
-            super::admit(&self.shard, &tenant, standing)?;
-        }
-        let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
-        let reply = match self.shard.control.submit(Job { caller, request }) {
-            Ok(reply) => {
-                self.wait_for_server();
-                reply.await.unwrap_or(Err(Problem::Internal))
-            }
-            Err(problem) => Err(problem),
-        };
-        let reply = reply.map_err(Stop::Refuse).inspect_err(|stop| standing.settle(stop))?;
-        let Reply { status, body, location, hold } = reply;
-        Ok(Answer::Json { status, body, caching: Caching::Never, location, hold: Some(hold) })
-    }
-
-    /// The bytes of the present request, from its head on.
+    /// The bytes of the current request, from its head on.
     pub(super) fn request(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -333,28 +253,28 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
-    /// Where the client of the present request is counted, if anywhere.
-    pub(super) fn client(&self, head: &Head) -> Option<Cells> {
-        self.shard.neighbours.clients.cells_of(self.peer, head, self.request())
+    /// The cells in which the client of the current request is counted; `None` if its address is not known.
+    pub(super) fn client(&self, head: &Head) -> Option<SketchCells> {
+        self.shard.shared.clients.cells_of(self.peer, head, self.request())
     }
 
-    /// The address of the present request's client.
+    /// The client address of the current request.
     pub(super) fn client_address(&self, head: &Head) -> IpAddr {
-        self.shard.neighbours.clients.address_of(self.peer, head, self.request())
+        self.shard.shared.clients.address_of(self.peer, head, self.request())
     }
 
-    /// What single events are appended to the journal with.
-    pub(super) fn ticket(&self) -> &Rc<AckToken> {
-        self.promises.ticket()
+    /// The token with which single events are appended to the journal.
+    pub(super) fn ack_token(&self) -> &Rc<AckToken> {
+        self.pending_acks.ack_token()
     }
 
-    /// No deadline of the client's runs while the server is at work.
+    /// Stops the client's deadline while the server works.
     pub(super) fn wait_for_server(&self) {
-        self.member.work();
+        self.registration.work();
     }
 
     /// Reads more bytes behind those in the buffer. Returns how many; 0 at the end of the stream.
-    async fn fill(&mut self) -> Result<usize, Stop> {
+    async fn fill(&mut self) -> Result<usize, Abort> {
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
@@ -363,17 +283,18 @@ impl<S: Stream> Connection<S> {
         if buffer.is_empty() && buffer.capacity() != self.read_hint {
             buffer = Vec::with_capacity(self.read_hint);
         } else if buffer.capacity() - buffer.len() < LEAST_READ_BYTES {
-            // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
+            // Never read only a few bytes: a head of an unlucky length would make a body cost one call for each of
+            // them.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
-        self.turn.rest_if_over().await;
-        let ((read, buffer), has_waited) = turn::awaited(self.stream.receive(buffer)).await;
-        self.turn.read(*read.as_ref().unwrap_or(&0), has_waited);
+        self.budget.yield_if_spent().await;
+        let ((read, buffer), has_waited) = work_budget::track_wait(self.stream.receive(buffer)).await;
+        self.budget.read(*read.as_ref().unwrap_or(&0), has_waited);
         self.buffer = buffer;
-        read.map_err(|_| Stop::Gone)
+        read.map_err(|_| Abort::Gone)
     }
 
-    /// Done with the present request: the next starts behind it.
+    /// Consumes the current request: the next starts behind it.
     fn finish_request(&mut self) {
         let wanted = self.request_len.next_power_of_two();
         self.read_hint = wanted.clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
@@ -390,151 +311,150 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Writes what is gathered in `out`, when the journal lets it go.
-    async fn flush(&mut self) -> Result<(), Stop> {
-        self.keep_promises().await?;
+    /// Writes the responses in `out` once the journal has settled them.
+    async fn flush(&mut self) -> Result<(), Abort> {
+        self.settle_acks().await?;
         self.write_out().await
     }
 
-    /// Waits until every 202 in `out` is true. Where one will not be, it and what follows it are taken back, and the
-    /// connection ends: with a refusal where nothing of the event was written, else without a word, because nobody
-    /// knows.
-    async fn keep_promises(&mut self) -> Result<(), Stop> {
-        if self.promises.is_empty() {
+    /// Waits until the event of every 202 in `out` is durable. If one fails, its response and those behind it are
+    /// dropped and the connection ends: with a refusal if nothing of the event was written, otherwise without a
+    /// response, because nobody knows whether it was.
+    async fn settle_acks(&mut self) -> Result<(), Abort> {
+        if self.pending_acks.is_empty() {
             return Ok(());
         }
         self.wait_for_server();
-        let Settled { kept, since, broken } = self.promises.settled().await;
+        let Settled { kept, since, broken } = self.pending_acks.settled().await;
         let metrics = &self.shard.metrics;
         metrics.event_ingestion_latency_seconds.observe_nanos_times(since.elapsed().as_nanos() as u64, kept.into());
-        metrics.http_requests_total.add(RouteLabel::EventsPost, 202, kept.into());
-        let Some((begins, trouble)) = broken else { return Ok(()) };
+        metrics.http_requests_total.add(EVENTS_POST, 202, kept.into());
+        let Some((begins, failure)) = broken else { return Ok(()) };
         self.out.truncate(begins);
-        if let AppendError::Refused(why) = trouble {
-            self.refuse(RouteLabel::EventsPost, &journal_refusal(why), false);
+        if let AppendError::Refused(why) = failure {
+            self.refuse(EVENTS_POST, &journal_refusal(why), false);
         }
         self.write_out().await?;
         self.finish_sending().await;
         Box::pin(self.linger(limits::LINGER_TIMEOUT)).await;
-        Err(Stop::Gone)
+        Err(Abort::Gone)
     }
 
-    async fn write_out(&mut self) -> Result<(), Stop> {
+    async fn write_out(&mut self) -> Result<(), Abort> {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        self.registration.begin(Phase::Write, limits::WRITE_TIMEOUT);
         let mut out = take(&mut self.out);
         let mut written = 0;
         while written < out.len() {
             let (result, rest) = self.stream.send(out, written).await;
             out = rest;
             match result {
-                Ok(0) | Err(_) => return Err(Stop::Gone),
+                Ok(0) | Err(_) => return Err(Abort::Gone),
                 Ok(n) => written += n,
             }
-            self.member.extend(limits::WRITE_TIMEOUT);
+            self.registration.extend(limits::WRITE_TIMEOUT);
         }
-        if !self.holds.is_empty() {
-            // A control answer may show a new key, and the buffer is kept for others.
+        if !self.permits.is_empty() {
+            // A control reply may show a new key, and the buffer is used again.
             wipe(&mut out);
-            self.holds.clear();
+            self.permits.clear();
         }
         self.shard.give_buffer(out);
         Ok(())
     }
 
-    /// Lets the client read the refusal before the socket closes: unread input would turn the close into a
-    /// reset, which may take the answer with it. Many clients look for an answer only when all of a body is sent, so
-    /// this goes on while bytes come, up to `limit`.
+    /// Reads and drops input so that the client can read the refusal before the socket closes: unread input would
+    /// turn the close into a reset, and a reset may discard the response. Many clients look for a response only when
+    /// they have sent the whole body, so this goes on while bytes come, up to `limit`.
     async fn linger(&mut self, limit: Duration) {
-        self.member.slot().finish_sending();
+        self.registration.slot().finish_sending();
         let began_at = Instant::now();
         let mut dropped = 0;
-        self.member.begin(Phase::Linger, limits::LINGER_SILENCE_MAX);
+        self.registration.begin(Phase::Linger, limits::LINGER_SILENCE_MAX);
         while dropped < limits::LINGER_BYTES_MAX {
             self.buffer.clear();
             self.start = 0;
             let Ok(read @ 1..) = self.fill().await else { return };
             dropped += read;
-            // Large reads only for those who send much.
+            // Large reads only for clients that send much.
             self.read_hint = (2 * read).clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
-            // A server that leaves waits for no upload.
+            // A draining server does not wait for an upload.
             let limit = if self.shard.is_draining() { limits::LINGER_SILENCE_MAX } else { limit };
             let Some(left) = limit.checked_sub(began_at.elapsed()) else { return };
-            self.member.extend(left.min(limits::LINGER_SILENCE_MAX));
+            self.registration.extend(left.min(limits::LINGER_SILENCE_MAX));
         }
     }
 
     fn write_answer(
         &mut self,
         head: &Head,
-        standing: &Standing,
-        label: RouteLabel,
+        context: &RequestContext,
+        name: RouteName,
         keep_alive: bool,
-        answer: Result<Answer, Stop>,
+        answer: Result<Answer, Abort>,
     ) {
         self.prepare_out();
         let date = self.shard.date();
-        let rate = standing.tenant.as_deref().zip(standing.decision).map(|(tenant, (minute, is))| (tenant, minute, is));
         let is_head = head.method == routes::Method::Head;
         let keep_alive = keep_alive.then_some(&*self.shard.keep_alive_field);
-        let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
+        let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate: context.rate_limit() };
         let out = &mut self.out;
         let status = match answer {
             Ok(Answer::Accepted(Accepted { id, started })) => {
                 let begins = out.len();
-                reply::accepted(out, &frame, id);
+                response::accepted(out, &frame, id);
                 if self.shard.journal.is_some() {
-                    // Counted when it may leave.
-                    return self.promises.add(begins, started, standing.charge());
+                    // Counted when it may be sent.
+                    return self.pending_acks.add(begins, started, context.charge());
                 }
                 let nanos = started.elapsed().as_nanos() as u64;
                 self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
                 202
             }
-            Ok(Answer::Json { status, mut body, caching, location, hold }) => {
-                reply::json(out, &frame, status, &body, caching, location.as_deref());
+            Ok(Answer::Json { status, mut body, caching, location, permit }) => {
+                response::json(out, &frame, status, &body, caching, location.as_deref());
                 wipe(&mut body);
-                self.holds.extend(hold);
+                self.permits.extend(permit);
                 status
             }
             Ok(Answer::Problem { status, body }) => {
-                reply::other(out, &frame, status, reply::PROBLEM_JSON, &body);
+                response::other(out, &frame, status, response::PROBLEM_JSON, &body);
                 status
             }
             Ok(Answer::Text { content_type, body }) => {
-                reply::other(out, &frame, 200, content_type, &body);
+                response::other(out, &frame, 200, content_type, &body);
                 200
             }
             Ok(Answer::Options(allow)) => {
-                reply::options(out, &frame, allow);
+                response::options(out, &frame, allow);
                 204
             }
-            Err(Stop::Refuse(problem)) => {
-                reply::problem(out, &frame, &problem);
+            Err(Abort::Refuse(problem)) => {
+                response::problem(out, &frame, &problem);
                 self.shard.metrics.rejected_total.inc(&problem);
                 problem.row().status
             }
-            Err(Stop::Gone) => return,
+            Err(Abort::Gone) => return,
         };
-        self.shard.metrics.http_requests_total.inc(label, status);
+        self.shard.metrics.http_requests_total.inc(name, status);
     }
 
-    /// Refuses bytes that are no request. Where they begin as a HEAD the answer has no body: whoever passed them on
-    /// waits for none.
+    /// Refuses bytes that are not a request. If they begin like a HEAD the response has no body: a proxy that passed
+    /// them on expects none.
     fn refuse_unparsed(&mut self, problem: &Problem) {
         let is_head = self.request().starts_with(b"HEAD ");
-        self.refuse(RouteLabel::Other, problem, is_head);
+        self.refuse(RouteName::OTHER, problem, is_head);
     }
 
-    /// Refuses where there is no head to answer; the connection will close.
-    fn refuse(&mut self, label: RouteLabel, problem: &Problem, is_head: bool) {
+    /// Refuses when there is no parsed head; the connection will close.
+    fn refuse(&mut self, name: RouteName, problem: &Problem, is_head: bool) {
         self.prepare_out();
         let date = self.shard.date();
         let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
-        reply::problem(&mut self.out, &frame, problem);
+        response::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
-        self.shard.metrics.http_requests_total.inc(label, problem.row().status);
+        self.shard.metrics.http_requests_total.inc(name, problem.row().status);
     }
 }

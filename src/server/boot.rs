@@ -1,10 +1,12 @@
-//! Starts everything in order, waits for a signal, and hands over to `shutdown`.
+//! Starts the server in order, waits for a signal, and hands over to [`shutdown`].
 //!
-//! The order: descriptors, the data directory, store, metrics, journal, listeners (all of them, so that a port in use is
-//! found before anything runs), pools, shards, writers; then the schema, and with it readiness; beside new events, the replay
-//! of what the journal holds. The database may be away at any of this: the server keeps trying and says so, and never exits for it.
+//! The order: limits of the operating system, the data directory, the store, metrics, the journal, the listeners (all of
+//! them, so that a port in use is found before anything runs), pools, shards, writers. Then the `maintenance` thread prepares
+//! the schema, and with it readiness, and starts the replay of what the journal holds, which runs beside new events.
 //!
-//! A panic in a thread that others rely on ends the process (see [`critical_thread`]): visibly gone beats half alive.
+//! The database may be away during all of this: the server keeps trying, says so, and never exits for it. A panic in a
+//! thread that others rely on ends the process (see [`critical_thread`]), because a dead server is found sooner than one that
+//! works only in part.
 
 mod allowance;
 mod housekeeping;
@@ -27,8 +29,8 @@ use millrace_base::health::{Readiness, Stage};
 use millrace_base::{critical_thread, limits};
 use millrace_control::ControlPool;
 use millrace_ingest::certificates::Certificates;
-use millrace_ingest::clients::Clients;
-use millrace_ingest::shard::{self, Driver, Neighbours};
+use millrace_ingest::client_identity::Clients;
+use millrace_ingest::shard::{self, Driver, SharedState};
 use millrace_journal::disk::{Disk, Storage};
 use millrace_journal::lock::{DirectoryLock, LockError};
 use millrace_journal::queue::{Accepted, queue};
@@ -36,7 +38,7 @@ use millrace_journal::{Journal, JournalConfig};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
 use millrace_store::open::{ServerStores, database_hosts, open_for_server};
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_tenant::verifier::Verifier;
 use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 use millrace_webhooks::{OwnAddresses, Webhooks};
@@ -48,10 +50,10 @@ use crate::config::{Config, Durability, Overflow};
 use crate::ops::OpsState;
 use crate::shutdown::{self, Running};
 
-/// Where the journal is in the data directory.
+/// The journal's directory in the data directory.
 pub const JOURNAL_DIRECTORY: &str = "journal";
 
-/// Why the server could not start, and what mends it.
+/// Why the server could not start, and how to fix it.
 #[derive(Debug)]
 pub struct StartError(String);
 
@@ -66,9 +68,9 @@ impl std::error::Error for StartError {}
 /// Why [`serve`] ended without success.
 #[derive(Debug)]
 pub enum ServeError {
-    /// What was configured does not fit what is there.
+    /// The configuration does not fit the machine or the data directory.
     Configuration(String),
-    /// It could not start, or lost events at the end.
+    /// The server could not start, or lost events at the end.
     Failed(StartError),
 }
 
@@ -78,14 +80,13 @@ impl From<StartError> for ServeError {
     }
 }
 
-/// Shows the first API key of an embedded store to whoever started the server at this address with this data directory.
+/// Shows the first API key of a new embedded store; gets the server's address, its data directory and the key.
 pub type Welcome = fn(SocketAddr, &Path, &str) -> std::io::Result<()>;
 
-/// Runs the server until a signal has ended it: with TLS where there are `certificates`. `cores` are those shards are
-/// pinned to.
+/// Runs the server until a signal ends it; with TLS where there are `certificates`. Shards are pinned to `cores`.
 ///
 /// # Errors
-/// Where it could not start, was told to replay a journal into a foreign store, or lost events at the end.
+/// Where the server could not start, would have to replay its journal into another store, or lost events at the end.
 pub fn serve(
     config: Config,
     certificates: Option<Arc<Certificates>>,
@@ -97,7 +98,7 @@ pub fn serve(
         certificates.reload_on_hangup().map_err(|e| StartError(format!("SIGHUP cannot be handled: {e}")))?;
     }
     let connections_max = allowance::check(&config, store_connections(config.writers) + CONTROL_CONNECTIONS)
-        .map_err(ServeError::Configuration)?;
+        .map_err(|error| ServeError::Configuration(error.to_string()))?;
     let is_journaling = config.durability != Durability::Memory;
     let directory = lock_data_dir(&config)?;
     warn_of_foreign_data_dir(&config.data_dir);
@@ -124,14 +125,14 @@ pub fn serve(
     let (ops_addr, listen_addr, listeners) = listeners::start(&config, &ops_state)?;
 
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
-    let feed = Feed::new(config.shards);
+    let feed = ChangeFeed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
     let own = own_addresses(&config, [listen_addr, ops_addr]);
     let deliver =
-        Webhooks::start(&config.deliver, &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
+        Webhooks::start(&config.webhooks(), &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
     let control = start_control(&config, control_store, &metrics, &deliver).map_err(thread_error)?;
     let own_changes = control.own_changes();
-    let neighbours = Neighbours {
+    let for_shards = SharedState {
         batch_keys: Arc::default(),
         queue: queue.clone(),
         journal: journal.clone().filter(|_| is_journaling),
@@ -146,17 +147,17 @@ pub fn serve(
         ready,
         draining: Arc::new(AtomicBool::new(false)),
         leaving: Arc::new(AtomicBool::new(false)),
-        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust.clone()),
+        clients: Clients::new(connections_max, config.connections_per_address_max, config.trust()),
         certificates,
     };
     let endpoints = deliver.endpoint_cache();
     let _ = webhooks.set(Arc::clone(&endpoints));
     let running = Running {
-        draining: Arc::clone(&neighbours.draining),
-        leaving: Arc::clone(&neighbours.leaving),
+        draining: Arc::clone(&for_shards.draining),
+        leaving: Arc::clone(&for_shards.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
-        shards: start_shards(&config, cores, listeners, &neighbours)?,
+        shards: start_shards(&config, cores, listeners, &for_shards)?,
         writers: start_writers(&config, &store, accepted, journal.as_ref(), &deliver, &metrics)
             .map_err(thread_error)?,
         deliver,
@@ -164,7 +165,7 @@ pub fn serve(
         is_journaling,
         grace: config.shutdown_grace,
     };
-    let tls = neighbours.certificates.is_some();
+    let tls = for_shards.certificates.is_some();
     let (kind, place) = (store.kind(), config.store_in_words());
     tracing::info!(listen = %listen_addr, tls, ops = %ops_addr, store = kind, place, "listening");
     let stop = Arc::clone(&running.stop);
@@ -193,7 +194,7 @@ pub fn serve(
     if lost == 0 { Ok(()) } else { Err(lost_at_the_end(lost).into()) }
 }
 
-/// The gauges that others are asked for.
+/// Sets the gauges that are read at each scrape.
 fn set_gauges(metrics: &Metrics, store: &Arc<dyn Store>, ready: &Arc<dyn Fn() -> Readiness + Send + Sync>) {
     metrics.set_sqlite_wal({
         let store = Arc::clone(store);
@@ -212,7 +213,7 @@ fn lost_at_the_end(events: usize) -> StartError {
     ))
 }
 
-/// What `/ready` says: ready is who takes events, and can store them.
+/// What `/ready` answers: a server is ready that takes events and can store them.
 fn readiness(
     stage: Arc<Stage>,
     journal: Option<Arc<Journal>>,
@@ -232,8 +233,8 @@ fn readiness(
     })
 }
 
-/// Locks the data directory where something in it must have one owner: the journal (one that an earlier run left, too)
-/// and the embedded store.
+/// Locks the data directory where something in it must have one owner: the journal, also one that an earlier run left, or
+/// the embedded store.
 fn lock_data_dir(config: &Config) -> Result<Option<DirectoryLock>, StartError> {
     let is_needed = config.durability != Durability::Memory
         || config.database_url.is_none()
@@ -259,7 +260,7 @@ fn lock_data_dir(config: &Config) -> Result<Option<DirectoryLock>, StartError> {
     })
 }
 
-/// What root makes in somebody else's directory stays root's.
+/// Warns of files that only root will be able to open.
 fn warn_of_foreign_data_dir(data_dir: &Path) {
     use std::os::unix::fs::MetadataExt;
     if let Ok(owner) = data_dir.metadata().map(|metadata| metadata.uid())
@@ -287,7 +288,7 @@ fn start_writers(
     Writers::start(config.writers, store, accepted, segment_refs, rewriter, deliver.planner(), metrics)
 }
 
-/// Where no webhook may go.
+/// The places that no webhook may reach.
 fn own_addresses(config: &Config, listen_addresses: [SocketAddr; 2]) -> OwnAddresses {
     let database_hosts = database_hosts(&config.store(store_connections(config.writers)));
     OwnAddresses { listen_addresses: listen_addresses.map(|address| address.ip()).to_vec(), database_hosts }
@@ -301,10 +302,10 @@ fn start_control(
 ) -> std::io::Result<ControlPool> {
     let metrics = Arc::clone(metrics);
     let management = Arc::new(deliver.management());
-    ControlPool::start(store, metrics, config.argon2, management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
+    ControlPool::start(store, metrics, config.argon2(), management, limits::CONTROL_WORKERS, limits::CONTROL_QUEUE_MAX)
 }
 
-/// The journal; without one where nothing is to be written to it and nothing is left in it.
+/// Starts the journal; none where no events are written to it and an earlier run left none.
 fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<Journal>>, StartError> {
     let directory = config.data_dir.join(JOURNAL_DIRECTORY);
     let is_journaling = config.durability != Durability::Memory;
@@ -325,7 +326,7 @@ fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<J
     })
 }
 
-/// Where the journal is not there yet it will be.
+/// Whether both are on one file system; a journal that does not exist yet will be on the data directory's.
 fn are_on_one_file_system(data_dir: &Path, journal: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (data_dir.metadata(), journal.metadata()) {
@@ -334,11 +335,11 @@ fn are_on_one_file_system(data_dir: &Path, journal: &Path) -> bool {
     }
 }
 
-/// One for each control thread.
+/// Database connections of the control threads, one each.
 const CONTROL_CONNECTIONS: u32 = (limits::CONTROL_WORKERS + limits::CONTROL_KEY_WORKERS) as u32;
 
-/// One for each other thread that may be in the store at once: writers, their holder, auth and its notes, credentials,
-/// maintenance, webhooks' claims and results.
+/// Database connections of the other threads, one for each that may call the store at the same time: writers, their holder,
+/// verification and its notes, credentials, maintenance, webhooks' claims and results.
 fn store_connections(writers: usize) -> u32 {
     let threads = writers + 1 + limits::AUTH_WORKERS + 1 + 2 + 2;
     u32::try_from(threads).expect("the number of writers was checked")
@@ -348,20 +349,20 @@ fn start_shards(
     config: &Config,
     cores: &[CoreId],
     listeners: Vec<TcpListener>,
-    neighbours: &Neighbours,
+    state: &SharedState,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
     let (started, starts) = bounded(config.shards);
     let mut shards = Vec::with_capacity(config.shards);
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied().filter(|_| config.pin);
-        let (neighbours, started, wanted) = (neighbours.clone(), started.clone(), config.io_driver);
+        let (state, started, wanted) = (state.clone(), started.clone(), config.io_driver);
         let thread = critical_thread::spawn(&format!("shard-{index}"), move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
             {
                 tracing::warn!(shard = index, core = core.id, "the shard could not be pinned to its core");
             }
-            shard::run(index, listener, neighbours, wanted, &started);
+            shard::run(index, listener, state, wanted, &started);
         });
         shards.push(thread.map_err(|error| StartError(format!("shard {index} could not be started: {error}")))?);
     }

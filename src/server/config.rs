@@ -1,47 +1,48 @@
 //! CONFIG: turns the file, the environment and the flags into one typed [`Config`], once, before anything starts.
 //!
-//! The only reader of the environment. Precedence: defaults < TOML file (`--config` or `MILLRACE_CONFIG`) <
-//! environment < flags. Whoever holds a `Config` holds one that was checked: ranges, addresses, the log filter
-//! and what this version can do. Nothing is corrected in silence; whatever does not fit is a [`ConfigError`]
-//! that names the place and what would be right there.
+//! This room is the only reader of the environment. Precedence: defaults < TOML file (`--config` or `MILLRACE_CONFIG`) <
+//! environment < flags. A `Config` is always checked: ranges, addresses, the log filter, and the rules about several
+//! settings. Nothing is corrected in silence; a value that does not fit is a [`ConfigError`] that names its place and
+//! what would be right there. The settings themselves are one table (`table.rs`).
 //!
 //! Runs on the main thread only. Never shows a secret: not in an error, not in [`Loaded::to_toml`].
 
-mod deliver;
 mod environment;
 mod error;
 mod flags;
 mod layer;
+mod read;
 mod secret_url;
 pub mod setting;
+mod table;
+mod typed;
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 pub use error::ConfigError;
 pub use flags::{COMMON_FLAGS_HEADING, EndpointFlags, Flags, KeyFlags, ServerFlags, StoreFlags};
 pub use layer::Origin;
-pub use secret_url::SecretUrl;
+pub use secret_url::{ProxyUrl, SecretUrl};
+pub use table::Config;
+pub use typed::{Durability, Overflow, ProxyProtocol};
 
-use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use millrace_base::key::Argon2Cost;
 use millrace_base::limits;
-use millrace_base::logging::{self, LogFormat};
 use millrace_ingest::certificates::CertificateFiles;
-use millrace_ingest::shard::IoDriver;
 use millrace_store::open::{StoreConfig, check_database_url};
 use millrace_webhooks::config::WebhookConfig;
-use millrace_wire::client_address::{ForwardedField, Trust};
+use millrace_wire::forwarded::{ForwardedField, Trust};
 
 use environment::Environment;
-use layer::{Value, Values};
+use layer::Values;
 use setting::Kind;
+use table::SettingKey;
 
 /// The environment variable that names the configuration file where `--config` does not.
 pub const CONFIG_FILE_ENV: &str = "MILLRACE_CONFIG";
@@ -54,89 +55,9 @@ pub fn api_key_from_environment() -> Option<Zeroizing<String>> {
     std::env::var(API_KEY_ENV).ok().map(Zeroizing::new)
 }
 
-/// Everything that can be configured, checked.
-#[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one independent switch; no two make a state")]
-pub struct Config {
-    /// Where events are accepted. Port 0: a free one.
-    pub listen: SocketAddr,
-    /// Where the operations routes answer. Port 0: a free one.
-    pub ops_listen: SocketAddr,
-    /// Whether `/metrics` is answered at `listen` wherever that is; see [`Config::are_metrics_public`].
-    pub public_metrics: bool,
-    /// Where the embedded store lives.
-    pub data_dir: PathBuf,
-    /// The Postgres to store in; `None` is the embedded store.
-    pub database_url: Option<SecretUrl>,
-    /// Shard threads, at least 1.
-    pub shards: usize,
-    /// Whether each shard is pinned to a core.
-    pub pin: bool,
-    /// How shards do their I/O.
-    pub io_driver: IoDriver,
-    /// Open client connections, all shards together, at least 1.
-    pub connections_max: usize,
-    /// Open connections of one client address, at least 1.
-    pub connections_per_address_max: u32,
-    /// How long a connection may be idle between requests, whole seconds, at least 1.
-    pub keep_alive_timeout: Duration,
-    /// Which proxies are believed, and what.
-    pub trust: Trust,
-    /// The public listener's certificate; `None`: it speaks plain HTTP.
-    pub tls: Option<CertificateFiles>,
-    /// Threads that store events, at least 1.
-    pub writers: usize,
-    /// Events accepted and not yet stored, at least 1.
-    pub queue_capacity: usize,
-    /// What a 202 promises.
-    pub durability: Durability,
-    /// What happens when the queue is full; `Spill` needs a journal.
-    pub queue_overflow: Overflow,
-    /// Disk for the journal, in bytes.
-    pub journal_bytes_max: u64,
-    /// Length of one file of the journal, in bytes.
-    pub journal_segment_bytes: u64,
-    /// Requests per minute for organisations without a limit of their own; 0 is unlimited.
-    pub rate_limit_per_minute: u32,
-    /// How long a shutdown drains the queue.
-    pub shutdown_grace: Duration,
-    /// Whether a journal that belongs to another store is taken into this one.
-    pub adopt: bool,
-    /// Whether `serve` applies migrations.
-    pub migrate_on_start: bool,
-    /// How webhooks are kept and sent.
-    pub deliver: WebhookConfig,
-    /// Cost of hashing a new key.
-    pub argon2: Argon2Cost,
-    /// A filter that [`logging::parse_filter`] takes.
-    pub log: String,
-    /// Form of the log.
-    pub log_format: LogFormat,
-}
-
-/// What a 202 promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// On disk, synchronised.
-    Fsync,
-    /// Written to the operating system.
-    Os,
-    /// In the queue.
-    Memory,
-}
-
-/// What happens to an event when the queue is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overflow {
-    /// It is refused.
-    Reject,
-    /// It is accepted into the journal alone and fed to the writers later.
-    Spill,
-}
-
-/// A checked configuration, with where each of its values came from.
+/// A checked configuration that knows where each of its values came from.
 pub struct Loaded {
-    /// What it says.
+    /// The values.
     pub config: Config,
     values: Values,
 }
@@ -158,10 +79,10 @@ fn load_from(
         values.lay_file(&path, &read_file(&path)?)?;
     }
     values.lay_environment(environment)?;
-    for (setting, text) in flags.iter() {
-        values.lay_flag(setting, text)?;
-    }
-    Ok(Loaded { config: Config::from_values(&values)?, values })
+    values.lay_flags(flags)?;
+    let config = Config::read(&values)?;
+    config.check(&values)?;
+    Ok(Loaded { config, values })
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
@@ -176,69 +97,126 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
 }
 
 impl Config {
-    fn from_values(values: &Values) -> Result<Self, ConfigError> {
-        let argon2 = Argon2Cost {
-            memory_kib: values.count("argon2_memory_kib") as u32,
-            iterations: values.count("argon2_iterations") as u32,
-        };
-        let log = values.text("log");
-        logging::parse_filter(log).map_err(|why| values.refuse_text("log", why))?;
-        let config = Self {
-            listen: address(values, "listen")?,
-            ops_listen: address(values, "ops_listen")?,
-            public_metrics: values.switch("public_metrics"),
-            data_dir: data_dir(values)?,
-            database_url: database_url(values)?,
-            shards: values.count("shards") as usize,
-            pin: values.switch("pin"),
-            io_driver: match values.text("io_driver") {
-                "uring" => IoDriver::Uring,
-                "epoll" => IoDriver::Epoll,
-                _ => IoDriver::Auto,
-            },
-            connections_max: values.count("connections_max") as usize,
-            connections_per_address_max: values.count("connections_per_address_max") as u32,
-            keep_alive_timeout: Duration::from_secs(values.count("keep_alive_timeout")),
-            trust: trust(values)?,
-            tls: tls(values)?,
-            writers: values.count("writers") as usize,
-            queue_capacity: values.count("queue_capacity") as usize,
-            durability: match values.text("durability") {
-                "fsync" => Durability::Fsync,
-                "os" => Durability::Os,
-                _ => Durability::Memory,
-            },
-            queue_overflow: if values.text("queue_overflow") == "spill" { Overflow::Spill } else { Overflow::Reject },
-            journal_bytes_max: values.count("journal_bytes_max"),
-            journal_segment_bytes: values.count("journal_segment_bytes"),
-            rate_limit_per_minute: values.count("rate_limit_per_minute") as u32,
-            shutdown_grace: Duration::from_secs(values.count("shutdown_grace")),
-            adopt: values.switch("adopt"),
-            migrate_on_start: values.switch("migrate"),
-            deliver: deliver::deliver(values)?,
-            argon2: argon2.validate().map_err(|why| refuse_argon2(&why))?,
-            log: log.to_owned(),
-            log_format: if values.text("log_format") == "json" { LogFormat::Json } else { LogFormat::Text },
-        };
-        if overlap(config.listen, config.ops_listen) {
-            return Err(ConfigError::Unusable(format!(
-                "listen ({}) and ops_listen ({}) are the same address\n  fix: give one of them another port, with \
-                 --listen or --ops-listen",
-                config.listen, config.ops_listen
-            )));
-        }
-        config.check_journal(values)?;
-        Ok(config)
-    }
-
-    fn check_journal(&self, values: &Values) -> Result<(), ConfigError> {
+    /// Checks what a rule says about several settings, or needs more than a setting's text.
+    fn check(&self, values: &Values) -> Result<(), ConfigError> {
+        self.check_addresses()?;
+        self.check_database_url(values)?;
+        self.check_trust(values)?;
+        self.check_tls()?;
+        self.check_webhook_timeouts()?;
         if self.durability == Durability::Memory && self.queue_overflow == Overflow::Spill {
-            return Err(values.refuse_text(
-                "queue_overflow",
+            return Err(values.refuse(
+                SettingKey::queue_overflow,
                 "\"reject\" where durability is \"memory\": there is no journal to spill into",
             ));
         }
-        Ok(())
+        self.argon2().validate().map(drop).map_err(|why| {
+            ConfigError::Unusable(format!(
+                "{why}\n  fix: set argon2_memory_kib and argon2_iterations, or leave them out"
+            ))
+        })
+    }
+
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        if !overlap(self.listen, self.ops_listen) {
+            return Ok(());
+        }
+        Err(ConfigError::Unusable(format!(
+            "listen ({}) and ops_listen ({}) are the same address\n  fix: give one of them another port, with --listen or \
+             --ops-listen",
+            self.listen, self.ops_listen
+        )))
+    }
+
+    fn check_database_url(&self, values: &Values) -> Result<(), ConfigError> {
+        let Some(url) = &self.database_url else { return Ok(()) };
+        check_database_url(url.reveal()).map_err(|why| {
+            let place = values.place(SettingKey::database_url);
+            ConfigError::Unusable(format!(
+                "{place} cannot be used: {why}\n  fix: docs/configuration.md has the options of a URL"
+            ))
+        })
+    }
+
+    fn check_trust(&self, values: &Values) -> Result<(), ConfigError> {
+        let names_client = [
+            (SettingKey::proxy_protocol, self.proxy_protocol != ProxyProtocol::Off),
+            (SettingKey::forwarded_field, self.forwarded_field != ForwardedField::Off),
+        ];
+        let Some((key, _)) = names_client.into_iter().find(|(_, is_on)| *is_on && self.trusted_proxies.is_empty())
+        else {
+            return Ok(());
+        };
+        let name = key.setting().key;
+        Err(ConfigError::Unusable(format!(
+            "{name} is {:?} and trusted_proxies is empty: nobody would be believed\n  fix: name the proxies with \
+             --trusted-proxies, or leave {name} off",
+            values.text(key)
+        )))
+    }
+
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let (set, missing) = match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(_), None) => ("cert", "key"),
+            (None, Some(_)) => ("key", "cert"),
+            (Some(_), Some(_)) | (None, None) => return Ok(()),
+        };
+        Err(ConfigError::Unusable(format!(
+            "tls_{set}_file is set and tls_{missing}_file is not: TLS needs both\n  fix: set --tls-{missing}-file too, or \
+             leave both out for plain HTTP"
+        )))
+    }
+
+    fn check_webhook_timeouts(&self) -> Result<(), ConfigError> {
+        let [connect_timeout, timeout] =
+            [self.webhook_connect_timeout, self.webhook_timeout].map(|time| time.as_secs());
+        if connect_timeout <= timeout {
+            return Ok(());
+        }
+        Err(ConfigError::Unusable(format!(
+            "webhook_connect_timeout ({connect_timeout} s) is longer than webhook_timeout ({timeout} s), which it is a part \
+             of\n  fix: set --webhook-connect-timeout to at most {timeout}, or --webhook-timeout to at least \
+             {connect_timeout}"
+        )))
+    }
+
+    /// The cost of hashing a new key.
+    pub fn argon2(&self) -> Argon2Cost {
+        Argon2Cost { memory_kib: self.argon2_memory_kib, iterations: self.argon2_iterations }
+    }
+
+    /// The proxies that are believed, and what they are believed in.
+    pub fn trust(&self) -> Trust {
+        Trust {
+            proxies: self.trusted_proxies.clone(),
+            proxy_protocol: self.proxy_protocol == ProxyProtocol::V2,
+            field: self.forwarded_field,
+        }
+    }
+
+    /// The public listener's certificate; `None`: the listener speaks plain HTTP.
+    pub fn tls(&self) -> Option<CertificateFiles> {
+        let (certificates, key) = (self.tls_cert_file.clone()?, self.tls_key_file.clone()?);
+        Some(CertificateFiles { certificates, key })
+    }
+
+    /// How webhooks are kept and sent.
+    pub fn webhooks(&self) -> WebhookConfig {
+        WebhookConfig {
+            allow_insecure: self.allow_insecure_webhooks,
+            allowed_networks: self.webhook_allowed_networks.clone(),
+            secret_key: self.webhook_secret_key.clone(),
+            schedule: self.webhook_retry_schedule.clone(),
+            timeout: self.webhook_timeout,
+            connect_timeout: self.webhook_connect_timeout,
+            concurrency: self.webhook_concurrency,
+            response_bytes_max: self.webhook_response_bytes_max,
+            ca_file: self.webhook_ca_file.clone(),
+            roots: self.webhook_roots,
+            proxy: self.webhook_proxy.as_ref().map(|proxy| proxy.reveal().clone()),
+            retention: self.webhook_retention_days,
+            resolver_files: self.resolver_files.clone(),
+        }
     }
 
     /// The store in words; without a password.
@@ -266,23 +244,22 @@ impl Config {
 }
 
 impl Loaded {
-    /// The effective configuration as TOML, secrets masked, each line with where its value came from.
+    /// The values in force as TOML, secrets masked, each line with the place its value came from.
     pub fn to_toml(&self) -> String {
         let mut lines = Vec::new();
         for slot in self.values.slots() {
             let key = slot.setting.key;
-            let line = match (&slot.value, slot.setting.kind) {
-                (Some(Value::Text(text)), Kind::Secret(_)) if !text.is_empty() => match self.masked(key) {
+            let text = slot.text.as_deref();
+            let line = match (text, slot.setting.kind) {
+                (Some(text), Kind::Secret(_)) if !text.is_empty() => match (slot.setting.masked)(text) {
                     Some(masked) => format!("{key} = {}", quoted(&masked)),
                     None => format!("# {key} is set, and not shown"),
                 },
                 (None, _) | (_, Kind::Secret(_)) => format!("# {key} is not set"),
-                (Some(Value::Text(text)), _) => format!("{key} = {}", quoted(text)),
-                (Some(Value::Count(count)), Kind::Quantity(unit, ..)) => {
-                    format!("{key} = {}", quoted(&unit.show(*count)))
+                (Some(text), Kind::Count(..) | Kind::Switch { .. }) => format!("{key} = {text}"),
+                (Some(text), Kind::Text(_) | Kind::Listed(_) | Kind::Choice(_) | Kind::Quantity(..)) => {
+                    format!("{key} = {}", quoted(text))
                 }
-                (Some(Value::Count(count)), _) => format!("{key} = {count}"),
-                (Some(Value::Switch(on)), _) => format!("{key} = {on}"),
             };
             let origin = match &slot.origin {
                 Origin::Default => "default".to_owned(),
@@ -296,15 +273,6 @@ impl Loaded {
             text
         })
     }
-
-    /// A secret setting with its secrets masked; `None` where that leaves nothing.
-    fn masked(&self, key: &str) -> Option<String> {
-        match key {
-            "database_url" => self.config.database_url.as_ref().map(SecretUrl::to_string),
-            "webhook_proxy" => self.config.deliver.shown_proxy(),
-            _ => None,
-        }
-    }
 }
 
 impl fmt::Debug for Loaded {
@@ -313,103 +281,10 @@ impl fmt::Debug for Loaded {
     }
 }
 
-fn address(values: &Values, key: &str) -> Result<SocketAddr, ConfigError> {
-    let text = values.text(key);
-    let localhost = || text.strip_prefix("localhost:")?.parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into());
-    text.parse().ok().or_else(localhost).ok_or_else(|| {
-        values.refuse_text(
-            key,
-            "an IP address and a port, such as 127.0.0.1:3000, 0.0.0.0:3000, [::1]:3000 or localhost:3000",
-        )
-    })
-}
-
 /// Whether the kernel would give both to one listener, or refuse the second.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && a.port() == b.port() && (any || a.ip() == b.ip())
-}
-
-fn trust(values: &Values) -> Result<Trust, ConfigError> {
-    let trust = Trust {
-        proxies: networks(values, "trusted_proxies", limits::TRUSTED_PROXIES_MAX)?,
-        proxy_protocol: values.text("proxy_protocol") == "v2",
-        field: match values.text("forwarded_field") {
-            "forwarded" => ForwardedField::Forwarded,
-            "x-forwarded-for" => ForwardedField::XForwardedFor,
-            _ => ForwardedField::Off,
-        },
-    };
-    if trust.proxies.is_empty() && (trust.proxy_protocol || trust.field != ForwardedField::Off) {
-        let setting = if trust.proxy_protocol { "proxy_protocol" } else { "forwarded_field" };
-        return Err(ConfigError::Unusable(format!(
-            "{setting} is {:?} and trusted_proxies is empty: nobody would be believed\n  fix: name the proxies with \
-             --trusted-proxies, or leave {setting} off",
-            values.text(setting)
-        )));
-    }
-    Ok(trust)
-}
-
-/// The networks in a setting, at most `max`; none where it is empty.
-fn networks(values: &Values, key: &str, max: usize) -> Result<Vec<IpNet>, ConfigError> {
-    let text = values.text(key);
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    let networks: Result<Vec<IpNet>, _> = text.split(',').map(|network| network.trim().parse()).collect();
-    networks.ok().filter(|networks| networks.len() <= max).ok_or_else(|| {
-        values
-            .refuse_text(key, format!("at most {max} networks, separated by commas, such as 10.20.0.0/16,fd00:1::/32"))
-    })
-}
-
-fn tls(values: &Values) -> Result<Option<CertificateFiles>, ConfigError> {
-    match (values.text("tls_cert_file"), values.text("tls_key_file")) {
-        ("", "") => Ok(None),
-        (certificates, key) if !certificates.is_empty() && !key.is_empty() => {
-            Ok(Some(CertificateFiles { certificates: certificates.into(), key: key.into() }))
-        }
-        (certificates, _) => {
-            let (set, missing) = if certificates.is_empty() { ("key", "cert") } else { ("cert", "key") };
-            Err(ConfigError::Unusable(format!(
-                "tls_{set}_file is set and tls_{missing}_file is not: TLS needs both\n  fix: set --tls-{missing}-file too, \
-                 or leave both out for plain HTTP"
-            )))
-        }
-    }
-}
-
-fn data_dir(values: &Values) -> Result<PathBuf, ConfigError> {
-    match values.text("data_dir") {
-        "" => Err(values.refuse_text("data_dir", "the path of a directory")),
-        path => Ok(path.into()),
-    }
-}
-
-fn database_url(values: &Values) -> Result<Option<SecretUrl>, ConfigError> {
-    match values.text("database_url") {
-        "" => Ok(None),
-        text => {
-            let url = SecretUrl::parse(text).ok_or_else(|| {
-                values.refuse_text(
-                    "database_url",
-                    "postgres://USER:PASSWORD@HOST:PORT/DATABASE without quotes, or empty for the embedded store",
-                )
-            })?;
-            check_database_url(url.reveal()).map_err(|why| {
-                let place = values.place("database_url");
-                ConfigError::Unusable(format!(
-                    "{place} cannot be used: {why}\n  fix: docs/configuration.md has the options of a URL"
-                ))
-            })?;
-            Ok(Some(url))
-        }
-    }
-}
-
-fn refuse_argon2(why: &str) -> ConfigError {
-    ConfigError::Unusable(format!("{why}\n  fix: set argon2_memory_kib and argon2_iterations, or leave them out"))
 }
 
 /// A TOML basic string. JSON's escapes are a subset of TOML's, which also wants DEL escaped.

@@ -1,6 +1,6 @@
 //! The program: configuration, commands, start and stop, and the listener for operators.
 //!
-//! This room wires the others together. Nothing imports it but `main`.
+//! This room connects the others. Only `main` and the tests import it.
 
 pub mod boot;
 pub mod cli;

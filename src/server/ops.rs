@@ -1,10 +1,10 @@
-//! OPS: `/health`, `/ready` and `/metrics` on a listener and a scheduler of their own, so that they answer when
-//! every shard is saturated.
+//! OPS: answers `/health`, `/ready` and `/metrics` on a listener and a scheduler of its own, even when every shard is
+//! saturated.
 //!
-//! Two layers on one worker thread of `may`, one coroutine a connection. The [`front`] is what clients talk to: it
-//! bounds and times everything, reads heads with the parser of the main listener, and frames the answers. Behind it
-//! `may_minihttp` answers, over a connection that nobody else can use ([`backend`]). Why two:
-//! `docs/decisions/0001-ops-front.md`.
+//! It has two layers on one worker thread of `may`, with one coroutine for each connection. Clients talk to the [`front`]: it
+//! bounds and times everything, reads heads with the parser of the main listener, and frames the answers. Behind it,
+//! `may_minihttp` answers over a connection that nobody else can use ([`backend`]). `docs/decisions/0001-ops-front.md` has the
+//! reasons.
 //!
 //! There is no authentication: keep it on loopback, or where only your own machines reach it.
 
@@ -25,12 +25,12 @@ use millrace_metrics::Metrics;
 
 use backend::Backend;
 
-/// What the listener answers from.
+/// Where the answers come from.
 #[derive(Clone)]
 pub struct OpsState {
     /// Rendered for `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Asked at every `/ready`; must not block.
+    /// Called for every `/ready`; must not block.
     pub ready: Arc<dyn Fn() -> Readiness + Send + Sync>,
 }
 
@@ -38,7 +38,7 @@ pub struct OpsState {
 /// where `addr` has port 0. Call it from a thread that is not pinned: `may`'s threads inherit its cores.
 ///
 /// # Errors
-/// Where the address cannot be had, also because another process' ops listener has it.
+/// Where the address cannot be bound, also because another process listens there.
 pub fn start(addr: SocketAddr, state: OpsState) -> io::Result<SocketAddr> {
     configure_scheduler();
     let (reserved, addr) = reserve(addr)?;
@@ -50,7 +50,7 @@ pub fn start(addr: SocketAddr, state: OpsState) -> io::Result<SocketAddr> {
     Ok(addr)
 }
 
-/// Takes effect before the first coroutine only.
+/// Configures `may`; takes effect only before the first coroutine.
 fn configure_scheduler() {
     let config = may::config();
     config
@@ -58,12 +58,12 @@ fn configure_scheduler() {
         .set_stack_size(limits::OPS_STACK_BYTES / size_of::<usize>())
         .set_pool_capacity(limits::OPS_STACKS_POOLED);
     config.set_worker_pin(false);
-    // How long an idle worker sleeps; what wakes it is an event. The default is 10 ms.
+    // How long an idle worker sleeps unless an event wakes it. The default is 10 ms.
     config.set_timeout_ns(Duration::from_secs(1).as_nanos() as u64);
 }
 
-/// Holds the address until `may` listens on it. `may` binds with `SO_REUSEPORT`, so alone it would share a port
-/// in use by another of our processes in silence; this socket is bound without, and so notices.
+/// Holds the address until `may` listens on it. `may` binds with `SO_REUSEPORT`, so it would share the port of another
+/// process of ours unnoticed; this socket is bound without it and fails.
 fn reserve(addr: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;

@@ -1,5 +1,5 @@
-//! The way down, front to back: no new connections, requests in flight answered, the journal committed, the queue
-//! drained, webhook attempts in flight recorded, with a deadline; a second signal ends the process at once.
+//! Stops the server front to back: no new connections, requests in flight answered, the journal committed, the queue drained,
+//! webhook attempts in flight recorded. All of it has one deadline; a second signal ends the process at once.
 //!
 //! Runs on the main thread.
 
@@ -17,16 +17,16 @@ use millrace_journal::{Journal, Remaining};
 use millrace_webhooks::Webhooks;
 use millrace_write::Writers;
 
-/// How long a shard that was told to leave may take, however short the grace is.
+/// How long a shard that was told to leave may take, even where the grace is shorter.
 const SHARD_EXIT_MAX: Duration = Duration::from_secs(2);
 
-/// SIGTERM and SIGINT, from before the first thread on.
+/// SIGTERM and SIGINT, caught before the first thread starts.
 pub struct Signals(SignalIterator);
 
 impl Signals {
-    /// Takes the two signals over from their default, which ends the process. So it does those that say nothing here, and
-    /// would end it as well: SIGUSR1 and SIGUSR2, which somebody sends to the wrong process, and SIGXFSZ, which comes with
-    /// a write past the limit on the length of files; the write then fails.
+    /// Catches the two signals, whose default ends the process. Ignores three others that would end it as well: SIGUSR1 and
+    /// SIGUSR2, which somebody may send to the wrong process, and SIGXFSZ, which comes with a write past the limit on the
+    /// length of files; that write then fails.
     ///
     /// # Errors
     /// Where the operating system refuses.
@@ -38,15 +38,15 @@ impl Signals {
     }
 }
 
-/// What has to be brought down.
+/// What has to be stopped.
 pub struct Running {
     /// Tells the shards to accept no more and to finish.
     pub draining: Arc<AtomicBool>,
-    /// Tells them to leave as they are.
+    /// Tells the shards to end at once.
     pub leaving: Arc<AtomicBool>,
     /// Tells the watching and maintaining threads to end.
     pub stop: Arc<AtomicBool>,
-    /// What `/ready` says.
+    /// What `/ready` answers.
     pub stage: Arc<Stage>,
     /// The shards' threads.
     pub shards: Vec<JoinHandle<()>>,
@@ -56,13 +56,13 @@ pub struct Running {
     pub writers: Writers,
     /// The webhooks' threads.
     pub deliver: Webhooks,
-    /// Whether everything accepted is in the journal.
+    /// Whether every accepted event is in the journal.
     pub is_journaling: bool,
-    /// How long all of it may take.
+    /// How long the shutdown may take.
     pub grace: Duration,
 }
 
-/// Waits for a signal, then brings everything down. Returns how many accepted events are lost.
+/// Waits for a signal, then stops everything. Returns how many accepted events are lost.
 pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     let signal = signals.0.forever().next();
     let begun = Instant::now();
@@ -82,14 +82,14 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     running.stop.store(true, Ordering::Relaxed);
     running.draining.store(true, Ordering::Relaxed);
     running.deliver.close();
-    // Requests in flight get half of the grace; what they were promised needs the other half.
+    // Requests in flight get half of the grace; storing their events needs the other half.
     wait_for(&running.shards, begun + running.grace / 2);
     running.leaving.store(true, Ordering::Relaxed);
-    // They look at it several times a second; one that does not must not hold the others' events up for ever.
+    // Shards check the flag several times a second. One that does not must not delay the others' events for ever.
     if !wait_for(&running.shards, deadline.max(Instant::now() + SHARD_EXIT_MAX)) {
         tracing::error!("a shard does not end; a bug");
     }
-    // A group under way takes one write of the disk.
+    // A commit that is under way takes one write of the disk.
     let commit_deadline = deadline.max(Instant::now() + SHARD_EXIT_MAX);
     if let Some(journal) = &running.journal {
         journal.close(commit_deadline);
@@ -115,7 +115,7 @@ pub fn wait_and_drain(mut signals: Signals, running: Running) -> usize {
     } else if waiting == 0 {
         tracing::info!(seconds, "everything accepted is stored; bye");
     }
-    // Without a journal of its own a run may still have replayed what another left: that is not lost.
+    // A run without a journal of its own may have replayed an earlier run's; those events are not lost.
     if running.is_journaling { 0 } else { waiting.saturating_sub(handed_over as usize) }
 }
 

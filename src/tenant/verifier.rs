@@ -1,15 +1,18 @@
-//! Verifies presented keys off the shards: what is known of them, one lookup, a digest, one Argon2id.
+//! Verifies presented keys off the shards: asks what is known, looks the key up, compares its digest, runs Argon2id.
 //!
-//! Two threads look keys up and two run Argon2id, so that nobody's lookup waits for somebody's Argon2. What any shard had
-//! verified is known to all of them ([`known_keys`](super::known_keys)), and concurrent first uses of one key share one
-//! verification. Only a key whose digest is right goes on to Argon2id: an unknown id and a wrong secret end at the lookup.
-//! There the organisations take turns ([`turns`](super::turns)): with a hundred keys it has one of the two threads at most.
+//! Two threads look keys up and two run Argon2id, so that a lookup never waits for an Argon2id. A key that was
+//! verified for one shard is known to all ([`known_keys`](super::known_keys)), and concurrent first uses of a key
+//! share one verification. Only a key with the right digest goes on to Argon2id: an unknown id and a wrong secret end
+//! at the lookup. In front of Argon2id the organisations take turns
+//! ([`verification_queue`](super::verification_queue)): one with a hundred keys occupies one of the two threads at
+//! most.
 //!
-//! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
-//! and nobody's first request should wait for it. What it cannot keep up with is not noted.
+//! The last use of a key is recorded by a thread of its own. That is a write, which can wait for a disk or a lock,
+//! and no first request should wait for it. Uses that it cannot keep up with are not recorded.
 //!
-//! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
-//! instead of waiting in line for its own timeout; with what is known of the key, so that the shard may serve it.
+//! When the database is away, every job is answered `Unavailable` at once for a second after each failed attempt
+//! instead of waiting for its own timeout. The answer carries what is known about the key, so that the shard may
+//! serve it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,14 +29,14 @@ use millrace_base::{critical_thread, limits};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{KeyRecord, Store, StoreError};
 
-use crate::feed::Feed;
-use crate::known_keys::{KnownKeys, Ticket};
-use crate::turns::Turns;
-use crate::windows::Windows;
+use crate::change_feed::ChangeFeed;
+use crate::known_keys::{KnownKeys, VerificationId};
+use crate::verification_queue::VerificationQueue;
+use crate::window_registry::WindowRegistry;
 use crate::{Grant, Verdict};
 
-/// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at
-/// every step, in a stack and in a slot of the queue.
+/// A key as a client presented it; wiped when dropped. On the heap, because a value that is moved leaves copies
+/// behind in stacks and in the slots of queues.
 pub type Presented = Zeroizing<Vec<u8>>;
 
 struct Job {
@@ -44,13 +47,13 @@ struct Job {
 
 /// A key that is in the database, with the right digest.
 struct Found {
-    ticket: Ticket,
+    id: VerificationId,
     record: KeyRecord,
     presented: Presented,
     looked_up_at: Instant,
 }
 
-/// The pool's entrance, shared by all shards.
+/// The handle to the verifier's threads, shared by all shards.
 #[derive(Clone)]
 pub struct Verifier {
     jobs: Sender<Job>,
@@ -58,14 +61,14 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Starts twice [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is
-    /// dropped.
+    /// Starts twice [`limits::AUTH_WORKERS`] threads and the one that records uses. They end when the last `Verifier`
+    /// is dropped.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
     pub fn start(
         store: &Arc<dyn Store>,
-        feed: &Arc<Feed>,
+        feed: &Arc<ChangeFeed>,
         default_limit: u32,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
@@ -77,11 +80,11 @@ impl Verifier {
             store: Arc::clone(store),
             used_keys,
             known: Mutex::new(KnownKeys::new(Arc::clone(feed))),
-            turns: Turns::new(limits::AUTH_VERIFICATIONS_MAX),
+            queue: VerificationQueue::new(limits::AUTH_VERIFICATIONS_MAX),
             metrics: Arc::clone(metrics),
             default_limit,
             started,
-            windows: Windows::default(),
+            windows: WindowRegistry::default(),
             store_down_until_ms: AtomicU64::new(0),
         });
         let (jobs, to_look_up) = bounded(limits::AUTH_QUEUE_MAX);
@@ -98,7 +101,10 @@ impl Verifier {
         self.started
     }
 
-    /// Asks about a key. `AuthBusy` where too many are waiting.
+    /// Asks about a key.
+    ///
+    /// # Errors
+    /// [`Problem::AuthBusy`] if too many are waiting.
     pub fn submit(&self, key: KeyId, presented: Presented) -> Result<oneshot::Receiver<Verdict>, Problem> {
         let (reply, verdict) = oneshot::channel();
         self.jobs.try_send(Job { key, presented, reply }).map_err(|_| Problem::AuthBusy)?;
@@ -106,7 +112,7 @@ impl Verifier {
     }
 }
 
-/// Notes that keys were used, until the last worker is gone.
+/// Records that keys were used, until the last worker is gone.
 fn note_uses(store: &dyn Store, used_keys: &Receiver<KeyId>) {
     for key in used_keys {
         if let Err(error) = store.touch_key(key) {
@@ -119,11 +125,11 @@ struct Shared {
     store: Arc<dyn Store>,
     used_keys: Sender<KeyId>,
     known: Mutex<KnownKeys>,
-    turns: Turns<Found>,
+    queue: VerificationQueue<Found>,
     metrics: Arc<Metrics>,
     default_limit: u32,
     started: Instant,
-    windows: Windows,
+    windows: WindowRegistry,
     store_down_until_ms: AtomicU64,
 }
 
@@ -134,54 +140,54 @@ impl Shared {
         for job in jobs {
             self.look_up(job);
         }
-        self.turns.close();
+        self.queue.close();
     }
 
-    /// Answers from what is known, or finds the key and lines it up for Argon2id.
+    /// Answers from what is known, or looks the key up and queues it for Argon2id.
     fn look_up(&self, Job { key, presented, reply }: Job) {
         let digest = key::digest(&presented);
         let looked_up_at = Instant::now();
-        let Some(ticket) = self.known().ask(digest, key, reply, looked_up_at) else { return };
+        let Some(id) = self.known().ask(digest, key, reply, looked_up_at) else { return };
         let verdict = match self.find(key) {
             Ok(Some(record)) if is_usable(&record) && key::has_digest(&digest, &record.verifier) => {
-                let found = Found { ticket, record, presented, looked_up_at };
-                match self.turns.put(found.record.info.org, found) {
+                let found = Found { id, record, presented, looked_up_at };
+                match self.queue.put(found.record.info.org, found) {
                     Ok(()) => return,
                     Err(_) => Verdict::Busy,
                 }
             }
             Ok(_) => Verdict::Invalid,
-            Err(Away) => Verdict::Unavailable(None),
+            Err(StoreAway) => Verdict::Unavailable(None),
         };
-        self.known().complete(ticket, verdict, Instant::now());
+        self.known().complete(id, verdict, Instant::now());
     }
 
-    fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, Away> {
+    fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, StoreAway> {
         let now_ms = self.started.elapsed().as_millis() as u64;
         if now_ms < self.store_down_until_ms.load(Ordering::Relaxed) {
-            return Err(Away);
+            return Err(StoreAway);
         }
         let found = self.metrics.store.timed(DbOperation::FindKey, || self.store.find_key(key));
         found.map_err(|error: StoreError| {
             tracing::debug!(%error, "a key could not be looked up");
             let until = self.started.elapsed() + STORE_DOWN_PAUSE;
             self.store_down_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
-            Away
+            StoreAway
         })
     }
 
     fn verify_all(&self) {
-        while let Some((org, found)) = self.turns.take() {
+        while let Some((org, found)) = self.queue.take() {
             let is_right = is_usable(&found.record) && key::verify(&found.presented, &found.record.verifier);
-            self.turns.done(org);
+            self.queue.done(org);
             let verdict = if is_right {
-                // Full: not noted this time.
+                // If the queue is full, this use is not recorded.
                 let _ = self.used_keys.try_send(found.record.info.id);
                 Verdict::Valid(Arc::new(self.grant(&found)))
             } else {
                 Verdict::Invalid
             };
-            self.known().complete(found.ticket, verdict, Instant::now());
+            self.known().complete(found.id, verdict, Instant::now());
         }
     }
 
@@ -191,7 +197,7 @@ impl Shared {
             org: record.info.org,
             is_org_disabled: record.org_disabled,
             rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
-            minutes: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
+            windows: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
             expires_at: record.info.expires_at,
             verified_at: *looked_up_at,
         }
@@ -203,7 +209,7 @@ impl Shared {
 }
 
 /// The database cannot be asked.
-struct Away;
+struct StoreAway;
 
 /// Neither revoked nor expired.
 fn is_usable(record: &KeyRecord) -> bool {

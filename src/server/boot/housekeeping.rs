@@ -1,7 +1,7 @@
-//! What is done again and again while the server runs: the coming days' partitions, and retention.
+//! Repeated work of a running server: the coming days' partitions, and retention.
 //!
-//! Runs on the `maintenance` thread, may block. Everything is done in steps, at rest as long as at work, so that nobody has
-//! to wait for it; what fails goes on a minute later from where it had come to.
+//! Runs on the `maintenance` thread, may block. The work is done in steps, with a pause after each as long as the step took,
+//! so that other users of the database do not wait for it. What fails continues a minute later where it stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,12 @@ use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::webhooks::{created_at, first_id_at};
 use millrace_store::{Store, StoreError};
 
-/// How often everything is done.
+/// How often each task runs.
 const EVERY: Duration = Duration::from_secs(3600);
-/// How soon again what failed is.
+/// How soon a failed task runs again.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How long after the start retention begins: a machine that has just been switched on may have to set its clock first, and
-/// what is deleted does not come back.
+/// How long after the start retention begins. A machine that was just switched on may not have set its clock yet, and a
+/// deletion cannot be undone.
 const RETENTION_AFTER: Duration = Duration::from_secs(30);
 
 /// The thread's state.
@@ -28,13 +28,12 @@ pub(super) struct Housekeeping {
     pub(super) store: Arc<dyn Store>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: Arc<AtomicBool>,
-    /// How long deliveries are kept that have ended.
+    /// How long deliveries that have ended are kept.
     pub(super) deliveries_kept: Duration,
 }
 
 impl Housekeeping {
-    /// Does everything soon, about once an hour after that, and again after a minute what could not be done; until the server
-    /// stops.
+    /// Runs each task soon and then about once an hour, and a failed task again after a minute, until the server stops.
     pub(super) fn run(self) {
         let time = || self.store.time().unwrap_or_else(|_| Timestamp::now());
         let mut clock = RetentionClock::new(time(), Instant::now());
@@ -75,7 +74,7 @@ impl Housekeeping {
         }
     }
 
-    /// Step by step until one says that it was the last, or the server stops.
+    /// Runs steps until one says that it was the last, or the server stops.
     fn in_steps(&self, mut step: impl FnMut() -> Result<bool, StoreError>) -> Result<(), StoreError> {
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
@@ -88,12 +87,12 @@ impl Housekeeping {
     }
 }
 
-/// Something that is done every hour.
+/// A task that runs every hour.
 struct Task {
     due_at: Instant,
-    /// What the log says where it fails.
+    /// The log line of a failure.
     failure: &'static str,
-    /// And where it does not any more.
+    /// The log line of the first success after it.
     success: &'static str,
     /// The failure that it told of last.
     failed: Option<StoreError>,
@@ -105,7 +104,7 @@ impl Task {
         Self { due_at, failure, success, failed: None, throttle: LogThrottle::new(EVERY) }
     }
 
-    /// Does it where it is due.
+    /// Runs the task where it is due.
     fn run(&mut self, work: impl FnOnce() -> Result<(), StoreError>) {
         if Instant::now() < self.due_at {
             return;
@@ -133,11 +132,11 @@ impl Task {
     }
 }
 
-/// How far retention of deliveries has come, and how wide its next step is.
+/// How far the retention of deliveries has come, and how much time its next step covers.
 ///
-/// A step is bounded by the deliveries that it looks at, and by the time in which they were made: where Postgres may not
-/// forget yet what was deleted, as while somebody holds an old snapshot, it passes over that too, and how much that is
-/// nobody can tell beforehand. So a stretch that took long is followed by a narrower one.
+/// A step is bounded by the number of deliveries it looks at and by the time in which they were created. The second bound is
+/// needed because Postgres also passes over rows that were deleted but not vacuumed, as while somebody holds an old snapshot,
+/// and their number is unknown beforehand. So a step that took long is followed by a narrower one.
 struct DeliverySteps {
     after: Option<DeliveryId>,
     width: Duration,
@@ -152,12 +151,12 @@ impl Default for DeliverySteps {
 impl DeliverySteps {
     const WIDTH_MAX: Duration = Duration::from_secs(32 * 24 * 3600);
     const WIDTH_MIN: Duration = Duration::from_millis(100);
-    /// A step that took no longer may be followed by a wider one.
+    /// A step that took no longer than this is followed by a wider one.
     const QUICK: Duration = Duration::from_millis(100);
-    /// One that took longer is followed by a narrower one.
+    /// A step that took longer than this is followed by a narrower one.
     const SLOW: Duration = Duration::from_millis(500);
 
-    /// Deletes a stretch of what was made before that moment; whether it was the last.
+    /// Deletes the next deliveries that were created before that time; returns whether these were the last.
     fn next(&mut self, store: &dyn Store, before: Timestamp) -> Result<bool, StoreError> {
         let start = self.after.map_or(Timestamp::from_micros(0), created_at);
         let end = start.plus(self.width).min(before);

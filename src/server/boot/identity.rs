@@ -1,12 +1,13 @@
-//! Whose journal the data directory holds: the file `store-id` names the store that its events were accepted for.
+//! Makes sure that a journal is replayed only into the store its events were accepted for.
 //!
-//! Invariant: while the journal may hold an event, the file names the store that the event belongs to, and the event is
-//! replayed into no other. The name changes only where the journal holds nothing, or where the operator says so
-//! (`adopt`); it is durable before the first event of the new store is accepted or replayed.
+//! The file `store-id` in the data directory names that store. Invariant: while the journal may hold an event, the file names
+//! the store that the event belongs to, and the event is replayed into no other. The name changes only where the journal
+//! holds nothing or where the operator says so (`adopt`), and it is durable before the first event of the new store is
+//! accepted or replayed.
 //!
-//! A directory without the file (its journal was written before there was one) takes the store of its next start. A
-//! database that was restored, or copied, has the identity of its original: replaying into it is what a restore needs,
-//! and is idempotent. Runs on the main and `maintenance` threads; may block.
+//! A directory without the file has a journal from before the file existed; the store of its next start becomes its store. A
+//! restored or copied database has the identity of its original. To replay into it is what a restore needs, and is
+//! idempotent. Runs on the main and `maintenance` threads; may block.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -29,10 +30,10 @@ use crate::config::Config;
 const FILE: &str = "store-id";
 const UNFINISHED_FILE: &str = "store-id.new";
 
-/// What the data directory says about its store, and what this start may do about it.
+/// Which store the data directory names, and whether this start may use another.
 pub(super) struct Ownership {
     data_dir: PathBuf,
-    /// The store that was configured, in words; without its password.
+    /// The configured store in words, without its password.
     opened: String,
     is_url_set: bool,
     journal_may_hold_events: bool,
@@ -40,7 +41,7 @@ pub(super) struct Ownership {
     named: Option<Named>,
 }
 
-/// What the file says: a line such as `postgres 0b7c…`.
+/// The content of the file: a line such as `postgres 0b7c…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Named {
     kind: String,
@@ -56,6 +57,34 @@ pub(super) struct Foreign {
     opened_id: Option<StoreId>,
     is_url_set: bool,
 }
+
+/// Why the data directory does not name its store yet.
+#[derive(Debug)]
+pub(super) enum NotSettled {
+    /// The store did not say which one it is.
+    Store(StoreError),
+    /// The store has no identity.
+    NoIdentity,
+    /// The file cannot be written.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for NotSettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::NoIdentity => f.write_str("the database has no identity: `millrace migrate` gives it one"),
+            Self::File { path, error } => write!(f, "{} cannot be written: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for NotSettled {}
 
 impl Ownership {
     /// Reads the file.
@@ -86,12 +115,12 @@ impl Ownership {
         })
     }
 
-    /// The check, where the store answers at once; where it does not, `check` is made when it is reached.
+    /// Checks the store if it answers at once. If it does not, [`Self::check`] runs when it is reached.
     pub(super) fn check_at_start(&self, store: &Arc<dyn Store>) -> Result<(), Foreign> {
         let Some(named) = self.named_and_needed() else { return Ok(()) };
         let (answer, answers) = bounded(1);
         let store = Arc::clone(store);
-        // On a thread of its own, which ends with the call: a store that hangs must not hold the listeners up.
+        // On a thread of its own, because a store that hangs must not delay the listeners.
         let asking = thread::Builder::new().name("identity".to_owned()).spawn(move || {
             let _ = answer.send(store.identity());
         });
@@ -107,20 +136,19 @@ impl Ownership {
         store.identity().map(|opened| self.compare(named, opened))
     }
 
-    /// Names `store`, which is migrated and was checked, in the file, durably.
+    /// Writes the name of `store`, which is migrated and checked, into the file, durably.
     ///
     /// # Errors
-    /// Why that is not done yet, in words.
-    pub(super) fn settle(&self, store: &dyn Store) -> Result<(), String> {
-        let id = store.identity().map_err(|error| error.to_string())?;
-        let id = id.ok_or("the database has no identity: `millrace migrate` gives it one")?;
-        let (directory, kind) = (self.data_dir.display(), store.kind());
+    /// Why that is not done yet.
+    pub(super) fn settle(&self, store: &dyn Store) -> Result<(), NotSettled> {
+        let id = store.identity().map_err(NotSettled::Store)?.ok_or(NotSettled::NoIdentity)?;
+        let kind = store.kind();
         let before = self.named.as_ref();
         if before.is_some_and(|named| named.id == id) {
             return Ok(());
         }
         write_durably(&self.data_dir, &format!("{kind} {id}\n"))
-            .map_err(|error| format!("{directory}/{FILE} cannot be written: {error}"))?;
+            .map_err(|error| NotSettled::File { path: self.data_dir.join(FILE), error })?;
         match before {
             None => tracing::info!(store = kind, %id, "the data directory belongs to this store from now on"),
             Some(named) if self.journal_may_hold_events => tracing::warn!(
@@ -188,7 +216,7 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// Replaces the file by one with this text, so that after a power loss it is the one or the other.
+/// Replaces the file by one with this text, so that after a power loss the file is either the old or the new one.
 fn write_durably(data_dir: &Path, text: &str) -> io::Result<()> {
     let unfinished = data_dir.join(UNFINISHED_FILE);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;

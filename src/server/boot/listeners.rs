@@ -1,4 +1,4 @@
-//! The two addresses that are listened at: the public one, with a socket for each shard, and that of operators.
+//! Listens at both addresses: the public one, with a socket for each shard, and the operators' one.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,10 +13,11 @@ use super::StartError;
 use crate::config::Config;
 use crate::ops::{self, OpsState};
 
-/// Starts to listen at both. The addresses, with the ports that the system chose, and the public one's sockets.
+/// Starts to listen at both. Returns the operators' and the public address, with the ports that the system chose, and the
+/// public one's sockets.
 ///
 /// # Errors
-/// Which address cannot be had, why, and what to do.
+/// Which address cannot be listened at, why, and what to do.
 pub(super) fn start(
     config: &Config,
     ops_state: &OpsState,
@@ -39,8 +40,8 @@ fn cannot_listen(setting: &str, addr: SocketAddr, error: &io::Error) -> StartErr
     StartError(format!("cannot listen on {addr}: {error}; {advice} (--{setting} ADDRESS:PORT)"))
 }
 
-/// Tries for a moment where the address is in use: the rings of a process that was killed hold its sockets a little longer
-/// than it lives.
+/// Tries again for a short time where the address is in use: the `io_uring` rings of a killed process hold its sockets a
+/// little longer than the process lives.
 fn patiently<T>(mut listen: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const PAUSE: Duration = Duration::from_millis(10);
     let tries = limits::LISTEN_PATIENCE.as_millis() / PAUSE.as_millis();
@@ -55,7 +56,7 @@ fn patiently<T>(mut listen: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// One listener per shard on the same port: the kernel spreads connections over them.
 fn listen(addr: SocketAddr, shards: usize) -> io::Result<Vec<TcpListener>> {
-    // With SO_REUSEPORT a second server of the same user would share the port in silence: look first, without.
+    // With SO_REUSEPORT a second server of the same user would share the port unnoticed, so first bind without it.
     let addr = match addr.port() {
         0 => addr,
         _ => socket(addr, false)?.local_addr()?.as_socket().expect("a TCP socket has an IP address"),
@@ -76,7 +77,7 @@ fn socket(addr: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
-    // Inherited by accepted sockets: two system calls less for each connection.
+    // Accepted sockets inherit these options, which saves two system calls for each connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(limits::SEND_BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;

@@ -1,7 +1,7 @@
-//! What a start does once the listeners are there: the schema, readiness, the replay of what the journal holds; and then
-//! the housekeeping.
+//! The rest of a start, once the listeners are open: the schema, readiness, the replay of the journal. Then the housekeeping.
 //!
-//! Runs on the `maintenance` thread, may block. The database may be away for as long as it likes.
+//! Runs on the `maintenance` thread, may block. The database may be away for any time; each step is tried until it succeeds
+//! or the server stops.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use millrace_journal::queue::Queue;
 use millrace_journal::{DroppedUntil, Journal};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 
 use super::Welcome;
@@ -26,13 +26,13 @@ use super::housekeeping::Housekeeping;
 use super::identity::Ownership;
 use crate::config::{Config, Overflow};
 
-/// The schema, readiness, the replay, and then the hourly housekeeping.
+/// What the `maintenance` thread works with.
 pub(super) struct Preparation {
     pub(super) welcome: Welcome,
     pub(super) store: Arc<dyn Store>,
     pub(super) endpoints: Arc<EndpointCache>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) feed: Arc<Feed>,
+    pub(super) feed: Arc<ChangeFeed>,
     pub(super) own_changes: OwnChanges,
     pub(super) stage: Arc<Stage>,
     pub(super) config: Config,
@@ -46,7 +46,7 @@ pub(super) struct Preparation {
 }
 
 impl Preparation {
-    /// Returns when the server stops.
+    /// Runs everything; returns when the server stops.
     pub(super) fn run(self) {
         if !self.is_own_journal() || !self.is_prepared() || !self.take_journal() {
             return;
@@ -67,11 +67,11 @@ impl Preparation {
         }
         self.say_ready();
         let Self { store, metrics, stop, config, .. } = self;
-        Housekeeping { store, metrics, stop, deliveries_kept: config.deliver.retention }.run();
+        Housekeeping { store, metrics, stop, deliveries_kept: config.webhook_retention_days }.run();
     }
 
-    /// Waits until the store says that the journal is its own, before anything is changed in it; `false` where it says
-    /// that it is not, and where the server was stopped first.
+    /// Waits until the store says whether the journal is its own, before anything in it is changed. `false` where the journal
+    /// is another store's, or the server was stopped first.
     fn is_own_journal(&self) -> bool {
         let Some(ownership) = &self.ownership else { return true };
         let checked = self.until_done("the database cannot be asked whether the journal is its own", || {
@@ -88,14 +88,14 @@ impl Preparation {
         }
     }
 
-    /// Notes that the journal belongs to this store; `false` where the server was stopped first.
+    /// Names this store as the journal's; `false` where the server was stopped first.
     fn take_journal(&self) -> bool {
         let Some(ownership) = &self.ownership else { return true };
         let what = "the data directory cannot be given to the store; nothing is replayed before";
         self.until_done(what, || ownership.settle(&*self.store)).is_some()
     }
 
-    /// Tries until the schema is there; `false` where the server was stopped first.
+    /// Tries until the schema is prepared; `false` where the server was stopped first.
     fn is_prepared(&self) -> bool {
         self.until_done("the database is not ready", || self.prepare()).is_some()
     }
@@ -121,7 +121,7 @@ impl Preparation {
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
-        if self.config.migrate_on_start {
+        if self.config.migrate {
             let applied = self.metrics.store.timed(DbOperation::Migrate, || self.store.migrate_until(&self.stop));
             match applied? {
                 0 => {}
@@ -133,11 +133,11 @@ impl Preparation {
         if self.config.database_url.is_none() {
             self.welcome()?;
         }
-        // Before the replay: what the journal holds is owed to them as well.
+        // Before the replay, because the journal's events are delivered to these endpoints as well.
         self.endpoints.refresh_all(&*self.store)
     }
 
-    /// Asks the store until it answers, or the server stops.
+    /// Asks the store which days were dropped until it answers or the server stops.
     fn dropped_until(&self) -> DroppedUntil {
         const REPEAT: Duration = Duration::from_secs(10);
         let (store, stop) = (Arc::clone(&self.store), Arc::clone(&self.stop));
@@ -158,7 +158,7 @@ impl Preparation {
         })
     }
 
-    /// Takes events, and beside them hands what earlier runs left to the writers.
+    /// Opens the journal for new events and starts the replay of what earlier runs left in it.
     fn open_journal(&self) {
         const ONE_MORE: &str = "one thread more after all the others";
         let Some(journal) = &self.journal else { return };
@@ -182,11 +182,11 @@ impl Preparation {
         }
     }
 
-    /// On the very first start of an embedded store: an organisation, its key, and a line to paste.
+    /// On the very first start of an embedded store: makes an organisation and shows its key.
     fn welcome(&self) -> Result<(), StoreError> {
         let key = ApiKey::generate()
             .map_err(|error| StoreError::Unavailable(format!("no randomness for the first API key: {error}")))?;
-        let verifier = key.verifier(self.config.argon2);
+        let verifier = key.verifier(self.config.argon2());
         if self.store.create_first_organization("default", (key.id(), &verifier))?.is_some()
             && let Err(error) = (self.welcome)(self.listen_addr, &self.config.data_dir, key.reveal())
         {

@@ -1,7 +1,7 @@
-//! `millrace bench`: how much a running server takes, and how fast it answers.
+//! `millrace bench`: measures how much a running server takes and how fast it answers.
 //!
-//! A client and nothing else: no configuration, no data directory, no database. The keys come from a file or the
-//! environment, never from the command line, which other users of the machine can read.
+//! A client: it reads no configuration, no data directory and no database. The keys come from a file or the environment, never
+//! from the command line, which other users of the machine can read.
 
 mod keys;
 mod report;
@@ -19,15 +19,16 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use millrace_base::event::is_event_type;
 use millrace_base::limits;
 use millrace_bench::limits as bench_limits;
-use millrace_bench::{Pace, Plan, Recipe, Requests, Snapshot, Tally, Target, TargetError};
+use millrace_bench::{Measurements, Pace, Plan, Recipe, Requests, Snapshot, Target, TargetError};
 
 use super::Invocation;
+use super::bad_argument::BadArgument;
 use super::failure::Failure;
 use super::output::{show, show_json};
 use crate::boot::raise_descriptor_limit;
-use report::{Report, Run, Setting};
+use report::{Report, Run, RunSettings};
 
-/// Descriptors for all but the connections: standard streams, an epoll instance a thread, what the runtime has open.
+/// Descriptors other than the connections: standard streams, an epoll instance for each thread, those of the runtime.
 const DESCRIPTORS_BESIDE: usize = 32 + bench_limits::THREADS_MAX as usize;
 
 pub const EXAMPLES: &str = "\
@@ -121,8 +122,8 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
         )));
     }
     let target = Target::find(&bench.url, bench.ca_file.as_deref(), bench.timeout).map_err(|error| match error {
-        TargetError::Argument(why) => Failure::Argument(why),
-        TargetError::Unreachable(why) => Failure::Refused(format!("{why}\n  {}", report::START_A_SERVER)),
+        TargetError::Url { .. } | TargetError::CaFile { .. } => Failure::Argument(error.to_string()),
+        TargetError::Unreachable { .. } => Failure::Refused(format!("{error}\n  {}", report::START_A_SERVER)),
     })?;
     let threads = bench.threads(invocation);
     let requests = bench.requests(&keys, &target, threads)?;
@@ -143,7 +144,7 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
         return Err(Failure::Refused(report::explain_trial(&target.url, &tried)));
     }
 
-    let setting = Setting {
+    let setting = RunSettings {
         url: target.url.clone(),
         connections: bench.connections,
         threads,
@@ -154,11 +155,11 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
     let mut runs = Vec::new();
     for (nth, pace) in (1..).zip(&bench.rate) {
         let plan = Plan { nth, ..bench.plan(&target, &requests, *pace, threads) };
-        let mut tally = bench.load(&plan, &stop).map_err(|error| no_threads(&error))?;
+        let mut measurements = bench.load(&plan, &stop).map_err(|error| no_threads(&error))?;
         if runs.is_empty() {
-            tally.warmup_accepted += tried.accepted;
+            measurements.warmup_accepted += tried.accepted;
         }
-        runs.push(Run::new(*pace, tally));
+        runs.push(Run::new(*pace, measurements));
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -169,11 +170,11 @@ pub fn run(invocation: &Invocation, bench: &Bench) -> Result<(), Failure> {
     } else {
         show(&report.to_text())?;
     }
-    report.complaint().map_or(Ok(()), |why| Err(Failure::Refused(why)))
+    report.failure().map_or(Ok(()), |why| Err(Failure::Refused(why)))
 }
 
 impl Bench {
-    /// As many as are asked for, else half of the cores: the server, if it is here, needs the others.
+    /// The threads that are asked for, else half of the cores: a server on this machine needs the others.
     fn threads(&self, invocation: &Invocation) -> usize {
         let threads = self.threads.map_or(invocation.core_count().div_ceil(2), |threads| threads as usize);
         threads.min(self.connections as usize).min(bench_limits::THREADS_MAX as usize)
@@ -222,22 +223,22 @@ impl Bench {
         }
     }
 
-    /// One run, with a line each second for whoever watches.
-    fn load(&self, plan: &Plan, stop: &AtomicBool) -> std::io::Result<Tally> {
+    /// One run; prints a line each second where somebody watches.
+    fn load(&self, plan: &Plan, stop: &AtomicBool) -> std::io::Result<Measurements> {
         let is_watched = self.progress || std::io::stderr().is_terminal();
         let mut before = (Instant::now(), 0);
         let mut tell = |now: &Snapshot| {
             let seconds = before.0.elapsed().as_secs_f64();
             let line = report::progress(plan.pace, now, (now.accepted - before.1) as f64 / seconds);
             before = (Instant::now(), now.accepted);
-            // Nobody reads it: nobody to tell.
+            // A failure to write it does not change the run.
             let _ = writeln!(std::io::stderr(), "{line}");
         };
         millrace_bench::run(plan, stop, is_watched.then_some(&mut tell))
     }
 }
 
-/// A first SIGINT or SIGTERM ends the load, and what was measured is reported; a second ends the program.
+/// The first SIGINT or SIGTERM ends the load, and the measurements are reported; the second ends the program.
 fn stop_on_signal() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -254,28 +255,28 @@ fn no_threads(error: &std::io::Error) -> Failure {
 
 // ---- arguments ---------------------------------------------------------------------------------------------
 
-fn pace(text: &str) -> Result<Pace, String> {
+fn pace(text: &str) -> Result<Pace, BadArgument> {
     if text == "max" {
         return Ok(Pace::Closed);
     }
     let rate = text.parse().ok().and_then(NonZeroU64::new).filter(|rate| rate.get() <= bench_limits::RATE_MAX);
-    rate.map(Pace::Open).ok_or_else(|| format!("events per second, 1 to {}, or max", bench_limits::RATE_MAX))
+    rate.map(Pace::Open).ok_or(BadArgument::Pace)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::from_millis(100), bench_limits::DURATION_MAX)
 }
 
-fn warmup(text: &str) -> Result<Duration, String> {
+fn warmup(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::ZERO, bench_limits::WARMUP_MAX)
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, BadArgument> {
     time(text, Duration::from_millis(10), bench_limits::TIMEOUT_MAX)
 }
 
-/// `500ms`, `10s`, `5m`; a bare number is seconds.
-fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+/// Reads `500ms`, `10s`, `5m`; a bare number counts seconds.
+fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, BadArgument> {
     let (number, unit_ms) = [("ms", 1.0), ("s", 1000.0), ("m", 60_000.0)]
         .iter()
         .find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, *ms)))
@@ -283,12 +284,12 @@ fn time(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let time = number.parse::<f64>().ok().map(|number| Duration::try_from_secs_f64(number * unit_ms / 1000.0));
     match time {
         Some(Ok(time)) if (min..=max).contains(&time) => Ok(time),
-        _ => Err(format!("a time from {min:?} to {max:?}, such as 500ms, 10s or 5m")),
+        Some(Ok(_) | Err(_)) | None => Err(BadArgument::TimeBetween(min, max)),
     }
 }
 
-fn event_type(text: &str) -> Result<String, String> {
-    if is_event_type(text) { Ok(text.to_owned()) } else { Err("1-128 of A-Z a-z 0-9 _ . : / -".to_owned()) }
+fn event_type(text: &str) -> Result<String, BadArgument> {
+    if is_event_type(text) { Ok(text.to_owned()) } else { Err(BadArgument::EventType) }
 }
 
 #[cfg(test)]

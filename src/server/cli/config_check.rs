@@ -1,4 +1,4 @@
-//! `millrace config check`: what `serve` would run with, and where each value is set.
+//! `millrace config check`: prints the configuration that `serve` would run with, and where each value is set.
 
 use super::Invocation;
 use super::failure::Failure;
@@ -15,7 +15,7 @@ Exit code 64 where the configuration cannot be used.";
 
 pub fn run(invocation: &Invocation, flags: Flags) -> Result<(), Failure> {
     let loaded = invocation.load(flags)?;
-    if let Some(files) = &loaded.config.tls {
+    if let Some(files) = loaded.config.tls() {
         files.load().map_err(|why| Failure::Config(ConfigError::Unusable(why)))?;
     }
     show(&loaded.to_toml())

@@ -1,17 +1,18 @@
-//! `millrace delivery`: what became of events on their way to endpoints, and another try.
+//! `millrace delivery`: lists deliveries with their result, and retries one.
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use millrace_base::event::{DeliveryId, EndpointId};
 use millrace_base::limits;
-use millrace_control::delivery_document;
+use millrace_control::DeliveryDocument;
 use millrace_store::webhooks::{DeliveryQuery, DeliveryRecord, DeliveryStatus};
 use millrace_webhooks::delivery::outcome::split_recorded;
 
 use super::Invocation;
+use super::bad_argument::BadArgument;
 use super::failure::Failure;
-use super::output::{json_array, json_line_of, show, table, to_the_second};
+use super::output::{show, show_json, table, to_the_second};
 use super::session::Session;
 use crate::config::Flags;
 
@@ -71,7 +72,7 @@ pub fn run(invocation: &Invocation, delivery: Delivery) -> Result<(), Failure> {
 fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> Result<(), Failure> {
     let org = session.done(session.store.organization(org))?;
     let mut records: Vec<DeliveryRecord> = Vec::new();
-    // The store cuts a page short where it weighs too much or is long in the making.
+    // The store cuts a page short where it is too large or takes too long.
     loop {
         let (page, next) = session.done(session.store.deliveries(org.id, &query))?;
         query.limit -= page.len() as u32;
@@ -82,7 +83,7 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
         }
     }
     if json {
-        return show(&json_array(&records, delivery_document));
+        return show_json(&records.iter().map(DeliveryDocument::new).collect::<Vec<_>>());
     }
     if records.is_empty() {
         return show("There is no such delivery.\n");
@@ -91,8 +92,8 @@ fn list(session: &Session, org: &str, mut query: DeliveryQuery, json: bool) -> R
     show(&table(headings, &records.iter().map(row).collect::<Vec<_>>()))
 }
 
-/// Without the receivers' answers, and without what may be their words in an error's detail: they are strangers, and this may
-/// be a terminal.
+/// A line of the table. It leaves out receivers' answers and the details of errors, which may quote them: receivers are
+/// untrusted, and this may be a terminal.
 fn row(record: &DeliveryRecord) -> [String; 7] {
     let delivery = &record.delivery;
     let last = record.attempts.last().map_or("-".to_owned(), |attempt| match (&attempt.error, attempt.status_code) {
@@ -123,11 +124,11 @@ fn retry(session: &Session, org: &str, id: DeliveryId, json: bool) -> Result<(),
     let retried = session.done(session.store.retry_delivery(org.id, id, due))?.ok_or_else(not_there)?;
     if json {
         let record = DeliveryRecord { delivery: retried, ..record };
-        return show(&json_line_of(delivery_document(&record)));
+        return show_json(&DeliveryDocument::new(&record));
     }
     show(&format!("The delivery {id} is due; a running server makes it.\n"))
 }
 
-fn status(text: &str) -> Result<DeliveryStatus, &'static str> {
-    DeliveryStatus::parse(text).ok_or("it must be pending, delivered, failed or blocked")
+fn status(text: &str) -> Result<DeliveryStatus, BadArgument> {
+    DeliveryStatus::parse(text).ok_or(BadArgument::DeliveryStatus)
 }

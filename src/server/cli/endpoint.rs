@@ -1,8 +1,7 @@
-//! `millrace endpoint`: where an organisation's events are delivered, beside running servers, which notice a change
-//! within a second.
+//! `millrace endpoint`: manages webhook endpoints of any organisation. Running servers notice a change within a second.
 //!
-//! Secrets are read from files and printed once, where they are made. URLs and headers may hold passwords: what is
-//! wrong with them is said without repeating them.
+//! The checks and the work are those of the API ([`EndpointInput`], [`EndpointService`]). Secrets are read from files and
+//! printed once, where they are made. URLs and headers may hold passwords, so no message repeats them.
 
 mod arguments;
 mod show;
@@ -15,16 +14,16 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
-use millrace_control::{endpoint_document, test_event};
-use millrace_store::webhooks::{self, EndpointChange, EndpointRow, KeyFingerprint, NewEndpoint, Rotation, Unreadable};
-use millrace_webhooks::endpoint::secret::{SecretBox, WebhookSecret};
+use millrace_control::{EndpointDocument, EndpointError, EndpointInput, EndpointService};
+use millrace_store::webhooks::{self, EndpointChange, EndpointRow, Unreadable};
+use millrace_webhooks::endpoint::secret::WebhookSecret;
 
 use super::Invocation;
 use super::failure::Failure;
-use super::output::{json_array, show, show_json, show_secret, table, to_the_second};
+use super::output::{show, show_json, show_secret, table, to_the_second};
 use super::session::Session;
 use crate::config::Flags;
-use arguments::{Checked, EndpointCommand, parse_id, read_secret};
+use arguments::{EndpointCommand, check, parse_id, read_secret};
 
 pub use arguments::Endpoint;
 
@@ -32,12 +31,6 @@ pub use arguments::Endpoint;
 struct DeletedJson {
     id: String,
     deleted: bool,
-}
-
-#[derive(Serialize)]
-struct TestJson {
-    event_id: String,
-    delivery_id: String,
 }
 
 #[derive(Serialize)]
@@ -57,13 +50,10 @@ pub fn run(invocation: &Invocation, endpoint: Endpoint) -> Result<(), Failure> {
     match endpoint.command {
         EndpointCommand::Create { org, url, given, disabled, secret_file, flags } => {
             let config = invocation.load(flags.0)?.config;
-            let new = New {
-                url: arguments::url(&config, &url)?,
-                given: given.check()?,
-                enabled: !disabled,
-                secret: secret_file.as_deref().map(read_secret).transpose()?,
-            };
-            create(&Session::with(config)?, &org, new, json)
+            let input = EndpointInput { url: Some(url), enabled: Some(!disabled), ..given.input()? };
+            let given = check(&config, input)?;
+            let secret = secret_file.as_deref().map(read_secret).transpose()?;
+            create(&Session::with(config)?, &org, given, secret, json)
         }
         EndpointCommand::List { org } => list(&open()?, &org, json),
         EndpointCommand::Show { id } => {
@@ -73,15 +63,15 @@ pub fn run(invocation: &Invocation, endpoint: Endpoint) -> Result<(), Failure> {
         EndpointCommand::Update { id, url, given, all_events, no_headers, no_rate_limit, flags } => {
             let id = parse_id(&id)?;
             let config = invocation.load(flags.0)?.config;
-            let given = given.check()?;
-            let change = EndpointChange {
-                url: url.map(|url| arguments::url(&config, &url)).transpose()?,
-                description: given.description,
-                event_types: given.event_types.map(Some).or(all_events.then_some(None)),
-                headers: given.headers.or(no_headers.then(Vec::new)),
-                enabled: None,
-                rate_limit_per_second: given.rate_limit.map(Some).or(no_rate_limit.then_some(None)),
+            let given = given.input()?;
+            let input = EndpointInput {
+                url,
+                event_types: given.event_types.or(all_events.then_some(None)),
+                headers: given.headers.or(no_headers.then_some(None)),
+                rate_limit_per_second: given.rate_limit_per_second.or(no_rate_limit.then_some(None)),
+                ..given
             };
+            let change = check(&config, input)?;
             update(&Session::with(config)?, id, &change, json)
         }
         EndpointCommand::Enable { id } => enable(&open()?, parse_id(&id)?, true, json),
@@ -102,51 +92,40 @@ pub fn run(invocation: &Invocation, endpoint: Endpoint) -> Result<(), Failure> {
     }
 }
 
-/// An endpoint to be made.
-struct New {
-    url: String,
-    given: Checked,
-    enabled: bool,
-    /// `None`: to be generated.
-    secret: Option<WebhookSecret>,
+/// The service of the API, on this command's store.
+fn service(session: &Session) -> EndpointService<'_> {
+    EndpointService { store: &*session.store, metrics: None }
 }
 
-fn create(session: &Session, org: &str, new: New, json: bool) -> Result<(), Failure> {
-    let org = session.done(session.store.organization(org))?;
-    let secrets = session.secrets()?;
-    let keys = sealing_keys(session, &secrets)?;
-    let id = EndpointId(Uuid::now_v7());
-    let New { url, given, enabled, secret } = new;
-    let secret = secret.map_or_else(WebhookSecret::generate, Ok).map_err(no_randomness)?;
-    let new = NewEndpoint {
-        id,
-        org: org.id,
-        url,
-        description: given.description.unwrap_or_default(),
-        event_types: given.event_types,
-        headers: given.headers.unwrap_or_default(),
-        enabled,
-        rate_limit_per_second: given.rate_limit,
-        secret: secrets.seal(id, &secret).map_err(no_randomness)?,
-        keys,
-    };
-    let endpoint = session.done(session.store.create_endpoint(&new))?;
-    let text = show::with_secret(&format!("Made an endpoint of {}.", org.name), &endpoint, &secret, json);
-    show_secret(&text, id)
-}
-
-/// The keys to seal with, where they are the servers'.
-fn sealing_keys(session: &Session, secrets: &SecretBox) -> Result<Vec<KeyFingerprint>, Failure> {
-    let keys = secrets.fingerprints();
-    match session.done(session.store.sealing_key())? {
-        Some(key) if !keys.contains(&key) => Err(Failure::Refused(
-            "the servers could not sign for the endpoint: its secret would be sealed with another key than theirs\n  fix: set \
-             MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir; where \
-             their key is lost: `millrace endpoint accept-key`"
-                .to_owned(),
+/// Passes the service's answer on, or says what to do about an endpoint where there is none.
+fn done<T>(session: &Session, id: EndpointId, answer: Result<T, EndpointError>) -> Result<T, Failure> {
+    answer.map_err(|error| match error {
+        EndpointError::NotFound => not_found(id),
+        EndpointError::Disabled => {
+            Failure::Refused(format!("{error}\n  fix: enable it first: `millrace endpoint enable {id}`"))
+        }
+        EndpointError::ForeignKey => Failure::Refused(format!(
+            "{error}\n  fix: set MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with \
+             --data-dir; where their key is lost: `millrace endpoint accept-key`"
         )),
-        _ => Ok(keys),
-    }
+        EndpointError::Randomness(_) => Failure::Refused(error.to_string()),
+        EndpointError::Store(error) => session.explain(&error),
+    })
+}
+
+fn create(
+    session: &Session,
+    org: &str,
+    given: EndpointChange,
+    secret: Option<WebhookSecret>,
+    json: bool,
+) -> Result<(), Failure> {
+    let org = session.done(session.store.organization(org))?;
+    let created = service(session).create(org.id, given, secret, &session.secrets()?);
+    // No answer about a new endpoint names one, so the id is never shown.
+    let (endpoint, secret) = done(session, EndpointId(Uuid::nil()), created)?;
+    let text = show::with_secret(&format!("Made an endpoint of {}.", org.name), &endpoint, &secret, json);
+    show_secret(&text, endpoint.id)
 }
 
 /// Makes the configured key the one that secrets are sealed with.
@@ -187,7 +166,7 @@ fn list(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
     let endpoints: Vec<webhooks::Endpoint> = endpoints.into_iter().flatten().collect();
     let unreadable: Vec<Unreadable> = unreadable.into_iter().filter_map(Result::err).collect();
     if json {
-        return show(&json_array(&endpoints, |endpoint| endpoint_document(endpoint, None)));
+        return show_json(&endpoints.iter().map(EndpointDocument::new).collect::<Vec<_>>());
     }
     if endpoints.is_empty() && unreadable.is_empty() {
         return show("The organisation has no endpoint; make one with `millrace endpoint create ORG URL`.\n");
@@ -202,8 +181,7 @@ fn list(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
 
 fn update(session: &Session, id: EndpointId, change: &EndpointChange, json: bool) -> Result<(), Failure> {
     let org = find(session, id)?.org;
-    let updated = session.done(session.store.update_endpoint(org, id, change))?;
-    show::endpoint(&updated.ok_or_else(|| not_there(id))?, json)
+    show::endpoint(&done(session, id, service(session).update(org, id, change))?, json)
 }
 
 fn enable(session: &Session, id: EndpointId, enabled: bool, json: bool) -> Result<(), Failure> {
@@ -215,9 +193,7 @@ fn delete(session: &Session, id: EndpointId, json: bool) -> Result<(), Failure> 
         Ok(endpoint) => endpoint.org,
         Err(unreadable) => unreadable.org,
     };
-    if !session.done(session.store.delete_endpoint(org, id))? {
-        return Err(not_there(id));
-    }
+    done(session, id, service(session).delete(org, id))?;
     if json {
         show_json(&DeletedJson { id: id.to_string(), deleted: true })
     } else {
@@ -233,15 +209,8 @@ fn rotate_secret(
     json: bool,
 ) -> Result<(), Failure> {
     let present = find(session, id)?;
-    let secrets = session.secrets()?;
-    let keys = sealing_keys(session, &secrets)?;
-    let secret = secret.map_or_else(WebhookSecret::generate, Ok).map_err(no_randomness)?;
-    let sealed = secrets.seal(id, &secret).map_err(no_randomness)?;
-    let unusable = secrets.unusable(&present);
-    let previous_until = Timestamp::now().plus(overlap);
-    let rotation = Rotation { secret: &sealed, keys: &keys, previous_until, unusable: &unusable };
-    let rotated = session.done(session.store.rotate_endpoint_secret(present.org, id, rotation))?;
-    let endpoint = rotated.ok_or_else(|| not_there(id))?;
+    let rotated = service(session).rotate_secret((present.org, id), secret, overlap, &session.secrets()?);
+    let (endpoint, secret) = done(session, id, rotated)?;
     let said = match &endpoint.previous_secret {
         Some((_, until)) => {
             format!("Replaced the secret of {id}; the one before signs too until {}.", to_the_second(*until))
@@ -253,41 +222,21 @@ fn rotate_secret(
 
 fn test(session: &Session, id: EndpointId, json: bool) -> Result<(), Failure> {
     let endpoint = find(session, id)?;
-    if !endpoint.enabled {
-        return Err(Failure::Refused(format!(
-            "the endpoint is disabled, so nothing is sent to it\n  fix: enable it first: `millrace endpoint enable {id}`"
-        )));
-    }
-    let (event, planned) = test_event(endpoint.org, id, session.done(session.store.time())?);
-    session.done(session.store.insert_test(&event, &planned))?;
+    let sent = done(session, id, service(session).test(&endpoint))?;
     if json {
-        return show_json(&TestJson { event_id: event.id.to_string(), delivery_id: planned.id.to_string() });
+        return show_json(&sent);
     }
     show(&format!(
         "Stored the test event {}; a running server delivers it.\nWhat came of it: `millrace delivery list {} --endpoint {id} \
          --limit 1`\n",
-        event.id, endpoint.org
+        sent.event_id, endpoint.org
     ))
 }
 
 fn recover(session: &Session, id: EndpointId, created: std::ops::Range<Timestamp>, json: bool) -> Result<(), Failure> {
     let endpoint = find(session, id)?;
-    let now = session.done(session.store.time())?;
-    let mut recovered = 0;
-    // Ends: what is recovered is neither failed nor blocked any more, and what fails again meanwhile was made due later.
-    loop {
-        let some = session.done(session.store.recover_deliveries(
-            endpoint.org,
-            id,
-            created.clone(),
-            limits::RECOVER_CHUNK,
-            now,
-        ))?;
-        recovered += some;
-        if some < u64::from(limits::RECOVER_CHUNK) {
-            break;
-        }
-    }
+    let recovered = service(session).recover((endpoint.org, id), &created, |_| false);
+    let (recovered, _) = done(session, id, recovered)?;
     if json {
         show_json(&RecoveredJson { recovered })
     } else {
@@ -309,14 +258,9 @@ fn row(session: &Session, id: EndpointId) -> Result<EndpointRow, Failure> {
     let before = EndpointId(Uuid::from_u128(id.0.as_u128().saturating_sub(1)));
     let found = session.done(session.store.all_endpoints(Some(before), 1))?.pop();
     let is_it = |row: &EndpointRow| row.as_ref().map_or_else(|unreadable| unreadable.id, |endpoint| endpoint.id) == id;
-    found.filter(is_it).ok_or_else(|| not_there(id))
+    found.filter(is_it).ok_or_else(|| not_found(id))
 }
 
-fn not_there(id: EndpointId) -> Failure {
+fn not_found(id: EndpointId) -> Failure {
     Failure::Refused(format!("there is no endpoint {id}\n  fix: find its id with `millrace endpoint list ORG`"))
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
-fn no_randomness(error: getrandom::Error) -> Failure {
-    Failure::Refused(format!("the operating system gives no random bytes: {error}"))
 }

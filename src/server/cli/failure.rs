@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked, and what that means for the exit code.
+//! Why a command failed, and its exit code.
 
 use std::io;
 use std::process::ExitCode;
@@ -6,23 +6,23 @@ use std::process::ExitCode;
 use super::{EX_DATAERR, EX_USAGE};
 use crate::config::ConfigError;
 
-/// A command that did not succeed.
+/// The failure of a command.
 #[derive(Debug)]
 pub enum Failure {
     /// The configuration cannot be used. 64.
     Config(ConfigError),
-    /// An argument is wrong in a way only the command can see. 64.
+    /// An argument is wrong in a way that only the command can check. 64.
     Argument(String),
     /// The command could not be carried out: cause and remedy. 1.
     Refused(String),
-    /// The journal is damaged; what more there is to say than the result did. 65.
+    /// The journal is damaged; with a message where the result does not say everything. 65.
     Damaged(Option<String>),
-    /// The result could not be written; it can be asked for again. 1, or 0 where its reader went away (`| head`).
+    /// The result could not be written; the command can be repeated. 1, or 0 where the reader closed the pipe (`| head`).
     Output(io::Error),
 }
 
 impl Failure {
-    /// What to say on standard error; `None` where nobody wants to know.
+    /// The message for standard error; `None` where there is nothing to say.
     pub fn message(&self) -> Option<String> {
         match self {
             Self::Config(error) => Some(error.to_string()),

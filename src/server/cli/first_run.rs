@@ -1,7 +1,7 @@
-//! What the first start of an empty embedded store tells its user: the key, once, and two lines to paste.
+//! Shows the first API key, on the first start of an empty embedded store, with two lines to paste.
 //!
-//! **To a terminal only.** Where standard output is anything else somebody keeps it: a journal, a log driver, a file. The key
-//! then goes to a file for its owner alone, and what is printed names that.
+//! The key is printed to a terminal only. Where standard output is anything else, somebody stores it: a journal, a log driver,
+//! a file. Then the key goes to a file that only its owner can read, and the output names that file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 
 use super::output;
 
-/// Where the key is in the data directory.
+/// The key's file in the data directory.
 const FILE: &str = "first-api-key";
 
-/// An event to try it with.
+/// The event of the example.
 const EVENT: &str = r#"{"type":"user.login","payload":{"user":"ada"}}"#;
 
-/// Shows the first key of the server at `listen` to whoever started it, or keeps it in a file of `data_dir`.
+/// Prints the first key of the server at `listen`, or writes it to a file in `data_dir`.
 ///
 /// # Errors
-/// Where neither was possible. The key is lost then.
+/// Where neither is possible. The key is lost then.
 pub fn show_first_key(listen: SocketAddr, data_dir: &Path, api_key: &str) -> io::Result<()> {
     if io::stdout().is_terminal() {
         let shown = format!("with this API key, which is shown only this once:\n\n  {api_key}");
@@ -36,7 +36,7 @@ pub fn show_first_key(listen: SocketAddr, data_dir: &Path, api_key: &str) -> io:
 /// Writes the key into a new file that only this user may read.
 fn keep(data_dir: &Path, api_key: &str) -> io::Result<PathBuf> {
     let path = std::path::absolute(data_dir)?.join(FILE);
-    // That of a store that was here before.
+    // A file that an earlier store left.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -47,8 +47,8 @@ fn keep(data_dir: &Path, api_key: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Where the key is and two curl lines ready to paste, with this header: one that posts an event to the server at `listen`,
-/// one that reads it back.
+/// The text that says where the key is, with two curl lines to paste: one posts an event to the server at `listen`, the other
+/// reads it back.
 fn banner(listen: SocketAddr, key: &str, header: &str) -> String {
     let address = SocketAddr::new(reachable(listen.ip()), listen.port());
     format!(
@@ -67,7 +67,7 @@ Read it back:
     )
 }
 
-/// An address to connect to where the server listens on all of them.
+/// An address that one can connect to, also where the server listens on all addresses.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),

@@ -1,7 +1,7 @@
-//! `millrace journal`: what the journal on disk holds, for the operator at 3 a.m.
+//! `millrace journal`: shows what the journal on disk holds, for an operator who looks for lost events.
 //!
-//! Reads files only: no configuration, no database, no lock; beside a running server or without one. See
-//! [`survey`] for how a running server is kept from looking damaged.
+//! It reads files only, without a configuration, a database or a lock, and works beside a running server. [`survey`] says how
+//! it avoids taking a file that is being written for a damaged one.
 
 mod survey;
 
@@ -20,7 +20,7 @@ use super::failure::Failure;
 use super::output::{show, show_json, table};
 use survey::{Directory, Survey, Surveyed};
 
-/// Held events shown at most; JSON has them all.
+/// Most held events that are shown; JSON has them all.
 const HELD_SHOWN_MAX: usize = 20;
 /// Bytes of exported lines written at a time.
 const EXPORT_BUFFER_BYTES: usize = 256 * 1024;
@@ -119,7 +119,7 @@ struct DamageJson<'a> {
     what: &'a str,
 }
 
-/// Sums over the segments; what was kept aside is not counted.
+/// Sums over the segments; files that were kept aside are not counted.
 struct Totals {
     segments: usize,
     events: u64,
@@ -189,7 +189,7 @@ fn inspect(directory: &Directory, json: bool) -> Result<(), Failure> {
     survey.unread()
 }
 
-/// The events that wait because the database does not take them, not because it is away.
+/// The events that wait because the database does not take them, though it takes others.
 fn held(held: &HeldList) -> String {
     if held.events.is_empty() {
         return String::new();
@@ -304,7 +304,7 @@ impl Survey {
         self.files.iter().flat_map(damage_of).collect()
     }
 
-    /// An error where something could not be read.
+    /// Fails where something could not be read.
     fn unread(&self) -> Result<(), Failure> {
         if self.unreadable.is_empty() {
             return Ok(());
@@ -317,7 +317,7 @@ impl Survey {
     }
 }
 
-/// What is wrong with a file. Of one that was kept aside something is in any case.
+/// The damage of a file. A file that was kept aside always has some.
 fn damage_of(file: &Surveyed) -> Vec<DamageJson<'_>> {
     let mut damage: Vec<_> = file.report.damage.iter().map(|place| to_json(file, place)).collect();
     if damage.is_empty() && file.is_kept_aside {
@@ -369,8 +369,8 @@ fn export(directory: &Directory) -> Result<(), Failure> {
     ))))
 }
 
-/// One line. A payload is written as it was sent; only line breaks between its values, where JSON has them as white
-/// space, would end the line.
+/// One line of the export. A payload is written as it was sent, except that line breaks between its values, which would end
+/// the line, become spaces.
 fn write_event(out: &mut impl Write, event: &Event) -> io::Result<()> {
     const TEXT: &str = "a record's texts are checked when it is read";
     write!(out, r#"{{"id":"{}","org_id":"{}","type":"#, event.id, event.org)?;

@@ -1,7 +1,7 @@
 //! `millrace key`: the API keys of an organisation.
 //!
-//! A key is named by its id, the twelve characters after `mr_`. Where someone gives the whole key instead, the
-//! answer names the id and does not repeat the key.
+//! A key is named by its id, the twelve characters after `mr_`. Where somebody gives the whole key instead, the error names
+//! the id and does not repeat the key.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ enum KeyCommand {
 }
 
 #[derive(Serialize)]
-struct CreatedJson<'a> {
+struct CreatedKeyJson<'a> {
     key_id: &'a str,
     org_id: String,
     api_key: &'a str,
@@ -120,7 +120,7 @@ fn create(session: &Session, org: &str, json: bool) -> Result<(), Failure> {
     session.done(session.store.create_key(org.id, (key.id(), &verifier)))?;
     let key_id = key.id();
     let text = if json {
-        json_line(&CreatedJson { key_id: key_id.as_str(), org_id: org.id.to_string(), api_key: key.reveal() })
+        json_line(&CreatedKeyJson { key_id: key_id.as_str(), org_id: org.id.to_string(), api_key: key.reveal() })
     } else {
         format!(
             "Made a key for the organisation {}.\n\n{}\nThe key is shown only this once.\n",
@@ -199,7 +199,7 @@ fn state(key: &KeyInfo, now: Timestamp) -> String {
     }
 }
 
-/// Reads a key id; never repeats what was given, which may be a whole key.
+/// Reads a key id. The error never repeats the text, which may be a whole key.
 fn parse_key_id(text: &str) -> Result<KeyId, Failure> {
     let why = || match key::parse(text.as_bytes()) {
         Some(id) => {

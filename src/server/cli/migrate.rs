@@ -1,4 +1,4 @@
-//! `millrace migrate`: brings the schema up to date, which opening a session does for every command.
+//! `millrace migrate`: brings the schema up to date. Every command that opens a session does that as well.
 
 use super::Invocation;
 use super::failure::Failure;

@@ -1,13 +1,14 @@
-//! CLI: the commands, one file each. Reads the arguments, runs one command, says how it went.
+//! CLI: the commands, one file each. Reads the arguments, runs one command, and reports the result.
 //!
-//! Runs on the main thread. Results go to standard output, errors and the log to standard error. Exit codes:
-//! 0 done; 1 it could not be done, with the cause and the command that mends it; 64 the arguments or the
-//! configuration are wrong (`EX_USAGE`); 65 the journal is damaged (`EX_DATAERR`). An API key and an
-//! endpoint's secret are printed once, where they are made, and never in an error.
+//! Runs on the main thread. Results go to standard output, errors and the log to standard error. Exit codes: 0 done; 1 it
+//! could not be done, with the cause and the command that fixes it; 64 the arguments or the configuration are wrong
+//! (`EX_USAGE`); 65 the journal is damaged (`EX_DATAERR`). An API key and an endpoint's secret are printed once, where they are
+//! made, and never in an error.
 //!
-//! Clap's own messages repeat what was typed, so whatever may hold a secret (a database URL, a key given where
-//! a key id belongs) reaches it as plain text and is judged here or in `config`.
+//! Clap's own messages repeat what was typed. So what may hold a secret (a database URL, a key given in place of its id)
+//! reaches clap as plain text and is checked here or in `config`.
 
+mod bad_argument;
 mod bench;
 mod config_check;
 mod delivery;
@@ -109,7 +110,7 @@ enum ConfigCommand {
     Check(ServerFlags),
 }
 
-/// What every command may need: how the configuration is found and how large the machine is.
+/// What every command may need: where the configuration is and how large the machine is.
 struct Invocation {
     config_file: Option<PathBuf>,
     store_flags: Flags,
@@ -134,7 +135,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, cores: Vec<CoreId>) -> Exit
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to standard output; where nobody reads it there is nobody to tell.
+            // Help and version go to standard output; a failure to write them has no place to be reported.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
         }

@@ -8,6 +8,7 @@ use millrace_base::limits;
 use millrace_store::{Organization, OrganizationChange};
 
 use super::Invocation;
+use super::bad_argument::BadArgument;
 use super::failure::Failure;
 use super::output::{fields, json_line, show, show_json, show_key, table};
 use super::session::Session;
@@ -79,7 +80,7 @@ enum OrgCommand {
 struct RateLimit(Option<u32>);
 
 #[derive(Serialize)]
-struct CreatedJson<'a> {
+struct CreatedOrgJson<'a> {
     org_id: String,
     name: &'a str,
     rate_limit_per_minute: Option<u32>,
@@ -119,7 +120,7 @@ fn create(session: &Session, name: &str, rate_limit: Option<u32>, json: bool) ->
     let (key, verifier) = session.generate_key()?;
     let org = session.done(session.store.create_organization(name, rate_limit, (key.id(), &verifier)))?;
     let text = if json {
-        json_line(&CreatedJson {
+        json_line(&CreatedOrgJson {
             org_id: org.id.to_string(),
             name: &org.name,
             rate_limit_per_minute: org.rate_limit_per_minute,
@@ -191,35 +192,30 @@ fn limit_in_words(limit: Option<u32>) -> String {
     }
 }
 
-fn org_name(text: &str) -> Result<String, String> {
+fn org_name(text: &str) -> Result<String, BadArgument> {
     if !(1..=limits::ORGANIZATION_NAME_CHARS_MAX).contains(&text.chars().count()) {
-        return Err(format!("it must have 1 to {} characters", limits::ORGANIZATION_NAME_CHARS_MAX));
+        return Err(BadArgument::NameLength);
     }
     if text.chars().any(char::is_control) || text.trim() != text {
-        return Err("it must not hold control characters, nor begin or end with white space".to_owned());
+        return Err(BadArgument::NameCharacters);
     }
-    // Wherever a name is taken an id is taken too.
+    // Every command that takes a name takes an id as well.
     if Uuid::try_parse(text).is_ok() {
-        return Err("it must not look like an id".to_owned());
+        return Err(BadArgument::NameLikeId);
     }
     Ok(text.to_owned())
 }
 
-fn rate_limit(text: &str) -> Result<u32, String> {
+fn rate_limit(text: &str) -> Result<u32, BadArgument> {
     let limit = text.parse().ok().filter(|limit| u64::from(*limit) <= limits::RATE_LIMIT_PER_MINUTE_MAX);
-    limit.ok_or_else(|| {
-        format!(
-            "it must be a whole number of requests per minute, at most {}; 0 is unlimited",
-            limits::RATE_LIMIT_PER_MINUTE_MAX
-        )
-    })
+    limit.ok_or(BadArgument::RateLimit)
 }
 
-fn rate_limit_or_default(text: &str) -> Result<RateLimit, String> {
+fn rate_limit_or_default(text: &str) -> Result<RateLimit, BadArgument> {
     if text == "default" {
         return Ok(RateLimit(None));
     }
-    rate_limit(text).map(|limit| RateLimit(Some(limit))).map_err(|why| format!("{why}; `default` is the server's"))
+    rate_limit(text).map(|limit| RateLimit(Some(limit))).map_err(|_| BadArgument::RateLimitOrDefault)
 }
 
 #[cfg(test)]

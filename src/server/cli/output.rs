@@ -1,7 +1,7 @@
-//! Results on standard output: aligned for people, JSON for programs.
+//! Prints results: aligned for people, JSON for programs.
 //!
-//! Written whole and flushed before the command ends, and an error is a result of the command: a key that was
-//! made but could not be shown must not look like a success.
+//! A result is written whole and flushed before the command ends, and a write error fails the command: a key that was made
+//! but could not be shown must not look like a success.
 
 use std::io::{self, Write as _};
 use std::iter::zip;
@@ -18,13 +18,13 @@ pub fn show(text: &str) -> Result<(), Failure> {
     write(text).map_err(Failure::Output)
 }
 
-/// Says on standard error what belongs beside a result.
+/// Prints a remark on standard error.
 pub fn note(text: &str) {
-    // Where nobody hears it the result stands all the same.
+    // A failure to write it does not change the result.
     let _ = writeln!(io::stderr(), "note: {text}");
 }
 
-/// Says on standard error which store a command works on.
+/// Prints on standard error which store a command works on.
 pub fn say_store(store: &str) {
     let _ = writeln!(io::stderr(), "store: {store}");
 }
@@ -34,7 +34,7 @@ pub fn show_json(result: &impl Serialize) -> Result<(), Failure> {
     show(&json_line(result))
 }
 
-/// Prints a result with a new key in it. Where that fails the key is lost for good: says how to get another.
+/// Prints a result with a new key in it. Where that fails the key is lost, and the error says how to get another.
 pub fn show_key(text: &str, key_id: &str) -> Result<(), Failure> {
     write(text).map_err(|error| {
         Failure::Refused(format!(
@@ -44,7 +44,8 @@ pub fn show_key(text: &str, key_id: &str) -> Result<(), Failure> {
     })
 }
 
-/// Prints a result with an endpoint's new secret in it, which is lost where that fails: says how to get another.
+/// Prints a result with an endpoint's new secret in it. Where that fails the secret is lost, and the error says how to get
+/// another.
 pub fn show_secret(text: &str, endpoint: EndpointId) -> Result<(), Failure> {
     write(text).map_err(|error| {
         Failure::Refused(format!(
@@ -59,12 +60,6 @@ pub fn json_line(result: &impl Serialize) -> String {
     let mut line = serde_json::to_string(result).expect("results are plain structs of strings and numbers");
     line.push('\n');
     line
-}
-
-/// Documents that are JSON already as one line, an array of them.
-pub fn json_array<T>(items: &[T], document: impl Fn(&T) -> Vec<u8>) -> String {
-    let documents: Vec<Vec<u8>> = items.iter().map(document).collect();
-    json_line_of([b"[".as_slice(), &documents.join(&b","[..]), b"]"].concat())
 }
 
 /// A document that is JSON already as one line.

@@ -1,4 +1,4 @@
-//! `millrace quarantine`: events the database refused for their data, and another try.
+//! `millrace quarantine`: lists events that the database refused for their data, stores them again, or drops them.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -151,7 +151,7 @@ fn list(session: &Session, org: Option<&str>, limit: u32, json: bool) -> Result<
 fn show_one(session: &Session, id: QuarantineId, json: bool) -> Result<(), Failure> {
     let (row, payload) = session.done(session.store.quarantined_event(id))?.ok_or_else(|| not_there(id))?;
     if json {
-        // The payload is JSON as it is.
+        // The payload is JSON already, and is copied as it was sent.
         let mut document = serde_json::to_vec(&RowJson::from(&row)).expect("strings and numbers");
         document.pop();
         return show(&json_line_of([&document, br#","payload":"#.as_slice(), payload.as_bytes(), b"}"].concat()));
@@ -170,7 +170,7 @@ fn show_one(session: &Session, id: QuarantineId, json: bool) -> Result<(), Failu
     show(&format!("{id}\n{text}\n{payload}\n"))
 }
 
-/// A run of retries: each says how it went, and one that fails does not stop the others.
+/// A run of retries. Each prints its result, and one that fails does not stop the others.
 struct Retries<'a> {
     session: &'a Session,
     json: bool,
@@ -184,7 +184,7 @@ impl Retries<'_> {
         let org = org.map(|org| self.session.done(store.organization(org))).transpose()?.map(|org| org.id);
         let mut query = QuarantineQuery { org, oldest_first: true, limit: limits::LIST_LIMIT_MAX, cursor: None };
         loop {
-            // What stays is behind the cursor, so this ends.
+            // Events that stay are behind the cursor, so the loop ends.
             let (rows, more) = self.session.done(store.quarantined(&query))?;
             for row in &rows {
                 self.one(row.id)?;
@@ -196,7 +196,7 @@ impl Retries<'_> {
         }
     }
 
-    /// Only what concerns all of them ends the run: the database is away, or somebody must look.
+    /// Retries one. Only an error that concerns all events ends the run, such as a database that is away.
     fn one(&mut self, id: QuarantineId) -> Result<(), Failure> {
         let (outcome, deliveries, reason) = match self.retry(id) {
             Ok(Retried::Stored(deliveries)) => ("stored", Some(deliveries), None),
@@ -266,7 +266,7 @@ fn not_there(id: QuarantineId) -> Failure {
     Failure::Refused(format!("{id} is not in quarantine\n  fix: find its id with `millrace quarantine list`"))
 }
 
-/// Without control characters: what the database says may quote what it was sent, and this may be a terminal.
+/// Replaces control characters: the database's message may quote an event, and this may be a terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! `millrace serve`: configuration, log, then [`boot::serve`] until a signal ends it.
+//! `millrace serve`: loads the configuration, starts the log, and runs [`boot::serve`] until a signal ends it.
 
 use std::sync::Arc;
 
@@ -44,8 +44,7 @@ pub fn run(invocation: &Invocation, flags: Flags) -> Result<(), Failure> {
              --no-pin lets shards move to a core that is free"
         );
     }
-    let certificates =
-        config.tls.clone().map(|files| Certificates::load(files, config.shards).map(Arc::new)).transpose();
+    let certificates = config.tls().map(|files| Certificates::load(files, config.shards).map(Arc::new)).transpose();
     let certificates = certificates.map_err(|why| Failure::Config(ConfigError::Unusable(why)))?;
     boot::serve(config, certificates, &invocation.cores, show_first_key).map_err(|error| match error {
         ServeError::Configuration(why) => Failure::Config(ConfigError::Unusable(why)),

@@ -1,4 +1,4 @@
-//! A command's hold on the store: opened, migrated, and able to say what to do where it refuses.
+//! A command's access to the store: opened, migrated, and with an advice for each of its errors.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::output;
 use crate::config::{Config, Flags};
 
-/// One to work on, and one for a migration's lock.
+/// Connections: one to work on, and one for a migration's lock.
 const CONNECTIONS: u32 = 2;
 
 /// An open store, migrated.
@@ -30,8 +30,8 @@ impl Session {
         Self::with(invocation.load(flags)?.config)
     }
 
-    /// The same with a configuration that is loaded. Says which store it is, and makes none: in a wrong directory a new one
-    /// would answer as if nothing had ever been there.
+    /// The same with a loaded configuration. Prints which store it is, and creates none: in a wrong directory a new store would
+    /// look as if all data were gone.
     pub fn with(config: Config) -> Result<Self, Failure> {
         let directory = config.data_dir.display();
         match is_there(&config.store(CONNECTIONS)) {
@@ -54,30 +54,36 @@ impl Session {
         Ok(Self { store, config, migrated })
     }
 
-    /// Passes a store's answer on, or says why there is none and what mends it.
+    /// Passes a store's answer on, or says why there is none and how to fix that.
     pub fn done<T>(&self, answer: Result<T, StoreError>) -> Result<T, Failure> {
-        answer.map_err(|error| explain(&self.config, &error))
+        answer.map_err(|error| self.explain(&error))
     }
 
-    /// A new key with what the store keeps of it.
+    /// Why the store did not do what it was asked, and what to do about it.
+    pub fn explain(&self, error: &StoreError) -> Failure {
+        explain(&self.config, error)
+    }
+
+    /// A new key, and the verifier that the store keeps.
     pub fn generate_key(&self) -> Result<(ApiKey, millrace_base::key::KeyVerifier), Failure> {
         let key = ApiKey::generate()
             .map_err(|error| Failure::Refused(format!("the operating system gives no random bytes: {error}")))?;
-        let verifier = key.verifier(self.config.argon2);
+        let verifier = key.verifier(self.config.argon2());
         Ok((key, verifier))
     }
 
-    /// What the servers seal endpoints' secrets with. Beside Postgres no key is made: it would be another than theirs.
+    /// What seals endpoints' secrets. With Postgres no key is made here: it would not be the servers' key.
     pub fn secrets(&self) -> Result<SecretBox, Failure> {
-        let Config { deliver, data_dir, database_url, .. } = &self.config;
-        if database_url.is_some() && !deliver.has_secret_key(data_dir) {
+        let Config { data_dir, database_url, .. } = &self.config;
+        let webhooks = self.config.webhooks();
+        if database_url.is_some() && !webhooks.has_secret_key(data_dir) {
             return Err(Failure::Refused(format!(
                 "the key that the servers seal webhook secrets with is neither configured nor in {}\n  fix: set \
                  MILLRACE_WEBHOOK_SECRET_KEY as the servers have it, or name their data directory with --data-dir",
                 data_dir.display()
             )));
         }
-        deliver.open_secrets(data_dir).map_err(Failure::Refused)
+        webhooks.open_secrets(data_dir).map_err(Failure::Refused)
     }
 }
 

@@ -1,11 +1,13 @@
-//! Times on the command line, written as settings are: `90s`, `24h`; a bare number is seconds.
+//! Times on the command line, in the form of the settings: `90s`, `24h`; a bare number counts seconds.
 
 use std::fmt;
 use std::time::Duration;
 
 use millrace_base::quantity::Unit;
 
-/// A time.
+use super::bad_argument::BadArgument;
+
+/// A time that prints itself in that form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
@@ -17,10 +19,10 @@ impl fmt::Display for Time {
 }
 
 /// Reads a time of at most `max`.
-pub fn up_to(max: Duration) -> impl Fn(&str) -> Result<Time, String> + Clone + Send + Sync + 'static {
+pub fn up_to(max: Duration) -> impl Fn(&str) -> Result<Time, BadArgument> + Clone + Send + Sync + 'static {
     move |text| {
         let time = Unit::Seconds.parse(text).map(Duration::from_secs).filter(|time| *time <= max);
-        time.map(Time).ok_or_else(|| format!("it must be a time of at most {}, such as 90s or 24h", Time(max)))
+        time.map(Time).ok_or(BadArgument::TimeAtMost(max))
     }
 }
 
@@ -35,7 +37,7 @@ mod tests {
             assert_eq!(read(text), Ok(Time(Duration::from_secs(seconds))));
         }
         for text in ["", "soon", "-1", "1.5h", "25h", "86401"] {
-            assert!(read(text).unwrap_err().contains("at most 1d"), "{text:?}");
+            assert!(read(text).unwrap_err().to_string().contains("at most 1d"), "{text:?}");
         }
     }
 }

@@ -1,40 +1,41 @@
-//! The environment: which variable holds a setting, and which ones are nobody's.
+//! The environment: finds the variable of a setting, and refuses variables with this program's prefix that set nothing.
 //!
 //! Pure: the variables are handed in.
 
 use std::ffi::{OsStr, OsString};
 
 use super::error::{ConfigError, nearest};
-use super::setting::{Kind, SETTINGS, Setting, find};
+use super::setting::{Kind, SETTINGS, Setting};
+use super::table::SettingKey;
 use super::{API_KEY_ENV, CONFIG_FILE_ENV};
 
-/// What the names of this program's variables begin with.
+/// The prefix of this program's variables.
 const PREFIX: &str = "MILLRACE_";
-/// Settings whose variable is another's by custom, under the name one would guess from the others.
-const ALIASES: [(&str, &str); 1] = [("MILLRACE_DATABASE_URL", "database_url")];
+/// Further variables of settings: `DATABASE_URL` is a name by custom, and this one is what the others' names suggest.
+const ALIASES: [(&str, SettingKey); 1] = [("MILLRACE_DATABASE_URL", SettingKey::database_url)];
 
 /// The variables of a process.
 pub struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
-    /// These.
+    /// An environment of these variables.
     pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         Self(variables.into_iter().collect())
     }
 
-    /// A variable's value, where it has one.
+    /// A variable's value, where it is set.
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// The variable that holds a setting, and its value.
+    /// The variable that sets a setting, and its value.
     ///
     /// # Errors
-    /// Where two of them hold different values.
-    pub(super) fn of(&self, setting: &Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
+    /// Where two variables set it to different values.
+    pub(super) fn of(&self, setting: &'static Setting) -> Result<Option<(&'static str, &OsStr)>, ConfigError> {
         let is_value = |text: &&OsStr| !text.is_empty() || matches!(setting.kind, Kind::Listed(_));
-        let aliases = ALIASES.iter().filter(|(_, key)| *key == setting.key).map(|(name, _)| *name);
-        let names = find(setting.key).map(|row| row.env).into_iter().chain(aliases);
+        let aliases = ALIASES.iter().filter(|(_, key)| key.setting().key == setting.key).map(|(name, _)| *name);
+        let names = std::iter::once(setting.env).chain(aliases);
         let found: Vec<_> = names.filter_map(|name| Some((name, self.get(name).filter(is_value)?))).collect();
         if let [(name, value), (other, other_value)] = found[..]
             && value != other_value
@@ -47,7 +48,7 @@ impl Environment {
         Ok(found.first().copied())
     }
 
-    /// Refuses a variable of this program's that nothing reads.
+    /// Refuses a variable with this program's prefix that sets nothing.
     pub(super) fn refuse_unknown(&self) -> Result<(), ConfigError> {
         let known: Vec<&str> = SETTINGS
             .iter()
@@ -70,7 +71,7 @@ impl Environment {
     }
 }
 
-/// What Kubernetes sets in every container where there is a service called `millrace`.
+/// Whether it is a variable that Kubernetes sets in every container for a service called `millrace`.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or_default();
     let is_address = value.to_str().is_some_and(|value| value.starts_with("tcp://") || value.starts_with("udp://"));

@@ -1,7 +1,6 @@
-//! Why a configuration is refused: the boundary between configuring and running. The program exits with 64.
+//! Why a configuration is refused. The program then exits with 64.
 //!
-//! Each variant names the place that holds the fault and says what would be right there. The value of a
-//! secret setting appears in none of them.
+//! Each error names the place of the fault and what would be right there. No error shows the value of a secret setting.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +15,7 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system says, or that it is too large.
+        /// The operating system's error, or that the file is too large.
         why: String,
     },
     /// The file is not TOML.
@@ -25,35 +24,35 @@ pub enum ConfigError {
         path: PathBuf,
         /// Line and column of the fault, counted from 1.
         position: Option<(usize, usize)>,
-        /// The parser's words; never the line itself, which may hold a password.
+        /// The parser's message; never the line itself, which may hold a password.
         why: String,
     },
-    /// The file holds a key that is no setting.
+    /// The file has a key that is not a setting's.
     UnknownKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
     },
-    /// A variable with this program's prefix that is no setting's.
+    /// A variable with this program's prefix that sets nothing.
     UnknownVariable {
         /// Its name.
         name: String,
-        /// The known one it is most like, where one is alike.
+        /// The known variable with the most similar name, where one is similar.
         nearest: Option<String>,
     },
     /// A value that its setting does not take.
     Value {
         /// The setting.
         setting: &'static Setting,
-        /// Where the value stands.
+        /// Where the value comes from.
         origin: Origin,
-        /// The value as written, where it may be shown.
+        /// The value as it is written, where it may be shown.
         found: Option<String>,
         /// Completes "it must be …".
         expected: String,
     },
-    /// Values that are right by themselves and wrong together, or not available in this version.
+    /// Values that are right by themselves and wrong together.
     Unusable(String),
 }
 
@@ -110,9 +109,9 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The name among `known` that `name` was probably meant to be: a few letters off, or one of the two within the other.
+/// The name among `known` that is most similar to `name`, where one is similar enough.
 pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// From 0, nothing in common, to 1.
+    /// The least similarity, from 0 (nothing in common) to 1 (equal).
     const ALIKE: f64 = 0.7;
     known
         .map(|known| (strsim::normalized_damerau_levenshtein(name, known), known))

@@ -1,30 +1,30 @@
 //! The settings as command-line flags, made from their table.
 //!
-//! Clap takes every value as text and shows none of them: what is right for a setting is decided in one place
-//! for all layers (`layer.rs`), and a refused `DATABASE_URL` must not reach the terminal.
+//! Clap takes every value as text and shows none of them. All layers check values in one place (`layer.rs`), and a refused
+//! `DATABASE_URL` must not reach the terminal.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::setting::{Kind, SETTINGS, Scope, Setting};
 
-/// The heading in help texts of what every command takes.
+/// The heading in help texts of the flags that every command takes.
 pub const COMMON_FLAGS_HEADING: &str = "Common settings";
 
-/// Flags as given, each with its value as text.
+/// The flags that were given, each with its value as text.
 #[derive(Clone, Default)]
 pub struct Flags(Vec<(&'static Setting, String)>);
 
 impl Flags {
-    /// These and those.
+    /// These flags and those of `more`.
     #[must_use]
     pub fn and(mut self, more: Self) -> Self {
         self.0.extend(more.0);
         self
     }
 
-    /// Each flag with its value.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static Setting, &str)> {
-        self.0.iter().map(|(setting, text)| (*setting, text.as_str()))
+    /// The values that a setting's flag was given.
+    pub(super) fn of(&self, setting: &'static Setting) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(given, _)| given.key == setting.key).map(|(_, text)| text.as_str())
     }
 
     fn augment(command: Command, scopes: &[Scope]) -> Command {

@@ -1,11 +1,11 @@
-//! The layers a configuration is made of, laid over each other: defaults < file < environment < flags.
+//! Lays the sources of a configuration over each other: defaults < file < environment < flags.
 //!
-//! Pure: the file's text, the environment and the flags are handed in. A value is checked against its row of
-//! the settings' table as it comes in, whichever layer it comes from, so that one rule and one message serve
-//! all of them, and it remembers where it came from.
+//! Pure: the file's text, the environment and the flags are handed in. Every layer checks a value against its setting's
+//! kind, also a value that a later layer replaces; so one rule and one message serve all layers. Each value keeps the
+//! place it came from, for messages and for `config check`.
 //!
-//! An empty environment variable counts as not set: process managers and compose files can rarely unset one. Only where
-//! empty is a value of its own ([`Kind::Listed`]) it is one.
+//! An empty environment variable counts as not set, because process managers and compose files can rarely unset one. Only
+//! a list ([`Kind::Listed`]) takes an empty variable as a value.
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,12 @@ use toml::{Table, Value as Toml};
 
 use super::environment::Environment;
 use super::error::ConfigError;
-use super::setting::{Kind, Preset, SETTINGS, Setting, find};
+use super::flags::Flags;
+use super::setting::{Kind, Preset, SETTINGS, Setting};
+use super::table::SettingKey;
+use super::typed::Typed;
 
-/// Where a value stands.
+/// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// In the settings' table.
@@ -40,42 +43,32 @@ impl Origin {
     }
 }
 
-/// A value of the right kind for its setting.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// For [`Kind::Text`], [`Kind::Listed`], [`Kind::Secret`] and [`Kind::Choice`].
-    Text(String),
-    /// For [`Kind::Count`] and [`Kind::Quantity`]: within its range, in the setting's own unit.
-    Count(u64),
-    /// For [`Kind::Switch`].
-    Switch(bool),
-}
-
-/// One setting as it stands with all layers laid.
+/// One setting with the value that is in force.
 pub struct Slot {
     /// The setting.
     pub setting: &'static Setting,
-    /// Its value; `None` only where the default is to have none.
-    pub value: Option<Value>,
-    /// Where that value stands.
+    /// Its value in normal form; `None` only where the default is to have none.
+    pub text: Option<String>,
+    /// Where that value comes from.
     pub origin: Origin,
 }
 
-/// Every setting with its value: one slot a row of [`SETTINGS`], in that order.
+/// Every setting with its value: the slot at `key as usize` is that of [`SettingKey`] and of the row of [`SETTINGS`].
 pub struct Values(Vec<Slot>);
 
 impl Values {
     /// The lowest layer.
     pub fn defaults(cores: usize) -> Self {
         let slot = |setting: &'static Setting| {
-            let value = match setting.preset {
+            let number = |count: u64| setting.kind.normal_form(&count.to_string());
+            let text = match setting.preset {
                 Preset::Unset => None,
-                Preset::Text(text) => Some(Value::Text(text.to_owned())),
-                Preset::Count(count) => Some(Value::Count(count)),
-                Preset::PerCore(each) => Some(Value::Count(per_core(setting, each, cores))),
-                Preset::Switch(on) => Some(Value::Switch(on)),
+                Preset::Text(text) => Some(text.to_owned()),
+                Preset::Count(count) => number(count),
+                Preset::PerCore(each) => number(per_core(setting, each, cores)),
+                Preset::Switch(is_on) => Some(is_on.to_string()),
             };
-            Slot { setting, value, origin: Origin::Default }
+            Slot { setting, text, origin: Origin::Default }
         };
         Self(SETTINGS.iter().map(slot).collect())
     }
@@ -88,48 +81,50 @@ impl Values {
             why: error.message().to_owned(),
         })?;
         for (key, value) in table {
-            let Some(setting) = find(&key) else {
+            let Some(slot) = self.0.iter_mut().find(|slot| slot.setting.key == key) else {
                 return Err(ConfigError::UnknownKey { path: path.to_owned(), key });
             };
             let origin = Origin::File(path.to_owned());
-            let value = match (setting.kind, value) {
-                (Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) | Kind::Choice(_), Toml::String(text)) => {
-                    read(setting, &origin, &text)?
-                }
-                (Kind::Quantity(..), Toml::String(text)) => read(setting, &origin, &text)?,
-                (Kind::Count(..) | Kind::Quantity(..), Toml::Integer(count)) => {
-                    read(setting, &origin, &count.to_string())?
-                }
-                (Kind::Switch { .. }, Toml::Boolean(on)) => Value::Switch(on),
+            let text = match (slot.setting.kind, value) {
+                (
+                    Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) | Kind::Choice(_) | Kind::Quantity(..),
+                    Toml::String(text),
+                ) => text,
+                (Kind::Count(..) | Kind::Quantity(..), Toml::Integer(count)) => count.to_string(),
+                (Kind::Switch { .. }, Toml::Boolean(is_on)) => is_on.to_string(),
                 (kind, other) => {
                     let found = format!("{} {}", article(other.type_str()), other.type_str());
-                    return Err(refuse(setting, origin, Some(found), kind.to_string()));
+                    return Err(refuse(slot.setting, origin, Some(found), kind.to_string()));
                 }
             };
-            self.lay(setting, value, origin);
+            slot.lay(&text, origin)?;
         }
         Ok(())
     }
 
-    /// Lays the environment over what is there. A variable of this program's that is no setting is refused: a misspelt one
-    /// would leave the default in force without a word.
+    /// Lays the environment over what is there. A variable with this program's prefix that sets nothing is refused: without
+    /// that, a misspelt one would leave the default in force in silence.
     pub fn lay_environment(&mut self, environment: &Environment) -> Result<(), ConfigError> {
         environment.refuse_unknown()?;
-        for setting in SETTINGS {
-            let Some((name, text)) = environment.of(setting)? else { continue };
+        for slot in &mut self.0 {
+            let Some((name, text)) = environment.of(slot.setting)? else { continue };
+            let origin = Origin::Environment(name);
             let Some(text) = text.to_str() else {
                 let found = Some("not UTF-8".to_owned());
-                return Err(refuse(setting, Origin::Environment(name), found, setting.kind.to_string()));
+                return Err(refuse(slot.setting, origin, found, slot.setting.kind.to_string()));
             };
-            let origin = Origin::Environment(name);
-            self.lay(setting, read(setting, &origin, text)?, origin);
+            slot.lay(text, origin)?;
         }
         Ok(())
     }
 
-    /// Lays one flag over what is there.
-    pub fn lay_flag(&mut self, setting: &'static Setting, text: &str) -> Result<(), ConfigError> {
-        self.lay(setting, read(setting, &Origin::Flag, text)?, Origin::Flag);
+    /// Lays the flags over what is there.
+    pub fn lay_flags(&mut self, flags: &Flags) -> Result<(), ConfigError> {
+        for slot in &mut self.0 {
+            for text in flags.of(slot.setting) {
+                slot.lay(text, Origin::Flag)?;
+            }
+        }
         Ok(())
     }
 
@@ -138,85 +133,67 @@ impl Values {
         &self.0
     }
 
-    /// The text of a setting with this key; empty where it has none.
-    pub fn text(&self, key: &str) -> &str {
-        match &self.slot(key).value {
-            Some(Value::Text(text)) => text,
-            _ => "",
-        }
+    /// Reads a setting's value into its type.
+    pub fn read<T>(&self, key: SettingKey, values: &Typed<T>) -> Result<T, ConfigError> {
+        values.read(self.text(key)).map_err(|expected| self.refuse(key, expected))
     }
 
-    /// The number of a setting with this key.
-    pub fn count(&self, key: &str) -> u64 {
-        match self.slot(key).value {
-            Some(Value::Count(count)) => count,
-            _ => unreachable!("{key} is a count with a default"),
-        }
+    /// A setting's value; empty where it has none.
+    pub fn text(&self, key: SettingKey) -> &str {
+        self.slot(key).text.as_deref().unwrap_or_default()
     }
 
-    /// The state of the switch with this key.
-    pub fn switch(&self, key: &str) -> bool {
-        match self.slot(key).value {
-            Some(Value::Switch(on)) => on,
-            _ => unreachable!("{key} is a switch with a default"),
-        }
-    }
-
-    /// Refuses the text of a setting for a reason its kind does not know.
-    pub fn refuse_text(&self, key: &str, expected: impl Into<String>) -> ConfigError {
+    /// Refuses a setting's value for a reason its kind does not know.
+    pub fn refuse(&self, key: SettingKey, expected: impl Into<String>) -> ConfigError {
         let Slot { setting, origin, .. } = self.slot(key);
         refuse(setting, origin.clone(), shown(setting, self.text(key)), expected.into())
     }
 
     /// What to call the place of a setting's value in a message.
-    pub fn place(&self, key: &str) -> String {
+    pub fn place(&self, key: SettingKey) -> String {
         let Slot { setting, origin, .. } = self.slot(key);
         origin.place(setting)
     }
 
-    fn slot(&self, key: &str) -> &Slot {
-        self.0.iter().find(|slot| slot.setting.key == key).expect("keys are asked for by their name in the table")
-    }
-
-    fn lay(&mut self, setting: &'static Setting, value: Value, origin: Origin) {
-        let slot = self.0.iter_mut().find(|slot| slot.setting.key == setting.key).expect("one slot a row");
-        (slot.value, slot.origin) = (Some(value), origin);
+    fn slot(&self, key: SettingKey) -> &Slot {
+        &self.0[key as usize]
     }
 }
 
-/// Reads a value of a setting from text, whichever layer it stands in.
-fn read(setting: &'static Setting, origin: &Origin, text: &str) -> Result<Value, ConfigError> {
-    let value = match setting.kind {
-        Kind::Text(_) | Kind::Listed(_) | Kind::Secret(_) => Some(Value::Text(text.to_owned())),
-        Kind::Choice(words) => words.split('|').any(|word| word == text).then(|| Value::Text(text.to_owned())),
-        Kind::Count(_, min, max) => text.parse().ok().filter(|count| (min..=max).contains(count)).map(Value::Count),
-        Kind::Quantity(unit, min, max) => {
-            unit.parse(text).filter(|count| (min..=max).contains(count)).map(Value::Count)
-        }
-        Kind::Switch { .. } => text.parse().ok().map(Value::Switch),
-    };
-    value.ok_or_else(|| refuse(setting, origin.clone(), shown(setting, text), setting.kind.to_string()))
+impl Slot {
+    /// Replaces the value, whichever layer the new one comes from.
+    fn lay(&mut self, text: &str, origin: Origin) -> Result<(), ConfigError> {
+        let Some(text) = self.setting.kind.normal_form(text) else {
+            return Err(refuse(self.setting, origin, shown(self.setting, text), self.setting.kind.to_string()));
+        };
+        (self.text, self.origin) = (Some(text), origin);
+        Ok(())
+    }
 }
 
 fn refuse(setting: &'static Setting, origin: Origin, found: Option<String>, expected: String) -> ConfigError {
     ConfigError::Value { setting, origin, found, expected }
 }
 
+/// A refused value as a message may quote it.
 fn shown(setting: &Setting, text: &str) -> Option<String> {
     match setting.kind {
         Kind::Secret(_) => None,
         Kind::Count(..) | Kind::Quantity(..) if text.parse::<i128>().is_ok() => Some(text.to_owned()),
-        _ => Some(format!("{text:?}")),
+        Kind::Count(..)
+        | Kind::Quantity(..)
+        | Kind::Text(_)
+        | Kind::Listed(_)
+        | Kind::Choice(_)
+        | Kind::Switch { .. } => Some(format!("{text:?}")),
     }
 }
 
 /// So many for each core, within the setting's range: a machine may have more cores than shards are allowed.
 fn per_core(setting: &Setting, each: u64, cores: usize) -> u64 {
     let count = each.saturating_mul(cores as u64);
-    match setting.kind {
-        Kind::Count(_, min, max) => count.clamp(min, max),
-        _ => count,
-    }
+    let Kind::Count(_, min, max) = setting.kind else { return count };
+    count.clamp(min, max)
 }
 
 /// Line and column of a byte offset, in bytes, counted from 1.

@@ -1,8 +1,11 @@
-//! A database URL that cannot be shown by accident: both `Display` and `Debug` mask its secrets.
+//! URLs that cannot be shown by accident, of the database and of a proxy: both `Display` and `Debug` mask the secrets.
 //!
-//! What may be shown is listed; everything else is masked. So a parameter nobody thought of stays hidden.
+//! For the database's URL the parts that may be shown are listed and everything else is masked, so that an unforeseen
+//! parameter stays hidden.
 
 use std::fmt;
+
+use url::Url;
 
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 const SHOWN_PARAMETERS: [&str; 13] = [
@@ -26,8 +29,8 @@ const SHOWN_PARAMETERS: [&str; 13] = [
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// Takes a URL with a Postgres scheme; `None` for anything else. White space around it is dropped: what was read from
-    /// a file ends with a line break.
+    /// Takes a URL with a Postgres scheme; `None` for anything else. White space around it is dropped, because text from a file
+    /// ends with a line break.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim_ascii();
         SCHEMES.iter().any(|scheme| text.starts_with(scheme)).then(|| Self(text.to_owned()))
@@ -45,7 +48,7 @@ impl fmt::Display for SecretUrl {
         write!(f, "{scheme}://")?;
         // The last '@': a password may hold one of its own.
         let place = match rest.rsplit_once('@') {
-            // A password with an unescaped delimiter, or a parameter with an '@': which, only its author knows.
+            // A password with an unescaped delimiter, or a parameter with an '@': it cannot be told which.
             Some((credentials, _)) if credentials.contains(['/', '?', '#']) => return f.write_str("***"),
             Some((credentials, place)) => {
                 let (user, password) = credentials.split_once(':').map_or((credentials, None), |(u, p)| (u, Some(p)));
@@ -69,6 +72,45 @@ impl fmt::Display for SecretUrl {
 }
 
 impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The URL of a CONNECT proxy: `http://[user:password@]host:port`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(Url);
+
+impl ProxyUrl {
+    /// Takes an `http` URL of a host and nothing behind it; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_proxy = |url: &Url| {
+            url.scheme() == "http"
+                && url.has_host()
+                && url.path() == "/"
+                && url.query().is_none()
+                && url.fragment().is_none()
+        };
+        Url::parse(text).ok().filter(is_proxy).map(Self)
+    }
+
+    /// The URL with its password, for the client only.
+    pub fn reveal(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut masked = self.0.clone();
+        if masked.password().is_some() {
+            masked.set_password(Some("***")).expect("a proxy's URL has a host");
+        }
+        f.write_str(masked.as_str().trim_end_matches('/'))
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -2,6 +2,10 @@
 
 use clap::{Command, FromArgMatches as _};
 
+use std::time::Duration;
+
+use millrace_base::logging::LogFormat;
+use millrace_ingest::shard::IoDriver;
 use millrace_webhooks::client::TrustRoots;
 use millrace_webhooks::delivery::schedule::RetrySchedule;
 
@@ -111,10 +115,10 @@ fn the_contract_s_defaults_hold() {
     assert_eq!((config.pin, config.io_driver, config.durability), (true, IoDriver::Auto, Durability::Fsync));
     assert_eq!((config.queue_overflow, config.journal_bytes_max), (Overflow::Reject, 8 << 30));
     assert_eq!((config.rate_limit_per_minute, config.shutdown_grace), (1000, Duration::from_secs(30)));
-    assert_eq!((config.migrate_on_start, config.adopt, config.deliver.allow_insecure), (true, false, false));
+    assert_eq!((config.migrate, config.adopt, config.allow_insecure_webhooks), (true, false, false));
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
-    assert_eq!(config.argon2, Argon2Cost::default());
-    let deliver = config.deliver;
+    assert_eq!(config.argon2(), Argon2Cost::default());
+    let deliver = config.webhooks();
     assert_eq!(deliver.schedule, RetrySchedule::parse("5s,5m,30m,2h,5h,10h,14h,20h,24h").unwrap());
     assert_eq!((deliver.timeout, deliver.connect_timeout), (Duration::from_secs(15), Duration::from_secs(5)));
     assert_eq!((deliver.concurrency, deliver.response_bytes_max, deliver.roots), (32, 65_536, TrustRoots::Webpki));
@@ -288,7 +292,7 @@ fn no_refusal_and_no_listing_shows_a_webhook_s_secrets() {
     let shown = format!("{loaded:?} {}", loaded.to_toml());
     assert!(!shown.contains("hunter2") && !shown.contains(key), "{shown}");
     assert_eq!(effective(&loaded, "webhook_proxy").0, "webhook_proxy = \"http://u:***@h:3128\"");
-    assert_eq!(loaded.config.deliver.proxy.unwrap().password(), Some("hunter2"));
+    assert_eq!(loaded.config.webhook_proxy.unwrap().reveal().password(), Some("hunter2"));
 }
 
 #[test]
@@ -299,7 +303,7 @@ fn an_empty_url_flag_returns_to_the_embedded_store() {
 
 #[test]
 fn trusted_proxies_are_believed_in_what_is_configured() {
-    let trust = |flags: &[&str]| load_layers(None, &[], flags).unwrap().config.trust;
+    let trust = |flags: &[&str]| load_layers(None, &[], flags).unwrap().config.trust();
     assert_eq!(trust(&[]), Trust::default());
     let proxies = ["--trusted-proxies", "10.0.0.0/8, ::1/128"];
     let both = trust(&[&proxies[..], &["--proxy-protocol", "v2", "--forwarded-field", "x-forwarded-for"]].concat());
@@ -443,7 +447,7 @@ fn an_empty_variable_is_an_empty_list() {
     let file = "trusted_proxies = '10.0.0.0/8'\nwebhook_allowed_networks = '10.0.0.0/8'";
     let empty = [("MILLRACE_TRUSTED_PROXIES", ""), ("MILLRACE_WEBHOOK_ALLOWED_NETWORKS", "")];
     let config = load_layers(Some(file), &empty, &[]).unwrap().config;
-    assert_eq!((config.trust.proxies, config.deliver.allowed_networks), (vec![], vec![]));
+    assert_eq!((config.trusted_proxies, config.webhook_allowed_networks), (vec![], vec![]));
 }
 
 #[test]
@@ -456,6 +460,6 @@ fn no_retries_can_be_said_by_every_means() {
         load_layers(None, &[], &["--webhook-retry-schedule", ""]),
         load_layers(None, &[(key, "5s")], &["--webhook-retry-schedule="]),
     ] {
-        assert_eq!(loaded.unwrap().config.deliver.schedule, none);
+        assert_eq!(loaded.unwrap().config.webhook_retry_schedule, none);
     }
 }

@@ -1,10 +1,10 @@
 //! The routes of the ops listener, answered by `may_minihttp`, and the one connection to it.
 //!
-//! `may_minihttp` takes connections only from a listener of its own, and bounds nothing on them. So its listener is
-//! gone as soon as it has taken the [`front`](super::front)'s connection; what comes over that is one short request
-//! at a time. Coroutines take turns at it: one worker runs them all, so a second connection would be no faster.
+//! `may_minihttp` takes connections only from a listener of its own and bounds nothing on them. So its listener is closed as
+//! soon as it has taken the connection of the [`front`](super::front), which sends one short request at a time over it.
+//! Coroutines take turns on that connection: one worker runs them all, so a second connection would be no faster.
 //!
-//! A panic in a handler ends this connection: the request gets 500, and the next one opens another.
+//! A panic in a handler ends the connection: the request gets 500, and the next request opens another.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,18 +21,18 @@ use millrace_base::limits;
 
 use super::{OpsState, reserve};
 
-/// The way to `may_minihttp`.
+/// Asks `may_minihttp`.
 pub(super) struct Backend {
     state: OpsState,
-    /// `None`: the last one ended in trouble.
+    /// `None` where the last one failed.
     connection: Mutex<Option<TcpStream>>,
 }
 
-/// A whole answer, as it came.
+/// A whole answer.
 pub(super) struct Answer {
     /// Head and body.
     bytes: Vec<u8>,
-    /// Where the body starts.
+    /// The length of the head.
     head_len: usize,
 }
 
@@ -49,13 +49,13 @@ impl Answer {
 }
 
 impl Backend {
-    /// Starts it, so that it has its descriptors while there are some.
+    /// Opens the connection at the start, while there are descriptors.
     pub(super) fn start(state: OpsState) -> io::Result<Self> {
         let connection = Mutex::new(Some(connect(&state)?));
         Ok(Self { state, connection })
     }
 
-    /// Asks for the answer to a request without a body.
+    /// Answers a request without a body.
     pub(super) fn ask(&self, method: &str, path: &str) -> io::Result<Answer> {
         let mut place = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let mut connection = match place.take() {
@@ -68,7 +68,7 @@ impl Backend {
     }
 }
 
-/// A connection of its own to a `may_minihttp` of its own.
+/// Connects to a new `may_minihttp` that serves this connection alone.
 fn connect(state: &OpsState) -> io::Result<TcpStream> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -87,14 +87,14 @@ fn connect_at(address: SocketAddr, state: &OpsState) -> io::Result<TcpStream> {
     drop(reserved);
     let connection = TcpStream::connect_timeout(&address, limits::OPS_BACKEND_TIMEOUT)?;
     connection.set_read_timeout(Some(limits::OPS_BACKEND_TIMEOUT))?;
-    // A second one, at which the listener goes.
+    // A second connection makes the listener end.
     drop(TcpStream::connect_timeout(&address, limits::OPS_BACKEND_TIMEOUT)?);
     listener.wait();
     Ok(connection)
 }
 
 fn exchange(connection: &mut TcpStream, method: &str, path: &str) -> io::Result<Answer> {
-    // In one write: a second small one would wait for the first to be acknowledged.
+    // In one write, because a second small one would wait for the first to be acknowledged.
     connection.write_all(format!("{method} {path} HTTP/1.1\r\n\r\n").as_bytes())?;
     let mut bytes = Vec::new();
     let mut chunk = [0; 2048];
@@ -111,7 +111,7 @@ fn exchange(connection: &mut TcpStream, method: &str, path: &str) -> io::Result<
     }
 }
 
-/// The lengths of an answer's head and of all of it, once its head is there.
+/// The lengths of an answer's head and of the whole answer, once the head is complete.
 fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
     let head_len = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..head_len]).ok()?;
@@ -128,7 +128,7 @@ struct OneConnection {
 impl HttpServiceFactory for OneConnection {
     type Service = Routes;
 
-    /// Runs in the accept loop, which has no other end than to unwind.
+    /// Runs in the accept loop, which ends only by unwinding.
     fn new_service(&self, _id: usize) -> Routes {
         if self.is_taken.swap(true, Ordering::Relaxed) {
             resume_unwind(Box::new("the one connection is there"));
@@ -137,7 +137,7 @@ impl HttpServiceFactory for OneConnection {
     }
 }
 
-/// Answers the front's requests. Nothing here yields; rendering the metrics is the deepest thing on its stack.
+/// Answers the front's requests. Nothing here yields; rendering the metrics needs the most stack.
 struct Routes(OpsState);
 
 const JSON: &str = "Content-Type: application/json";
@@ -150,7 +150,7 @@ impl HttpService for Routes {
     fn call(&mut self, request: Request, response: &mut Response) -> io::Result<()> {
         response.header("Cache-Control: no-store");
         match (request.method(), request.path()) {
-            // What a balancer asks by default, of a path or of the server.
+            // The default probe of some load balancers, for a path or for the server.
             ("OPTIONS", "*" | "/" | "/health" | "/ready" | "/metrics") => {
                 response.header(ALLOW);
             }
@@ -167,11 +167,11 @@ impl HttpService for Routes {
 impl Routes {
     fn get(&self, path: &str, response: &mut Response) {
         match path {
-            // A probe that names no path asks whether anybody answers.
+            // A probe without a path asks whether the server answers.
             "/" | "/health" => response.header(JSON).body(HEALTH_BODY),
             "/ready" => {
                 let readiness = (self.0.ready)();
-                // A 200 has its own words.
+                // The reason phrase is not used with 200.
                 response.status_code(usize::from(readiness.status()), "Service Unavailable").header(JSON);
                 response.body_vec(readiness.body().into_bytes());
             }

@@ -1,9 +1,8 @@
-//! What clients of the ops listener talk to: probes, scrapers, people with `curl`, and whoever else is on the network.
+//! The connections of the ops listener: probes, scrapers, people with `curl`, and anybody else on the network.
 //!
-//! One coroutine a connection. A head has the bounds, and is read by the parser, of the main listener; bodies are not
-//! taken. Everything that waits for a client ends: a head that does not come whole, a connection that is idle, an
-//! answer that is not read. Where all places are taken, the connection that has been quiet for longest makes room, so
-//! that nobody shuts others out by connecting.
+//! Each connection has a coroutine. A head has the bounds and the parser of the main listener; bodies are refused. Every wait
+//! for a client has a limit: a head that does not come whole, an idle connection, an answer that is not read. Where all places
+//! are taken, the connection that was quiet for longest is closed, so that nobody can shut others out by connecting.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream as StdStream};
@@ -15,8 +14,8 @@ use time::OffsetDateTime;
 
 use millrace_base::limits;
 use millrace_base::problem::Problem;
-use millrace_ingest::reply::{self, Frame, http_date};
 use millrace_wire::http::{self, Framing, Head, HeadScanner};
+use millrace_wire::response::{self, Frame, http_date};
 use millrace_wire::routes::Method;
 
 use super::backend::Backend;
@@ -31,13 +30,13 @@ pub(super) fn accept(listener: &TcpListener, backend: &Arc<Backend>) {
             may::go!(may::coroutine::Builder::new(), move || serve(stream, &place, &backend)).map(drop)
         });
         if started.is_err() {
-            // Without a free descriptor the next attempt would fail at once, too.
+            // Without a free descriptor the next attempt would fail at once as well.
             may::coroutine::sleep(limits::OPS_ACCEPT_PAUSE);
         }
     }
 }
 
-/// Serves one client until it, a rule or a newcomer ends the connection.
+/// Serves one connection until the client, a limit or a new connection ends it.
 fn serve(mut stream: TcpStream, place: &Place, backend: &Backend) {
     if stream.set_write_timeout(Some(limits::WRITE_TIMEOUT)).is_err() {
         return;
@@ -64,14 +63,14 @@ fn serve(mut stream: TcpStream, place: &Place, backend: &Backend) {
     }
 }
 
-/// The head of the next request; `None` where the connection ends, or has been idle for too long, between requests.
+/// The head of the next request; `None` where the connection ends or is idle for too long between requests.
 fn next_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<Option<Head>, Problem> {
     let mut scanner = HeadScanner::default();
     let mut may_skip_line = true;
     let mut has_begun = !buffer.is_empty();
     let mut until = Instant::now() + if has_begun { limits::HEADER_TIMEOUT } else { limits::OPS_IDLE_TIMEOUT };
     loop {
-        // One empty line before a request line is forgiven (RFC 9112, 2.2).
+        // One empty line before a request line is allowed (RFC 9112, 2.2).
         if may_skip_line && buffer.starts_with(b"\r\n") {
             buffer.drain(..2);
             may_skip_line = false;
@@ -93,7 +92,7 @@ fn next_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<Option<Head
     }
 }
 
-/// Parses a whole head. Many a probe speaks 1.1 and names no host, on which nothing here depends.
+/// Parses a whole head. Some probes speak HTTP/1.1 without a `Host` field; nothing here depends on it, so one is added.
 fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     let names_host = |line: &[u8]| line.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"host:"));
     if head.split(|byte| *byte == b'\n').any(names_host) {
@@ -103,7 +102,7 @@ fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     Ok(Head { len: head.len(), ..http::parse_head(&with_host)? })
 }
 
-/// Reads once, until `until` at the latest. Returns how much came; 0 at the end of the stream.
+/// Reads once, until `until` at the latest. Returns the number of bytes; 0 at the end of the stream.
 fn read_until(stream: &mut TcpStream, until: Instant, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -120,10 +119,10 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
 }
 
-/// Has the request answered, and frames the answer for this client.
+/// Answers the request and frames the answer for this client.
 fn answer(head: &Head, request: &[u8], backend: &Backend) -> io::Result<Vec<u8>> {
     let method = match head.method {
-        // The same, without the body.
+        // The same answer without the body.
         Method::Head => "GET",
         _ => str::from_utf8(request.split(|byte| *byte == b' ').next().unwrap_or_default()).unwrap_or_default(),
     };
@@ -142,19 +141,19 @@ fn answer(head: &Head, request: &[u8], backend: &Backend) -> io::Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// Says no, for the last time on this connection.
+/// Refuses the request and ends the connection.
 fn refuse(stream: &mut TcpStream, problem: &Problem, is_head: bool) {
     let date = http_date(OffsetDateTime::now_utc());
     let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
     let mut answer = Vec::new();
-    reply::problem(&mut answer, &frame, problem);
+    response::problem(&mut answer, &frame, problem);
     if stream.write_all(&answer).is_ok() && stream.shutdown(Shutdown::Write).is_ok() {
         linger(stream);
     }
 }
 
-/// Drops what still comes: unread, it would turn the close into a reset, which may take the answer with it. Bounded as on
-/// the main listener.
+/// Reads and drops what still comes. Unread bytes would turn the close into a reset, which may destroy the answer. Bounded as
+/// on the main listener.
 fn linger(stream: &mut TcpStream) {
     let until = Instant::now() + limits::LINGER_TIMEOUT;
     let mut left = limits::LINGER_BYTES_MAX;
@@ -179,16 +178,16 @@ struct Table {
     next_number: u64,
 }
 
-/// One connection, for whoever must end it.
+/// One connection, as it is needed to end it.
 struct Open {
     number: u64,
-    /// When it was accepted, or answered last.
+    /// When it was accepted or last answered.
     since: Instant,
     socket: StdStream,
 }
 
 impl Places {
-    /// A place for this connection; the one that has been quiet for longest is ended where all are taken.
+    /// A place for this connection; where all are taken, the connection that was quiet for longest is ended.
     fn take(&self, stream: &TcpStream) -> io::Result<Place> {
         let socket = stream.inner().try_clone()?;
         let mut table = self.table();
@@ -217,7 +216,7 @@ struct Place {
 }
 
 impl Place {
-    /// It was answered just now.
+    /// Notes that it was answered now.
     fn renew(&self) {
         if let Some(open) = self.places.table().open.iter_mut().find(|open| open.number == self.number) {
             open.since = Instant::now();

@@ -1,4 +1,4 @@
-//! The API keys of a load: from a file, one a line, or from the environment.
+//! Reads the API keys of a load from a file, one a line, or from the environment.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -15,10 +15,10 @@ use crate::config::{API_KEY_ENV, api_key_from_environment};
 pub const FILE_HELP: &str = "File with API keys, one a line; connections have them in turns\n[env: MILLRACE_API_KEY, the \
                              keys themselves, commas between them]";
 
-/// At least one.
+/// At least one key.
 pub type Keys = Vec<Zeroizing<String>>;
 
-/// Reads them.
+/// Reads the keys.
 pub fn read(file: Option<&Path>) -> Result<Keys, Failure> {
     let text = match file {
         Some(path) => Some(read_file(path)?),

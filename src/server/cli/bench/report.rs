@@ -1,22 +1,22 @@
-//! What `millrace bench` says: a table for people, an object for programs, and what went wrong with what mends it.
+//! The report of `millrace bench`: a table for people, an object for programs, and advice on what went wrong.
 
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use millrace_bench::{AnswerKind, Errors, Pace, Snapshot, Tally};
+use millrace_bench::{AnswerKind, Errors, Measurements, Pace, Snapshot};
 
 use super::super::output::table;
 use super::keys::NEW_KEY;
 
-/// What to do where nobody is there.
+/// The advice where no server answers.
 pub const START_A_SERVER: &str =
     "fix: start it with `millrace serve`, or name where it listens: `millrace bench http://HOST:PORT`";
 
 /// What the runs of a series have in common.
 #[derive(Serialize)]
-pub struct Setting {
+pub struct RunSettings {
     pub url: String,
     pub connections: u32,
     pub threads: usize,
@@ -25,15 +25,15 @@ pub struct Setting {
     pub warmup_seconds: f64,
 }
 
-/// One rate, and what came of it.
+/// One rate and its measurements.
 pub struct Run {
     pace: Pace,
-    tally: Tally,
+    measurements: Measurements,
 }
 
-/// A series.
+/// A series of runs.
 pub struct Report {
-    pub setting: Setting,
+    pub setting: RunSettings,
     pub runs: Vec<Run>,
 }
 
@@ -41,7 +41,7 @@ pub struct Report {
 pub struct ReportJson<'a> {
     version: &'static str,
     #[serde(flatten)]
-    setting: &'a Setting,
+    setting: &'a RunSettings,
     runs: Vec<RunJson<'a>>,
 }
 
@@ -92,55 +92,56 @@ struct TimesJson {
 }
 
 impl Run {
-    /// Of what was counted.
-    pub fn new(pace: Pace, tally: Tally) -> Self {
-        Self { pace, tally }
+    /// The run of these measurements.
+    pub fn new(pace: Pace, measurements: Measurements) -> Self {
+        Self { pace, measurements }
     }
 
     fn to_json(&self) -> RunJson<'_> {
-        let tally = &self.tally;
-        let Errors { connect, reset, timeout, wrong_answer } = tally.errors;
+        let measurements = &self.measurements;
+        let Errors { connect, reset, timeout, wrong_answer } = measurements.errors;
         RunJson {
             rate: match self.pace {
                 Pace::Open(rate) => Some(rate.get()),
                 Pace::Closed => None,
             },
-            seconds: rounded(tally.measured.as_secs_f64(), 1000.0),
-            requests: tally.requests,
-            accepted: tally.accepted,
-            rejected: tally.rejected,
+            seconds: rounded(measurements.measured.as_secs_f64(), 1000.0),
+            requests: measurements.requests,
+            accepted: measurements.accepted,
+            rejected: measurements.rejected,
             accepted_per_second: self.accepted_per_second(),
-            refused: tally.refused,
-            unsent: tally.unsent,
-            warmup_accepted: tally.warmup_accepted,
-            answers: tally.answers.iter().map(answer).collect(),
+            refused: measurements.refused,
+            unsent: measurements.unsent,
+            warmup_accepted: measurements.warmup_accepted,
+            answers: measurements.answers.iter().map(answer).collect(),
             errors: ErrorsJson { connect, reset, timeout, wrong_answer },
-            reconnects: tally.reconnects,
-            latency_ms: times(&tally.latency),
-            service_ms: times(&tally.service),
+            reconnects: measurements.reconnects,
+            latency_ms: times(&measurements.latency),
+            service_ms: times(&measurements.service),
             cpu_us_per_request: self.cpu_us_per_request(),
         }
     }
 
     fn accepted_per_second(&self) -> f64 {
-        rounded(self.tally.accepted as f64 / self.tally.measured.as_secs_f64().max(1e-3), 1.0)
+        rounded(self.measurements.accepted as f64 / self.measurements.measured.as_secs_f64().max(1e-3), 1.0)
     }
 
     fn cpu_us_per_request(&self) -> f64 {
-        rounded(self.tally.cpu.as_secs_f64() * 1e6 / self.tally.requests.max(1) as f64, 100.0)
+        rounded(self.measurements.cpu.as_secs_f64() * 1e6 / self.measurements.requests.max(1) as f64, 100.0)
     }
 }
 
 impl Report {
-    /// For programs.
+    /// The report for programs.
     pub fn to_json(&self) -> ReportJson<'_> {
         let runs = self.runs.iter().map(Run::to_json).collect();
         ReportJson { version: env!("CARGO_PKG_VERSION"), setting: &self.setting, runs }
     }
 
-    /// For people.
+    /// The report for people.
     pub fn to_text(&self) -> String {
-        let Setting { url, connections, threads, events_per_request, request_bytes, warmup_seconds } = &self.setting;
+        let RunSettings { url, connections, threads, events_per_request, request_bytes, warmup_seconds } =
+            &self.setting;
         let of = if *events_per_request == 1 { "one event".to_owned() } else { format!("{events_per_request} events") };
         let mut text = format!(
             "{url}: {connections} connections, requests of {of} and {request_bytes} bytes; {warmup_seconds} s of warming \
@@ -157,10 +158,10 @@ impl Report {
         text
     }
 
-    /// Why this is not a success, if it is none.
-    pub fn complaint(&self) -> Option<String> {
+    /// Why the command fails, if it does.
+    pub fn failure(&self) -> Option<String> {
         let mut why = Vec::new();
-        let errors = self.runs.iter().map(|run| run.tally.errors).fold(Errors::default(), Errors::and);
+        let errors = self.runs.iter().map(|run| run.measurements.errors).fold(Errors::default(), Errors::and);
         for (count, what) in [
             (errors.connect, "could not be made"),
             (errors.reset, "ended before the answer"),
@@ -171,12 +172,12 @@ impl Report {
                 why.push(format!("{count} × a connection {what}"));
             }
         }
-        let cause = self.runs.iter().find_map(|run| run.tally.connect_error.clone());
+        let cause = self.runs.iter().find_map(|run| run.measurements.connect_error.clone());
         why.extend(cause.map(|cause| format!("the last that could not be made: {cause}")));
-        if self.runs.iter().any(|run| run.tally.accepted == 0) {
+        if self.runs.iter().any(|run| run.measurements.accepted == 0) {
             why.push("at one rate no event was accepted".to_owned());
         }
-        let remedies = self.runs.iter().map(|run| remedy(&run.tally));
+        let remedies = self.runs.iter().map(|run| remedy(&run.measurements));
         let remedy = remedies.flatten().next().map(|remedy| format!("\n  fix: {remedy}")).unwrap_or_default();
         (!why.is_empty()).then(|| format!("{}{remedy}", why.join("; ")))
     }
@@ -187,11 +188,11 @@ fn answer(kind: &AnswerKind) -> AnswerJson<'_> {
 }
 
 fn row(run: &Run) -> [String; 11] {
-    let TimesJson { p50, p90, p99, p999, p9999, max, .. } = times(&run.tally.latency);
+    let TimesJson { p50, p90, p99, p999, p9999, max, .. } = times(&run.measurements.latency);
     let ms = |ms: f64| format!("{ms:.3}");
     [
         name(run.pace),
-        format!("{:.1}", run.tally.measured.as_secs_f64()),
+        format!("{:.1}", run.measurements.measured.as_secs_f64()),
         format!("{:.0}", run.accepted_per_second()),
         ms(p50),
         ms(p90),
@@ -199,37 +200,37 @@ fn row(run: &Run) -> [String; 11] {
         ms(p999),
         ms(p9999),
         ms(max),
-        ms(times(&run.tally.service).p99),
+        ms(times(&run.measurements.service).p99),
         format!("{:.2}", run.cpu_us_per_request()),
     ]
 }
 
-/// What is not in the table, and why somebody should look.
+/// Adds what is not in the table and needs attention.
 fn details(text: &mut String, run: &Run) {
-    let tally = &run.tally;
+    let measurements = &run.measurements;
     let mut notes = Vec::new();
-    for AnswerKind { status, code, count } in &tally.answers {
+    for AnswerKind { status, code, count } in &measurements.answers {
         if !(200..300).contains(status) {
             notes.push(format!("{count} × {status} {code}"));
         }
     }
-    if tally.rejected > 0 {
-        notes.push(format!("{} events rejected inside batches", tally.rejected));
+    if measurements.rejected > 0 {
+        notes.push(format!("{} events rejected inside batches", measurements.rejected));
     }
-    if tally.unsent > 0 {
+    if measurements.unsent > 0 {
         notes.push(format!(
             "{} requests were due and not sent in the end: more was offered than was taken",
-            tally.unsent
+            measurements.unsent
         ));
     }
-    if tally.reconnects > 0 {
-        notes.push(format!("{} connections made again", tally.reconnects));
+    if measurements.reconnects > 0 {
+        notes.push(format!("{} connections made again", measurements.reconnects));
     }
     if notes.is_empty() {
         return;
     }
     write!(text, "\nat {}: {}", name(run.pace), notes.join("; ")).expect("a String takes everything");
-    if let Some(remedy) = remedy(tally) {
+    if let Some(remedy) = remedy(measurements) {
         write!(text, "\n  {remedy}").expect("a String takes everything");
     }
     text.push('\n');
@@ -242,7 +243,7 @@ fn name(pace: Pace) -> String {
     }
 }
 
-/// The line of a second.
+/// The line that is printed each second.
 pub fn progress(pace: Pace, now: &Snapshot, accepted_per_second: f64) -> String {
     let p99 = times(&now.latency).p99;
     let so_far = if now.latency.is_empty() { "warming up".to_owned() } else { format!("p99 {p99:.3} ms so far") };
@@ -251,7 +252,7 @@ pub fn progress(pace: Pace, now: &Snapshot, accepted_per_second: f64) -> String 
 }
 
 /// Why the first request was not accepted, and what to do.
-pub fn explain_trial(url: &str, tried: &Tally) -> String {
+pub fn explain_trial(url: &str, tried: &Measurements) -> String {
     let Errors { connect, reset, timeout, wrong_answer } = tried.errors;
     let cause = match tried.answers.first() {
         Some(AnswerKind { status, code, .. }) => format!("it was refused: {status} {code}"),
@@ -269,7 +270,7 @@ pub fn explain_trial(url: &str, tried: &Tally) -> String {
     format!("{url} did not accept the first event: {cause}{remedy}")
 }
 
-fn remedy(tally: &Tally) -> Option<String> {
+fn remedy(measurements: &Measurements) -> Option<String> {
     const REMEDIES: [(&str, &str); 7] = [
         ("rate_limited", "the organisation has a limit; make one that has none: "),
         ("invalid_api_key", "the server does not know this key; make an organisation on the server's database: "),
@@ -281,7 +282,7 @@ fn remedy(tally: &Tally) -> Option<String> {
     ];
     REMEDIES
         .iter()
-        .find(|(code, _)| tally.has_code(code))
+        .find(|(code, _)| measurements.has_code(code))
         .map(|(_, remedy)| if remedy.ends_with(": ") { format!("{remedy}{NEW_KEY}") } else { (*remedy).to_owned() })
 }
 
@@ -299,7 +300,7 @@ fn times(histogram: &Histogram<u64>) -> TimesJson {
     }
 }
 
-/// To so many parts of one.
+/// Rounds to this many parts of one.
 fn rounded(value: f64, parts: f64) -> f64 {
     (value * parts).round() / parts
 }

@@ -1,5 +1,6 @@
-//! What `millrace endpoint` is given, and what is wrong with it.
+//! The arguments of `millrace endpoint`, and their checks.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -11,10 +12,13 @@ use zeroize::Zeroizing;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::EndpointId;
 use millrace_base::limits;
+use millrace_base::problem::FieldError;
+use millrace_control::EndpointInput;
+use millrace_store::webhooks::EndpointChange;
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 use millrace_webhooks::endpoint::target_policy::DatabaseAddresses;
-use millrace_webhooks::endpoint::validate;
 
+use crate::cli::bad_argument::BadArgument;
 use crate::cli::failure::Failure;
 use crate::cli::time::{self, Time};
 use crate::config::{Config, EndpointFlags};
@@ -145,7 +149,7 @@ pub(super) enum EndpointCommand {
     },
 }
 
-/// What an endpoint may be given when it is made or changed.
+/// The flags of an endpoint that is made or changed.
 #[derive(Args)]
 pub(super) struct Given {
     /// Words for people, at most 500 characters
@@ -163,53 +167,52 @@ pub(super) struct Given {
     rate_limit: Option<u32>,
 }
 
-/// The same, checked; `None` where it was not given.
-pub(super) struct Checked {
-    pub(super) description: Option<String>,
-    pub(super) event_types: Option<Vec<String>>,
-    pub(super) headers: Option<Vec<(String, String)>>,
-    pub(super) rate_limit: Option<u32>,
-}
-
 impl Given {
-    /// Checks it by the rules of the API.
-    pub(super) fn check(self) -> Result<Checked, Failure> {
+    /// The same as the API takes it. A flag that is not given leaves its field out.
+    pub(super) fn input(self) -> Result<EndpointInput, Failure> {
         let header = |header: &String| {
             let (name, value) = header.split_once(':')?;
             Some((name.trim().to_owned(), value.trim().to_owned()))
         };
         let headers: Option<Vec<_>> = self.headers.iter().map(header).collect();
-        let headers = headers.ok_or_else(|| wrong("--header", "must be 'Name: value'"))?;
-        Ok(Checked {
-            description: refuse("--description", self.description, validate::description)?,
-            event_types: refuse("--event-type", some(self.event_types), validate::event_types)?,
-            headers: refuse("--header", some(headers), validate::own_headers)?,
-            rate_limit: self.rate_limit,
+        let headers = headers.ok_or_else(|| wrong("--header", &"must be 'Name: value'"))?;
+        Ok(EndpointInput {
+            description: self.description.map(Some),
+            event_types: some(self.event_types).map(Some),
+            headers: some(headers).map(Some),
+            rate_limit_per_second: self.rate_limit.map(|limit| Some(u64::from(limit))),
+            ..EndpointInput::default()
         })
     }
 }
 
-/// An endpoint's URL, by the rules that hold without a server.
-pub(super) fn url(config: &Config, text: &str) -> Result<String, Failure> {
-    validate::url(&config.deliver.policy(&[], &DatabaseAddresses::default()), text)
-        .map_err(|why| wrong("the URL", &why))
+/// Checks what is given by the rules of the API, as far as they hold without a server.
+pub(super) fn check(config: &Config, input: EndpointInput) -> Result<EndpointChange, Failure> {
+    let (change, errors) = input.check(&config.webhooks().policy(&[], &DatabaseAddresses::default()));
+    match errors.first() {
+        None => Ok(change),
+        Some(FieldError { field, message }) => Err(wrong(argument(field), message)),
+    }
 }
 
-/// A list that was given at all.
+/// The argument that gives a field.
+fn argument(field: &str) -> &str {
+    match field {
+        "url" => "the URL",
+        "description" => "--description",
+        "event_types" => "--event-type",
+        "headers" => "--header",
+        "rate_limit_per_second" => "--rate-limit",
+        field => field,
+    }
+}
+
+/// The list, if it has any entry.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     Some(list).filter(|list| !list.is_empty())
 }
 
-/// Checks what is given of an argument.
-fn refuse<T, U>(
-    argument: &str,
-    given: Option<T>,
-    check: impl FnOnce(T) -> Result<U, String>,
-) -> Result<Option<U>, Failure> {
-    given.map(check).transpose().map_err(|why| wrong(argument, &why))
-}
-
-fn wrong(argument: &str, why: &str) -> Failure {
+fn wrong(argument: &str, why: &dyn Display) -> Failure {
     Failure::Argument(format!("{argument} cannot be used: {why}"))
 }
 
@@ -230,36 +233,44 @@ pub(super) fn read_secret(file: &str) -> Result<WebhookSecret, Failure> {
         path => File::open(Path::new(path)).and_then(|mut file| read(&mut file, &mut text)),
     };
     done.map_err(|error| Failure::Argument(format!("--secret-file {file} cannot be read: {error}")))?;
-    WebhookSecret::parse(text.trim()).map_err(|rule| wrong("the secret in --secret-file", rule))
+    WebhookSecret::parse(text.trim()).map_err(|rule| wrong("the secret in --secret-file", &rule))
 }
 
-fn time(text: &str) -> Result<Timestamp, &'static str> {
-    Timestamp::parse_rfc3339(text).ok_or("it must be an RFC 3339 time such as 2026-01-31T12:00:00Z")
+fn time(text: &str) -> Result<Timestamp, BadArgument> {
+    Timestamp::parse_rfc3339(text).ok_or(BadArgument::Timestamp)
 }
 
 #[cfg(test)]
 mod tests {
+    use millrace_webhooks::endpoint::target_policy::TargetPolicy;
+
     use super::*;
 
     fn given() -> Given {
         Given { description: None, event_types: Vec::new(), headers: Vec::new(), rate_limit: None }
     }
 
+    fn checked(given: Given) -> EndpointChange {
+        let (change, errors) = given.input().unwrap().check(&TargetPolicy::default());
+        assert_eq!(errors, []);
+        change
+    }
+
     #[test]
     fn what_is_not_given_is_told_from_what_is() {
-        let checked = given().check().unwrap();
-        assert!(checked.description.is_none() && checked.event_types.is_none());
-        assert!(checked.headers.is_none() && checked.rate_limit.is_none());
-        let all = Given {
+        let change = checked(given());
+        assert!(change.description.is_none() && change.event_types.is_none());
+        assert!(change.headers.is_none() && change.rate_limit_per_second.is_none());
+        let change = checked(Given {
             description: Some(String::new()),
             event_types: vec!["a.*".to_owned()],
             headers: vec!["X-A:1:2 ".to_owned(), "X-B: b".to_owned()],
             rate_limit: Some(7),
-        };
-        let checked = all.check().unwrap();
+        });
         let headers = [("X-A", "1:2"), ("X-B", "b")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(checked.headers.as_deref(), Some(&headers[..]));
-        assert_eq!((checked.description.as_deref(), checked.rate_limit), (Some(""), Some(7)));
+        assert_eq!(change.headers.as_deref(), Some(&headers[..]));
+        assert_eq!((change.description.as_deref(), change.rate_limit_per_second), (Some(""), Some(Some(7))));
+        assert_eq!(change.event_types, Some(Some(vec!["a.*".to_owned()])));
     }
 
     #[test]
@@ -271,7 +282,11 @@ mod tests {
             (Given { event_types: vec!["hunter2 ".to_owned()], ..given() }, "--event-type"),
             (Given { description: Some("hunter2\n".to_owned()), ..given() }, "--description"),
         ] {
-            let message = wrong.check().err().unwrap().message().unwrap();
+            let refused = wrong.input().and_then(|input| match input.check(&TargetPolicy::default()).1.first() {
+                Some(error) => Err(super::wrong(super::argument(&error.field), &error.message)),
+                None => Ok(()),
+            });
+            let message = refused.unwrap_err().message().unwrap();
             assert!(message.starts_with(argument) && !message.contains("hunter2"), "{message}");
         }
     }

@@ -1,22 +1,22 @@
-//! An endpoint on standard output. People see the names of its headers; `--json` shows all, as the API does.
+//! Prints an endpoint. The text shows only the names of its headers; `--json` shows everything, as the API does.
 
-use millrace_control::endpoint_document;
+use millrace_control::EndpointDocument;
 use millrace_store::webhooks::Endpoint;
 use millrace_webhooks::endpoint::secret::WebhookSecret;
 
 use crate::cli::failure::Failure;
-use crate::cli::output::{fields, json_line_of, show, to_the_second};
+use crate::cli::output::{fields, json_line_of, show, show_json, to_the_second};
 
-/// Shows one.
+/// Prints one.
 pub(super) fn endpoint(endpoint: &Endpoint, json: bool) -> Result<(), Failure> {
-    show(&if json { json_line_of(endpoint_document(endpoint, None)) } else { described(endpoint, None) })
+    if json { show_json(&EndpointDocument::new(endpoint)) } else { show(&described(endpoint, None)) }
 }
 
-/// One with its new secret, after what was done.
+/// One with its new secret, behind a line that says what was done.
 pub(super) fn with_secret(done: &str, endpoint: &Endpoint, secret: &WebhookSecret, json: bool) -> String {
     let secret = secret.reveal();
     if json {
-        return json_line_of(endpoint_document(endpoint, Some(&secret)));
+        return json_line_of(EndpointDocument::new(endpoint).with_secret(&secret));
     }
     format!("{done}\n\n{}\nThe secret is shown only this once.\n", described(endpoint, Some(&secret)))
 }
@@ -42,7 +42,7 @@ fn described(endpoint: &Endpoint, secret: Option<&str>) -> String {
     fields(&rows)
 }
 
-/// Whether it is sent to, and why not.
+/// Whether events are sent to it, and why not.
 pub(super) fn state(endpoint: &Endpoint) -> String {
     match (endpoint.enabled, &endpoint.disabled_reason, endpoint.failing_since) {
         (true, _, None) => "enabled".to_owned(),
@@ -52,7 +52,7 @@ pub(super) fn state(endpoint: &Endpoint) -> String {
     }
 }
 
-/// Which events it wants.
+/// The events it gets.
 pub(super) fn events(endpoint: &Endpoint) -> String {
     endpoint.event_types.as_ref().map_or("all".to_owned(), |types| types.join(", "))
 }

@@ -1,8 +1,8 @@
-//! Goes through a journal directory once, beside a server that may be writing to it.
+//! Reads a journal directory once, beside a server that may be writing to it.
 //!
-//! Takes no lock, changes nothing, and holds one segment in memory at a time. A running server can only mislead it for
-//! a moment: a segment that vanishes was released, and what looks damaged because it was read while it was written
-//! does not look so again. So damage counts where a second reading, from the segment before on, finds it as well.
+//! It takes no lock, changes nothing, and holds one segment in memory at a time. A running server can mislead it only for a
+//! short time: a segment that vanishes was released, and a segment that was read while it was written looks damaged once but
+//! not twice. So damage counts only where a second reading, which starts at the segment before, finds it again.
 
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use millrace_journal::segment::SegmentId;
 use crate::boot::JOURNAL_DIRECTORY;
 use crate::cli::failure::Failure;
 
-/// How long after the first reading the second is: longer than a write is under way.
+/// The pause between the two readings, longer than a write takes.
 const SECOND_READING_AFTER: Duration = Duration::from_millis(100);
 
 /// A journal directory.
@@ -28,31 +28,31 @@ pub struct Directory {
     disk: Disk,
 }
 
-/// What a file of the journal holds.
+/// The content of one file of the journal.
 pub struct Surveyed {
     /// The file's name.
     pub name: String,
     /// Whether it is a damaged segment that an earlier replay kept: its readable events are stored.
     pub is_kept_aside: bool,
-    /// What was found in it.
+    /// What its reading found.
     pub report: SegmentReport,
 }
 
-/// What a journal directory holds.
+/// The content of a journal directory.
 #[derive(Default)]
 pub struct Survey {
-    /// Its segments in order, then those kept aside.
+    /// The segments in order, then those that were kept aside.
     pub files: Vec<Surveyed>,
     /// Why files could not be read.
     pub unreadable: Vec<String>,
     /// Names of files that are not the journal's.
     pub foreign: Vec<String>,
-    /// Which of the events the server said last that the database does not take, while it takes others.
+    /// The events in the segments that the database does not take, as the server last listed them.
     pub held: HeldList,
 }
 
 impl Directory {
-    /// The journal in `given`, which is it or a data directory that has it.
+    /// Finds the journal: `given` is its directory or a data directory.
     pub fn find(given: &Path) -> Result<Self, Failure> {
         let within = given.join(JOURNAL_DIRECTORY);
         let path = if within.is_dir() { within } else { given.to_owned() };
@@ -67,7 +67,7 @@ impl Directory {
         let listing = reader::list(&disk).map_err(failed)?;
         let is_journal =
             !listing.segments.is_empty() || !listing.unfinished.is_empty() || !listing.kept_aside.is_empty();
-        // An empty directory is a journal of which everything was released.
+        // An empty directory is a journal whose segments were all released.
         if !is_journal && !listing.foreign.is_empty() {
             return Err(Failure::Refused(format!(
                 "{} holds no journal: it has no `{JOURNAL_DIRECTORY}` directory and no segments\n  fix: name the server's \
@@ -78,20 +78,20 @@ impl Directory {
         Ok(Self { path, disk })
     }
 
-    /// Where it is.
+    /// The directory's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads everything, calling `on_record` with each intact record of the segments (those kept aside left out), the
-    /// oldest stream first, until it breaks.
+    /// Reads everything. Calls `on_record` with each intact record of the segments, the oldest stream first, until it breaks;
+    /// files that were kept aside are left out of that.
     pub fn survey(&self, on_record: &mut dyn FnMut(Record) -> ControlFlow<()>) -> Result<Survey, Failure> {
         let listing = self.list()?;
         let mut survey = Survey { foreign: listing.foreign, ..Survey::default() };
         let mut chain = Chain::default();
         let mut before: Option<(SegmentId, Chain)> = None;
         let mut flow = ControlFlow::Continue(());
-        // Only what the segments hold is believed of it.
+        // Of the list only those events count that the segments hold.
         let mut said = self.held(&mut survey);
         survey.held.as_of = std::mem::take(&mut said.as_of);
         for id in listing.segments {
@@ -116,7 +116,7 @@ impl Directory {
             }
             before = Some((id, chain_before));
         }
-        // Listed now: what was renamed meanwhile is among them.
+        // Listed after the segments, so that a segment that was renamed meanwhile is not missed.
         for name in self.list()?.kept_aside {
             let Some(id) = reader::kept_aside_id(&name) else {
                 survey.foreign.push(name);
@@ -141,7 +141,7 @@ impl Directory {
         reader::list(&self.disk).map_err(|error| Failure::Refused(format!("{}: {error}", self.path.display())))
     }
 
-    /// The report, if there is one; a file that vanished was released.
+    /// The report, if there is one; a file that vanished was released, and an error is noted.
     fn noted(&self, read: Result<SegmentReport, ReadError>, survey: &mut Survey) -> Option<SegmentReport> {
         match read {
             Ok(report) => Some(report),
@@ -153,7 +153,7 @@ impl Directory {
         }
     }
 
-    /// Reads the segment `before` and this one again, and keeps what is still damaged.
+    /// Reads the segment `before` and this one again, and keeps only the damage that is still there.
     fn confirm(&self, report: &mut SegmentReport, before: Option<(SegmentId, Chain)>, chain_before: Chain) {
         thread::sleep(SECOND_READING_AFTER);
         let mut chain = match before {

@@ -1,6 +1,7 @@
-//! What was counted: one instance a thread, merged when all have ended.
+//! What a run measured: one instance for each thread, merged when all have ended.
 //!
-//! Times in nanoseconds, to a microsecond and three digits, up to [`LATENCY_MAX`]; about 180 KiB a histogram.
+//! Times are in nanoseconds, resolved to a microsecond and three digits, up to [`LATENCY_MAX`]. A histogram takes about
+//! 180 KiB.
 
 use std::time::Duration;
 
@@ -25,11 +26,11 @@ pub struct AnswerKind {
     pub status: u16,
     /// The `code` of a refusal; empty where there is none.
     pub code: String,
-    /// How many.
+    /// How many there were.
     pub count: u64,
 }
 
-/// Requests that got no proper answer, by what happened instead.
+/// Requests without a proper answer, by what happened instead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Errors {
     /// A connection could not be made.
@@ -38,17 +39,17 @@ pub struct Errors {
     pub reset: u64,
     /// There was no whole answer in time.
     pub timeout: u64,
-    /// What came is no answer that the contract has.
+    /// The answer is not one of the contract's.
     pub wrong_answer: u64,
 }
 
 impl Errors {
-    /// All of them.
+    /// The sum of all kinds.
     pub fn sum(&self) -> u64 {
         self.connect + self.reset + self.timeout + self.wrong_answer
     }
 
-    /// These and those.
+    /// The sums of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -60,14 +61,14 @@ impl Errors {
     }
 }
 
-/// What one thread, or all of them, counted.
+/// The counts and times of one thread, or of all threads.
 #[derive(Clone)]
-pub struct Tally {
+pub struct Measurements {
     /// Events accepted that were sent before the measured time.
     pub warmup_accepted: u64,
     /// Requests sent in the measured time.
     pub requests: u64,
-    /// Their events that were accepted.
+    /// Events of these requests that were accepted.
     pub accepted: u64,
     /// Events rejected inside a batch of which others may have been accepted.
     pub rejected: u64,
@@ -77,23 +78,23 @@ pub struct Tally {
     pub unsent: u64,
     /// Answers by kind; at most [`ANSWER_KINDS_MAX`], the last of them `other`.
     pub answers: Vec<AnswerKind>,
-    /// From the start on, warming up included.
+    /// Errors of the whole run, the warm-up included.
     pub errors: Errors,
     /// Connections made again after the server had ended them.
     pub reconnects: u64,
-    /// From when a request was due to its answer; of requests whose events were all accepted.
+    /// From the due time of a request to its answer; only of requests whose events were all accepted.
     pub latency: Histogram<u64>,
-    /// From when it was sent.
+    /// From the sending of such a request to its answer.
     pub service: Histogram<u64>,
     /// CPU time of the threads in the measured time.
     pub cpu: Duration,
     /// The measured time; shorter than planned where it was stopped.
     pub measured: Duration,
-    /// Why the last connection that could not be made was not.
+    /// The last error of making a connection.
     pub connect_error: Option<String>,
 }
 
-impl Default for Tally {
+impl Default for Measurements {
     fn default() -> Self {
         Self {
             warmup_accepted: 0,
@@ -114,8 +115,8 @@ impl Default for Tally {
     }
 }
 
-impl Tally {
-    /// Counts an answer. `times`: where its request was sent in the measured time.
+impl Measurements {
+    /// Counts an answer. `times` is given where the request was sent in the measured time.
     pub fn count(&mut self, answer: &Answer, verdict: &Verdict, times: Option<Times>) {
         match (verdict, times) {
             (Verdict::Accepted { accepted, .. }, None) => self.warmup_accepted += accepted,
@@ -132,7 +133,7 @@ impl Tally {
                 self.refused += 1;
                 self.answered(answer.status, code, 1);
             }
-            // What is wrong is counted as an error, with the connection.
+            // A wrong answer is counted as an error when its connection is closed.
             (Verdict::Refused { .. }, None) | (Verdict::Wrong, _) => {}
         }
     }
@@ -145,7 +146,7 @@ impl Tally {
             None if self.answers.len() < ANSWER_KINDS_MAX - 1 => {
                 self.answers.push(AnswerKind { status, code: code.to_owned(), count });
             }
-            // The server has more codes than anybody could read.
+            // More kinds than anybody would read are counted together.
             None => match self.answers.get_mut(ANSWER_KINDS_MAX - 1) {
                 Some(other) => other.count += count,
                 None => self.answers.push(AnswerKind { status: 0, code: "other".to_owned(), count }),
@@ -153,7 +154,7 @@ impl Tally {
         }
     }
 
-    /// This thread's counts and that one's.
+    /// The sums of two threads' measurements.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.warmup_accepted += other.warmup_accepted;
@@ -181,16 +182,16 @@ impl Tally {
     }
 }
 
-/// What an answer took.
+/// How long an answer took.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// Since its request was due.
+    /// Since the due time of its request.
     pub latency_ns: u64,
-    /// Since its request was sent.
+    /// Since the sending of its request.
     pub service_ns: u64,
 }
 
-/// What became of a request, in short.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All its events were accepted.
@@ -202,7 +203,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Of a verdict.
+    /// The outcome that a verdict stands for.
     pub fn of(verdict: &Verdict) -> Self {
         match verdict {
             Verdict::Accepted { rejected: 0, .. } => Self::Accepted,
@@ -212,31 +213,31 @@ impl Outcome {
     }
 }
 
-/// What a thread has counted so far.
+/// Counts and latencies of a thread so far.
 #[derive(Clone)]
 pub struct Snapshot {
-    /// Events accepted, warming up included.
+    /// Events accepted, the warm-up included.
     pub accepted: u64,
     /// Requests refused.
     pub refused: u64,
     /// Requests without a proper answer.
     pub errors: u64,
-    /// Of the measured time so far.
+    /// Latencies in the measured time so far.
     pub latency: Histogram<u64>,
 }
 
 impl Snapshot {
-    /// Of a tally as it is now.
-    pub fn of(tally: &Tally) -> Self {
+    /// The state of these measurements now.
+    pub fn of(measurements: &Measurements) -> Self {
         Self {
-            accepted: tally.warmup_accepted + tally.accepted,
-            refused: tally.refused,
-            errors: tally.errors.sum(),
-            latency: tally.latency.clone(),
+            accepted: measurements.warmup_accepted + measurements.accepted,
+            refused: measurements.refused,
+            errors: measurements.errors.sum(),
+            latency: measurements.latency.clone(),
         }
     }
 
-    /// This thread's and that one's.
+    /// The sums of two threads' snapshots.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.accepted += other.accepted;
@@ -253,14 +254,14 @@ mod tests {
 
     #[test]
     fn kinds_of_answers_are_bounded_and_none_is_lost() {
-        let mut tally = Tally::default();
+        let mut measurements = Measurements::default();
         for status in 0..1000 {
-            tally.answered(status, "x", 2);
+            measurements.answered(status, "x", 2);
         }
-        tally.answered(3, "x", 1);
-        assert_eq!(tally.answers.len(), ANSWER_KINDS_MAX);
-        assert_eq!(tally.answers.iter().map(|kind| kind.count).sum::<u64>(), 2001);
-        let both = tally.clone().and(tally);
+        measurements.answered(3, "x", 1);
+        assert_eq!(measurements.answers.len(), ANSWER_KINDS_MAX);
+        assert_eq!(measurements.answers.iter().map(|kind| kind.count).sum::<u64>(), 2001);
+        let both = measurements.clone().and(measurements);
         assert_eq!(both.answers.len(), ANSWER_KINDS_MAX);
         assert_eq!(both.answers.iter().map(|kind| kind.count).sum::<u64>(), 4002);
         assert_eq!(both.answers[3], AnswerKind { status: 3, code: "x".to_owned(), count: 6 });

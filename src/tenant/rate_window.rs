@@ -1,12 +1,11 @@
 //! The sliding one-minute windows of one organisation, shared by every shard.
 //!
-//! A ring of one-second buckets and their running total. A request counts until the whole second it fell into
-//! has left the minute, so no 60-second interval ever holds more than the limit, and a client at its limit gets
-//! at least 60/61 of it. A check is one atomic read-modify-write on the total and one on a bucket; once a
-//! second one caller expires old buckets.
+//! A window is a ring of one-second buckets and their running total. A request counts until the whole second it fell
+//! into has left the minute, so no 60-second interval ever holds more than the limit, and a client at its limit gets
+//! at least 60/61 of it. A check costs one atomic read-modify-write on the total and one on a bucket; once a second
+//! one caller expires old buckets.
 //!
-//! The atomics are shared with the other shards' threads: one window per organisation, found through the
-//! cached key, so a check costs no lookup. Seconds are counted on the monotonic clock.
+//! The cached key holds the window, so a check needs no lookup. Seconds are counted on the monotonic clock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,18 +16,18 @@ const LIVE_SECONDS: u64 = 61;
 /// Length of the window as shown to clients.
 pub const WINDOW_SECONDS: u32 = 60;
 
-/// Which of an organisation's minutes a request is counted in.
+/// Which limit of its organisation a request counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Minute {
+pub enum RatePolicy {
     /// Events, a test event among them.
     Events,
-    /// Reading and managing requests.
+    /// Control requests: they read and manage.
     Control,
-    /// Those of keys: no loop over the others uses it up.
+    /// Requests about keys. Their own limit, so that a client in a loop cannot block the revocation of a key.
     Keys,
 }
 
-impl Minute {
+impl RatePolicy {
     /// The name of its policy in `RateLimit` fields.
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,30 +38,30 @@ impl Minute {
     }
 }
 
-/// An organisation's last minutes.
+/// The windows of one organisation.
 #[derive(Debug, Default)]
-pub struct Minutes {
-    /// See [`Minute::Events`].
-    pub events: Window,
-    /// See [`Minute::Control`].
-    pub control: Window,
-    /// See [`Minute::Keys`].
-    pub keys: Window,
+pub struct OrgWindows {
+    /// See [`RatePolicy::Events`].
+    pub events: RateWindow,
+    /// See [`RatePolicy::Control`].
+    pub control: RateWindow,
+    /// See [`RatePolicy::Keys`].
+    pub keys: RateWindow,
 }
 
-impl Minutes {
+impl OrgWindows {
     /// Whether nothing was admitted in any of them as of second `now`.
     pub fn are_idle(&self, now: u64) -> bool {
         [&self.events, &self.control, &self.keys].into_iter().all(|window| window.is_idle(now))
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether the request is within the limit (and was counted).
+    /// Whether the request is within the limit; only then is it counted.
     pub is_admitted: bool,
-    /// What is left of the limit after it.
+    /// Requests left after it.
     pub remaining: u32,
     /// Seconds until the oldest counted request leaves the window; at least 1.
     pub reset_seconds: u32,
@@ -70,9 +69,9 @@ pub struct Decision {
     pub second: u64,
 }
 
-/// One organisation's last minute.
+/// One limit's last minute.
 #[derive(Debug)]
-pub struct Window {
+pub struct RateWindow {
     total: AtomicU32,
     /// The last second seen by any shard.
     newest: AtomicU64,
@@ -81,7 +80,7 @@ pub struct Window {
     buckets: [AtomicU32; BUCKETS as usize],
 }
 
-impl Default for Window {
+impl Default for RateWindow {
     fn default() -> Self {
         Self {
             total: AtomicU32::new(0),
@@ -92,7 +91,7 @@ impl Default for Window {
     }
 }
 
-impl Window {
+impl RateWindow {
     /// Counts one request at second `now` of a monotonic clock, if `limit` allows it.
     pub fn admit(&self, now: u64, limit: u32) -> Decision {
         self.expire(now);
@@ -111,13 +110,13 @@ impl Window {
         self.decision(now, limit, is_admitted, used)
     }
 
-    /// Gives back what [`Self::admit`] counted: the request came to nothing, and not by its own fault. Returns what is
+    /// Uncounts what [`Self::admit`] counted, for a request that failed through no fault of its own. Returns what is
     /// left of the limit now.
     pub fn give_back(&self, counted: Decision, limit: u32) -> Decision {
         let second = counted.second;
         let is_live = || second + LIVE_SECONDS > self.newest.load(Ordering::Relaxed);
         let bucket = self.bucket(second);
-        // Where it has left the window meanwhile it is in no total any more, and the bucket is another second's.
+        // If its second has left the window, it is not in the total any more and the bucket belongs to another second.
         if is_live() {
             let take_one = |held: u32| held.checked_sub(1);
             let taken = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one);
@@ -137,7 +136,7 @@ impl Window {
         Decision { is_admitted, remaining: limit.saturating_sub(used), reset_seconds, second }
     }
 
-    /// Notes which second of those from `first` to `now` is the first that still holds requests.
+    /// Stores the first second from `first` to `now` that still holds requests.
     fn find_oldest(&self, first: u64, now: u64) {
         let oldest = (first..now).find(|second| self.bucket(*second).load(Ordering::Relaxed) > 0).unwrap_or(now);
         self.oldest.store(oldest, Ordering::Relaxed);
@@ -152,8 +151,8 @@ impl Window {
         &self.buckets[(second % BUCKETS) as usize]
     }
 
-    /// Takes buckets that left the window out of the total. One caller a second does the work; the others may
-    /// see the total a moment too high, never too low.
+    /// Subtracts the buckets that left the window from the total. One caller a second does this; meanwhile others may
+    /// see a total that is too high, never one too low.
     fn expire(&self, now: u64) {
         let seen = self.newest.load(Ordering::Relaxed);
         if now <= seen || self.newest.compare_exchange(seen, now, Ordering::Relaxed, Ordering::Relaxed).is_err() {
@@ -186,7 +185,7 @@ mod tests {
             steps in prop::collection::vec((0u64..3_000, 1u32..5), 1..400),
             jump in 0u64..200_000,
         ) {
-            let window = Window::default();
+            let window = RateWindow::default();
             let mut log: VecDeque<u64> = VecDeque::new();
             let mut now_ms = jump;
             for (gap, requests) in steps {
@@ -212,7 +211,7 @@ mod tests {
         /// After `reset_seconds` without requests there is room again.
         #[test]
         fn reset_tells_when_there_is_room(limit in 1u32..20, gaps in prop::collection::vec(0u64..5, 20..60)) {
-            let window = Window::default();
+            let window = RateWindow::default();
             let mut now = 1_000;
             for gap in gaps {
                 now += gap;
@@ -227,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_long_silence_empties_the_window() {
-        let window = Window::default();
+        let window = RateWindow::default();
         for _ in 0..5 {
             assert!(window.admit(10, 5).is_admitted);
         }
@@ -240,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_was_never_counted() {
-        let window = Window::default();
+        let window = RateWindow::default();
         let kept = window.admit(100, 3);
         let counted = window.admit(110, 3);
         assert_eq!((kept.remaining, counted.remaining, counted.reset_seconds), (2, 1, 51));
@@ -260,7 +259,7 @@ mod tests {
 
     #[test]
     fn threads_share_one_limit_exactly() {
-        let window = Window::default();
+        let window = RateWindow::default();
         let admitted: u32 = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..5_000).filter(|_| window.admit(100, 20_000).is_admitted).count() as u32))
@@ -272,7 +271,7 @@ mod tests {
 
     #[test]
     fn threads_that_give_back_leave_the_exact_rest() {
-        let window = Window::default();
+        let window = RateWindow::default();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
