@@ -159,13 +159,6 @@ labels! {
     }
 }
 
-#[expect(clippy::derivable_impls, reason = "the macro that defines labels derives no default")]
-impl Default for StoreWay {
-    fn default() -> Self {
-        Self::Insert
-    }
-}
-
 impl Route {
     /// The status of an answer with nothing wrong; its series is there before the first request.
     pub(super) const fn usual_status(self) -> u16 {

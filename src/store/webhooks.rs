@@ -19,7 +19,8 @@ use std::time::Duration;
 
 pub use self::delivery::{
     Attempt, AttemptResult, Claimed, Claims, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, DueEndpoint,
-    EndedStep, Next, Orphan, PendingStats, PlannedDelivery, Recorded, StoredBatch, Wanted, created_at, first_id_at,
+    EndedStep, Next, Orphan, PendingStats, PlannedDelivery, Recorded, StoredBatch, StoringStatement, Wanted,
+    created_at, first_id_at,
 };
 pub(super) use self::delivery::{ENDPOINT_DELETED, bounded_wants, without_copies};
 pub(super) use self::endpoint::FOREIGN_KEY;

@@ -33,7 +33,8 @@ use millrace_base::retry::Backoff;
 use millrace_base::{critical_thread, limits};
 use millrace_journal::queue::{Accepted, Slots};
 use millrace_journal::{Rewriter, SegmentRefs};
-use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryReason};
+use millrace_metrics::{CommittedBatch, DbOperation, HeldReason, Metrics, RetryReason, StoreWay};
+use millrace_store::webhooks::StoringStatement;
 use millrace_store::{Store, StoreError};
 use millrace_webhooks::plan::planner::DeliveryPlanner;
 
@@ -354,7 +355,7 @@ impl Shared {
                 if self.outage.stored(began) {
                     self.held_events.retry_all();
                 }
-                self.metrics.store.stored_by(stored.way);
+                self.metrics.store.stored_by(way(stored.statement));
                 self.count(events, stored.new_events, opened_at);
                 self.planner.committed(plan, events, &stored.deliveries);
                 Ok(())
@@ -446,4 +447,15 @@ fn take_copies(events: &mut Vec<Event>) -> Vec<Event> {
     let (originals, copies) = std::mem::take(events).into_iter().partition(|event| seen.insert(event.id));
     *events = originals;
     copies
+}
+
+/// The label of the metric for a statement.
+const fn way(statement: StoringStatement) -> StoreWay {
+    match statement {
+        StoringStatement::Copy => StoreWay::Copy,
+        StoringStatement::Insert => StoreWay::Insert,
+        StoringStatement::InsertDerived => StoreWay::InsertDerived,
+        StoringStatement::InsertWithDeliveries => StoreWay::InsertWithDeliveries,
+        StoringStatement::InsertDerivedWithDeliveries => StoreWay::InsertDerivedWithDeliveries,
+    }
 }

@@ -15,14 +15,13 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, Event, EventId, OrgId};
 use millrace_base::limits;
-use millrace_metrics::StoreWay;
 
 use super::copy::{self, CopyGate};
 use super::error::CallError;
 use super::partitions::Partitions;
 use super::session::{Conversation, Session};
 use super::values::{Column, Field, JsonText, Timestamptz};
-use crate::webhooks::{PlannedDelivery, StoredBatch, created_at, without_copies};
+use crate::webhooks::{PlannedDelivery, StoredBatch, StoringStatement, created_at, without_copies};
 use crate::{EventPlace, EventQuery, StoreError, StoredEvent};
 
 const INSERT: &str = "
@@ -136,7 +135,7 @@ fn insert(
         return insert_planned(session, rows, derived, planned);
     }
     if !derived && let Some(new_events) = copy::store(session, gate, rows)? {
-        return Ok(StoredBatch { new_events, deliveries: Vec::new(), way: StoreWay::Copy });
+        return Ok(StoredBatch { new_events, deliveries: Vec::new(), statement: StoringStatement::Copy });
     }
     let columns = Field::ALL.map(|field| Column { rows, field });
     let params = columns.each_ref().map(|column| column as &(dyn ToSql + Sync));
@@ -149,8 +148,8 @@ fn insert(
     } else {
         session.execute(INSERT, &params)?
     };
-    let way = if derived { StoreWay::InsertDerived } else { StoreWay::Insert };
-    Ok(StoredBatch { new_events, deliveries: Vec::new(), way })
+    let statement = if derived { StoringStatement::InsertDerived } else { StoringStatement::Insert };
+    Ok(StoredBatch { new_events, deliveries: Vec::new(), statement })
 }
 
 fn insert_planned(
@@ -179,10 +178,10 @@ fn insert_planned(
     if !derived {
         params.push(&received);
     }
-    let (sql, way) = if derived {
-        (INSERT_DERIVED_PLANNED, StoreWay::InsertDerivedWithDeliveries)
+    let (sql, stored_by) = if derived {
+        (INSERT_DERIVED_PLANNED, StoringStatement::InsertDerivedWithDeliveries)
     } else {
-        (INSERT_PLANNED, StoreWay::InsertWithDeliveries)
+        (INSERT_PLANNED, StoringStatement::InsertWithDeliveries)
     };
     session.within(async |conversation: &mut Conversation| {
         let statement = conversation.prepare(sql).await?;
@@ -191,7 +190,7 @@ fn insert_planned(
         Ok(StoredBatch {
             new_events: row.try_get::<_, i64>(0)? as u64,
             deliveries: deliveries.into_iter().map(DeliveryId).collect(),
-            way,
+            statement: stored_by,
         })
     })
 }

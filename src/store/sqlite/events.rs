@@ -13,9 +13,8 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 use millrace_base::limits;
-use millrace_metrics::StoreWay;
 
-use crate::webhooks::{PlannedDelivery, StoredBatch, without_copies};
+use crate::webhooks::{PlannedDelivery, StoredBatch, StoringStatement, without_copies};
 use crate::{EventPlace, EventQuery, StoredEvent};
 
 // DO NOTHING names the id: OR IGNORE would also ignore a row that a CHECK refuses.
@@ -62,8 +61,8 @@ pub(super) fn store(
     for planned in without_copies(planned) {
         planned_for.entry(planned.event).or_default().push(planned);
     }
-    let way = if planned.is_empty() { StoreWay::Insert } else { StoreWay::InsertWithDeliveries };
-    let mut stored = StoredBatch { way, ..StoredBatch::default() };
+    let statement = if planned.is_empty() { StoringStatement::Insert } else { StoringStatement::InsertWithDeliveries };
+    let mut stored = StoredBatch { statement, ..StoredBatch::default() };
     for event in batch {
         if !insert(transaction, event, INSERT)? && !insert_again(transaction, event)? {
             continue;

@@ -9,7 +9,6 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
 use millrace_base::limits;
-use millrace_metrics::StoreWay;
 
 /// The status of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,8 +76,20 @@ pub struct StoredBatch {
     pub new_events: u64,
     /// The planned deliveries whose event was new, in any order.
     pub deliveries: Vec<DeliveryId>,
-    /// The statement that stored the batch.
-    pub way: StoreWay,
+    /// How the batch was stored.
+    pub statement: StoringStatement,
+}
+
+/// The statement that stored a batch. `Derived`: for ids that are made from deduplication ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum StoringStatement {
+    Copy,
+    #[default]
+    Insert,
+    InsertDerived,
+    InsertWithDeliveries,
+    InsertDerivedWithDeliveries,
 }
 
 /// One event for one endpoint.
