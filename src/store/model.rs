@@ -25,7 +25,7 @@ pub struct Organization {
     pub created_at: Timestamp,
 }
 
-/// What [`Store::update_organization`] may change; `None` leaves a field as it is.
+/// What [`Store::update_organization`](crate::Store::update_organization) may change; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OrganizationChange {
     /// New name.
@@ -99,8 +99,8 @@ pub struct EventQuery {
     pub limit: u32,
 }
 
-/// What the change feed reports ([`Store::watch_changes`]): rows that some process changed, so that what others cache of
-/// them is stale, or deliveries that became due.
+/// What the change feed ([`Store::watch_changes`](crate::Store::watch_changes)) reports: rows that some process changed, so
+/// that copies of them in memory are stale, or deliveries that became due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreChange {
     /// A key was rotated, revoked or given an expiry.
