@@ -178,7 +178,7 @@ fn insert_planned(
     if !derived {
         params.push(&received);
     }
-    let (sql, statement) = if derived {
+    let (sql, stored_by) = if derived {
         (INSERT_DERIVED_PLANNED, StoringStatement::InsertDerivedWithDeliveries)
     } else {
         (INSERT_PLANNED, StoringStatement::InsertWithDeliveries)
@@ -190,7 +190,7 @@ fn insert_planned(
         Ok(StoredBatch {
             new_events: row.try_get::<_, i64>(0)? as u64,
             deliveries: deliveries.into_iter().map(DeliveryId).collect(),
-            statement,
+            statement: stored_by,
         })
     })
 }
