@@ -1,4 +1,6 @@
-//! How often the way of an event asks for memory: once in steady state, for the event itself.
+//! How often the ingest path allocates: once for each event in steady state, for the event itself.
+//!
+//! A binary of its own, because it replaces the global allocator.
 
 use allocation_counter::measure;
 

@@ -1,5 +1,7 @@
 //! Organisations whose endpoints have names, on the running server, with a real name server on loopback that answers for
-//! some of them. The server runs in this process: where the system's name servers are is no setting of its own.
+//! some of them. The server runs in this process, because the place of the system's name servers is no setting.
+//!
+//! A binary of its own, because a server sets its process's signal handlers, limits and panic hook.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

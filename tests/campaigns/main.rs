@@ -22,3 +22,14 @@ fn alone() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A setting of `./test`, from the environment.
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The same, where it is a whole number.
+fn number(name: &str) -> Option<u64> {
+    let value = setting(name)?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a whole number")))
+}

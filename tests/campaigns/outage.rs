@@ -56,10 +56,8 @@ impl OpenLoop {
 #[test]
 fn an_outage_of_the_database_is_no_clients_business() {
     let _alone = crate::alone();
-    let number = |name: &str, default| {
-        std::env::var(name).ok().map_or(default, |value| value.parse::<u64>().expect("a whole number"))
-    };
-    let (seconds, rate) = (number("MILLRACE_OUTAGE_SECONDS", 3), number("MILLRACE_OUTAGE_RATE", 500));
+    let seconds = crate::number("MILLRACE_OUTAGE_SECONDS").unwrap_or(3);
+    let rate = crate::number("MILLRACE_OUTAGE_RATE").unwrap_or(500);
     // Stopped, and hung with its connections alive.
     for freeze in [false, true] {
         ride_out(Duration::from_secs(seconds), rate, freeze);

@@ -113,11 +113,6 @@ impl Receiver {
         Self::run(Some(Arc::new(tls)), Arc::new(script))
     }
 
-    /// Answers 200 to everything and keeps nothing but the count: 50,000 requests a second and more.
-    pub fn counting() -> Self {
-        Self::listen(false, |shared, _, tcp| count(shared, tcp))
-    }
-
     /// Hands each connection and its number to `handler`, for whatever is not HTTP at all.
     pub fn raw(handler: impl Fn(TcpStream, usize) -> io::Result<()> + Send + Sync + 'static) -> Self {
         Self::listen(false, move |_, number, tcp| handler(tcp, number))
@@ -328,25 +323,4 @@ fn read_more(wire: &mut impl Read, unread: &mut Vec<u8>) -> io::Result<bool> {
     let read = wire.read(&mut buffer)?;
     unread.extend_from_slice(&buffer[..read]);
     Ok(read > 0)
-}
-
-fn count(shared: &Shared, mut tcp: TcpStream) -> io::Result<()> {
-    let mut unread = Vec::new();
-    while read_more(&mut tcp, &mut unread)? {
-        while let Some(at) = memchr::memmem::find(&unread, b"\r\n\r\n") {
-            let length = memchr::memmem::find(&unread[..at], b"content-length: ").map_or(0, |from| {
-                let digits = unread[from + 16..].iter().take_while(|byte| byte.is_ascii_digit());
-                digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'))
-            });
-            while unread.len() < at + 4 + length {
-                if !read_more(&mut tcp, &mut unread)? {
-                    return Ok(());
-                }
-            }
-            unread.drain(..at + 4 + length);
-            shared.requests.fetch_add(1, Ordering::Relaxed);
-            tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
-        }
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -30,6 +31,13 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         let pause = if began.elapsed() < Duration::from_secs(2) { 10 } else { 100 };
         std::thread::sleep(Duration::from_millis(pause));
     }
+}
+
+/// Lets this process open as many files as the hard limit allows, for tests with many connections. `./test` does the same for
+/// all tests, so one that runs beside them sees no difference.
+pub fn allow_all_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("up to the hard limit");
 }
 
 /// Does this when dropped, however a test ends.

@@ -3,7 +3,7 @@
 //!     ./test chaos [--minutes N] [--seed S]
 //!
 //! One site (`chaos/site.rs`): a Postgres of its own, a proxy before it, a server that comes and goes, a receiver of
-//! webhooks. `chaos/faults.rs` and `common/database.rs` are what happens to it, `chaos/clients.rs` posts what is counted,
+//! webhooks. `chaos/faults.rs` and `support/database.rs` are what happens to it, `chaos/clients.rs` posts what is counted,
 //! `chaos/mischief.rs` is everybody else, `chaos/books.rs` is what must hold in the end. Which faults come, in which
 //! order and how the server is set up follows from the seed; what else happens in between is the machine's. The short
 //! run of the ordinary tests has a new seed each time and prints it.
@@ -30,16 +30,12 @@ const SHORT_RUN: Duration = Duration::from_secs(30);
 /// From so long a run on, every delivery must have arrived in the end: that takes the lease of a killed server's.
 const LONG_RUN: Duration = Duration::from_secs(120);
 
-fn setting(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a whole number")))
-}
-
 #[test]
 fn the_books_balance_whatever_happens() {
     let _alone = crate::alone();
-    let duration = setting("MILLRACE_CHAOS_MINUTES").map_or(SHORT_RUN, |minutes| Duration::from_secs(minutes * 60));
-    let seed = setting("MILLRACE_CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let duration =
+        crate::number("MILLRACE_CHAOS_MINUTES").map_or(SHORT_RUN, |minutes| Duration::from_secs(minutes * 60));
+    let seed = crate::number("MILLRACE_CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("seed {seed}, {duration:?}");
     let mut draws = Draws::new(seed);
     let log = Log::new();

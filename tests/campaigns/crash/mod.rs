@@ -35,23 +35,18 @@ struct Totals {
     phantom: usize,
 }
 
-fn setting(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 #[test]
 fn what_got_a_202_is_stored_once_whatever_was_killed() {
     let _alone = crate::alone();
-    let number = |name: &str| setting(name).map(|value| value.parse::<u64>().expect("a whole number"));
-    let rounds = number("MILLRACE_CRASH_ROUNDS").unwrap_or(ROUNDS_DEFAULT);
-    let seed = number("MILLRACE_CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 32 | rounds);
-    let stores: &[Store] = match setting("MILLRACE_CRASH_STORE").as_deref() {
+    let rounds = crate::number("MILLRACE_CRASH_ROUNDS").unwrap_or(ROUNDS_DEFAULT);
+    let seed = crate::number("MILLRACE_CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 32 | rounds);
+    let stores: &[Store] = match crate::setting("MILLRACE_CRASH_STORE").as_deref() {
         Some("sqlite") => &[Store::Sqlite],
         Some("postgres") => &[Store::Postgres],
         None | Some("both") => &[Store::Postgres, Store::Sqlite],
         Some(other) => panic!("MILLRACE_CRASH_STORE is {other:?}; it must be sqlite, postgres or both"),
     };
-    let words = setting("MILLRACE_CRASH_FAULT").unwrap_or_default();
+    let words = crate::setting("MILLRACE_CRASH_FAULT").unwrap_or_default();
     println!("seed {seed}");
     let mut cluster = stores.contains(&Store::Postgres).then(|| Cluster::start_own(ClusterOptions { fsync: true }));
     let (mut totals, mut paths) = (Totals::default(), Paths::default());

@@ -27,11 +27,6 @@ const REPEATS: u64 = 50;
 /// Cases at a time: most of a case is waiting for the journal's threads.
 const AT_A_TIME: usize = 6;
 
-fn setting(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
-}
-
 /// Runs a case for each of `seeds`; the failed ones with what went wrong.
 fn run_all(seeds: &[u64], honesty: Honesty) -> (Tally, Vec<(u64, String)>) {
     let (next, is_failed) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -81,9 +76,9 @@ fn named<T>(seed: u64, run: impl FnOnce() -> T) -> T {
 #[test]
 fn what_was_promised_survives_every_power_loss() {
     let _alone = crate::alone();
-    let seeds: Vec<u64> = match setting("MILLRACE_POWER_LOSS_SEED") {
-        Some(seed) => vec![seed; setting("MILLRACE_POWER_LOSS_CASES").unwrap_or(REPEATS) as usize],
-        None => (0..setting("MILLRACE_POWER_LOSS_CASES").unwrap_or(CASES)).collect(),
+    let seeds: Vec<u64> = match crate::number("MILLRACE_POWER_LOSS_SEED") {
+        Some(seed) => vec![seed; crate::number("MILLRACE_POWER_LOSS_CASES").unwrap_or(REPEATS) as usize],
+        None => (0..crate::number("MILLRACE_POWER_LOSS_CASES").unwrap_or(CASES)).collect(),
     };
     let (tally, failed) = run_all(&seeds, Honesty::Honest);
     println!("{tally:?}");

@@ -69,11 +69,6 @@ const LONG_PATHS: &[&str] = &[
 /// How many times a good receiver's p99 may be what it is without the bad ones.
 const P99_RATIO_MAX: f64 = 2.0;
 
-fn setting(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a whole number")))
-}
-
 struct Campaign {
     site: Site,
     fleet: Fleet,
@@ -192,8 +187,8 @@ impl Campaign {
 #[test]
 fn every_event_reaches_its_endpoints_whatever_happens() {
     let _alone = crate::alone();
-    let minutes = setting("MILLRACE_WEBHOOKS_MINUTES").filter(|minutes| *minutes > 0);
-    let seed = setting("MILLRACE_WEBHOOKS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let minutes = crate::number("MILLRACE_WEBHOOKS_MINUTES").filter(|minutes| *minutes > 0);
+    let seed = crate::number("MILLRACE_WEBHOOKS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("seed {seed}, {}", minutes.map_or("short".to_owned(), |minutes| format!("{minutes} minutes")));
     let mut draws = Draws::new(seed);
     let directory = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ mod fixture;
 mod framing;
 mod garbage;
 mod hostile;
+mod idle;
 mod limits;
 mod proxies;
 mod refusals;

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ALL_VERSIONS;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Socket, Type};
@@ -14,7 +13,7 @@ use millrace_base::limits::{
     HANDSHAKE_TIMEOUT, HANDSHAKE_WAIT_MAX, HANDSHAKES_AT_ONCE_MIN, HANDSHAKES_MAX,
     HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX, HEADER_TIMEOUT,
 };
-use support::server::eventually;
+use support::server::{allow_all_descriptors, eventually};
 
 use crate::tls::fixture::{Fixture, answer, exchange, on_both_drivers};
 
@@ -142,8 +141,7 @@ fn a_stalled_client_is_ended_in_time() {
 
 #[test]
 fn handshakes_that_stall_make_room_for_those_that_do_not() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    allow_all_descriptors();
     on_both_drivers(&["--shards", "1"], |f| {
         let mut oldest = f.tcp();
         let _others: Vec<TcpStream> = (0..HANDSHAKES_MAX + 200).map(|_| f.tcp()).collect();

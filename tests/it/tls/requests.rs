@@ -2,11 +2,10 @@
 
 use std::io::{Read, Write};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ALL_VERSIONS, HandshakeKind, ProtocolVersion};
 
-use support::server::request;
+use support::server::{allow_all_descriptors, request};
 
 use crate::tls::fixture::{Fixture, answer, exchange, on_both_drivers};
 
@@ -196,8 +195,7 @@ fn resident(f: &Fixture) -> u64 {
 fn an_idle_connection_costs_little() {
     const CONNECTIONS: u64 = 1000;
     const BYTES_PER_CONNECTION_MAX: u64 = 20 * 1024;
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    allow_all_descriptors();
     on_both_drivers(&["--shards", "1"], |f| {
         let config = f.client_config(&[&TLS13]);
         let idle = || {
