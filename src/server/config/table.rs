@@ -22,7 +22,7 @@ use millrace_journal::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use millrace_webhooks::client::{ResolverFiles, TrustRoots};
 use millrace_webhooks::config::SecretKey;
 use millrace_webhooks::delivery::schedule::RetrySchedule;
-use millrace_wire::client_address::ForwardedField;
+use millrace_wire::forwarded::ForwardedField;
 
 use super::error::ConfigError;
 use super::layer::Values;

@@ -14,7 +14,7 @@ use millrace_base::logging::LogFormat;
 use millrace_base::quantity::Unit;
 use millrace_ingest::shard::IoDriver;
 use millrace_webhooks::client::TrustRoots;
-use millrace_wire::client_address::ForwardedField;
+use millrace_wire::forwarded::ForwardedField;
 
 use super::read::never_shown;
 use super::setting::{Kind, Preset};
