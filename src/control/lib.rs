@@ -51,12 +51,13 @@ pub use endpoint_input::EndpointInput;
 pub use endpoint_service::{EndpointError, EndpointService};
 pub use pool::ControlPool;
 
-use millrace_base::event::{DeliveryId, EndpointId, EventId, OrgId};
+use millrace_base::event::OrgId;
 use millrace_base::key::{Argon2Cost, KeyId};
 use millrace_base::problem::Problem;
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Rejection, Store, StoreError};
 use millrace_webhooks::endpoint::management::EndpointManagement;
+use millrace_wire::routes::{ControlRoute, Scope};
 
 use failure_log::{Failure, FailureLog};
 
@@ -71,56 +72,29 @@ pub struct Caller {
     pub from: IpAddr,
 }
 
-/// A request, its query string or body still unparsed.
+/// A request, its query string and body still unparsed.
 ///
-/// Its `Debug` shows no body, which may hold a secret.
+/// Its `Debug` shows neither: a body may hold a secret.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Request {
-    /// `GET /api/events/{id}`
-    GetEvent(EventId),
-    /// `GET /api/events`, with the query string (without its `?`; empty where there is none).
-    ListEvents(String),
-    /// `GET /api/events/{id}/deliveries`, with the query string.
-    ListEventDeliveries(EventId, String),
-    /// `GET /api/deliveries`, with the query string.
-    ListDeliveries(String),
-    /// `POST /api/deliveries/{id}/retry`
-    RetryDelivery(DeliveryId),
-    /// `POST /api/endpoints`, with the body.
-    CreateEndpoint(Vec<u8>),
-    /// `GET /api/endpoints`, with the query string.
-    ListEndpoints(String),
-    /// `GET /api/endpoints/{id}`
-    GetEndpoint(EndpointId),
-    /// `PATCH /api/endpoints/{id}`, with the body.
-    UpdateEndpoint(EndpointId, Vec<u8>),
-    /// `DELETE /api/endpoints/{id}`
-    DeleteEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/rotate-secret`, with the body.
-    RotateEndpointSecret(EndpointId, Vec<u8>),
-    /// `POST /api/endpoints/{id}/test`
-    TestEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/recover`, with the body.
-    RecoverEndpoint(EndpointId, Vec<u8>),
-    /// `GET /api/keys`
-    ListKeys,
-    /// `POST /api/keys/rotate`, with the body.
-    RotateKey(Vec<u8>),
-    /// `DELETE /api/keys/{id}`
-    DeleteKey(KeyId),
+pub struct Request {
+    /// The route, with the id in its path.
+    pub route: ControlRoute,
+    /// The query string without its `?`; empty if there is none.
+    pub query: String,
+    /// The body; empty if there is none. It may hold a webhook's secret or a receiver's credentials, so it is wiped.
+    pub body: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reads = if self.only_reads() { "reads" } else { "changes" };
-        write!(f, "Request({reads})")
+        f.debug_struct("Request").field("route", &self.route).finish_non_exhaustive()
     }
 }
 
 /// The queue a request waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// The routes of keys: cheap, and urgent where one has leaked.
+    /// The routes of [`Scope::Keys`]: cheap, and urgent if a key has leaked.
     Keys,
     /// All other routes.
     Others,
@@ -134,65 +108,9 @@ impl Line {
 impl Request {
     /// The queue it waits in.
     pub const fn line(&self) -> Line {
-        match self {
-            Self::ListKeys | Self::RotateKey(_) | Self::DeleteKey(_) => Line::Keys,
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::RetryDelivery(_)
-            | Self::CreateEndpoint(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::UpdateEndpoint(..)
-            | Self::DeleteEndpoint(_)
-            | Self::RotateEndpointSecret(..)
-            | Self::TestEndpoint(_)
-            | Self::RecoverEndpoint(..) => Line::Others,
-        }
-    }
-
-    /// Whether it changes nothing. Then its answer may be refused even after the work is done.
-    const fn only_reads(&self) -> bool {
-        match self {
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::ListKeys => true,
-            Self::RetryDelivery(_)
-            | Self::CreateEndpoint(_)
-            | Self::UpdateEndpoint(..)
-            | Self::DeleteEndpoint(_)
-            | Self::RotateEndpointSecret(..)
-            | Self::TestEndpoint(_)
-            | Self::RecoverEndpoint(..)
-            | Self::RotateKey(_)
-            | Self::DeleteKey(_) => false,
-        }
-    }
-
-    /// Where its body goes, if it takes one.
-    pub fn body_mut(&mut self) -> Option<&mut Vec<u8>> {
-        match self {
-            Self::CreateEndpoint(body)
-            | Self::UpdateEndpoint(_, body)
-            | Self::RotateEndpointSecret(_, body)
-            | Self::RecoverEndpoint(_, body)
-            | Self::RotateKey(body) => Some(body),
-            Self::GetEvent(_)
-            | Self::ListEvents(_)
-            | Self::ListEventDeliveries(..)
-            | Self::ListDeliveries(_)
-            | Self::RetryDelivery(_)
-            | Self::ListEndpoints(_)
-            | Self::GetEndpoint(_)
-            | Self::DeleteEndpoint(_)
-            | Self::TestEndpoint(_)
-            | Self::ListKeys
-            | Self::DeleteKey(_) => None,
+        match self.route.row().scope {
+            Scope::Keys => Line::Keys,
+            Scope::Public | Scope::Ingest | Scope::Control => Line::Others,
         }
     }
 }
@@ -287,32 +205,32 @@ impl Handlers {
     fn answer(&self, job: Job) -> Result<(Answer, Option<String>), Problem> {
         let by = job.caller;
         let org = by.org;
-        let announced = changes::announced(&job.request, &by);
+        let Request { route, query, body } = job.request;
+        let announced = changes::announced(route, &by);
         if let Some(change) = announced {
             self.own_changes.note(change);
         }
         let mut location = None;
-        // A body that can hold a webhook's secret or its receiver's credentials is wiped after its answer is made.
-        match job.request {
-            Request::GetEvent(id) => events::get(self, org, id),
-            Request::ListEvents(query) => events::list(self, org, &query),
-            Request::ListEventDeliveries(id, query) => deliveries::of_event(self, org, id, &query),
-            Request::ListDeliveries(query) => deliveries::list(self, org, &query),
-            Request::RetryDelivery(id) => deliveries::retry(self, org, id),
-            Request::CreateEndpoint(body) => endpoints::create(self, &by, &Zeroizing::new(body)).map(|(id, answer)| {
+        match route {
+            ControlRoute::GetEvent(id) => events::get(self, org, id),
+            ControlRoute::ListEvents => events::list(self, org, &query),
+            ControlRoute::ListEventDeliveries(id) => deliveries::of_event(self, org, id, &query),
+            ControlRoute::ListDeliveries => deliveries::list(self, org, &query),
+            ControlRoute::RetryDelivery(id) => deliveries::retry(self, org, id),
+            ControlRoute::CreateEndpoint => endpoints::create(self, &by, &body).map(|(id, answer)| {
                 location = Some(format!("/api/endpoints/{id}"));
                 answer
             }),
-            Request::ListEndpoints(query) => endpoints::list(self, org, &query),
-            Request::GetEndpoint(id) => endpoints::get(self, org, id),
-            Request::UpdateEndpoint(id, body) => endpoints::update(self, &by, id, &Zeroizing::new(body)),
-            Request::DeleteEndpoint(id) => endpoints::delete(self, &by, id),
-            Request::RotateEndpointSecret(id, body) => endpoints::rotate_secret(self, &by, id, &Zeroizing::new(body)),
-            Request::TestEndpoint(id) => endpoints::test(self, org, id),
-            Request::RecoverEndpoint(id, body) => endpoints::recover(self, org, id, &body),
-            Request::ListKeys => keys::list(self, org),
-            Request::RotateKey(body) => keys::rotate(self, &by, &body),
-            Request::DeleteKey(id) => keys::delete(self, &by, id),
+            ControlRoute::ListEndpoints => endpoints::list(self, org, &query),
+            ControlRoute::GetEndpoint(id) => endpoints::get(self, org, id),
+            ControlRoute::UpdateEndpoint(id) => endpoints::update(self, &by, id, &body),
+            ControlRoute::DeleteEndpoint(id) => endpoints::delete(self, &by, id),
+            ControlRoute::RotateEndpointSecret(id) => endpoints::rotate_secret(self, &by, id, &body),
+            ControlRoute::TestEndpoint(id) => endpoints::test(self, org, id),
+            ControlRoute::RecoverEndpoint(id) => endpoints::recover(self, org, id, &body),
+            ControlRoute::ListKeys => keys::list(self, org),
+            ControlRoute::RotateKey => keys::rotate(self, &by, &body),
+            ControlRoute::DeleteKey(id) => keys::delete(self, &by, id),
         }
         .map(|answer| (answer, location))
         .map_err(|error| {

@@ -26,6 +26,7 @@ use millrace_base::problem::Problem;
 use millrace_metrics::Metrics;
 use millrace_store::Store;
 use millrace_webhooks::endpoint::management::EndpointManagement;
+use millrace_wire::routes::Effect;
 
 use super::admission::{Admission, QueuePermit, ReplyPermit};
 use super::failure_log::{Failure, FailureLog};
@@ -251,7 +252,7 @@ fn serve(handlers: &Handlers, QueuedJob { job, permit, answer, .. }: QueuedJob) 
 /// Answers one job. After a panic only the store could be left inconsistent, and it keeps its state behind locks and pools
 /// that survive a caller's unwinding; nothing else is shared.
 fn reply(handlers: &Handlers, permit: &QueuePermit, job: Job) -> Result<Reply, Problem> {
-    let only_reads = job.request.only_reads();
+    let effect = job.request.route.row().effect;
     let answer = catch_unwind(AssertUnwindSafe(|| handlers.answer(job)));
     let ((status, body), location) = answer.unwrap_or_else(|panic| {
         let words =
@@ -262,7 +263,7 @@ fn reply(handlers: &Handlers, permit: &QueuePermit, job: Job) -> Result<Reply, P
     // The answer to a change must be sent, and is small; a read can be asked again.
     let reply_permit = match permit.reply_permit(body.capacity()) {
         Ok(reply_permit) => reply_permit,
-        Err(full) if only_reads => return Err(full),
+        Err(full) if effect == Effect::Read => return Err(full),
         Err(_) => ReplyPermit::uncounted(),
     };
     Ok(Reply { status, body, location, permit: reply_permit })
@@ -273,9 +274,10 @@ mod tests {
     use uuid::Uuid;
 
     use millrace_base::key::KeyId;
+    use millrace_wire::routes::ControlRoute;
 
     use super::*;
-    use crate::{Caller, Request};
+    use crate::Caller;
 
     #[test]
     fn a_job_that_waited_too_long_is_refused_and_handed_to_nobody() {
@@ -287,7 +289,7 @@ mod tests {
         let workers = || Workers { tasks: bounded(1).0, idle: 1 };
         let lines = Line::ALL.map(|_| FairQueue::default());
         let mut dispatcher = Dispatcher { lines, any: workers(), keys: workers() };
-        let request = Request::ListEvents(String::new());
+        let request = crate::tests::bare(ControlRoute::ListEvents);
         dispatcher.enqueue(QueuedJob { job: Job { caller, request }, permit, queued_at, answer });
         dispatcher.assign_jobs();
         assert_eq!(answered.try_recv().unwrap().unwrap().unwrap_err(), Problem::ControlBusy);

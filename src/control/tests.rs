@@ -10,6 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use millrace_base::clock::Timestamp;
+use millrace_base::event::EventId;
 use millrace_base::key;
 use millrace_base::limits::{CONTROL_WORKERS, LIST_KEYS_MAX};
 use millrace_store::{Rejection, StoredEvent};
@@ -53,6 +54,19 @@ fn wait<T>(answered: oneshot::Receiver<T>) -> T {
     })
 }
 
+/// A request with neither query nor body.
+pub(super) fn bare(route: ControlRoute) -> Request {
+    with_body(route, "")
+}
+
+pub(super) fn with_query(route: ControlRoute, query: impl Into<String>) -> Request {
+    Request { query: query.into(), ..bare(route) }
+}
+
+pub(super) fn with_body(route: ControlRoute, body: impl Into<Vec<u8>>) -> Request {
+    Request { route, query: String::new(), body: body.into().into() }
+}
+
 pub(super) fn ask_as(pool: &ControlPool, org: OrgId, request: Request) -> Result<Reply, Problem> {
     wait(pool.submit(Job { caller: caller(org), request })?)
 }
@@ -79,14 +93,14 @@ fn an_event_comes_back_in_its_exact_shape_with_the_payload_verbatim() {
     let odd = StoredEvent { dedup_id: Some("q\"\\/ é😀".into()), ..event(9, "a", "7") };
     store.events.lock().unwrap().extend([(OURS, plain.clone()), (OURS, odd.clone())]);
     assert_eq!(
-        text(ask(&pool, Request::GetEvent(plain.id))),
+        text(ask(&pool, bare(ControlRoute::GetEvent(plain.id)))),
         format!(
             "{{\"id\":\"{}\",\"type\":\"user.login\",\"dedup_id\":null,\"payload\":{payload},\
              \"received_at\":\"2026-01-01T00:00:00.000004Z\"}}",
             plain.id
         )
     );
-    assert_eq!(json(ask(&pool, Request::GetEvent(odd.id)))["dedup_id"], "q\"\\/ é😀");
+    assert_eq!(json(ask(&pool, bare(ControlRoute::GetEvent(odd.id))))["dedup_id"], "q\"\\/ é😀");
 }
 
 #[test]
@@ -95,10 +109,10 @@ fn another_organisations_things_are_not_there() {
     let theirs = event(1, "t", "1");
     store.events.lock().unwrap().push((THEIRS, theirs.clone()));
     store.keys.lock().unwrap().push(key_info(key_id("theirKey0000"), THEIRS, Timestamp::now()));
-    assert_eq!(ask(&pool, Request::GetEvent(theirs.id)).unwrap_err(), not_found::EVENT);
-    assert_eq!(text(ask(&pool, Request::ListEvents(String::new()))), r#"{"data":[],"next_cursor":null}"#);
-    assert_eq!(text(ask(&pool, Request::ListKeys)), r#"{"data":[],"has_more":false}"#);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("theirKey0000"))).unwrap_err(), not_found::KEY);
+    assert_eq!(ask(&pool, bare(ControlRoute::GetEvent(theirs.id))).unwrap_err(), not_found::EVENT);
+    assert_eq!(text(ask(&pool, bare(ControlRoute::ListEvents))), r#"{"data":[],"next_cursor":null}"#);
+    assert_eq!(text(ask(&pool, bare(ControlRoute::ListKeys))), r#"{"data":[],"has_more":false}"#);
+    assert_eq!(ask(&pool, bare(ControlRoute::DeleteKey(key_id("theirKey0000")))).unwrap_err(), not_found::KEY);
     assert_eq!(store.keys.lock().unwrap()[0].revoked_at, None);
 }
 
@@ -108,7 +122,7 @@ fn pages_cover_every_event_once_newest_first_whatever_arrives_meanwhile() {
     store.events.lock().unwrap().extend((1..=10).map(|n| (OURS, event(n, "t", &n.to_string()))));
     let (mut seen, mut query, mut arriving) = (Vec::new(), "limit=3".to_owned(), 100);
     loop {
-        let page = json(ask(&pool, Request::ListEvents(query)));
+        let page = json(ask(&pool, with_query(ControlRoute::ListEvents, query)));
         seen.extend(page["data"].as_array().unwrap().iter().map(|event| event["payload"].as_u64().unwrap()));
         arriving += 1;
         store.events.lock().unwrap().push((OURS, event(arriving, "t", "0")));
@@ -124,7 +138,7 @@ fn pages_cover_every_event_once_newest_first_whatever_arrives_meanwhile() {
 fn a_page_that_ends_exactly_at_the_last_event_has_no_next() {
     let (pool, store) = pool(FakeStore::new());
     store.events.lock().unwrap().extend((1..=3).map(|n| (OURS, event(n, "t", "[]"))));
-    let page = json(ask(&pool, Request::ListEvents("limit=3".into())));
+    let page = json(ask(&pool, with_query(ControlRoute::ListEvents, "limit=3")));
     assert_eq!((page["data"].as_array().unwrap().len(), &page["next_cursor"]), (3, &Value::Null));
 }
 
@@ -137,11 +151,11 @@ fn filters_reach_the_store_and_a_bad_one_is_refused_before_it() {
         .unwrap()
         .extend((0..10).map(|n| (OURS, event(n, if n % 2 == 0 { "even" } else { "odd" }, &n.to_string()))));
     let query = "type=even&after=2026-01-01T00:00:00.000001Z&before=2026-01-01T01:00:00.000004%2B01:00";
-    let page = json(ask(&pool, Request::ListEvents(query.into())));
+    let page = json(ask(&pool, with_query(ControlRoute::ListEvents, query)));
     let payloads: Vec<_> =
         page["data"].as_array().unwrap().iter().map(|event| event["payload"].as_u64().unwrap()).collect();
     assert_eq!(payloads, [6, 4]);
-    let refused = ask(&pool, Request::ListEvents("typ=even".into())).unwrap_err();
+    let refused = ask(&pool, with_query(ControlRoute::ListEvents, "typ=even")).unwrap_err();
     assert!(refused.detail().contains("`typ`"), "{refused:?}");
 }
 
@@ -154,7 +168,7 @@ fn keys_are_listed_in_their_exact_shape_newest_first_and_at_most_a_thousand() {
     store.keys.lock().unwrap().extend([used, key_info(key_id("freshKey0000"), OURS, at)]);
     let time = "\"2026-01-01T00:00:00.000000Z\"";
     assert_eq!(
-        text(ask(&pool, Request::ListKeys)),
+        text(ask(&pool, bare(ControlRoute::ListKeys))),
         format!(
             "{{\"data\":[{{\"id\":\"freshKey0000\",\"created_at\":{time},\"last_used_at\":null,\"expires_at\":null,\
              \"revoked_at\":null}},{{\"id\":\"usedKey00000\",\"created_at\":{time},\"last_used_at\":{time},\
@@ -162,7 +176,7 @@ fn keys_are_listed_in_their_exact_shape_newest_first_and_at_most_a_thousand() {
         )
     );
     store.keys.lock().unwrap().extend((0..2000).map(|n| key_info(key_id(&format!("k{n:011}")), OURS, at)));
-    let listed = json(ask(&pool, Request::ListKeys));
+    let listed = json(ask(&pool, bare(ControlRoute::ListKeys)));
     assert_eq!((listed["data"].as_array().unwrap().len(), &listed["has_more"]), (LIST_KEYS_MAX, &true.into()));
     assert_eq!(listed["data"][0]["id"], "k00000001999");
 }
@@ -172,7 +186,7 @@ fn a_rotation_shows_a_key_that_verifies_and_lets_the_callers_own_expire() {
     let (pool, store) = pool(FakeStore::new());
     let before = Timestamp::now();
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, before));
-    let shown = json(ask(&pool, Request::RotateKey(br#"{"grace_seconds":3600}"#.to_vec())));
+    let shown = json(ask(&pool, with_body(ControlRoute::RotateKey, br#"{"grace_seconds":3600}"#)));
     assert_eq!(shown.as_object().unwrap().len(), 3);
     let clear = shown["api_key"].as_str().unwrap();
     assert_eq!(key::parse(clear.as_bytes()).unwrap().as_str(), shown["key_id"].as_str().unwrap());
@@ -180,7 +194,7 @@ fn a_rotation_shows_a_key_that_verifies_and_lets_the_callers_own_expire() {
     let expires = Timestamp::parse_rfc3339(shown["previous_expires_at"].as_str().unwrap()).unwrap();
     assert!(expires >= before.plus(Duration::from_secs(3600)) && expires < before.plus(Duration::from_secs(3660)));
     assert_eq!(store.keys.lock().unwrap()[0].expires_at, Some(expires));
-    assert_eq!(json(ask(&pool, Request::ListKeys))["data"][0]["id"], shown["key_id"]);
+    assert_eq!(json(ask(&pool, bare(ControlRoute::ListKeys)))["data"][0]["id"], shown["key_id"]);
 }
 
 #[test]
@@ -188,7 +202,7 @@ fn a_refused_rotation_changes_nothing() {
     let (pool, store) = pool(FakeStore::new());
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
     for body in ["{", "[]", r#"{"grace":1}"#, r#"{"grace_seconds":2592001}"#] {
-        assert_eq!(ask(&pool, Request::RotateKey(body.into())).unwrap_err().row().status, 400, "{body}");
+        assert_eq!(ask(&pool, with_body(ControlRoute::RotateKey, body)).unwrap_err().row().status, 400, "{body}");
     }
     let keys = store.keys.lock().unwrap();
     assert_eq!((keys.len(), keys[0].expires_at), (1, None));
@@ -199,12 +213,12 @@ fn a_caller_may_revoke_its_own_last_key_and_then_cannot_rotate_it() {
     let (pool, store) = pool(FakeStore::new());
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
     for _ in 0..2 {
-        let reply = ask(&pool, Request::DeleteKey(caller(OURS).key)).unwrap();
+        let reply = ask(&pool, bare(ControlRoute::DeleteKey(caller(OURS).key))).unwrap();
         assert_eq!((reply.status, reply.body.len()), (204, 0));
     }
     assert!(store.keys.lock().unwrap()[0].revoked_at.is_some());
-    assert_eq!(ask(&pool, Request::RotateKey(Vec::new())).unwrap_err(), Problem::InvalidApiKey);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), not_found::KEY);
+    assert_eq!(ask(&pool, bare(ControlRoute::RotateKey)).unwrap_err(), Problem::InvalidApiKey);
+    assert_eq!(ask(&pool, bare(ControlRoute::DeleteKey(key_id("unknownKey00")))).unwrap_err(), not_found::KEY);
 }
 
 #[test]
@@ -219,11 +233,11 @@ fn each_store_error_has_its_answer() {
     ] {
         let (pool, _) = pool(FakeStore::with_hook(move || Err(error.clone())));
         for request in [
-            Request::GetEvent(EventId(Uuid::nil())),
-            Request::ListEvents(String::new()),
-            Request::ListKeys,
-            Request::RotateKey(Vec::new()),
-            Request::DeleteKey(key_id("anyKey000000")),
+            bare(ControlRoute::GetEvent(EventId(Uuid::nil()))),
+            bare(ControlRoute::ListEvents),
+            bare(ControlRoute::ListKeys),
+            bare(ControlRoute::RotateKey),
+            bare(ControlRoute::DeleteKey(key_id("anyKey000000"))),
         ] {
             assert_eq!(ask(&pool, request).unwrap_err(), problem);
         }
@@ -234,7 +248,7 @@ fn each_store_error_has_its_answer() {
 fn a_panicking_handler_costs_its_request_and_no_thread() {
     let (pool, _) = pool(FakeStore::with_hook(|| panic!("a bug in the store")));
     for _ in 0..CONTROL_WORKERS * 5 {
-        assert_eq!(ask(&pool, Request::ListKeys).unwrap_err(), Problem::Internal);
+        assert_eq!(ask(&pool, bare(ControlRoute::ListKeys)).unwrap_err(), Problem::Internal);
     }
 }
 
@@ -283,11 +297,11 @@ fn metrics_are_rendered_on_a_thread_of_their_own_while_all_others_wait_for_the_d
 }
 
 fn list_keys(org: OrgId) -> Job {
-    Job { caller: caller(org), request: Request::ListKeys }
+    Job { caller: caller(org), request: bare(ControlRoute::ListKeys) }
 }
 
 fn list_events(org: OrgId) -> Job {
-    Job { caller: caller(org), request: Request::ListEvents(String::new()) }
+    Job { caller: caller(org), request: bare(ControlRoute::ListEvents) }
 }
 
 #[test]
@@ -305,7 +319,7 @@ fn one_organisation_fills_half_of_the_queue_and_another_still_gets_in() {
         assert_eq!(wait(answered).unwrap().status, 200);
     }
     go.send(()).unwrap();
-    assert_eq!(ask(&pool, Request::ListEvents(String::new())).unwrap().status, 200, "the permits came back");
+    assert_eq!(ask(&pool, bare(ControlRoute::ListEvents)).unwrap().status, 200, "the permits came back");
 }
 
 #[test]
@@ -340,9 +354,9 @@ fn an_organisation_has_one_thread_and_the_routes_of_keys_have_their_own() {
     let mut waiting: Vec<_> = (0..3).map(|_| pool.submit(list_events(OURS)).unwrap()).collect();
     entries.recv_timeout(Duration::from_secs(10)).expect("a thread took the first job");
     // There is a second thread, and it is not for ours.
-    assert_eq!(ask_as(&pool, THEIRS, Request::ListEvents(String::new())).unwrap().status, 200);
-    assert_eq!(ask(&pool, Request::ListKeys).unwrap().status, 200);
-    assert_eq!(ask(&pool, Request::DeleteKey(key_id("unknownKey00"))).unwrap_err(), not_found::KEY);
+    assert_eq!(ask_as(&pool, THEIRS, bare(ControlRoute::ListEvents)).unwrap().status, 200);
+    assert_eq!(ask(&pool, bare(ControlRoute::ListKeys)).unwrap().status, 200);
+    assert_eq!(ask(&pool, bare(ControlRoute::DeleteKey(key_id("unknownKey00")))).unwrap_err(), not_found::KEY);
     assert!(waiting.iter_mut().all(|answered| answered.try_recv().unwrap().is_none()), "ours wait for their first");
     drop(go);
     for answered in waiting {
@@ -355,7 +369,7 @@ fn a_job_nobody_waits_for_any_more_is_not_begun() {
     let (pool, entries, go) = held_pool(8);
     let first = pool.submit(list_keys(OURS)).unwrap();
     entries.recv_timeout(Duration::from_secs(10)).expect("a thread took the first job");
-    let abandoned = pool.submit(Job { caller: caller(OURS), request: Request::RotateKey(Vec::new()) }).unwrap();
+    let abandoned = pool.submit(Job { caller: caller(OURS), request: bare(ControlRoute::RotateKey) }).unwrap();
     let last = pool.submit(list_keys(OURS)).unwrap();
     drop(abandoned);
     drop(go);
@@ -370,10 +384,10 @@ fn unsent_replies_are_bounded_for_reads_and_a_change_is_always_told() {
     let large = format!("\"{}\"", "x".repeat(10 * 1024 * 1024));
     store.events.lock().unwrap().push((OURS, event(1, "t", &large)));
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
-    let get = || ask(&pool, Request::GetEvent(EventId(Uuid::from_u128(1))));
+    let get = || ask(&pool, bare(ControlRoute::GetEvent(EventId(Uuid::from_u128(1)))));
     let unsent: Vec<Reply> = (0..3).map(|_| get().unwrap()).collect();
     assert_eq!(get().unwrap_err(), Problem::TooManyWaiting, "a fourth is over 32 MiB");
-    assert_eq!(ask(&pool, Request::RotateKey(Vec::new())).unwrap().status, 200);
+    assert_eq!(ask(&pool, bare(ControlRoute::RotateKey)).unwrap().status, 200);
     drop(unsent);
     assert_eq!(get().unwrap().status, 200);
 }
@@ -398,7 +412,7 @@ fn when_the_pool_goes_its_threads_finish_what_is_queued_and_end() {
 fn debug_shows_no_secret() {
     let (pool, store) = pool(FakeStore::new());
     store.keys.lock().unwrap().push(key_info(caller(OURS).key, OURS, Timestamp::now()));
-    let shown = format!("{:?}", ask(&pool, Request::RotateKey(Vec::new())).unwrap());
+    let shown = format!("{:?}", ask(&pool, bare(ControlRoute::RotateKey)).unwrap());
     assert!(!shown.contains("mr_") && shown.contains("bytes"), "{shown}");
 }
 

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use millrace_base::clock::Timestamp;
+use millrace_base::event::{DeliveryId, EndpointId, EventId};
 use millrace_base::limits;
 use millrace_store::webhooks::{Attempt, DeliveryRecord, DeliveryStatus, PlannedDelivery};
 
 use super::fake_store::{FakeStore, management_telling};
 use super::fake_webhooks::pending;
-use super::tests::{CHEAP, OURS, THEIRS, ask_as};
+use super::tests::{CHEAP, OURS, THEIRS, ask_as, bare, with_body, with_query};
 use super::*;
 
 /// A pool, its store, and the organisations that the hook was told of.
@@ -39,7 +40,7 @@ impl Room {
     }
 
     fn create(&self, body: &Value) -> Value {
-        let (status, endpoint) = self.ask(Request::CreateEndpoint(body.to_string().into_bytes())).unwrap();
+        let (status, endpoint) = self.ask(with_body(ControlRoute::CreateEndpoint, body.to_string())).unwrap();
         assert_eq!(status, 201);
         endpoint
     }
@@ -81,10 +82,10 @@ fn an_endpoint_is_made_in_its_exact_shape_and_its_secret_shown_once() {
     let made = ask_as(
         &room.pool,
         OURS,
-        Request::CreateEndpoint(
+        with_body(
+            ControlRoute::CreateEndpoint,
             br#"{"url":"https://EXAMPLE.com/h","description":"\"d\"","event_types":["a","b.*"],
-                "headers":{"X-B":"2","X-A":"1"},"rate_limit_per_second":5}"#
-                .to_vec(),
+                "headers":{"X-B":"2","X-A":"1"},"rate_limit_per_second":5}"#,
         ),
     )
     .unwrap();
@@ -100,11 +101,13 @@ fn an_endpoint_is_made_in_its_exact_shape_and_its_secret_shown_once() {
     let stored = room.store.webhooks.endpoints.lock().unwrap()[0].clone();
     let secrets = &super::fake_store::management().secrets;
     assert_eq!(*secrets.open(stored.id, &stored.secret).unwrap().reveal(), secret);
-    for request in [Request::GetEndpoint(stored.id), Request::UpdateEndpoint(stored.id, b"{}".to_vec())] {
+    for request in
+        [bare(ControlRoute::GetEndpoint(stored.id)), with_body(ControlRoute::UpdateEndpoint(stored.id), b"{}")]
+    {
         let shown = String::from_utf8(ask_as(&room.pool, OURS, request).unwrap().body).unwrap();
         assert_eq!(shown, format!("{document}}}"));
     }
-    let (_, listed) = room.ask(Request::ListEndpoints(String::new())).unwrap();
+    let (_, listed) = room.ask(bare(ControlRoute::ListEndpoints)).unwrap();
     assert_eq!(listed["data"][0]["id"], id);
     assert!(!listed.to_string().contains("whsec_"));
 }
@@ -115,7 +118,7 @@ fn a_given_secret_is_kept_and_a_wrong_one_is_not_said_back() {
     let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     assert_eq!(room.create(&json!({"url": "https://example.com", "secret": secret}))["secret"], secret);
     let body = json!({"url": "https://example.com", "secret": "whsec_hunter2"}).to_string().into_bytes();
-    let Err(problem) = room.ask(Request::CreateEndpoint(body)) else { panic!("a wrong secret") };
+    let Err(problem) = room.ask(with_body(ControlRoute::CreateEndpoint, body)) else { panic!("a wrong secret") };
     assert!(!format!("{problem:?}").contains("hunter2"));
 }
 
@@ -135,24 +138,30 @@ fn every_field_at_fault_is_named_at_once() {
     let body = body.to_string().into_bytes();
     let expected =
         ["uri", "url", "description", "event_types", "headers", "enabled", "rate_limit_per_second", "secret"];
-    assert_eq!(room.fields_at_fault(Request::CreateEndpoint(body)), expected);
-    assert_eq!(room.fields_at_fault(Request::CreateEndpoint(b"{}".to_vec())), ["url"]);
-    assert_eq!(room.fields_at_fault(Request::CreateEndpoint(b"[]".to_vec())), ["", "url"]);
+    assert_eq!(room.fields_at_fault(with_body(ControlRoute::CreateEndpoint, body)), expected);
+    assert_eq!(room.fields_at_fault(with_body(ControlRoute::CreateEndpoint, b"{}")), ["url"]);
+    assert_eq!(room.fields_at_fault(with_body(ControlRoute::CreateEndpoint, b"[]")), ["", "url"]);
     let id = some_endpoint(&room);
     let body = br#"{"url":null,"enabled":null,"secret":"x","id":"x"}"#.to_vec();
-    assert_eq!(room.fields_at_fault(Request::UpdateEndpoint(id, body)), ["secret", "id", "url", "enabled"]);
+    assert_eq!(
+        room.fields_at_fault(with_body(ControlRoute::UpdateEndpoint(id), body)),
+        ["secret", "id", "url", "enabled"]
+    );
     let body = br#"{"overlap_seconds":2592001,"secret":"x","grace":1}"#.to_vec();
-    assert_eq!(room.fields_at_fault(Request::RotateEndpointSecret(id, body)), ["grace", "secret", "overlap_seconds"]);
+    assert_eq!(
+        room.fields_at_fault(with_body(ControlRoute::RotateEndpointSecret(id), body)),
+        ["grace", "secret", "overlap_seconds"]
+    );
     for (body, field) in [
         (&b"{}"[..], "since"),
         (br#"{"until":"2026-01-01T00:00:00Z"}"#, "since"),
         (br#"{"since":"soon","until":"2026-01-01T00:00:00Z"}"#, "since"),
         (br#"{"since":"2026-01-02T00:00:00Z","until":"2026-01-01T00:00:00Z"}"#, "until"),
     ] {
-        assert_eq!(room.fields_at_fault(Request::RecoverEndpoint(id, body.to_vec())), [field]);
+        assert_eq!(room.fields_at_fault(with_body(ControlRoute::RecoverEndpoint(id), body)), [field]);
     }
-    for request in [Request::CreateEndpoint, |body| Request::UpdateEndpoint(EndpointId(Uuid::nil()), body)] {
-        let refused = room.ask(request(b" \n".to_vec())).unwrap_err();
+    for route in [ControlRoute::CreateEndpoint, ControlRoute::UpdateEndpoint(EndpointId(Uuid::nil()))] {
+        let refused = room.ask(with_body(route, " \n")).unwrap_err();
         assert!(matches!(refused, Problem::InvalidJson { .. }), "{refused:?}");
     }
     assert_eq!(room.told(), [], "nothing changed");
@@ -166,7 +175,7 @@ fn a_change_leaves_what_it_does_not_name_and_clears_what_is_null() {
     let made = room.create(&full);
     let id = id_of(&made);
     room.told();
-    let change = |body: &Value| room.ask(Request::UpdateEndpoint(id, body.to_string().into_bytes())).unwrap().1;
+    let change = |body: &Value| room.ask(with_body(ControlRoute::UpdateEndpoint(id), body.to_string())).unwrap().1;
     let disabled = change(&json!({"enabled": false}));
     assert_eq!((&disabled["enabled"], &disabled["description"]), (&json!(false), &json!("d")));
     assert_eq!(disabled["event_types"], json!(["a"]));
@@ -184,7 +193,7 @@ fn one_endpoint_too_many_is_refused() {
     for _ in 0..limits::ENDPOINTS_PER_ORG_MAX {
         some_endpoint(&room);
     }
-    let refused = room.ask(Request::CreateEndpoint(br#"{"url":"https://example.com"}"#.to_vec())).unwrap_err();
+    let refused = room.ask(with_body(ControlRoute::CreateEndpoint, br#"{"url":"https://example.com"}"#)).unwrap_err();
     assert_eq!(refused, Problem::TooManyEndpoints);
     assert_eq!(room.told(), []);
 }
@@ -198,18 +207,18 @@ fn another_organisations_endpoints_and_deliveries_are_not_there() {
     let (delivery, event) = (theirs.delivery.id, theirs.delivery.event);
     room.store.webhooks.deliveries.lock().unwrap().push(theirs);
     for request in [
-        Request::GetEndpoint(id),
-        Request::UpdateEndpoint(id, br#"{"enabled":false}"#.to_vec()),
-        Request::DeleteEndpoint(id),
-        Request::RotateEndpointSecret(id, Vec::new()),
-        Request::TestEndpoint(id),
-        Request::RecoverEndpoint(id, br#"{"since":"2026-01-01T00:00:00Z"}"#.to_vec()),
-        Request::RetryDelivery(delivery),
-        Request::ListEventDeliveries(event, String::new()),
+        bare(ControlRoute::GetEndpoint(id)),
+        with_body(ControlRoute::UpdateEndpoint(id), br#"{"enabled":false}"#),
+        bare(ControlRoute::DeleteEndpoint(id)),
+        bare(ControlRoute::RotateEndpointSecret(id)),
+        bare(ControlRoute::TestEndpoint(id)),
+        with_body(ControlRoute::RecoverEndpoint(id), br#"{"since":"2026-01-01T00:00:00Z"}"#),
+        bare(ControlRoute::RetryDelivery(delivery)),
+        bare(ControlRoute::ListEventDeliveries(event)),
     ] {
         assert_eq!(room.ask(request).unwrap_err().row().status, 404);
     }
-    for request in [Request::ListEndpoints(String::new()), Request::ListDeliveries(String::new())] {
+    for request in [bare(ControlRoute::ListEndpoints), bare(ControlRoute::ListDeliveries)] {
         assert_eq!(room.ask(request).unwrap().1, json!({"data": [], "next_cursor": null}));
     }
     assert_eq!(room.told(), []);
@@ -226,7 +235,7 @@ fn a_rotation_keeps_the_old_secret_for_the_overlap() {
     {
         let before = Timestamp::now();
         let old = room.store.webhooks.endpoints.lock().unwrap()[0].secret.clone();
-        let (status, rotated) = room.ask(Request::RotateEndpointSecret(id, body.to_vec())).unwrap();
+        let (status, rotated) = room.ask(with_body(ControlRoute::RotateEndpointSecret(id), body)).unwrap();
         assert_eq!((status, &rotated["id"]), (200, &made["id"]));
         assert_ne!(rotated["secret"], made["secret"]);
         let (previous, until) = room.store.webhooks.endpoints.lock().unwrap()[0].previous_secret.clone().unwrap();
@@ -240,17 +249,17 @@ fn a_rotation_keeps_the_old_secret_for_the_overlap() {
 fn a_test_stores_an_event_for_its_endpoint_and_a_disabled_one_is_refused() {
     let room = Room::new();
     let id = some_endpoint(&room);
-    let (status, sent) = room.ask(Request::TestEndpoint(id)).unwrap();
+    let (status, sent) = room.ask(bare(ControlRoute::TestEndpoint(id))).unwrap();
     assert_eq!((status, sent.as_object().unwrap().len()), (202, 2));
     let event = EventId(sent["event_id"].as_str().unwrap().parse().unwrap());
-    let (_, stored) = room.ask(Request::GetEvent(event)).unwrap();
+    let (_, stored) = room.ask(bare(ControlRoute::GetEvent(event))).unwrap();
     assert_eq!(stored["type"], "millrace.test");
     assert_eq!(stored["payload"]["endpoint_id"], id.to_string());
-    let (_, deliveries) = room.ask(Request::ListEventDeliveries(event, String::new())).unwrap();
+    let (_, deliveries) = room.ask(bare(ControlRoute::ListEventDeliveries(event))).unwrap();
     assert_eq!(deliveries["data"][0]["id"], sent["delivery_id"]);
     assert_eq!(deliveries["data"][0]["endpoint_id"], id.to_string());
-    room.ask(Request::UpdateEndpoint(id, br#"{"enabled":false}"#.to_vec())).unwrap();
-    assert_eq!(room.ask(Request::TestEndpoint(id)).unwrap_err(), Problem::EndpointDisabled);
+    room.ask(with_body(ControlRoute::UpdateEndpoint(id), br#"{"enabled":false}"#)).unwrap();
+    assert_eq!(room.ask(bare(ControlRoute::TestEndpoint(id))).unwrap_err(), Problem::EndpointDisabled);
 }
 
 #[test]
@@ -267,7 +276,7 @@ fn a_recovery_stops_at_its_bound_and_says_so() {
         deliveries.push(ended(OURS, id, DeliveryStatus::Delivered));
         deliveries.push(ended(OURS, EndpointId(Uuid::nil()), DeliveryStatus::Failed));
     }
-    let recover = |body: &str| room.ask(Request::RecoverEndpoint(id, body.into())).unwrap();
+    let recover = |body: &str| room.ask(with_body(ControlRoute::RecoverEndpoint(id), body)).unwrap();
     let past = r#"{"since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00Z"}"#;
     assert_eq!(recover(past), (202, json!({"recovered": 0, "more": false})));
     let since = r#"{"since":"2020-01-01T00:00:00Z"}"#;
@@ -297,25 +306,25 @@ fn a_delivery_is_shown_in_its_exact_shape_and_can_be_asked_for_again() {
     let ids = format!(r#"{{"id":"{}","event_id":"{}","endpoint_id":"{id}""#, delivery.id, delivery.event);
     let shown = |request| String::from_utf8(ask_as(&room.pool, OURS, request).unwrap().body).unwrap();
     assert_eq!(
-        shown(Request::ListDeliveries(format!("status=failed&endpoint_id={id}"))),
+        shown(with_query(ControlRoute::ListDeliveries, format!("status=failed&endpoint_id={id}"))),
         format!(
             r#"{{"data":[{ids},"status":"failed","attempts":{attempts},"next_attempt_at":null}}],"next_cursor":null}}"#
         )
     );
-    let retried = shown(Request::RetryDelivery(delivery.id));
+    let retried = shown(bare(ControlRoute::RetryDelivery(delivery.id)));
     assert!(
         retried.starts_with(&format!(r#"{ids},"status":"pending","attempts":{attempts},"next_attempt_at":"20"#)),
         "{retried}"
     );
-    assert_eq!(room.ask(Request::RetryDelivery(delivery.id)).unwrap().0, 202);
-    assert_eq!(room.ask(Request::ListDeliveries("status=failed".into())).unwrap().1["data"], json!([]));
+    assert_eq!(room.ask(bare(ControlRoute::RetryDelivery(delivery.id))).unwrap().0, 202);
+    assert_eq!(room.ask(with_query(ControlRoute::ListDeliveries, "status=failed")).unwrap().1["data"], json!([]));
 }
 
 /// Follows a list to its end; the ids in it.
-fn walk(room: &Room, limit: usize, request: impl Fn(String) -> Request) -> Vec<String> {
+fn walk(room: &Room, limit: usize, route: ControlRoute) -> Vec<String> {
     let (mut seen, mut query) = (Vec::new(), format!("limit={limit}"));
     loop {
-        let (_, page) = room.ask(request(query)).unwrap();
+        let (_, page) = room.ask(with_query(route, query)).unwrap();
         let ids = page["data"].as_array().unwrap();
         assert!(ids.len() <= limit);
         seen.extend(ids.iter().map(|item| item["id"].as_str().unwrap().to_owned()));
@@ -341,9 +350,9 @@ fn every_list_has_pages_that_meet() {
         .collect();
     deliveries.reverse();
     for limit in [1, 2, 3, 7, 100] {
-        assert_eq!(walk(&room, limit, Request::ListEndpoints), endpoints);
-        assert_eq!(walk(&room, limit, Request::ListDeliveries), deliveries);
-        assert_eq!(walk(&room, limit, |query| Request::ListEventDeliveries(event, query)), deliveries);
+        assert_eq!(walk(&room, limit, ControlRoute::ListEndpoints), endpoints);
+        assert_eq!(walk(&room, limit, ControlRoute::ListDeliveries), deliveries);
+        assert_eq!(walk(&room, limit, ControlRoute::ListEventDeliveries(event)), deliveries);
     }
 }
 
@@ -369,10 +378,10 @@ fn a_page_is_cut_by_what_it_weighs_as_written() {
         room.store.webhooks.deliveries.lock().unwrap().push(record);
     }
     expected.reverse();
-    let first = ask_as(&room.pool, OURS, Request::ListDeliveries(String::new())).unwrap();
+    let first = ask_as(&room.pool, OURS, bare(ControlRoute::ListDeliveries)).unwrap();
     assert!(first.body.len() <= limits::LIST_BYTES_MAX + 128, "{} bytes", first.body.len());
     drop(first);
-    assert_eq!(walk(&room, 1000, Request::ListDeliveries), expected);
+    assert_eq!(walk(&room, 1000, ControlRoute::ListDeliveries), expected);
 }
 
 #[test]
@@ -380,9 +389,9 @@ fn an_event_without_deliveries_is_told_from_one_that_is_not_there() {
     let room = Room::new();
     let event = super::tests::event(1, "t", "1");
     room.store.events.lock().unwrap().push((OURS, event.clone()));
-    let asked = room.ask(Request::ListEventDeliveries(event.id, String::new())).unwrap().1;
+    let asked = room.ask(bare(ControlRoute::ListEventDeliveries(event.id))).unwrap().1;
     assert_eq!(asked, json!({"data": [], "next_cursor": null}));
-    let absent = Request::ListEventDeliveries(EventId(Uuid::nil()), String::new());
+    let absent = bare(ControlRoute::ListEventDeliveries(EventId(Uuid::nil())));
     assert_eq!(room.ask(absent).unwrap_err().row().status, 404);
 }
 
@@ -398,17 +407,17 @@ fn each_store_error_has_its_answer() {
         let management = management_telling(|_| unreachable!("nothing changed"));
         let pool = ControlPool::start(store, Metrics::new(0), CHEAP, management, 2, 8).unwrap();
         for request in [
-            Request::CreateEndpoint(br#"{"url":"https://example.com"}"#.to_vec()),
-            Request::ListEndpoints(String::new()),
-            Request::GetEndpoint(id),
-            Request::UpdateEndpoint(id, b"{}".to_vec()),
-            Request::DeleteEndpoint(id),
-            Request::RotateEndpointSecret(id, Vec::new()),
-            Request::TestEndpoint(id),
-            Request::RecoverEndpoint(id, br#"{"since":"2026-01-01T00:00:00Z"}"#.to_vec()),
-            Request::ListDeliveries(String::new()),
-            Request::ListEventDeliveries(EventId(Uuid::nil()), String::new()),
-            Request::RetryDelivery(DeliveryId(Uuid::nil())),
+            with_body(ControlRoute::CreateEndpoint, br#"{"url":"https://example.com"}"#),
+            bare(ControlRoute::ListEndpoints),
+            bare(ControlRoute::GetEndpoint(id)),
+            with_body(ControlRoute::UpdateEndpoint(id), b"{}"),
+            bare(ControlRoute::DeleteEndpoint(id)),
+            bare(ControlRoute::RotateEndpointSecret(id)),
+            bare(ControlRoute::TestEndpoint(id)),
+            with_body(ControlRoute::RecoverEndpoint(id), br#"{"since":"2026-01-01T00:00:00Z"}"#),
+            bare(ControlRoute::ListDeliveries),
+            bare(ControlRoute::ListEventDeliveries(EventId(Uuid::nil()))),
+            bare(ControlRoute::RetryDelivery(DeliveryId(Uuid::nil()))),
         ] {
             assert_eq!(ask_as(&pool, OURS, request).unwrap_err(), problem);
         }
@@ -417,6 +426,6 @@ fn each_store_error_has_its_answer() {
 
 #[test]
 fn debug_shows_no_body() {
-    let request = Request::RotateEndpointSecret(EndpointId(Uuid::nil()), b"hunter2".to_vec());
-    assert_eq!(format!("{request:?}"), "Request(changes)");
+    let request = Request { query: "tip=hunter1".into(), ..with_body(ControlRoute::RotateKey, "hunter2") };
+    assert_eq!(format!("{request:?}"), "Request { route: RotateKey, .. }");
 }

@@ -15,6 +15,7 @@ use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
 use millrace_tenant::rate_limit::Minute;
 use millrace_wire::http::{ContentType, Head};
+use millrace_wire::routes::ShardRoute;
 
 use super::connection::{Connection, Stop};
 use super::envelope::skip_value;
@@ -50,7 +51,7 @@ pub(super) async fn post_events<S: Stream>(
     // One request of the minute is taken before the body is read; each further event takes its own below.
     admit(&connection.shard, &tenant, standing)?;
     expect_json(head, ContentType::Ndjson)?;
-    let read = connection.read_body(head, limits::BATCH_BODY_BYTES_MAX).await;
+    let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
     let read = read.inspect_err(|stop| standing.settle(stop))?;
     let is_ndjson = head.content_type == ContentType::Ndjson;
     let keys = Rc::clone(&connection.shard).neighbours.batch_keys.clone();

@@ -20,9 +20,8 @@ use millrace_base::problem::Problem;
 use millrace_base::{health, limits};
 use millrace_control::{Caller, Job, Reply, ReplyPermit, Request};
 use millrace_journal::{AckToken, AppendError};
-use millrace_metrics::Route as RouteLabel;
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
-use millrace_wire::routes::{self, Route};
+use millrace_wire::routes::{self, Body as BodyOf, ControlRoute, Route, RouteName, ShardRoute};
 
 use super::addresses::Cells;
 use super::batch::Outcome;
@@ -34,7 +33,7 @@ use super::shard::Shard;
 use super::stream::Stream;
 use super::turn::{self, Turn};
 use super::wipe::wipe;
-use super::{Standing, batch, dispatch, journal_refusal, post_event};
+use super::{Standing, batch, journal_refusal, post_event};
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
@@ -74,6 +73,14 @@ enum Answer {
     Options(&'static str),
 }
 
+impl Answer {
+    fn json(status: u16, body: &str, caching: Caching) -> Self {
+        Self::Json { status, body: body.as_bytes().to_vec(), caching, location: None, permit: None }
+    }
+}
+
+/// The name of `POST /api/events` in metrics.
+const EVENTS_POST: RouteName = ShardRoute::PostEvent.name();
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
 /// Read buffers above this are not kept between requests.
@@ -215,13 +222,24 @@ impl<S: Stream> Connection<S> {
         } else {
             routes::route(head.method, head.path.slice(self.request()))
         };
-        let label = route.as_ref().map_or(RouteLabel::Other, |route| dispatch::label(*route));
+        let name = route.as_ref().map_or(RouteName::OTHER, |route| route.name());
         let answer = match route {
-            Ok(Route::PostEvent) => {
+            Ok(Route::Shard(ShardRoute::PostEvent)) => {
                 let accepted = post_event(self, head, &mut standing).await;
                 accepted.map(Answer::Accepted).inspect_err(|stop| standing.settle(stop))
             }
-            Ok(route) => Box::pin(self.other(route, head, &mut standing)).await,
+            // Boxed: the way of one event should not carry the state of the others.
+            Ok(Route::Shard(ShardRoute::PostEventBatch)) => Box::pin(self.batch(head, &mut standing)).await,
+            Ok(Route::Shard(ShardRoute::Root)) => Ok(Answer::json(200, routes::ROOT_BODY, Caching::Never)),
+            Ok(Route::Shard(ShardRoute::Health)) => Ok(Answer::json(200, health::HEALTH_BODY, Caching::Never)),
+            Ok(Route::Shard(ShardRoute::Ready)) => {
+                let readiness = self.shard.readiness();
+                Ok(Answer::json(readiness.status(), &readiness.body(), Caching::Never))
+            }
+            Ok(Route::Shard(ShardRoute::OpenApi)) => Ok(Answer::json(200, routes::OPENAPI_JSON, Caching::Default)),
+            Ok(Route::Shard(ShardRoute::Metrics)) => Box::pin(self.metrics_page()).await,
+            Ok(Route::Control(route)) => Box::pin(self.control(route, head, &mut standing)).await,
+            Ok(Route::Options(allow)) => Ok(Answer::Options(allow)),
             Err(problem) => Err(problem.into()),
         };
         if let Err(Stop::Gone) = answer {
@@ -239,7 +257,7 @@ impl<S: Stream> Connection<S> {
         };
         let keep_alive = head.keep_alive && unread.is_some() && !self.shard.is_draining();
         let before = self.out.len();
-        self.write_answer(head, &standing, label, keep_alive, answer);
+        self.write_answer(head, &standing, name, keep_alive, answer);
         self.turn.answer(self.out.len() - before);
         if let Some(missing @ 1..) = unread.filter(|_| keep_alive)
             && !Box::pin(self.drop_body(missing)).await?
@@ -253,64 +271,42 @@ impl<S: Stream> Connection<S> {
         Ok(keep_alive)
     }
 
-    /// Every route but the hot one.
-    async fn other(&mut self, route: Route, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let json = |status, body: &str, caching| {
-            Ok(Answer::Json { status, body: body.as_bytes().to_vec(), caching, location: None, permit: None })
-        };
-        let query = || {
-            let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
-            String::from_utf8_lossy(query).into_owned()
-        };
-        if let Some(request) = dispatch::request(route, query) {
-            return self.control(request, head, standing).await;
-        }
-        match route {
-            Route::PostEventBatch => Ok(match batch::post_events(self, head, standing).await? {
-                Outcome::Taken(body) => {
-                    Answer::Json { status: 202, body, caching: Caching::Default, location: None, permit: None }
-                }
-                Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
-            }),
-            Route::Options(allow) => Ok(Answer::Options(allow)),
-            Route::Root => json(200, routes::ROOT_BODY, Caching::Never),
-            Route::Health => json(200, health::HEALTH_BODY, Caching::Never),
-            Route::Ready => {
-                let readiness = self.shard.readiness();
-                json(readiness.status(), &readiness.body(), Caching::Never)
+    /// Answers a batch.
+    async fn batch(&mut self, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
+        Ok(match batch::post_events(self, head, standing).await? {
+            Outcome::Taken(body) => {
+                Answer::Json { status: 202, body, caching: Caching::Default, location: None, permit: None }
             }
-            Route::OpenApi => json(200, routes::OPENAPI_JSON, Caching::Default),
-            Route::Metrics if self.shard.neighbours.are_metrics_public => {
-                let page = self.shard.control.metrics_page()?;
-                self.wait_for_server();
-                let body = page.await.map_err(|_| Problem::Internal)?;
-                Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
-            }
-            Route::Metrics => Err(Problem::NotFound.into()),
-            _ => unreachable!("a single event has its own way, and what is left goes to the control room"),
+            Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
+        })
+    }
+
+    /// Has the metrics rendered by the control pool, where they may be seen here.
+    async fn metrics_page(&mut self) -> Result<Answer, Stop> {
+        if !self.shard.neighbours.are_metrics_public {
+            return Err(Problem::NotFound.into());
         }
+        let page = self.shard.control.metrics_page()?;
+        self.wait_for_server();
+        let body = page.await.map_err(|_| Problem::Internal)?;
+        Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
     }
 
     /// Hands a reading or managing request to the control pool and waits.
-    async fn control(&mut self, mut request: Request, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
+    async fn control(&mut self, route: ControlRoute, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
         let tenant = super::identify(self, head, Instant::now(), standing).await?;
         // Before the body is read, for which the head may move.
         let from = self.client_address(head);
-        super::admit_control(&self.shard, &tenant, standing, request.line())?;
-        if head.framing != Framing::None
-            && let Some(body) = request.body_mut()
-        {
-            super::refuse_other_media(head, ContentType::Json)?;
-            let mut read = self.read_body(head, limits::CONTROL_BODY_BYTES_MAX).await?;
-            body.extend_from_slice(self.body(&read));
-            // It may hold a webhook's secret.
-            wipe(self.body_mut(&mut read));
-        }
-        if matches!(request, Request::TestEndpoint(_)) {
+        let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
+        let query = String::from_utf8_lossy(query).into_owned();
+        super::admit_control(&self.shard, &tenant, standing, route.row().scope)?;
+        let body = self.control_body(route.row().body, head).await?;
+        if matches!(route, ControlRoute::TestEndpoint(_)) {
             // It makes an event.
             super::admit(&self.shard, &tenant, standing)?;
         }
         let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
+        let request = Request { route, query, body: body.into() };
         let reply = match self.shard.control.submit(Job { caller, request }) {
             Ok(reply) => {
                 self.wait_for_server();
@@ -321,6 +317,19 @@ impl<S: Stream> Connection<S> {
         let reply = reply.map_err(Stop::Refuse).inspect_err(|stop| standing.settle(stop))?;
         let Reply { status, body, location, permit } = reply;
         Ok(Answer::Json { status, body, caching: Caching::Never, location, permit: Some(permit) })
+    }
+
+    /// The body of a control request, where its route takes one; wiped here, because it may hold a webhook's secret.
+    async fn control_body(&mut self, takes: BodyOf, head: &Head) -> Result<Vec<u8>, Stop> {
+        let BodyOf::Json(max) = takes else { return Ok(Vec::new()) };
+        if head.framing == Framing::None {
+            return Ok(Vec::new());
+        }
+        super::refuse_other_media(head, ContentType::Json)?;
+        let mut read = self.read_body(head, max).await?;
+        let body = self.body(&read).to_vec();
+        wipe(self.body_mut(&mut read));
+        Ok(body)
     }
 
     /// The bytes of the present request, from its head on.
@@ -407,11 +416,11 @@ impl<S: Stream> Connection<S> {
         let Settled { kept, since, broken } = self.promises.settled().await;
         let metrics = &self.shard.metrics;
         metrics.event_ingestion_latency_seconds.observe_nanos_times(since.elapsed().as_nanos() as u64, kept.into());
-        metrics.http_requests_total.add(RouteLabel::EventsPost, 202, kept.into());
+        metrics.http_requests_total.add(EVENTS_POST, 202, kept.into());
         let Some((begins, trouble)) = broken else { return Ok(()) };
         self.out.truncate(begins);
         if let AppendError::Refused(why) = trouble {
-            self.refuse(RouteLabel::EventsPost, &journal_refusal(why), false);
+            self.refuse(EVENTS_POST, &journal_refusal(why), false);
         }
         self.write_out().await?;
         self.finish_sending().await;
@@ -470,7 +479,7 @@ impl<S: Stream> Connection<S> {
         &mut self,
         head: &Head,
         standing: &Standing,
-        label: RouteLabel,
+        name: RouteName,
         keep_alive: bool,
         answer: Result<Answer, Stop>,
     ) {
@@ -518,23 +527,23 @@ impl<S: Stream> Connection<S> {
             }
             Err(Stop::Gone) => return,
         };
-        self.shard.metrics.http_requests_total.inc(label, status);
+        self.shard.metrics.http_requests_total.inc(name, status);
     }
 
     /// Refuses bytes that are no request. Where they begin as a HEAD the answer has no body: whoever passed them on
     /// waits for none.
     fn refuse_unparsed(&mut self, problem: &Problem) {
         let is_head = self.request().starts_with(b"HEAD ");
-        self.refuse(RouteLabel::Other, problem, is_head);
+        self.refuse(RouteName::OTHER, problem, is_head);
     }
 
     /// Refuses where there is no head to answer; the connection will close.
-    fn refuse(&mut self, label: RouteLabel, problem: &Problem, is_head: bool) {
+    fn refuse(&mut self, name: RouteName, problem: &Problem, is_head: bool) {
         self.prepare_out();
         let date = self.shard.date();
         let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
         reply::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
-        self.shard.metrics.http_requests_total.inc(label, problem.row().status);
+        self.shard.metrics.http_requests_total.inc(name, problem.row().status);
     }
 }

@@ -13,7 +13,6 @@ pub mod certificates;
 pub mod clients;
 mod connection;
 mod connections;
-mod dispatch;
 mod entrance;
 pub mod envelope;
 mod promises;
@@ -34,13 +33,13 @@ use millrace_base::event::{Event, EventId};
 use millrace_base::key::{self, API_KEY_LEN, KeyId};
 use millrace_base::limits;
 use millrace_base::problem::Problem;
-use millrace_control::Line;
 use millrace_journal::{AckToken, ClosedReason};
 use millrace_metrics::{CacheLookup, ValidationErrorKind};
 use millrace_tenant::Verdict;
 use millrace_tenant::auth_cache::{self, Lookup, Tenant};
 use millrace_tenant::rate_limit::{Decision, Minute};
 use millrace_wire::http::{ContentType, Framing, Head};
+use millrace_wire::routes::{Scope, ShardRoute};
 
 use addresses::Cells;
 use connection::{Connection, Stop};
@@ -106,7 +105,7 @@ async fn post_event<S: Stream>(
     let tenant = identify(connection, head, started, standing).await?;
     admit(&connection.shard, &tenant, standing)?;
     expect_json(head, ContentType::Json)?;
-    let body = connection.read_body(head, limits::EVENT_BODY_BYTES_MAX).await?;
+    let body = connection.read_body(head, ShardRoute::PostEvent.row().body.max()).await?;
     let key = connection.idempotency_key(head);
     let event = parse(&connection.shard, &tenant, key, None, connection.body(&body))?;
     let id = accept(&connection.shard, event, connection.ticket())?;
@@ -240,12 +239,12 @@ fn admit(shard: &Shard, tenant: &Tenant, standing: &mut Standing) -> Result<(), 
     if decision.is_admitted { Ok(()) } else { Err(Problem::RateLimited { retry_after: decision.reset_seconds }) }
 }
 
-/// Counts a reading or managing request against a minute of its own, which every organisation has.
-fn admit_control(shard: &Shard, tenant: &Tenant, standing: &mut Standing, line: Line) -> Result<(), Problem> {
+/// Counts a control request against a minute of its own, which every organisation has.
+fn admit_control(shard: &Shard, tenant: &Tenant, standing: &mut Standing, scope: Scope) -> Result<(), Problem> {
     let minutes = &tenant.grant.minutes;
-    let (minute, window) = match line {
-        Line::Keys => (Minute::Keys, &minutes.keys),
-        Line::Others => (Minute::Control, &minutes.control),
+    let (minute, window) = match scope {
+        Scope::Keys => (Minute::Keys, &minutes.keys),
+        Scope::Public | Scope::Ingest | Scope::Control => (Minute::Control, &minutes.control),
     };
     let limit = control_limit(minute);
     let decision = window.admit(shard.second(Instant::now()), limit);

@@ -1,7 +1,7 @@
 //! The labels of the metrics and their values.
 //!
-//! A label is an enum below, or an HTTP status, or a [`Code`](millrace_base::problem::Code). No value comes from a request, so
-//! this file bounds the number of series. Dashboards and alert rules depend on the values.
+//! A label is an enum below, a name in the [route table](millrace_wire::routes), an HTTP status, or a
+//! [`Code`](millrace_base::problem::Code). No value comes from a request, so the number of series is bounded. Dashboards and alert rules depend on the values.
 
 /// A label with fixed values.
 pub trait Label: Copy + 'static {
@@ -39,31 +39,6 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Label `route` of `http_requests_total`.
-    Route {
-        EventsPost = "events_post",
-        EventsBatch = "events_batch",
-        EventsList = "events_list",
-        EventGet = "event_get",
-        Keys = "keys",
-        KeysRotate = "keys_rotate",
-        KeyDelete = "key_delete",
-        Endpoints = "endpoints",
-        Endpoint = "endpoint",
-        EndpointRotateSecret = "endpoint_rotate_secret",
-        EndpointTest = "endpoint_test",
-        EndpointRecover = "endpoint_recover",
-        EventDeliveries = "event_deliveries",
-        Deliveries = "deliveries",
-        DeliveryRetry = "delivery_retry",
-        Root = "root",
-        Health = "health",
-        Ready = "ready",
-        Metrics = "metrics",
-        Openapi = "openapi",
-        Other = "other",
-    }
-
     /// Label `result` of `cache_lookups_total`.
     CacheLookup {
         Hit = "hit",
@@ -163,20 +138,6 @@ labels! {
 impl Default for StoreWay {
     fn default() -> Self {
         Self::Insert
-    }
-}
-
-impl Route {
-    /// The status of an answer with nothing wrong; its series is there before the first request.
-    pub(super) const fn usual_status(self) -> u16 {
-        match self {
-            Self::EventsPost | Self::EventsBatch | Self::EndpointTest | Self::EndpointRecover | Self::DeliveryRetry => {
-                202
-            }
-            Self::KeyDelete => 204,
-            Self::Other => 404,
-            _ => 200,
-        }
     }
 }
 

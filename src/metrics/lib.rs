@@ -28,7 +28,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::labels::{
-    CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, Route, StoreWay,
+    CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, StoreWay,
     TimeoutPhase, TlsHandshake, ValidationErrorKind,
 };
 pub use self::names::{MetricKind, MetricRow, all_metrics};

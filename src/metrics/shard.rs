@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering;
 use prometheus::proto::Metric;
 
 use millrace_base::problem::{Code, Problem};
+use millrace_wire::routes::RouteName;
 
 use super::cells::{Count, ShardCell};
-use super::labels::{Label, OTHER_STATUS, Route, STATUSES};
+use super::labels::{OTHER_STATUS, STATUSES};
 pub use super::names::ShardMetrics;
 use super::names::{MetricKind, MetricRow};
 use super::render;
@@ -110,7 +111,7 @@ impl Drop for ShardHandle {
 /// `http_requests_total`: one count per route and status.
 #[derive(Debug)]
 pub struct HttpRequests {
-    cells: [[Count; STATUSES.len()]; Route::ALL.len()],
+    cells: [[Count; STATUSES.len()]; RouteName::INDEX_END],
 }
 
 impl Default for HttpRequests {
@@ -122,18 +123,18 @@ impl Default for HttpRequests {
 impl HttpRequests {
     /// Counts one answer. A status that the contract does not name is counted as `other`.
     #[inline]
-    pub fn inc(&self, route: Route, status: u16) {
+    pub fn inc(&self, route: RouteName, status: u16) {
         self.add(route, status, 1);
     }
 
     /// Counts `n` answers.
     #[inline]
-    pub fn add(&self, route: Route, status: u16, n: u64) {
+    pub fn add(&self, route: RouteName, status: u16, n: u64) {
         self.cells[route.index()][status_index(status)].add(n);
     }
 
     /// The value now.
-    pub fn get(&self, route: Route, status: u16) -> u64 {
+    pub fn get(&self, route: RouteName, status: u16) -> u64 {
         self.cells[route.index()][status_index(status)].get()
     }
 }
@@ -145,9 +146,9 @@ impl ShardCell for HttpRequests {
     /// never occur and would hide the others.
     fn series<'a>(cells: impl Iterator<Item = &'a Self> + Clone, row: &MetricRow) -> Vec<Metric> {
         let mut series = Vec::new();
-        for route in Route::ALL {
+        for route in RouteName::all() {
             for status in STATUSES {
-                let value = cells.clone().map(|cell| cell.get(*route, status)).sum();
+                let value = cells.clone().map(|cell| cell.get(route, status)).sum();
                 if value > 0 || status == route.usual_status() {
                     let status = if status == OTHER_STATUS { "other".to_owned() } else { status.to_string() };
                     series.push(render::with_labels(render::counter(value), row, &[route.as_str(), &status]));
@@ -218,6 +219,7 @@ impl ShardCell for Rejections {
 #[cfg(test)]
 mod tests {
     use millrace_base::problem::reason_phrase;
+    use millrace_wire::routes::ShardRoute;
 
     use super::*;
 
@@ -248,11 +250,12 @@ mod tests {
             let known = reason_phrase(status) != "Unknown";
             assert_eq!(known, STATUSES.contains(&status), "{status} is in problem.rs or in STATUSES, not in both");
         }
-        requests.inc(Route::EventsPost, 202);
-        requests.inc(Route::EventsPost, 299);
-        assert_eq!(requests.get(Route::EventsPost, 202), 1);
-        assert_eq!(requests.get(Route::EventsPost, 298), 1, "both are `other`");
-        assert_eq!(requests.get(Route::EventsBatch, 202), 0);
+        let (event, batch) = (ShardRoute::PostEvent.name(), ShardRoute::PostEventBatch.name());
+        requests.inc(event, 202);
+        requests.inc(event, 299);
+        assert_eq!(requests.get(event, 202), 1);
+        assert_eq!(requests.get(event, 298), 1, "both are `other`");
+        assert_eq!(requests.get(batch, 202), 0);
     }
 
     /// One of every variant. The match has no `_` arm: a new variant does not compile until it is here too.

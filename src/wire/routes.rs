@@ -1,21 +1,33 @@
-//! The one table of routes: which method on which path means what.
+//! The route table: one row a route, and everything that follows from a row.
 //!
-//! Runs on the shards for every request and on the ops listener, so it neither allocates nor locks, and asks for
-//! `POST /api/events` first. Paths are compared as bytes, exactly as sent and without the query: no
-//! percent-decoding, no trailing slash, no case folding. An id that is not one is a path that is not there: 404.
+//! The rows are the call of `routes!` below. The macro makes of them the enums [`ShardRoute`] and [`ControlRoute`], the
+//! [`TABLE`], and the search in [`route`]. The label of `http_requests_total`, the limit of a body, the rate window and
+//! the line of the control pool are read from the row.
 //!
-//! [`TABLE`] is the same table for people; `tests/it/openapi` holds it, [`route`] and the OpenAPI document together.
+//! A new route is a row here, an operation in `openapi.json`, and an arm where the compiler then misses one:
+//! `Connection::exchange` in ingest for a route of the shards, `Handlers::answer` in control for one of the control pool.
+//! `tests/it/openapi` holds the table and the document together.
+//!
+//! [`route`] runs on the shards for every request: it neither allocates nor locks, and compares with `POST /api/events`
+//! first. Paths are compared as bytes, exactly as sent and without the query: no percent-decoding, no trailing slash,
+//! no case folding. A path whose id does not parse is not found: 404.
 
 use uuid::Uuid;
 
 use millrace_base::event::{DeliveryId, EndpointId, EventId};
 use millrace_base::key::KeyId;
+use millrace_base::limits::{
+    BATCH_BODY_BYTES_MAX as BATCH, CONTROL_BODY_BYTES_MAX as CONTROL, EVENT_BODY_BYTES_MAX as EVENT,
+};
 use millrace_base::problem::Problem;
 
 /// The OpenAPI 3.1 document of every route here, served as `application/json` at `/openapi.json`.
 pub const OPENAPI_JSON: &str = include_str!("openapi.json");
 
-/// A request method this server can tell from another.
+/// The body of `GET /`: enough for a person who looks, and for a balancer that asks for nothing else.
+pub const ROOT_BODY: &str = r#"{"service":"millrace","ready":"/ready","api":"/openapi.json"}"#;
+
+/// A request method that this server can tell from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// `GET`
@@ -24,7 +36,7 @@ pub enum Method {
     Head,
     /// `POST`
     Post,
-    /// `PUT`: known, taken nowhere.
+    /// `PUT`: known, but no route takes it.
     Put,
     /// `PATCH`
     Patch,
@@ -32,124 +44,360 @@ pub enum Method {
     Delete,
     /// `OPTIONS`: answered with the methods that a path takes.
     Options,
-    /// `TRACE`: known, taken nowhere.
+    /// `TRACE`: known, but no route takes it.
     Trace,
-    /// `QUERY`: known, taken nowhere.
+    /// `QUERY`: known, but no route takes it.
     Query,
-    /// `CONNECT`: known, taken nowhere; it ends its connection.
+    /// `CONNECT`: known, but no route takes it; it ends its connection.
     Connect,
     /// Any other token: 501.
     Other,
 }
 
+/// One route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// A `GET` is also taken as `HEAD`, and every path takes `OPTIONS`.
+    pub method: Method,
+    /// The path, with `{id}` where a request has an id.
+    pub path: &'static str,
+    /// Label `route` of `http_requests_total`. Routes may share one.
+    pub name: &'static str,
+    /// Who may use it, and which rate window it counts against.
+    pub scope: Scope,
+    /// Whether it changes anything.
+    pub effect: Effect,
+    /// The body that it reads.
+    pub body: Body,
+    /// The status of an answer with nothing wrong.
+    pub status: u16,
+}
+
+/// Who may use a route, and which rate window it counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Anybody, without a key and without a limit.
+    Public,
+    /// Any key; counts as an event.
+    Ingest,
+    /// Any key; counts as a control request.
+    Control,
+    /// Any key; counts as a request about keys, and goes before other control requests: a key may have leaked.
+    Keys,
+}
+
+/// Whether a route changes anything. The answer to a read may still be dropped once it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It changes nothing.
+    Read,
+    /// It may change something.
+    Write,
+}
+
+/// The body that a route reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// None: one that is sent is dropped.
+    None,
+    /// JSON of at most this many bytes (a batch may also be NDJSON).
+    Json(usize),
+}
+
+impl Body {
+    /// The most bytes it may have.
+    pub const fn max(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Json(max) => max,
+        }
+    }
+}
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// `OPTIONS` on a path that is there, or on `*`: the methods it takes, as `Allow` has them.
+    /// `OPTIONS` on a path that exists, or on `*`: the methods it takes, as the value of `Allow`.
     Options(&'static str),
-    /// `GET /`
-    Root,
-    /// `POST /api/events`
-    PostEvent,
-    /// `POST /api/events/batch`
-    PostEventBatch,
-    /// `GET /api/events`
-    ListEvents,
-    /// `GET /api/events/{id}`
-    GetEvent(EventId),
-    /// `GET /api/events/{id}/deliveries`
-    ListEventDeliveries(EventId),
-    /// `GET /api/deliveries`
-    ListDeliveries,
-    /// `POST /api/deliveries/{id}/retry`
-    RetryDelivery(DeliveryId),
-    /// `POST /api/endpoints`
-    CreateEndpoint,
-    /// `GET /api/endpoints`
-    ListEndpoints,
-    /// `GET /api/endpoints/{id}`
-    GetEndpoint(EndpointId),
-    /// `PATCH /api/endpoints/{id}`
-    UpdateEndpoint(EndpointId),
-    /// `DELETE /api/endpoints/{id}`
-    DeleteEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/rotate-secret`
-    RotateEndpointSecret(EndpointId),
-    /// `POST /api/endpoints/{id}/test`
-    TestEndpoint(EndpointId),
-    /// `POST /api/endpoints/{id}/recover`
-    RecoverEndpoint(EndpointId),
-    /// `GET /api/keys`
-    ListKeys,
-    /// `POST /api/keys/rotate`
-    RotateKey,
-    /// `DELETE /api/keys/{id}`
-    DeleteKey(KeyId),
-    /// `GET /health`
-    Health,
-    /// `GET /ready`
-    Ready,
-    /// `GET /metrics`
-    Metrics,
-    /// `GET /openapi.json`
-    OpenApi,
+    /// A route that the shard answers itself.
+    Shard(ShardRoute),
+    /// A route that a thread of the control pool answers.
+    Control(ControlRoute),
 }
 
-/// What `GET /` says: enough for a person who looks, and for a balancer that asks for nothing else.
-pub const ROOT_BODY: &str = r#"{"service":"millrace","ready":"/ready","api":"/openapi.json"}"#;
+/// Makes the enums, the table and the search of the rows.
+macro_rules! routes {
+    (
+        shard { $(
+            $shard:ident: $s_method:ident $s_path:literal $s_name:literal
+                $s_scope:ident $s_effect:ident $s_body:ident $(($s_max:ident))? $s_status:literal;
+        )* }
+        control { $(
+            $control:ident $(($id:ident))?: $c_method:ident $c_path:literal $c_name:literal
+                $c_scope:ident $c_effect:ident $c_body:ident $(($c_max:ident))? $c_status:literal;
+        )* }
+    ) => {
+        /// A route that the shard answers itself.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ShardRoute {
+            $(#[doc = concat!(stringify!($s_method), " `", $s_path, "`")] $shard,)*
+        }
 
-/// Method and path template of every route; a `GET` is also taken as `HEAD`, and every path takes `OPTIONS`.
-pub const TABLE: &[(&str, &str)] = &[
-    ("GET", "/"),
-    ("POST", "/api/events"),
-    ("GET", "/api/events"),
-    ("POST", "/api/events/batch"),
-    ("GET", "/api/events/{id}"),
-    ("GET", "/api/events/{id}/deliveries"),
-    ("GET", "/api/deliveries"),
-    ("POST", "/api/deliveries/{id}/retry"),
-    ("POST", "/api/endpoints"),
-    ("GET", "/api/endpoints"),
-    ("GET", "/api/endpoints/{id}"),
-    ("PATCH", "/api/endpoints/{id}"),
-    ("DELETE", "/api/endpoints/{id}"),
-    ("POST", "/api/endpoints/{id}/rotate-secret"),
-    ("POST", "/api/endpoints/{id}/test"),
-    ("POST", "/api/endpoints/{id}/recover"),
-    ("GET", "/api/keys"),
-    ("POST", "/api/keys/rotate"),
-    ("DELETE", "/api/keys/{id}"),
-    ("GET", "/health"),
-    ("GET", "/ready"),
-    ("GET", "/metrics"),
-    ("GET", "/openapi.json"),
-];
+        /// A route that a thread of the control pool answers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ControlRoute {
+            $(#[doc = concat!(stringify!($c_method), " `", $c_path, "`")] $control $(($id))?,)*
+        }
+
+        /// Every route, those of the shards first.
+        pub const TABLE: &[Row] = &[
+            $(Row {
+                method: Method::$s_method, path: $s_path, name: $s_name, scope: Scope::$s_scope,
+                effect: Effect::$s_effect, body: Body::$s_body $(($s_max))?, status: $s_status,
+            },)*
+            $(Row {
+                method: Method::$c_method, path: $c_path, name: $c_name, scope: Scope::$c_scope,
+                effect: Effect::$c_effect, body: Body::$c_body $(($c_max))?, status: $c_status,
+            },)*
+        ];
+
+        /// The position of each row in [`TABLE`].
+        enum Position { $($shard,)* $($control,)* }
+
+        impl ShardRoute {
+            const fn position(self) -> usize {
+                match self { $(Self::$shard => Position::$shard as usize,)* }
+            }
+        }
+
+        impl ControlRoute {
+            const fn position(self) -> usize {
+                match self { $(Self::$control { .. } => Position::$control as usize,)* }
+            }
+        }
+
+        /// The route of a path and method, or the methods that the path takes.
+        fn find(method: Method, path: &[u8]) -> Result<Route, Methods> {
+            let mut taken = Methods::NONE;
+            $(if path == $s_path.as_bytes() {
+                if Method::$s_method.serves(method) {
+                    return Ok(Route::Shard(ShardRoute::$shard));
+                }
+                taken = taken.with(Method::$s_method);
+            })*
+            $(if let Some(route) = control_route!(path, $c_path, $control $(, $id)?) {
+                if Method::$c_method.serves(method) {
+                    return Ok(Route::Control(route));
+                }
+                taken = taken.with(Method::$c_method);
+            })*
+            Err(taken)
+        }
+    };
+}
+
+/// The control route that a path is, if it is this one.
+macro_rules! control_route {
+    ($path:ident, $template:literal, $route:ident) => {
+        ($path == $template.as_bytes()).then_some(ControlRoute::$route)
+    };
+    ($path:ident, $template:literal, $route:ident, $id:ident) => {
+        id_in::<$id>($path, $template).map(ControlRoute::$route)
+    };
+}
+
+routes! {
+    // route                               method path                                  name                     scope   effect body          status
+    shard {
+        PostEvent:                         Post   "/api/events"                         "events_post"            Ingest  Write  Json(EVENT)   202;
+        PostEventBatch:                    Post   "/api/events/batch"                   "events_batch"           Ingest  Write  Json(BATCH)   202;
+        Root:                              Get    "/"                                   "root"                   Public  Read   None          200;
+        Health:                            Get    "/health"                             "health"                 Public  Read   None          200;
+        Ready:                             Get    "/ready"                              "ready"                  Public  Read   None          200;
+        Metrics:                           Get    "/metrics"                            "metrics"                Public  Read   None          200;
+        OpenApi:                           Get    "/openapi.json"                       "openapi"                Public  Read   None          200;
+    }
+    control {
+        ListEvents:                        Get    "/api/events"                         "events_list"            Control Read   None          200;
+        GetEvent(EventId):                 Get    "/api/events/{id}"                    "event_get"              Control Read   None          200;
+        ListEventDeliveries(EventId):      Get    "/api/events/{id}/deliveries"         "event_deliveries"       Control Read   None          200;
+        ListDeliveries:                    Get    "/api/deliveries"                     "deliveries"             Control Read   None          200;
+        RetryDelivery(DeliveryId):         Post   "/api/deliveries/{id}/retry"          "delivery_retry"         Control Write  None          202;
+        ListEndpoints:                     Get    "/api/endpoints"                      "endpoints"              Control Read   None          200;
+        CreateEndpoint:                    Post   "/api/endpoints"                      "endpoints"              Control Write  Json(CONTROL) 201;
+        GetEndpoint(EndpointId):           Get    "/api/endpoints/{id}"                 "endpoint"               Control Read   None          200;
+        UpdateEndpoint(EndpointId):        Patch  "/api/endpoints/{id}"                 "endpoint"               Control Write  Json(CONTROL) 200;
+        DeleteEndpoint(EndpointId):        Delete "/api/endpoints/{id}"                 "endpoint"               Control Write  None          204;
+        RotateEndpointSecret(EndpointId):  Post   "/api/endpoints/{id}/rotate-secret"   "endpoint_rotate_secret" Control Write  Json(CONTROL) 200;
+        TestEndpoint(EndpointId):          Post   "/api/endpoints/{id}/test"            "endpoint_test"          Control Write  None          202;
+        RecoverEndpoint(EndpointId):       Post   "/api/endpoints/{id}/recover"         "endpoint_recover"       Control Write  Json(CONTROL) 202;
+        ListKeys:                          Get    "/api/keys"                           "keys"                   Keys    Read   None          200;
+        RotateKey:                         Post   "/api/keys/rotate"                    "keys_rotate"            Keys    Write  Json(CONTROL) 200;
+        DeleteKey(KeyId):                  Delete "/api/keys/{id}"                      "key_delete"             Keys    Write  None          204;
+    }
+}
+
+impl ShardRoute {
+    /// Its row.
+    pub const fn row(self) -> &'static Row {
+        &TABLE[self.position()]
+    }
+
+    /// Its name in metrics.
+    #[inline]
+    pub const fn name(self) -> RouteName {
+        NAMES[self.position()]
+    }
+}
+
+impl ControlRoute {
+    /// Its row.
+    pub const fn row(self) -> &'static Row {
+        &TABLE[self.position()]
+    }
+
+    /// Its name in metrics.
+    pub const fn name(self) -> RouteName {
+        NAMES[self.position()]
+    }
+}
 
 impl Route {
-    /// The path with its variables unfilled: safe as a metric label, for nothing in it comes from the request.
-    pub const fn template(self) -> &'static str {
+    /// Its row; `OPTIONS` has none.
+    pub const fn row(self) -> Option<&'static Row> {
         match self {
-            Self::Options(_) => "*",
-            Self::Root => "/",
-            Self::PostEvent | Self::ListEvents => "/api/events",
-            Self::PostEventBatch => "/api/events/batch",
-            Self::GetEvent(_) => "/api/events/{id}",
-            Self::ListEventDeliveries(_) => "/api/events/{id}/deliveries",
-            Self::ListDeliveries => "/api/deliveries",
-            Self::RetryDelivery(_) => "/api/deliveries/{id}/retry",
-            Self::CreateEndpoint | Self::ListEndpoints => "/api/endpoints",
-            Self::GetEndpoint(_) | Self::UpdateEndpoint(_) | Self::DeleteEndpoint(_) => "/api/endpoints/{id}",
-            Self::RotateEndpointSecret(_) => "/api/endpoints/{id}/rotate-secret",
-            Self::TestEndpoint(_) => "/api/endpoints/{id}/test",
-            Self::RecoverEndpoint(_) => "/api/endpoints/{id}/recover",
-            Self::ListKeys => "/api/keys",
-            Self::RotateKey => "/api/keys/rotate",
-            Self::DeleteKey(_) => "/api/keys/{id}",
-            Self::Health => "/health",
-            Self::Ready => "/ready",
-            Self::Metrics => "/metrics",
-            Self::OpenApi => "/openapi.json",
+            Self::Options(_) => None,
+            Self::Shard(route) => Some(route.row()),
+            Self::Control(route) => Some(route.row()),
         }
+    }
+
+    /// Its name in metrics.
+    #[inline]
+    pub const fn name(self) -> RouteName {
+        match self {
+            Self::Options(_) => RouteName::OTHER,
+            Self::Shard(route) => route.name(),
+            Self::Control(route) => route.name(),
+        }
+    }
+}
+
+/// The name of a route, or of what is no route: a value of the label `route` of `http_requests_total`. Nothing in it
+/// comes from a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouteName(u8);
+
+impl RouteName {
+    /// What reaches no route.
+    pub const OTHER: Self = Self(TABLE.len() as u8);
+    /// One more than the highest [`Self::index`].
+    pub const INDEX_END: usize = TABLE.len() + 1;
+
+    /// Every name once.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let first = |(position, name): (usize, &Self)| (name.index() == position).then_some(*name);
+        NAMES.iter().enumerate().filter_map(first).chain([Self::OTHER])
+    }
+
+    /// A number below [`Self::INDEX_END`], another for each name; not every one is used.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// As shown.
+    pub fn as_str(self) -> &'static str {
+        TABLE.get(self.index()).map_or("other", |row| row.name)
+    }
+
+    /// The status of an answer with nothing wrong; where routes share the name, that of the first.
+    pub fn usual_status(self) -> u16 {
+        TABLE.get(self.index()).map_or(404, |row| row.status)
+    }
+}
+
+/// The name of each row: the position of the first row that has it.
+const NAMES: [RouteName; TABLE.len()] = {
+    let mut names = [RouteName::OTHER; TABLE.len()];
+    let mut row = 0;
+    while row < TABLE.len() {
+        let mut first = 0;
+        while !is_same(TABLE[first].name.as_bytes(), TABLE[row].name.as_bytes()) {
+            first += 1;
+        }
+        names[row] = RouteName(first as u8);
+        row += 1;
+    }
+    names
+};
+
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}
+
+/// A set of methods that rows have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Methods(usize);
+
+impl Methods {
+    const NONE: Self = Self(0);
+    const ALL: Self = Self(15);
+
+    const fn with(self, method: Method) -> Self {
+        Self(
+            self.0
+                | match method {
+                    Method::Get => 1,
+                    Method::Post => 2,
+                    Method::Patch => 4,
+                    Method::Delete => 8,
+                    _ => panic!("`allow` has no such method"),
+                },
+        )
+    }
+
+    /// The value of `Allow`.
+    const fn allow(self) -> &'static str {
+        const ALLOW: [&str; 16] = [
+            "OPTIONS",
+            "GET, HEAD, OPTIONS",
+            "OPTIONS, POST",
+            "GET, HEAD, OPTIONS, POST",
+            "OPTIONS, PATCH",
+            "GET, HEAD, OPTIONS, PATCH",
+            "OPTIONS, PATCH, POST",
+            "GET, HEAD, OPTIONS, PATCH, POST",
+            "DELETE, OPTIONS",
+            "DELETE, GET, HEAD, OPTIONS",
+            "DELETE, OPTIONS, POST",
+            "DELETE, GET, HEAD, OPTIONS, POST",
+            "DELETE, OPTIONS, PATCH",
+            "DELETE, GET, HEAD, OPTIONS, PATCH",
+            "DELETE, OPTIONS, PATCH, POST",
+            "DELETE, GET, HEAD, OPTIONS, PATCH, POST",
+        ];
+        ALLOW[self.0]
+    }
+}
+
+/// Every row's method is one that [`Methods`] knows.
+const _: () = {
+    let mut row = 0;
+    while row < TABLE.len() {
+        let _ = Methods::NONE.with(TABLE[row].method);
+        row += 1;
+    }
+};
+
+impl Method {
+    /// Whether a row with this method answers a request with that.
+    fn serves(self, asked: Self) -> bool {
+        self == asked || (self == Self::Get && asked == Self::Head)
     }
 }
 
@@ -161,7 +409,7 @@ impl Route {
 #[inline]
 pub fn route(method: Method, path: &[u8]) -> Result<Route, Problem> {
     if method == Method::Post && path == b"/api/events" {
-        return Ok(Route::PostEvent);
+        return Ok(Route::Shard(ShardRoute::PostEvent));
     }
     other_route(method, path)
 }
@@ -169,108 +417,56 @@ pub fn route(method: Method, path: &[u8]) -> Result<Route, Problem> {
 fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
     match method {
         Method::Other => return Err(Problem::UnknownMethod),
-        Method::Options if path == b"*" => return Ok(Route::Options("DELETE, GET, HEAD, OPTIONS, PATCH, POST")),
+        Method::Options if path == b"*" => return Ok(Route::Options(Methods::ALL.allow())),
         _ => {}
     }
-    match by_path(method, path) {
-        Err(Problem::MethodNotAllowed(allow)) if method == Method::Options => Ok(Route::Options(allow)),
-        found => found,
+    match find(method, path) {
+        Ok(route) => Ok(route),
+        Err(Methods::NONE) => Err(Problem::NotFound),
+        Err(taken) if method == Method::Options => Ok(Route::Options(taken.allow())),
+        Err(taken) => Err(Problem::MethodNotAllowed(taken.allow())),
     }
 }
 
-fn by_path(method: Method, path: &[u8]) -> Result<Route, Problem> {
-    match path {
-        b"/api/events" => match method {
-            Method::Post => Ok(Route::PostEvent),
-            Method::Get | Method::Head => Ok(Route::ListEvents),
-            _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS, POST")),
-        },
-        b"/api/events/batch" => post(method, Route::PostEventBatch),
-        b"/api/deliveries" => get(method, Route::ListDeliveries),
-        b"/api/endpoints" => match method {
-            Method::Post => Ok(Route::CreateEndpoint),
-            Method::Get | Method::Head => Ok(Route::ListEndpoints),
-            _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS, POST")),
-        },
-        b"/api/keys" => get(method, Route::ListKeys),
-        b"/api/keys/rotate" => post(method, Route::RotateKey),
-        b"/" => get(method, Route::Root),
-        b"/health" => get(method, Route::Health),
-        b"/ready" => get(method, Route::Ready),
-        b"/metrics" => get(method, Route::Metrics),
-        b"/openapi.json" => get(method, Route::OpenApi),
-        _ => {
-            if let Some(rest) = path.strip_prefix(b"/api/events/") {
-                event_route(method, rest)
-            } else if let Some(rest) = path.strip_prefix(b"/api/endpoints/") {
-                endpoint_route(method, rest)
-            } else if let Some(rest) = path.strip_prefix(b"/api/deliveries/") {
-                match id_and_action(rest)? {
-                    (id, b"/retry") => post(method, Route::RetryDelivery(DeliveryId(id))),
-                    _ => Err(Problem::NotFound),
-                }
-            } else if let Some(id) = path.strip_prefix(b"/api/keys/") {
-                delete(method, Route::DeleteKey(key_id(id).ok_or(Problem::NotFound)?))
-            } else {
-                Err(Problem::NotFound)
-            }
-        }
+/// An id as it stands in a path.
+trait PathId: Sized {
+    fn from_path(text: &[u8]) -> Option<Self>;
+}
+
+impl PathId for KeyId {
+    fn from_path(text: &[u8]) -> Option<Self> {
+        std::str::from_utf8(text).ok().and_then(Self::parse)
     }
 }
 
-/// What stands behind `/api/events/`.
-fn event_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
-    let (id, action) = id_and_action(rest)?;
-    match action {
-        b"" => get(method, Route::GetEvent(EventId(id))),
-        b"/deliveries" => get(method, Route::ListEventDeliveries(EventId(id))),
-        _ => Err(Problem::NotFound),
+impl PathId for EventId {
+    fn from_path(text: &[u8]) -> Option<Self> {
+        uuid(text).map(Self)
     }
 }
 
-/// What stands behind `/api/endpoints/`.
-fn endpoint_route(method: Method, rest: &[u8]) -> Result<Route, Problem> {
-    let (id, action) = id_and_action(rest)?;
-    let id = EndpointId(id);
-    match action {
-        b"" => match method {
-            Method::Get | Method::Head => Ok(Route::GetEndpoint(id)),
-            Method::Patch => Ok(Route::UpdateEndpoint(id)),
-            Method::Delete => Ok(Route::DeleteEndpoint(id)),
-            _ => Err(Problem::MethodNotAllowed("DELETE, GET, HEAD, OPTIONS, PATCH")),
-        },
-        b"/rotate-secret" => post(method, Route::RotateEndpointSecret(id)),
-        b"/test" => post(method, Route::TestEndpoint(id)),
-        b"/recover" => post(method, Route::RecoverEndpoint(id)),
-        _ => Err(Problem::NotFound),
+impl PathId for EndpointId {
+    fn from_path(text: &[u8]) -> Option<Self> {
+        uuid(text).map(Self)
     }
 }
 
-fn get(method: Method, route: Route) -> Result<Route, Problem> {
-    match method {
-        Method::Get | Method::Head => Ok(route),
-        _ => Err(Problem::MethodNotAllowed("GET, HEAD, OPTIONS")),
+impl PathId for DeliveryId {
+    fn from_path(text: &[u8]) -> Option<Self> {
+        uuid(text).map(Self)
     }
 }
 
-fn post(method: Method, route: Route) -> Result<Route, Problem> {
-    if method == Method::Post { Ok(route) } else { Err(Problem::MethodNotAllowed("OPTIONS, POST")) }
+/// The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs and bare hex.
+fn uuid(text: &[u8]) -> Option<Uuid> {
+    let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    is_hyphenated.then(|| Uuid::try_parse_ascii(text).ok())?
 }
 
-fn delete(method: Method, route: Route) -> Result<Route, Problem> {
-    if method == Method::Delete { Ok(route) } else { Err(Problem::MethodNotAllowed("DELETE, OPTIONS")) }
-}
-
-/// An id and what follows it. The hyphenated form only, in either case: the `uuid` crate would also take braces, URNs
-/// and bare hex.
-fn id_and_action(rest: &[u8]) -> Result<(Uuid, &[u8]), Problem> {
-    const HYPHENATED_LEN: usize = uuid::fmt::Hyphenated::LENGTH;
-    let (id, action) = rest.split_at_checked(HYPHENATED_LEN).ok_or(Problem::NotFound)?;
-    Ok((Uuid::try_parse_ascii(id).map_err(|_| Problem::NotFound)?, action))
-}
-
-fn key_id(text: &[u8]) -> Option<KeyId> {
-    std::str::from_utf8(text).ok().and_then(KeyId::parse)
+/// The id in a path of this template.
+fn id_in<I: PathId>(path: &[u8], template: &str) -> Option<I> {
+    let (before, behind) = template.split_once("{id}")?;
+    I::from_path(path.strip_prefix(before.as_bytes())?.strip_suffix(behind.as_bytes())?)
 }
 
 #[cfg(test)]
@@ -292,6 +488,10 @@ mod tests {
         (Method::Connect, "CONNECT"),
     ];
 
+    fn name_of(method: Method) -> &'static str {
+        METHODS.iter().find(|known| known.0 == method).expect("a method with a name").1
+    }
+
     fn filled(template: &str) -> String {
         match template {
             "/api/keys/{id}" => KEY.to_owned(),
@@ -301,8 +501,9 @@ mod tests {
 
     #[test]
     fn the_table_and_the_routes_agree_on_every_method_and_allow_value() {
-        for (_, template) in TABLE {
-            let mut allowed: Vec<&str> = TABLE.iter().filter(|row| row.1 == *template).map(|row| row.0).collect();
+        for Row { path: template, .. } in TABLE {
+            let of_path = TABLE.iter().filter(|row| row.path == *template);
+            let mut allowed: Vec<&str> = of_path.map(|row| name_of(row.method)).collect();
             if allowed.contains(&"GET") {
                 allowed.push("HEAD");
             }
@@ -313,7 +514,8 @@ mod tests {
                     Ok(Route::Options(allow)) => assert_eq!((name, allow), ("OPTIONS", &*allowed.join(", "))),
                     Ok(found) => {
                         assert!(allowed.contains(&name), "{name} {template}");
-                        assert_eq!(found.template(), *template);
+                        let row = found.row().expect("only `OPTIONS` has none");
+                        assert_eq!((row.path, row.method.serves(method)), (*template, true));
                     }
                     Err(refused) => {
                         assert!(!allowed.contains(&name), "{name} {template}");
@@ -331,24 +533,24 @@ mod tests {
     #[test]
     fn ids_come_out_of_the_path() {
         let event = EventId(Uuid::parse_str(&EVENT[12..]).unwrap());
-        assert_eq!(route(Method::Get, EVENT.as_bytes()), Ok(Route::GetEvent(event)));
+        assert_eq!(route(Method::Get, EVENT.as_bytes()), Ok(Route::Control(ControlRoute::GetEvent(event))));
         let upper = format!("/api/events/{}", EVENT[12..].to_uppercase());
-        assert_eq!(route(Method::Head, upper.as_bytes()), Ok(Route::GetEvent(event)));
+        assert_eq!(route(Method::Head, upper.as_bytes()), Ok(Route::Control(ControlRoute::GetEvent(event))));
         let id = event.0;
         for (method, path, found) in [
-            (Method::Get, "/api/events/{id}/deliveries", Route::ListEventDeliveries(event)),
-            (Method::Post, "/api/deliveries/{id}/retry", Route::RetryDelivery(DeliveryId(id))),
-            (Method::Get, "/api/endpoints/{id}", Route::GetEndpoint(EndpointId(id))),
-            (Method::Patch, "/api/endpoints/{id}", Route::UpdateEndpoint(EndpointId(id))),
-            (Method::Delete, "/api/endpoints/{id}", Route::DeleteEndpoint(EndpointId(id))),
-            (Method::Post, "/api/endpoints/{id}/rotate-secret", Route::RotateEndpointSecret(EndpointId(id))),
-            (Method::Post, "/api/endpoints/{id}/test", Route::TestEndpoint(EndpointId(id))),
-            (Method::Post, "/api/endpoints/{id}/recover", Route::RecoverEndpoint(EndpointId(id))),
+            (Method::Get, "/api/events/{id}/deliveries", ControlRoute::ListEventDeliveries(event)),
+            (Method::Post, "/api/deliveries/{id}/retry", ControlRoute::RetryDelivery(DeliveryId(id))),
+            (Method::Get, "/api/endpoints/{id}", ControlRoute::GetEndpoint(EndpointId(id))),
+            (Method::Patch, "/api/endpoints/{id}", ControlRoute::UpdateEndpoint(EndpointId(id))),
+            (Method::Delete, "/api/endpoints/{id}", ControlRoute::DeleteEndpoint(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/rotate-secret", ControlRoute::RotateEndpointSecret(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/test", ControlRoute::TestEndpoint(EndpointId(id))),
+            (Method::Post, "/api/endpoints/{id}/recover", ControlRoute::RecoverEndpoint(EndpointId(id))),
         ] {
-            assert_eq!(route(method, filled(path).as_bytes()), Ok(found));
+            assert_eq!(route(method, filled(path).as_bytes()), Ok(Route::Control(found)));
         }
         let key = KeyId::parse("0aZ0aZ0aZ0aZ").unwrap();
-        assert_eq!(route(Method::Delete, KEY.as_bytes()), Ok(Route::DeleteKey(key)));
+        assert_eq!(route(Method::Delete, KEY.as_bytes()), Ok(Route::Control(ControlRoute::DeleteKey(key))));
     }
 
     #[test]
@@ -399,7 +601,7 @@ mod tests {
 
     #[test]
     fn options_of_the_whole_server_are_those_of_all_paths() {
-        let mut methods: Vec<&str> = TABLE.iter().map(|row| row.0).chain(["HEAD", "OPTIONS"]).collect();
+        let mut methods: Vec<&str> = TABLE.iter().map(|row| name_of(row.method)).chain(["HEAD", "OPTIONS"]).collect();
         methods.sort_unstable();
         methods.dedup();
         let Ok(Route::Options(allow)) = route(Method::Options, b"*") else { panic!("no answer") };
@@ -411,6 +613,25 @@ mod tests {
     fn an_unknown_method_is_501_on_every_path() {
         for path in ["/api/events", "/health", "/nowhere"] {
             assert_eq!(route(Method::Other, path.as_bytes()), Err(Problem::UnknownMethod));
+        }
+    }
+
+    #[test]
+    fn every_name_has_an_index_of_its_own_and_is_known_again() {
+        let names: Vec<&str> = RouteName::all().map(RouteName::as_str).collect();
+        let mut expected: Vec<&str> = TABLE.iter().map(|row| row.name).chain(["other"]).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        expected.sort_unstable();
+        expected.dedup();
+        assert_eq!(sorted, expected, "each once");
+        let mut indices: Vec<usize> = RouteName::all().map(RouteName::index).collect();
+        indices.dedup();
+        assert!(indices.len() == names.len() && indices.iter().all(|index| *index < RouteName::INDEX_END));
+        assert_eq!(ControlRoute::CreateEndpoint.name(), ControlRoute::ListEndpoints.name());
+        assert_eq!((RouteName::OTHER.as_str(), RouteName::OTHER.usual_status()), ("other", 404));
+        for (position, row) in TABLE.iter().enumerate() {
+            assert_eq!(NAMES[position].as_str(), row.name);
         }
     }
 }

@@ -10,7 +10,7 @@ use support::receiver::{self, Receiver};
 use support::server::{Options, PATIENCE, Response, Server, event, request};
 use support::webhook;
 
-use super::{document, operations, resolve};
+use super::{document, method_name, operations, resolve};
 
 /// Keys and ids to ask with.
 struct World {
@@ -219,9 +219,10 @@ fn every_route_answers_as_described() {
     let document = document();
     for options in [Options::default(), Options::postgres(&Cluster::shared().create_database())] {
         let world = World::on(options);
-        for (method, path) in TABLE {
+        for row in TABLE {
+            let (method, path) = (method_name(row), row.path);
             let operations = operations(&document);
-            let operation = operations.iter().find(|(m, p, _)| m == method && p == path);
+            let operation = operations.iter().find(|(m, p, _)| m == method && *p == path);
             let (_, _, operation) = operation.unwrap_or_else(|| panic!("{method} {path} is not described"));
             for (bytes, status) in world.requests(method, path) {
                 let mut client = world.server.connect();

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use millrace_base::problem::Problem;
 use millrace_metrics::{
-    CacheLookup, CommittedBatch, DbOperation, Label, Metrics, RetryReason, Route, ShardHandle, StoreWay, TimeoutPhase,
+    CacheLookup, CommittedBatch, DbOperation, Label, Metrics, RetryReason, ShardHandle, StoreWay, TimeoutPhase,
     ValidationErrorKind,
 };
+use millrace_wire::routes::{RouteName, ShardRoute};
 use support::exposition::Scrape;
 
 fn scrape(metrics: &Metrics) -> Scrape {
@@ -164,6 +165,7 @@ fn the_store_counts_calls_batches_and_retries() {
 }
 
 const ROUNDS: u64 = 200_000;
+const EVENTS_POST: RouteName = ShardRoute::PostEvent.name();
 
 fn record(shard: &ShardHandle, round: u64) {
     shard.event_ingestion_latency_seconds.observe_nanos(150_000);
@@ -171,12 +173,12 @@ fn record(shard: &ShardHandle, round: u64) {
     shard.rate_limit_check_latency_seconds.observe_nanos(40);
     shard.events_ingested_total.inc();
     shard.request_body_bytes_total.add(200);
-    shard.http_requests_total.inc(Route::EventsPost, 202);
+    shard.http_requests_total.inc(EVENTS_POST, 202);
     shard.cache_lookups_total.inc(if round.is_multiple_of(10) { CacheLookup::Miss } else { CacheLookup::Hit });
     if round.is_multiple_of(100) {
         shard.validation_errors_total.inc(ValidationErrorKind::UnknownField);
         shard.rejected_total.inc(&Problem::QueueFull);
-        shard.http_requests_total.inc(Route::EventsPost, 429);
+        shard.http_requests_total.inc(EVENTS_POST, 429);
         shard.connection_timeouts_total.inc(TimeoutPhase::Idle);
     }
 }
