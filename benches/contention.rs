@@ -20,7 +20,7 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 use millrace_journal::queue::{Accepted, Queue, queue};
-use millrace_tenant::rate_limit::Window;
+use millrace_tenant::rate_window::Window;
 
 /// The server's allocator.
 #[global_allocator]

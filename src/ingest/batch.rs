@@ -13,7 +13,7 @@ use millrace_base::limits;
 use millrace_base::problem::{FieldError, Problem, reason_phrase};
 use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
-use millrace_tenant::rate_limit::Minute;
+use millrace_tenant::rate_window::Minute;
 use millrace_wire::http::{ContentType, Head};
 use millrace_wire::routes::ShardRoute;
 
@@ -89,7 +89,7 @@ pub(super) async fn post_events<S: Stream>(
             if parsed_bytes >= BYTES_PER_TURN {
                 parsed_bytes = 0;
                 connection.wait_for_server();
-                turn::rest().await;
+                work_budget::rest().await;
             }
         }
     }

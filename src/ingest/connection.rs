@@ -5,7 +5,7 @@
 //! are gathered and written together. After anything that makes the framing doubtful the connection is closed
 //! and nothing behind it is interpreted.
 //!
-//! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connections)), so every
+//! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connection_table)), so every
 //! read and write ends by itself and gives its buffer back.
 
 mod body;
@@ -23,16 +23,16 @@ use millrace_journal::{AckToken, AppendError};
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
 use millrace_wire::routes::{self, Body as BodyOf, ControlRoute, Route, RouteName, ShardRoute};
 
-use super::addresses::Cells;
+use super::address_sketch::Cells;
 use super::batch::Outcome;
-use super::clients::Peer;
-use super::connections::{Member, Phase};
-use super::promises::{Accepted, Promises, Settled};
+use super::client_identity::Peer;
+use super::connection_table::{Member, Phase};
+use super::pending_acks::{Accepted, Promises, Settled};
 use super::reply::{self, Caching, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
-use super::turn::{self, Turn};
 use super::wipe::wipe;
+use super::work_budget::{self, Turn};
 use super::{Standing, batch, journal_refusal, post_event};
 
 /// Why a request gets no ordinary answer.
@@ -376,7 +376,7 @@ impl<S: Stream> Connection<S> {
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
         self.turn.rest_if_over().await;
-        let ((read, buffer), has_waited) = turn::awaited(self.stream.receive(buffer)).await;
+        let ((read, buffer), has_waited) = work_budget::awaited(self.stream.receive(buffer)).await;
         self.turn.read(*read.as_ref().unwrap_or(&0), has_waited);
         self.buffer = buffer;
         read.map_err(|_| Stop::Gone)

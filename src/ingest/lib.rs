@@ -6,22 +6,22 @@
 //!
 //! The way of an event is [`post_event`], top to bottom.
 
-mod addresses;
+mod accept_loop;
+mod address_sketch;
 pub mod batch;
 pub mod batch_key;
 pub mod certificates;
-pub mod clients;
+pub mod client_identity;
 mod connection;
-mod connections;
-mod entrance;
+mod connection_table;
 pub mod envelope;
-mod promises;
+mod pending_acks;
 pub mod reply;
 pub mod shard;
 mod stream;
 mod tls_stream;
-mod turn;
 mod wipe;
+mod work_budget;
 
 pub use stream::Stream;
 
@@ -37,13 +37,13 @@ use millrace_journal::{AckToken, ClosedReason};
 use millrace_metrics::{CacheLookup, ValidationErrorKind};
 use millrace_tenant::Verdict;
 use millrace_tenant::auth_cache::{self, Lookup, Tenant};
-use millrace_tenant::rate_limit::{Decision, Minute};
+use millrace_tenant::rate_window::{Decision, Minute};
 use millrace_wire::http::{ContentType, Framing, Head};
 use millrace_wire::routes::{Scope, ShardRoute};
 
-use addresses::Cells;
+use address_sketch::Cells;
 use connection::{Connection, Stop};
-use promises::Accepted;
+use pending_acks::Accepted;
 use shard::Shard;
 
 /// Whom a request is from and what is left of their minute, for the answer's fields.

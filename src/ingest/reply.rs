@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_base::event::EventId;
 use millrace_base::problem::{Problem, reason_phrase};
 use millrace_tenant::auth_cache::Tenant;
-use millrace_tenant::rate_limit::{Decision, Minute};
+use millrace_tenant::rate_window::{Decision, Minute};
 
 /// What every answer on one request shares.
 pub struct Frame<'a> {

@@ -31,15 +31,15 @@ use millrace_journal::queue::Queue;
 use millrace_journal::{Appender, Journal};
 use millrace_metrics::{Metrics, ShardHandle, TimeoutPhase};
 use millrace_tenant::auth_cache::AuthCache;
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::Feed;
 use millrace_tenant::verifier::Verifier;
-use millrace_wire::client_address;
+use millrace_wire::forwarded;
 
+use super::accept_loop;
 use super::batch_key::BatchKeys;
-use super::clients::Clients;
+use super::client_identity::Clients;
 use super::connection::Connection;
-use super::connections::{Connections, Phase};
-use super::entrance;
+use super::connection_table::{Connections, Phase};
 use super::envelope::Scratch;
 use super::reply::{http_date, keep_alive_field};
 use super::stream::Stream;
@@ -177,8 +177,8 @@ impl Shard {
     ///
     /// A panic in it ends this connection, not the shard.
     pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        let nobody = self.neighbours.clients.peer(client_address::NOBODY);
-        entrance::contain(Connection::new(self, stream, nobody).serve()).await;
+        let nobody = self.neighbours.clients.peer(forwarded::NOBODY);
+        accept_loop::contain(Connection::new(self, stream, nobody).serve()).await;
     }
 
     /// Moves the shard's end of the journal; a task for as long as the shard runs.
@@ -312,7 +312,7 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
 async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
-    monoio::spawn(entrance::accept(Rc::clone(&shard), Rc::clone(&listener)));
+    monoio::spawn(accept_loop::accept(Rc::clone(&shard), Rc::clone(&listener)));
     monoio::spawn(Rc::clone(&shard).tend_journal());
     let mut auth_swept_at = Instant::now();
     let mut is_listening = true;
@@ -328,7 +328,7 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
         if shard.is_draining() {
             if std::mem::take(&mut is_listening) {
                 // Ends the accept in flight; connections not yet accepted are refused by the kernel.
-                super::connections::stop_listening(listener.as_raw_fd());
+                super::connection_table::stop_listening(listener.as_raw_fd());
             }
             shard.connections.close_idle();
             // An event may outlive its connection on its way to the disk, and its copy goes to the writers from here.

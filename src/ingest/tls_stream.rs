@@ -26,7 +26,7 @@ use rustls::{HandshakeKind, ServerConfig};
 use millrace_base::limits;
 
 use super::stream::Stream;
-use super::turn;
+use super::work_budget;
 
 /// A record's header: type, version and length.
 const RECORD_HEADER_BYTES: usize = 5;
@@ -258,7 +258,7 @@ impl Stream for TlsStream {
         while buffer.len() == before && !self.is_ended {
             if reads == READS_IN_ROW_MAX {
                 reads = 0;
-                turn::rest().await;
+                work_budget::rest().await;
             }
             reads += 1;
             match self.fill().await {

@@ -37,7 +37,7 @@ use millrace_base::limits;
 use millrace_ingest::certificates::CertificateFiles;
 use millrace_store::open::{StoreConfig, check_database_url};
 use millrace_webhooks::config::WebhookConfig;
-use millrace_wire::client_address::{ForwardedField, Trust};
+use millrace_wire::forwarded::{ForwardedField, Trust};
 
 use environment::Environment;
 use layer::Values;

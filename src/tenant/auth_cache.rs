@@ -27,7 +27,7 @@ use millrace_base::limits;
 use millrace_base::problem::Problem;
 use millrace_store::StoreChange;
 
-use crate::feed::Feed;
+use crate::change_feed::Feed;
 use crate::{Grant, Verdict};
 
 /// An authenticated organisation, as a request carries it from `identify` on.

@@ -25,7 +25,7 @@ use millrace_base::key::KeyId;
 use millrace_base::limits;
 use millrace_store::StoreChange;
 
-use super::feed::Feed;
+use super::change_feed::Feed;
 use super::{Grant, Verdict};
 
 /// SHA-256 of a presented key.

@@ -1,15 +1,15 @@
 //! AUTH: what happens to a key the shards do not know yet, and how they learn that one they know has changed.
 //!
-//! A few threads that may block: [`verifier`] looks keys up and runs Argon2id, [`feed`] carries credential
+//! A few threads that may block: [`verifier`] looks keys up and runs Argon2id, [`change_feed`] carries credential
 //! changes from the database to every shard. Nothing here is touched by a request whose key is cached.
 
 pub mod auth_cache;
-pub mod feed;
+pub mod change_feed;
 mod known_keys;
-pub mod rate_limit;
-mod turns;
+pub mod rate_window;
+mod verification_queue;
 pub mod verifier;
-pub mod windows;
+pub mod window_registry;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use millrace_base::event::OrgId;
 use millrace_base::key::KeyId;
 use millrace_store::StoreChange;
 
-use crate::rate_limit::Minutes;
+use crate::rate_window::Minutes;
 
 /// What a verified key allows.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! Two threads look keys up and two run Argon2id, so that nobody's lookup waits for somebody's Argon2. What any shard had
 //! verified is known to all of them ([`known_keys`](super::known_keys)), and concurrent first uses of one key share one
 //! verification. Only a key whose digest is right goes on to Argon2id: an unknown id and a wrong secret end at the lookup.
-//! There the organisations take turns ([`turns`](super::turns)): with a hundred keys it has one of the two threads at most.
+//! There the organisations take turns ([`turns`](super::verification_queue)): with a hundred keys it has one of the two threads at most.
 //!
 //! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
 //! and nobody's first request should wait for it. What it cannot keep up with is not noted.
@@ -26,10 +26,10 @@ use millrace_base::{critical_thread, limits};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{KeyRecord, Store, StoreError};
 
-use crate::feed::Feed;
+use crate::change_feed::Feed;
 use crate::known_keys::{KnownKeys, Ticket};
-use crate::turns::Turns;
-use crate::windows::Windows;
+use crate::verification_queue::Turns;
+use crate::window_registry::Windows;
 use crate::{Grant, Verdict};
 
 /// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at

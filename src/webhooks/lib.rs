@@ -51,7 +51,7 @@ pub use self::endpoint::management::EndpointManagement;
 use millrace_base::{critical_thread, limits};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::Feed;
 
 use self::client::WebhookClient;
 use self::delivery::clock::DeliveryClock;

@@ -3,7 +3,7 @@
 //!
 //! Everything here is a function of bytes: no I/O, no clock, no thread.
 
-pub mod client_address;
+pub mod forwarded;
 pub mod http;
 pub mod json_syntax;
 pub mod proxy_protocol;

@@ -10,17 +10,17 @@ use millrace_base::health::Readiness;
 use millrace_base::key::{ApiKey, Argon2Cost};
 use millrace_base::limits;
 use millrace_control::ControlPool;
-use millrace_ingest::clients::Clients;
+use millrace_ingest::client_identity::Clients;
 use millrace_ingest::shard::Neighbours;
 use millrace_journal::queue::{Accepted, queue};
 use millrace_metrics::Metrics;
 use millrace_store::open::{StoreConfig, open};
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::Feed;
 use millrace_tenant::verifier::Verifier;
 use millrace_webhooks::endpoint::management::EndpointManagement;
 use millrace_webhooks::endpoint::secret::SecretBox;
 use millrace_webhooks::endpoint::target_policy::TargetPolicy;
-use millrace_wire::client_address::Trust;
+use millrace_wire::forwarded::Trust;
 
 /// Far above what can be sent in a minute: every request is counted against it, none is refused.
 const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;

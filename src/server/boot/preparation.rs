@@ -18,7 +18,7 @@ use millrace_journal::queue::Queue;
 use millrace_journal::{DroppedUntil, Journal};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::Feed;
 use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 
 use super::Welcome;

@@ -30,7 +30,7 @@ use millrace_store::webhooks::{
     Attempt, AttemptResult, Claimed, Claims, DueEndpoint, Next, Orphan, Wanted, WebhookStore,
 };
 use millrace_store::{Store, StoreChange, StoreError};
-use millrace_tenant::feed::Feed;
+use millrace_tenant::change_feed::Feed;
 
 use crate::delivery::clock::DeliveryClock;
 use crate::delivery::fleet_schedule::FleetSchedule;

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use millrace_wire::client_address::{ForwardedField, Trust};
+use millrace_wire::forwarded::{ForwardedField, Trust};
 use millrace_wire::http::Head;
 
-use super::addresses::{Addresses, Cells};
+use super::address_sketch::{Addresses, Cells};
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_base::event::OrgId;
 
-use crate::rate_limit::Minutes;
+use crate::rate_window::Minutes;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -25,11 +25,11 @@ use millrace_base::retry::LogThrottle;
 use millrace_metrics::TlsHandshake;
 use millrace_wire::proxy_protocol;
 
-use super::clients::{Counted, Peer};
+use super::client_identity::{Counted, Peer};
 use super::connection::Connection;
 use super::shard::Shard;
 use super::tls_stream::{HandshakeError, TlsStream};
-use super::turn;
+use super::work_budget;
 
 pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     const PAUSE: Duration = Duration::from_millis(100);
@@ -39,9 +39,9 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     loop {
         if in_row == limits::ACCEPTED_IN_ROW_MAX {
             in_row = 0;
-            turn::rest().await;
+            work_budget::rest().await;
         }
-        let (accepted, has_waited) = turn::awaited(listener.accept()).await;
+        let (accepted, has_waited) = work_budget::awaited(listener.accept()).await;
         in_row = if has_waited { 0 } else { in_row + 1 };
         match accepted {
             Ok((stream, peer)) => admit(&shard, stream, peer.ip()),
