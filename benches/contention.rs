@@ -20,7 +20,7 @@ use uuid::Uuid;
 use millrace_base::clock::Timestamp;
 use millrace_base::event::{Event, EventId, OrgId};
 use millrace_journal::queue::{Accepted, Queue, queue};
-use millrace_tenant::rate_window::Window;
+use millrace_tenant::rate_window::RateWindow;
 
 /// The server's allocator.
 #[global_allocator]
@@ -89,7 +89,7 @@ fn rate_window(c: &mut Criterion) {
         for name in ["shared", "private"] {
             group.bench_function(BenchmarkId::new(name, threads), |b| {
                 b.iter_custom(|count| {
-                    let windows: Vec<Window> = (0..threads).map(|_| Window::default()).collect();
+                    let windows: Vec<RateWindow> = (0..threads).map(|_| RateWindow::default()).collect();
                     at_once(threads, count, |n, count| {
                         let window = &windows[if name == "shared" { 0 } else { n }];
                         (0..count).for_each(|_| _ = black_box(window.admit(1, RATE_LIMIT)));

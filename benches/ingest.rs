@@ -23,8 +23,8 @@ use millrace_base::key::ApiKey;
 use millrace_base::limits;
 use millrace_ingest::shard::Ids;
 use millrace_tenant::auth_cache::{AuthCache, Lookup};
-use millrace_tenant::change_feed::Feed;
-use millrace_tenant::rate_window::Window;
+use millrace_tenant::change_feed::ChangeFeed;
+use millrace_tenant::rate_window::RateWindow;
 use millrace_tenant::{Grant, Verdict};
 use millrace_wire::http::{HeadScanner, parse_head};
 use support::payload::event_body;
@@ -61,7 +61,7 @@ fn http_parse(c: &mut Criterion) {
 /// One hash and one lookup, each time of another of 10,000 keys.
 fn auth_cache_hit(c: &mut Criterion) {
     const KEYS: usize = 10_000;
-    let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+    let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
     let now = Instant::now();
     let keys: Vec<ApiKey> = (0..KEYS).map(|_| ApiKey::generate().unwrap()).collect();
     for key in &keys {
@@ -71,7 +71,7 @@ fn auth_cache_hit(c: &mut Criterion) {
             org: OrgId(Uuid::now_v7()),
             is_org_disabled: false,
             rate_limit_per_minute: 1000,
-            minutes: Arc::default(),
+            windows: Arc::default(),
             expires_at: None,
             verified_at: now,
         };
@@ -94,7 +94,7 @@ fn auth_cache_hit(c: &mut Criterion) {
 fn rate_limit_check(c: &mut Criterion) {
     let mut group = c.benchmark_group("rate_limit_check");
     for (name, limit) in [("admitted", u32::MAX), ("refused", 1)] {
-        let window = Window::default();
+        let window = RateWindow::default();
         window.admit(100, limit);
         group.bench_function(name, |b| b.iter(|| window.admit(black_box(100), limit)));
     }

@@ -1,8 +1,9 @@
-//! The entrance of a shard: from the kernel's queue into service, or politely out again.
+//! The accept loop of a shard, and what happens to a connection before its first request.
 //!
-//! Tasks on the shard. Connections are counted in all before anything is read from them, and by address when it is known
-//! whose they are; every way out gives its places back. Whoever is turned away is told so; only [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of them are
-//! waited for, so that their descriptors stay within the reserve. Never spins: without descriptors it pauses.
+//! Before a byte is read, a connection counts against the server's limit; when its client address is known, it counts
+//! against the limit of that address. Both counts are guards, so every exit gives them back. A connection over a limit is
+//! told so. At most [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of those are waited for at a time, so that their descriptors
+//! stay within the reserve. When the process has no descriptors left, the loop pauses instead of spinning.
 
 use std::future::Future;
 use std::io;
@@ -25,13 +26,14 @@ use millrace_base::retry::LogThrottle;
 use millrace_metrics::TlsHandshake;
 use millrace_wire::proxy_protocol;
 
-use super::client_identity::{Counted, Peer};
+use super::client_identity::{CountGuard, Peer};
 use super::connection::Connection;
 use super::shard::Shard;
 use super::tls_stream::{HandshakeError, TlsStream};
 use super::work_budget;
 
-pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
+/// Accepts connections until the shard drains.
+pub(super) async fn run(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     const PAUSE: Duration = Duration::from_millis(100);
     const REPEAT: Duration = Duration::from_secs(10);
     let mut throttle = LogThrottle::new(REPEAT);
@@ -39,17 +41,17 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     loop {
         if in_row == limits::ACCEPTED_IN_ROW_MAX {
             in_row = 0;
-            work_budget::rest().await;
+            work_budget::yield_now().await;
         }
-        let (accepted, has_waited) = work_budget::awaited(listener.accept()).await;
+        let (accepted, has_waited) = work_budget::track_wait(listener.accept()).await;
         in_row = if has_waited { 0 } else { in_row + 1 };
         match accepted {
             Ok((stream, peer)) => admit(&shard, stream, peer.ip()),
             Err(_) if shard.is_draining() => return,
-            // The client gave up before it was accepted: its affair.
+            // The client gave up before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(error) => {
-                // Out of descriptors or memory: wait for some to come back instead of spinning.
+                // Out of descriptors or memory: wait until some are free instead of spinning.
                 if throttle.pass().is_some() {
                     tracing::error!(%error, "connections cannot be accepted; raise the limit on open files");
                 }
@@ -59,31 +61,37 @@ pub(super) async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Starts a task for a connection, unless too many of its address came lately to speak TLS.
+/// Starts a task for a connection, unless its address has opened too many TLS connections too quickly.
 fn admit(shard: &Rc<Shard>, stream: TcpStream, address: IpAddr) {
-    let clients = &shard.neighbours.clients;
+    let clients = &shard.shared.clients;
     let peer = clients.peer(address);
-    let Some(wait) = turn_of(shard, peer) else { return };
-    let open = Counted::enter(&clients.open);
+    let Some(wait) = handshake_wait(shard, peer) else { return };
+    let open = CountGuard::enter(&clients.open);
     let open = (open.count <= clients.open_max).then_some(open);
-    monoio::spawn(contain(receive(Rc::clone(shard), stream, peer, open, wait)));
+    monoio::spawn(catch_panic(receive(Rc::clone(shard), stream, peer, open, wait)));
 }
 
-/// One connection: who it is from, into service where there is room, else out again.
-async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: Option<Counted>, mut wait: Duration) {
-    let clients = &shard.neighbours.clients;
-    // With no room at all nothing is read, and a flood moves no cell.
+/// Serves one connection: finds its client address, checks the limits, and serves it or turns it away.
+async fn receive(
+    shard: Rc<Shard>,
+    mut stream: TcpStream,
+    mut peer: Peer,
+    open: Option<CountGuard>,
+    mut wait: Duration,
+) {
+    let clients = &shard.shared.clients;
+    // Over the server's limit nothing is read, and a flood changes no count of an address.
     let Some(open) = open else { return Box::pin(turn_away(shard, stream, peer)).await };
     if clients.trust.proxy_protocol && peer.cells.is_none() {
-        match Box::pin(introduction(&shard, &mut stream)).await {
+        match Box::pin(read_proxy_header(&shard, &mut stream)).await {
             Ok(Some(client)) => {
                 peer = clients.peer(client);
-                let Some(its_wait) = turn_of(&shard, peer) else { return };
+                let Some(its_wait) = handshake_wait(&shard, peer) else { return };
                 wait = its_wait;
             }
             Ok(None) => {}
-            Err(Stranger::Gone) => return,
-            Err(Stranger::Malformed) => {
+            Err(ProxyHeaderError::Gone) => return,
+            Err(ProxyHeaderError::Malformed) => {
                 const EXPECTED: Problem = Problem::BadRequest("a PROXY protocol header, version 2, comes first here");
                 return Box::pin(Connection::new(shard, stream, peer).turn_away(&EXPECTED, true)).await;
             }
@@ -95,60 +103,61 @@ async fn receive(shard: Rc<Shard>, mut stream: TcpStream, mut peer: Peer, open: 
             return Box::pin(turn_away(shard, stream, peer)).await;
         }
         Some(place) => place,
-        // A proxy stands for many.
+        // A trusted proxy carries many clients and has no limit of its own.
         None => None,
     };
     shard.metrics.connections_accepted_total.inc();
     if !wait.is_zero() {
         Box::pin(monoio::time::sleep(wait)).await;
     }
-    contain(serve(Rc::clone(&shard), stream, peer)).await;
+    catch_panic(serve(Rc::clone(&shard), stream, peer)).await;
     shard.metrics.connections_closed_total.inc();
     drop((open, of_address));
 }
 
-/// How long a TLS connection waits for its turn after the others of its address; `None`: it is closed instead. Whoever waits
-/// for answers before coming back is slowed down by that, and not refused.
-fn turn_of(shard: &Shard, peer: Peer) -> Option<Duration> {
-    // A proxy stands for many.
-    let cells = peer.cells.filter(|_| shard.neighbours.certificates.is_some());
+/// How long a TLS connection must wait because its address opened many shortly before; `None`: it must be closed. A client
+/// that waits for responses before it connects again is slowed down by this, not refused.
+fn handshake_wait(shard: &Shard, peer: Peer) -> Option<Duration> {
+    // A trusted proxy carries many clients and is not throttled.
+    let cells = peer.cells.filter(|_| shard.shared.certificates.is_some());
     let Some(cells) = cells else { return Some(Duration::ZERO) };
-    let wait = shard.neighbours.clients.addresses.begin_handshake(cells, Instant::now());
+    let wait = shard.shared.clients.addresses.begin_handshake(cells, Instant::now());
     if wait.is_none() {
         shard.metrics.connections_refused_total.inc();
     }
     wait
 }
 
-/// Why a proxy did not say whom a connection is from.
-enum Stranger {
-    /// It was gone, or too slow.
+/// Why a trusted proxy's header could not be read.
+enum ProxyHeaderError {
+    /// The proxy was gone, or too slow.
     Gone,
-    /// It said something else.
+    /// It sent something else.
     Malformed,
 }
 
-/// The client that a trusted proxy names before anything else; `None`: it speaks for itself. Reads not a byte more.
-async fn introduction(shard: &Shard, stream: &mut TcpStream) -> Result<Option<IpAddr>, Stranger> {
-    // In the table for as long as this takes; the caller still holds the stream.
-    let _member = shard.connections.enter_for_handshake(stream.as_raw_fd());
+/// Reads the PROXY protocol header of a trusted proxy and not a byte more. Returns the client that it names; `None` if the
+/// proxy speaks for itself.
+async fn read_proxy_header(shard: &Shard, stream: &mut TcpStream) -> Result<Option<IpAddr>, ProxyHeaderError> {
+    // Registered while this runs, so that it has a deadline; the caller still holds the stream.
+    let _registration = shard.connections.enter_for_handshake(stream.as_raw_fd());
     let fixed = exactly(stream, proxy_protocol::FIXED_BYTES).await?;
     let fixed = fixed.first_chunk().expect("as many bytes as were asked for");
-    let fixed = proxy_protocol::Fixed::parse(fixed).map_err(|_| Stranger::Malformed)?;
+    let fixed = proxy_protocol::Fixed::parse(fixed).map_err(|_| ProxyHeaderError::Malformed)?;
     let rest = exactly(stream, fixed.rest_bytes).await?;
-    fixed.client(&rest).map_err(|_| Stranger::Malformed)
+    fixed.client(&rest).map_err(|_| ProxyHeaderError::Malformed)
 }
 
-async fn exactly(stream: &mut TcpStream, bytes: usize) -> Result<Vec<u8>, Stranger> {
+async fn exactly(stream: &mut TcpStream, bytes: usize) -> Result<Vec<u8>, ProxyHeaderError> {
     let room = Vec::with_capacity(bytes).slice_mut(0..bytes);
     let (read, filled) = stream.read_exact(room).await;
-    read.map(|_| filled.into_inner()).map_err(|_| Stranger::Gone)
+    read.map(|_| filled.into_inner()).map_err(|_| ProxyHeaderError::Gone)
 }
 
-/// Serves a client to its end, over TLS where that is spoken here.
+/// Serves a client until its connection ends, over TLS if the listener speaks TLS.
 async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
     let Some(config) = shard.tls() else { return Connection::new(shard, stream, peer).serve().await };
-    // Boxed: a plain connection should not carry the state of the other kind.
+    // Boxed, so that a plain connection does not carry the state of a TLS one.
     Box::pin(async move {
         if let Some(stream) = shake_hands(&shard, stream, config, peer).await {
             Connection::new(shard, stream, peer).serve().await;
@@ -159,12 +168,12 @@ async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
 
 const NO_ROOM: Problem = Problem::TooManyConnections;
 
-/// Tells a client that there is no room. Over TLS only one that is waited for: a handshake costs too much to be had for
-/// the asking.
+/// Tells a client that there is no room. Over TLS only a client that may be waited for is told: a handshake is too
+/// expensive to give to everybody.
 async fn turn_away(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
     shard.metrics.connections_refused_total.inc();
-    // Only so many are waited for, so that their descriptors stay within the reserve.
-    let turned_away = Counted::enter(&shard.neighbours.clients.turned_away);
+    // Only so many may linger, so that their descriptors stay within the reserve.
+    let turned_away = CountGuard::enter(&shard.shared.clients.turned_away);
     let may_linger = turned_away.count <= limits::CONNECTIONS_TURNED_AWAY_MAX;
     let Some(config) = shard.tls() else {
         return Connection::new(shard, stream, peer).turn_away(&NO_ROOM, may_linger).await;
@@ -177,14 +186,14 @@ async fn turn_away(shard: Rc<Shard>, stream: TcpStream, peer: Peer) {
     }
 }
 
-/// TLS over `tcp`; `None` where nothing came of it. A client that speaks plain HTTP is told what is spoken here.
+/// Runs the TLS handshake on `tcp`; `None` if it failed. A client that speaks plain HTTP is told to use TLS.
 async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig>, peer: Peer) -> Option<TlsStream> {
     const SPEAKS_TLS: Problem = Problem::BadRequest("TLS is spoken here: use https://");
     let handshakes = &shard.metrics.tls_handshakes_total;
     let mut stream = TlsStream::new(tcp, config).ok()?;
     let outcome = {
-        // In the table for as long as the handshake takes, and out of it before the stream is dropped.
-        let _member = shard.connections.enter_for_handshake(stream.as_raw_fd());
+        // Registered during the handshake, so that it has a deadline; removed before the stream is dropped.
+        let _registration = shard.connections.enter_for_handshake(stream.as_raw_fd());
         stream.handshake().await
     };
     match outcome {
@@ -201,10 +210,10 @@ async fn shake_hands(shard: &Rc<Shard>, tcp: TcpStream, config: Arc<ServerConfig
     Some(stream)
 }
 
-/// A panic in a connection's task ends the connection, not the shard.
+/// Runs a connection's task so that a panic ends the connection and not the shard.
 ///
-/// No `async fn`: that would keep room for the task twice, as its argument and as what it awaits, in every connection.
-pub(super) fn contain(task: impl Future<Output = ()>) -> impl Future<Output = ()> {
+/// Not an `async fn`: its future would hold the task twice, as its argument and as the future it awaits.
+pub(super) fn catch_panic(task: impl Future<Output = ()>) -> impl Future<Output = ()> {
     AssertUnwindSafe(task).catch_unwind().map(|outcome| {
         if outcome.is_err() {
             tracing::error!("a bug ended one connection; the panic message above says where");

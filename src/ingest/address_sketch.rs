@@ -2,7 +2,7 @@
 //! sent and TLS connections it has opened lately.
 //!
 //! One table for all shards, of a size that does not depend on how many addresses there are: two rows of cells, and an
-//! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. Addresses that
+//! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. AddressSketch that
 //! share a cell are counted together in it. What holds of an address is the lower of its two cells: never less than the
 //! truth, and more only where both are shared with others that are busy, which with [`limits::ADDRESS_CELLS`] a row
 //! takes a few hundred busy addresses to happen to one in ten thousand.
@@ -32,11 +32,11 @@ const HANDSHAKE_STEP: Duration =
 
 /// Where an address is counted: its cell in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cells([u32; 2]);
+pub struct SketchCells([u32; 2]);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Addresses {
+pub struct AddressSketch {
     hasher: RandomState,
     /// Open connections. Every shard adds and subtracts.
     connections: [Box<[AtomicU32]>; 2],
@@ -50,7 +50,7 @@ pub struct Addresses {
     started: Instant,
 }
 
-impl Addresses {
+impl AddressSketch {
     /// A table in which an address may hold `connections_max` connections, and open as many over TLS at once.
     pub fn new(connections_max: u32) -> Self {
         fn row<T: Default>() -> Box<[T]> {
@@ -68,26 +68,26 @@ impl Addresses {
     }
 
     /// Where `address` is counted. IPv6 clients own a /64 at least and can take any address in it: it counts as one.
-    pub fn cells(&self, address: IpAddr) -> Cells {
+    pub fn cells(&self, address: IpAddr) -> SketchCells {
         let counted = match address.to_canonical() {
             IpAddr::V4(address) => u128::from(u32::from(address)) | u128::from(u16::MAX) << 32,
             IpAddr::V6(address) => u128::from(address) & !u128::from(u64::MAX),
         };
         let hash = self.hasher.hash_one(Ipv6Addr::from(counted));
         let cell = |bits: u32| bits % limits::ADDRESS_CELLS as u32;
-        Cells([cell(hash as u32), cell((hash >> 32) as u32)])
+        SketchCells([cell(hash as u32), cell((hash >> 32) as u32)])
     }
 
     /// Counts a connection for as long as the result lives; `None` where the address has as many as it may.
-    pub fn connect(self: &Arc<Self>, cells: Cells) -> Option<Connected> {
-        let connected = Connected { addresses: Arc::clone(self), cells };
+    pub fn connect(self: &Arc<Self>, cells: SketchCells) -> Option<OpenConnection> {
+        let connected = OpenConnection { addresses: Arc::clone(self), cells };
         // Relaxed: only the count itself is shared, nothing is published by it.
         let [first, second] = of(&self.connections, cells).map(|cell| cell.fetch_add(1, Ordering::Relaxed));
         (first.min(second) < self.connections_max).then_some(connected)
     }
 
     /// Notes a wrong key.
-    pub fn note_failure(&self, cells: Cells, now: Instant) {
+    pub fn note_failure(&self, cells: SketchCells, now: Instant) {
         let now = self.micros(now);
         for cell in of(&self.forgiven_at, cells) {
             let later = |at: u64| Some(at.max(now) + FORGIVEN_IN.as_micros() as u64);
@@ -97,7 +97,7 @@ impl Addresses {
     }
 
     /// How long the address must wait before it may present a key that is not known to be valid; `None`: it need not.
-    pub fn must_wait(&self, cells: Cells, now: Instant) -> Option<Duration> {
+    pub fn must_wait(&self, cells: SketchCells, now: Instant) -> Option<Duration> {
         let [first, second] = of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
         let held = Duration::from_micros(first.min(second).saturating_sub(self.micros(now)));
         held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
@@ -105,7 +105,7 @@ impl Addresses {
 
     /// Notes a connection that is to be spoken TLS on. How long it must wait for its turn: not at all where the address has not opened
     /// too many lately; `None` where that would be longer than [`limits::HANDSHAKE_WAIT_MAX`].
-    pub fn begin_handshake(&self, cells: Cells, now: Instant) -> Option<Duration> {
+    pub fn begin_handshake(&self, cells: SketchCells, now: Instant) -> Option<Duration> {
         let now = self.micros(now);
         let step = HANDSHAKE_STEP.as_micros() as u64;
         let latest = now + (self.handshakes_held + limits::HANDSHAKE_WAIT_MAX).as_micros() as u64;
@@ -126,19 +126,19 @@ impl Addresses {
 }
 
 /// An address's cell in each row.
-fn of<T>(rows: &[Box<[T]>; 2], cells: Cells) -> [&T; 2] {
-    let Cells([first, second]) = cells;
+fn of<T>(rows: &[Box<[T]>; 2], cells: SketchCells) -> [&T; 2] {
+    let SketchCells([first, second]) = cells;
     [&rows[0][first as usize], &rows[1][second as usize]]
 }
 
 /// One connection in the count of its address.
 #[derive(Debug)]
-pub struct Connected {
-    addresses: Arc<Addresses>,
-    cells: Cells,
+pub struct OpenConnection {
+    addresses: Arc<AddressSketch>,
+    cells: SketchCells,
 }
 
-impl Drop for Connected {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         for cell in of(&self.addresses.connections, self.cells) {
             cell.fetch_sub(1, Ordering::Relaxed);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_address_is_an_ipv4_address_or_a_64() {
-        let addresses = Addresses::new(1);
+        let addresses = AddressSketch::new(1);
         for (a, b, is_same) in [
             ("192.0.2.1", "192.0.2.1", true),
             ("192.0.2.1", "::ffff:192.0.2.1", true),
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_and_given_back() {
-        let addresses = Arc::new(Addresses::new(2));
+        let addresses = Arc::new(AddressSketch::new(2));
         let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
         let first = addresses.connect(one).unwrap();
         let _second = addresses.connect(one).unwrap();
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_crowd_does_not_use_up_the_places_of_one() {
-        let addresses = Arc::new(Addresses::new(8));
+        let addresses = Arc::new(AddressSketch::new(8));
         let of = |n: u32| addresses.cells(IpAddr::from(n.to_be_bytes()));
         let _held: Vec<_> = (0..300 * 8).filter_map(|n| addresses.connect(of(n / 8))).collect();
         let refused = (1000..3000).filter(|n| addresses.connect(of(*n)).is_none()).count();
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn wrong_keys_add_up_to_a_minute_s_worth_and_are_forgiven_one_by_one() {
         const MAX: u32 = limits::AUTH_FAILURES_PER_ADDRESS_AND_MINUTE_MAX;
-        let addresses = Addresses::new(1);
+        let addresses = AddressSketch::new(1);
         let now = Instant::now();
         let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
         for _ in 0..MAX {
@@ -222,7 +222,7 @@ mod tests {
         const STEP: Duration = HANDSHAKE_STEP;
         let most = (limits::HANDSHAKE_WAIT_MAX.as_millis() / STEP.as_millis()) as u32;
         for (connections_max, at_once) in [(1, limits::HANDSHAKES_AT_ONCE_MIN), (20_000, 20_000)] {
-            let addresses = Addresses::new(connections_max);
+            let addresses = AddressSketch::new(connections_max);
             let now = Instant::now();
             let (one, other) = (addresses.cells(ip("192.0.2.1")), addresses.cells(ip("192.0.2.2")));
             for _ in 0..at_once {

@@ -2,7 +2,7 @@
 //!
 //! The body is cut into items first and every item is parsed before the first is accepted, so a body that is
 //! not a JSON array is refused whole. With an `Idempotency-Key` their ids follow from it ([`batch_key`]). The shard goes back to its other connections every
-//! [`BYTES_PER_TURN`] bytes of parsing: a large batch must not hold up small events.
+//! [`BYTES_PER_YIELD`] bytes of parsing: a large batch must not hold up small events.
 
 use std::borrow::Cow;
 use std::hash::Hasher as _;
@@ -13,19 +13,19 @@ use millrace_base::limits;
 use millrace_base::problem::{FieldError, Problem, reason_phrase};
 use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
-use millrace_tenant::rate_window::Minute;
+use millrace_tenant::rate_window::RatePolicy;
 use millrace_wire::http::{ContentType, Head};
 use millrace_wire::routes::ShardRoute;
 
-use super::connection::{Connection, Stop};
+use super::connection::{Abort, Connection};
 use super::envelope::skip_value;
 use super::{
-    Charge, Standing, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, journal_refusal, parse,
-    turn,
+    Charge, RequestContext, Stream, accept, admit, batch_key, count_invalid, expect_json, identify, journal_refusal,
+    parse, work_budget,
 };
 
 /// Parsed between two turns of the other connections; about 100 µs.
-const BYTES_PER_TURN: usize = 64 * 1024;
+const BYTES_PER_YIELD: usize = 64 * 1024;
 
 /// What came of a batch, as the body of its answer.
 pub(super) enum Outcome {
@@ -45,16 +45,16 @@ struct Taken {
 pub(super) async fn post_events<S: Stream>(
     connection: &mut Connection<S>,
     head: &Head,
-    standing: &mut Standing,
-) -> Result<Outcome, Stop> {
-    let tenant = identify(connection, head, std::time::Instant::now(), standing).await?;
+    context: &mut RequestContext,
+) -> Result<Outcome, Abort> {
+    let tenant = identify(connection, head, std::time::Instant::now(), context).await?;
     // One request of the minute is taken before the body is read; each further event takes its own below.
-    admit(&connection.shard, &tenant, standing)?;
+    admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Ndjson)?;
     let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
-    let read = read.inspect_err(|stop| standing.settle(stop))?;
+    let read = read.inspect_err(|abort| context.settle(abort))?;
     let is_ndjson = head.content_type == ContentType::Ndjson;
-    let keys = Rc::clone(&connection.shard).neighbours.batch_keys.clone();
+    let keys = Rc::clone(&connection.shard).shared.batch_keys.clone();
     let mut digest = keys.hasher();
     let mut key = None;
     let mut events: Vec<Result<Event, Problem>> = Vec::new();
@@ -86,10 +86,10 @@ pub(super) async fn post_events<S: Stream>(
             }
             events.push(event);
             parsed_bytes += item.len();
-            if parsed_bytes >= BYTES_PER_TURN {
+            if parsed_bytes >= BYTES_PER_YIELD {
                 parsed_bytes = 0;
                 connection.wait_for_server();
-                work_budget::rest().await;
+                work_budget::yield_now().await;
             }
         }
     }
@@ -104,13 +104,13 @@ pub(super) async fn post_events<S: Stream>(
         .map(|event| {
             let event = event?;
             if !std::mem::take(&mut is_first) {
-                admit(&connection.shard, &tenant, standing)?;
+                admit(&connection.shard, &tenant, context)?;
             }
-            let charge = standing.charge();
+            let charge = context.charge();
             match accept(&connection.shard, event, &ticket) {
                 Ok(id) => Ok(Taken { id, charge }),
                 Err(problem) => {
-                    give_back(charge, standing);
+                    give_back(charge, context);
                     Err(problem)
                 }
             }
@@ -126,10 +126,10 @@ pub(super) async fn post_events<S: Stream>(
     let mut taken = results.iter_mut().filter(|result| result.is_ok());
     let mut next = 0;
     for (position, trouble) in ticket.clear() {
-        let AppendError::Refused(why) = trouble else { return Err(Stop::Gone) };
+        let AppendError::Refused(why) = trouble else { return Err(Abort::Gone) };
         let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
         if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
-            give_back(charge, standing);
+            give_back(charge, context);
         }
         next = position + 1;
     }
@@ -146,9 +146,9 @@ pub(super) async fn post_events<S: Stream>(
 }
 
 /// Gives back what an event took of the minute.
-fn give_back(charge: Option<Charge>, standing: &mut Standing) {
+fn give_back(charge: Option<Charge>, context: &mut RequestContext) {
     if let Some(charge) = charge {
-        standing.decision = Some((Minute::Events, charge.give_back()));
+        context.decision = Some((RatePolicy::Events, charge.give_back()));
     }
 }
 

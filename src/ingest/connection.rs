@@ -23,28 +23,28 @@ use millrace_journal::{AckToken, AppendError};
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
 use millrace_wire::routes::{self, Body as BodyOf, ControlRoute, Route, RouteName, ShardRoute};
 
-use super::address_sketch::Cells;
+use super::address_sketch::SketchCells;
 use super::batch::Outcome;
 use super::client_identity::Peer;
-use super::connection_table::{Member, Phase};
-use super::pending_acks::{Accepted, Promises, Settled};
+use super::connection_table::{Phase, Registration};
+use super::pending_acks::{Accepted, PendingAcks, Settled};
 use super::reply::{self, Caching, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
 use super::wipe::wipe;
-use super::work_budget::{self, Turn};
-use super::{Standing, batch, journal_refusal, post_event};
+use super::work_budget::{self, WorkBudget};
+use super::{RequestContext, batch, journal_refusal, post_event};
 
 /// Why a request gets no ordinary answer.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum Abort {
     /// Say no.
     Refuse(Problem),
     /// The client is gone: say nothing.
     Gone,
 }
 
-impl From<Problem> for Stop {
+impl From<Problem> for Abort {
     fn from(problem: Problem) -> Self {
         Self::Refuse(problem)
     }
@@ -86,9 +86,9 @@ const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
 /// Read buffers above this are not kept between requests.
 const KEPT_READ_BYTES_MAX: usize = 16 * 1024;
 
-/// One connection's state. Field order matters: `member` leaves the table before `stream` closes its descriptor.
+/// One connection's state. Field order matters: `registration` leaves the table before `stream` closes its descriptor.
 pub(super) struct Connection<S> {
-    member: Member,
+    registration: Registration,
     stream: S,
     pub(super) shard: Rc<Shard>,
     peer: Peer,
@@ -101,19 +101,19 @@ pub(super) struct Connection<S> {
     scanner: HeadScanner,
     out: Vec<u8>,
     /// Answers in `out` that must wait for the journal.
-    promises: Promises,
+    pending_acks: PendingAcks,
     /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
     permits: Vec<ReplyPermit>,
     /// What a read buffer should hold, from the size of the last request.
     read_hint: usize,
-    turn: Turn,
+    budget: WorkBudget,
 }
 
 impl<S: Stream> Connection<S> {
     pub(super) fn new(shard: Rc<Shard>, stream: S, peer: Peer) -> Self {
-        let member = shard.connections.enter(stream.as_raw_fd());
+        let registration = shard.connections.enter(stream.as_raw_fd());
         Self {
-            member,
+            registration,
             stream,
             shard,
             peer,
@@ -123,10 +123,10 @@ impl<S: Stream> Connection<S> {
             is_body_read: false,
             scanner: HeadScanner::default(),
             out: Vec::new(),
-            promises: Promises::default(),
+            pending_acks: PendingAcks::default(),
             permits: Vec::new(),
             read_hint: limits::CONNECTION_READ_BYTES,
-            turn: Turn::begin(),
+            budget: WorkBudget::begin(),
         }
     }
 
@@ -135,17 +135,17 @@ impl<S: Stream> Connection<S> {
         let ended_cleanly = loop {
             match self.next_head().await {
                 Ok(Some(head)) => match self.exchange(&head).await {
-                    Ok(true) => self.turn.rest_if_over().await,
+                    Ok(true) => self.budget.yield_if_spent().await,
                     Ok(false) => break self.is_body_read && self.buffer.is_empty(),
-                    Err(Stop::Gone) => return,
-                    Err(Stop::Refuse(problem)) => {
+                    Err(Abort::Gone) => return,
+                    Err(Abort::Refuse(problem)) => {
                         self.refuse_unparsed(&problem);
                         break false;
                     }
                 },
                 Ok(None) => break true,
-                Err(Stop::Gone) => return,
-                Err(Stop::Refuse(problem)) => {
+                Err(Abort::Gone) => return,
+                Err(Abort::Refuse(problem)) => {
                     self.refuse_unparsed(&problem);
                     break false;
                 }
@@ -173,12 +173,12 @@ impl<S: Stream> Connection<S> {
 
     /// Says that nothing more comes, where the stream has a word for it.
     async fn finish_sending(&mut self) {
-        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        self.registration.begin(Phase::Write, limits::WRITE_TIMEOUT);
         self.stream.finish().await;
     }
 
     /// The head of the next request; `None` when the connection ends between requests.
-    async fn next_head(&mut self) -> Result<Option<Head>, Stop> {
+    async fn next_head(&mut self) -> Result<Option<Head>, Abort> {
         let mut is_header_begun = false;
         let mut may_skip_line = true;
         loop {
@@ -192,7 +192,7 @@ impl<S: Stream> Connection<S> {
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
                 // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
-                self.member.begin(Phase::Idle, self.shard.neighbours.keep_alive_timeout);
+                self.registration.begin(Phase::Idle, self.shard.shared.keep_alive_timeout);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {
                     let head = http::parse_head(&filled[..len])?;
@@ -204,19 +204,19 @@ impl<S: Stream> Connection<S> {
                 if !is_header_begun {
                     is_header_begun = true;
                     self.flush().await?;
-                    self.member.begin(Phase::Header, limits::HEADER_TIMEOUT);
+                    self.registration.begin(Phase::Header, limits::HEADER_TIMEOUT);
                 }
             }
             if self.fill().await? == 0 {
-                let is_late = is_header_begun && self.member.slot().is_overdue();
+                let is_late = is_header_begun && self.registration.slot().is_overdue();
                 return if is_late { Err(Problem::RequestTimeout.into()) } else { Ok(None) };
             }
         }
     }
 
     /// Answers one request. Returns whether the connection goes on.
-    async fn exchange(&mut self, head: &Head) -> Result<bool, Stop> {
-        let mut standing = Standing::default();
+    async fn exchange(&mut self, head: &Head) -> Result<bool, Abort> {
+        let mut context = RequestContext::default();
         let route = if self.shard.is_draining() {
             Err(Problem::ShuttingDown)
         } else {
@@ -225,11 +225,11 @@ impl<S: Stream> Connection<S> {
         let name = route.as_ref().map_or(RouteName::OTHER, |route| route.name());
         let answer = match route {
             Ok(Route::Shard(ShardRoute::PostEvent)) => {
-                let accepted = post_event(self, head, &mut standing).await;
-                accepted.map(Answer::Accepted).inspect_err(|stop| standing.settle(stop))
+                let accepted = post_event(self, head, &mut context).await;
+                accepted.map(Answer::Accepted).inspect_err(|abort| context.settle(abort))
             }
             // Boxed: the way of one event should not carry the state of the others.
-            Ok(Route::Shard(ShardRoute::PostEventBatch)) => Box::pin(self.batch(head, &mut standing)).await,
+            Ok(Route::Shard(ShardRoute::PostEventBatch)) => Box::pin(self.batch(head, &mut context)).await,
             Ok(Route::Shard(ShardRoute::Root)) => Ok(Answer::json(200, routes::ROOT_BODY, Caching::Never)),
             Ok(Route::Shard(ShardRoute::Health)) => Ok(Answer::json(200, health::HEALTH_BODY, Caching::Never)),
             Ok(Route::Shard(ShardRoute::Ready)) => {
@@ -238,12 +238,12 @@ impl<S: Stream> Connection<S> {
             }
             Ok(Route::Shard(ShardRoute::OpenApi)) => Ok(Answer::json(200, routes::OPENAPI_JSON, Caching::Default)),
             Ok(Route::Shard(ShardRoute::Metrics)) => Box::pin(self.metrics_page()).await,
-            Ok(Route::Control(route)) => Box::pin(self.control(route, head, &mut standing)).await,
+            Ok(Route::Control(route)) => Box::pin(self.control(route, head, &mut context)).await,
             Ok(Route::Options(allow)) => Ok(Answer::Options(allow)),
             Err(problem) => Err(problem.into()),
         };
-        if let Err(Stop::Gone) = answer {
-            return Err(Stop::Gone);
+        if let Err(Abort::Gone) = answer {
+            return Err(Abort::Gone);
         }
         // Here, while the head is still where it was read: an idle connection keeps its buffer, not its key.
         if let Some(key) = head.api_key {
@@ -252,13 +252,13 @@ impl<S: Stream> Connection<S> {
         let unread = match &answer {
             _ if self.is_body_read => Some(0),
             // Nothing more is read from a socket that was too slow.
-            Err(Stop::Refuse(Problem::RequestTimeout)) => None,
+            Err(Abort::Refuse(Problem::RequestTimeout)) => None,
             _ => self.unread_body(head),
         };
         let keep_alive = head.keep_alive && unread.is_some() && !self.shard.is_draining();
         let before = self.out.len();
-        self.write_answer(head, &standing, name, keep_alive, answer);
-        self.turn.answer(self.out.len() - before);
+        self.write_answer(head, &context, name, keep_alive, answer);
+        self.budget.answer(self.out.len() - before);
         if let Some(missing @ 1..) = unread.filter(|_| keep_alive)
             && !Box::pin(self.drop_body(missing)).await?
         {
@@ -272,8 +272,8 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Answers a batch.
-    async fn batch(&mut self, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        Ok(match batch::post_events(self, head, standing).await? {
+    async fn batch(&mut self, head: &Head, context: &mut RequestContext) -> Result<Answer, Abort> {
+        Ok(match batch::post_events(self, head, context).await? {
             Outcome::Taken(body) => {
                 Answer::Json { status: 202, body, caching: Caching::Default, location: None, permit: None }
             }
@@ -282,8 +282,8 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Has the metrics rendered by the control pool, where they may be seen here.
-    async fn metrics_page(&mut self) -> Result<Answer, Stop> {
-        if !self.shard.neighbours.are_metrics_public {
+    async fn metrics_page(&mut self) -> Result<Answer, Abort> {
+        if !self.shard.shared.are_metrics_public {
             return Err(Problem::NotFound.into());
         }
         let page = self.shard.control.metrics_page()?;
@@ -293,17 +293,22 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Hands a reading or managing request to the control pool and waits.
-    async fn control(&mut self, route: ControlRoute, head: &Head, standing: &mut Standing) -> Result<Answer, Stop> {
-        let tenant = super::identify(self, head, Instant::now(), standing).await?;
+    async fn control(
+        &mut self,
+        route: ControlRoute,
+        head: &Head,
+        context: &mut RequestContext,
+    ) -> Result<Answer, Abort> {
+        let tenant = super::identify(self, head, Instant::now(), context).await?;
         // Before the body is read, for which the head may move.
         let from = self.client_address(head);
         let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
         let query = String::from_utf8_lossy(query).into_owned();
-        super::admit_control(&self.shard, &tenant, standing, route.row().scope)?;
+        super::admit_control(&self.shard, &tenant, context, route.row().scope)?;
         let body = self.control_body(route.row().body, head).await?;
         if matches!(route, ControlRoute::TestEndpoint(_)) {
             // It makes an event.
-            super::admit(&self.shard, &tenant, standing)?;
+            super::admit(&self.shard, &tenant, context)?;
         }
         let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
         let request = Request { route, query, body: body.into() };
@@ -314,13 +319,13 @@ impl<S: Stream> Connection<S> {
             }
             Err(problem) => Err(problem),
         };
-        let reply = reply.map_err(Stop::Refuse).inspect_err(|stop| standing.settle(stop))?;
+        let reply = reply.map_err(Abort::Refuse).inspect_err(|abort| context.settle(abort))?;
         let Reply { status, body, location, permit } = reply;
         Ok(Answer::Json { status, body, caching: Caching::Never, location, permit: Some(permit) })
     }
 
     /// The body of a control request, where its route takes one; wiped here, because it may hold a webhook's secret.
-    async fn control_body(&mut self, takes: BodyOf, head: &Head) -> Result<Vec<u8>, Stop> {
+    async fn control_body(&mut self, takes: BodyOf, head: &Head) -> Result<Vec<u8>, Abort> {
         let BodyOf::Json(max) = takes else { return Ok(Vec::new()) };
         if head.framing == Framing::None {
             return Ok(Vec::new());
@@ -343,27 +348,27 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Where the client of the present request is counted, if anywhere.
-    pub(super) fn client(&self, head: &Head) -> Option<Cells> {
-        self.shard.neighbours.clients.cells_of(self.peer, head, self.request())
+    pub(super) fn client(&self, head: &Head) -> Option<SketchCells> {
+        self.shard.shared.clients.cells_of(self.peer, head, self.request())
     }
 
     /// The address of the present request's client.
     pub(super) fn client_address(&self, head: &Head) -> IpAddr {
-        self.shard.neighbours.clients.address_of(self.peer, head, self.request())
+        self.shard.shared.clients.address_of(self.peer, head, self.request())
     }
 
     /// What single events are appended to the journal with.
     pub(super) fn ticket(&self) -> &Rc<AckToken> {
-        self.promises.ticket()
+        self.pending_acks.ticket()
     }
 
     /// No deadline of the client's runs while the server is at work.
     pub(super) fn wait_for_server(&self) {
-        self.member.work();
+        self.registration.work();
     }
 
     /// Reads more bytes behind those in the buffer. Returns how many; 0 at the end of the stream.
-    async fn fill(&mut self) -> Result<usize, Stop> {
+    async fn fill(&mut self) -> Result<usize, Abort> {
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
@@ -375,11 +380,11 @@ impl<S: Stream> Connection<S> {
             // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
-        self.turn.rest_if_over().await;
-        let ((read, buffer), has_waited) = work_budget::awaited(self.stream.receive(buffer)).await;
-        self.turn.read(*read.as_ref().unwrap_or(&0), has_waited);
+        self.budget.yield_if_spent().await;
+        let ((read, buffer), has_waited) = work_budget::track_wait(self.stream.receive(buffer)).await;
+        self.budget.read(*read.as_ref().unwrap_or(&0), has_waited);
         self.buffer = buffer;
-        read.map_err(|_| Stop::Gone)
+        read.map_err(|_| Abort::Gone)
     }
 
     /// Done with the present request: the next starts behind it.
@@ -400,20 +405,20 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Writes what is gathered in `out`, when the journal lets it go.
-    async fn flush(&mut self) -> Result<(), Stop> {
-        self.keep_promises().await?;
+    async fn flush(&mut self) -> Result<(), Abort> {
+        self.settle_acks().await?;
         self.write_out().await
     }
 
     /// Waits until every 202 in `out` is true. Where one will not be, it and what follows it are taken back, and the
     /// connection ends: with a refusal where nothing of the event was written, else without a word, because nobody
     /// knows.
-    async fn keep_promises(&mut self) -> Result<(), Stop> {
-        if self.promises.is_empty() {
+    async fn settle_acks(&mut self) -> Result<(), Abort> {
+        if self.pending_acks.is_empty() {
             return Ok(());
         }
         self.wait_for_server();
-        let Settled { kept, since, broken } = self.promises.settled().await;
+        let Settled { kept, since, broken } = self.pending_acks.settled().await;
         let metrics = &self.shard.metrics;
         metrics.event_ingestion_latency_seconds.observe_nanos_times(since.elapsed().as_nanos() as u64, kept.into());
         metrics.http_requests_total.add(EVENTS_POST, 202, kept.into());
@@ -425,24 +430,24 @@ impl<S: Stream> Connection<S> {
         self.write_out().await?;
         self.finish_sending().await;
         Box::pin(self.linger(limits::LINGER_TIMEOUT)).await;
-        Err(Stop::Gone)
+        Err(Abort::Gone)
     }
 
-    async fn write_out(&mut self) -> Result<(), Stop> {
+    async fn write_out(&mut self) -> Result<(), Abort> {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.member.begin(Phase::Write, limits::WRITE_TIMEOUT);
+        self.registration.begin(Phase::Write, limits::WRITE_TIMEOUT);
         let mut out = take(&mut self.out);
         let mut written = 0;
         while written < out.len() {
             let (result, rest) = self.stream.send(out, written).await;
             out = rest;
             match result {
-                Ok(0) | Err(_) => return Err(Stop::Gone),
+                Ok(0) | Err(_) => return Err(Abort::Gone),
                 Ok(n) => written += n,
             }
-            self.member.extend(limits::WRITE_TIMEOUT);
+            self.registration.extend(limits::WRITE_TIMEOUT);
         }
         if !self.permits.is_empty() {
             // A control answer may show a new key, and the buffer is kept for others.
@@ -457,10 +462,10 @@ impl<S: Stream> Connection<S> {
     /// reset, which may take the answer with it. Many clients look for an answer only when all of a body is sent, so
     /// this goes on while bytes come, up to `limit`.
     async fn linger(&mut self, limit: Duration) {
-        self.member.slot().finish_sending();
+        self.registration.slot().finish_sending();
         let began_at = Instant::now();
         let mut dropped = 0;
-        self.member.begin(Phase::Linger, limits::LINGER_SILENCE_MAX);
+        self.registration.begin(Phase::Linger, limits::LINGER_SILENCE_MAX);
         while dropped < limits::LINGER_BYTES_MAX {
             self.buffer.clear();
             self.start = 0;
@@ -471,21 +476,21 @@ impl<S: Stream> Connection<S> {
             // A server that leaves waits for no upload.
             let limit = if self.shard.is_draining() { limits::LINGER_SILENCE_MAX } else { limit };
             let Some(left) = limit.checked_sub(began_at.elapsed()) else { return };
-            self.member.extend(left.min(limits::LINGER_SILENCE_MAX));
+            self.registration.extend(left.min(limits::LINGER_SILENCE_MAX));
         }
     }
 
     fn write_answer(
         &mut self,
         head: &Head,
-        standing: &Standing,
+        context: &RequestContext,
         name: RouteName,
         keep_alive: bool,
-        answer: Result<Answer, Stop>,
+        answer: Result<Answer, Abort>,
     ) {
         self.prepare_out();
         let date = self.shard.date();
-        let rate = standing.tenant.as_deref().zip(standing.decision).map(|(tenant, (minute, is))| (tenant, minute, is));
+        let rate = context.tenant.as_deref().zip(context.decision).map(|(tenant, (minute, is))| (tenant, minute, is));
         let is_head = head.method == routes::Method::Head;
         let keep_alive = keep_alive.then_some(&*self.shard.keep_alive_field);
         let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
@@ -495,8 +500,8 @@ impl<S: Stream> Connection<S> {
                 let begins = out.len();
                 reply::accepted(out, &frame, id);
                 if self.shard.journal.is_some() {
-                    // Counted when it may leave.
-                    return self.promises.add(begins, started, standing.charge());
+                    // CountGuard when it may leave.
+                    return self.pending_acks.add(begins, started, context.charge());
                 }
                 let nanos = started.elapsed().as_nanos() as u64;
                 self.shard.metrics.event_ingestion_latency_seconds.observe_nanos(nanos);
@@ -520,12 +525,12 @@ impl<S: Stream> Connection<S> {
                 reply::options(out, &frame, allow);
                 204
             }
-            Err(Stop::Refuse(problem)) => {
+            Err(Abort::Refuse(problem)) => {
                 reply::problem(out, &frame, &problem);
                 self.shard.metrics.rejected_total.inc(&problem);
                 problem.row().status
             }
-            Err(Stop::Gone) => return,
+            Err(Abort::Gone) => return,
         };
         self.shard.metrics.http_requests_total.inc(name, status);
     }

@@ -59,7 +59,7 @@ impl Slot {
 
 /// The table. Used by its shard's thread only.
 #[derive(Debug, Default)]
-pub struct Connections {
+pub struct ConnectionTable {
     slots: RefCell<Vec<Option<Rc<Slot>>>>,
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
@@ -69,20 +69,20 @@ pub struct Connections {
 }
 
 /// Membership in the table; leaves it when dropped. Must be dropped before the socket is closed.
-pub struct Member {
-    table: Rc<Connections>,
+pub struct Registration {
+    table: Rc<ConnectionTable>,
     index: usize,
     slot: Rc<Slot>,
 }
 
-impl Connections {
+impl ConnectionTable {
     /// How many are open.
     pub fn open(&self) -> usize {
         self.open.get()
     }
 
     /// Enters the connection on `fd`.
-    pub fn enter(self: &Rc<Self>, fd: RawFd) -> Member {
+    pub fn enter(self: &Rc<Self>, fd: RawFd) -> Registration {
         let slot =
             Rc::new(Slot { fd, phase: Cell::new(Phase::Work), due: Cell::new(u64::MAX), is_overdue: Cell::new(false) });
         let mut slots = self.slots.borrow_mut();
@@ -92,7 +92,7 @@ impl Connections {
         });
         slots[index] = Some(Rc::clone(&slot));
         self.open.set(self.open.get() + 1);
-        Member { table: Rc::clone(self), index, slot }
+        Registration { table: Rc::clone(self), index, slot }
     }
 
     /// Shuts down what is overdue; returns each overdue connection's phase through `count`. Called every
@@ -118,7 +118,7 @@ impl Connections {
 
     /// Enters the connection on `fd` for its handshake and starts the clock. Where as many are under way as may be, the
     /// one that has been at it for longest is ended.
-    pub fn enter_for_handshake(self: &Rc<Self>, fd: RawFd) -> Member {
+    pub fn enter_for_handshake(self: &Rc<Self>, fd: RawFd) -> Registration {
         if self.handshakes.get() >= limits::HANDSHAKES_MAX {
             let slots = self.slots.borrow();
             let under_way = slots.iter().flatten().filter(|slot| slot.phase.get() == Phase::Handshake);
@@ -128,9 +128,9 @@ impl Connections {
             }
         }
         self.handshakes.set(self.handshakes.get() + 1);
-        let member = self.enter(fd);
-        member.begin(Phase::Handshake, limits::HANDSHAKE_TIMEOUT);
-        member
+        let registration = self.enter(fd);
+        registration.begin(Phase::Handshake, limits::HANDSHAKE_TIMEOUT);
+        registration
     }
 
     /// Ends the connections that wait for a request, or to make one; those in the middle of one go on.
@@ -152,7 +152,7 @@ impl Connections {
     }
 }
 
-impl Member {
+impl Registration {
     /// Starts a phase that must be over within `limit`; see [`Self::extend`].
     pub fn begin(&self, phase: Phase, limit: Duration) {
         self.slot.phase.set(phase);
@@ -180,7 +180,7 @@ impl Member {
     }
 }
 
-impl Drop for Member {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.table.slots.borrow_mut()[self.index] = None;
         self.table.free.borrow_mut().push(self.index);
@@ -193,8 +193,8 @@ impl Drop for Member {
 
 /// Shuts a socket down; one that is already gone is what we wanted.
 fn shut(fd: RawFd, how: Shutdown) {
-    // SAFETY: a descriptor is in the table from `enter` until its `Member` is dropped, and the connection's task
-    // drops its `Member` before the `Stream` that owns the descriptor, on this same thread. So it is open here.
+    // SAFETY: a descriptor is in the table from `enter` until its `Registration` is dropped, and the connection's task
+    // drops its `Registration` before the `Stream` that owns the descriptor, on this same thread. So it is open here.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let _ = shutdown(socket, how);
 }
@@ -216,11 +216,11 @@ mod tests {
         const SWEEP: u64 = limits::TIMEOUT_SWEEP_INTERVAL.as_millis() as u64;
         let (socket, _other) = UnixStream::pair().unwrap();
         for limit in [1, SWEEP - 1, SWEEP, SWEEP + 1, 4 * SWEEP - 1, 4 * SWEEP, 4 * SWEEP + 1, 40 * SWEEP] {
-            let table = Rc::new(Connections::default());
-            let member = table.enter(socket.as_raw_fd());
-            member.begin(Phase::Body, Duration::from_millis(limit));
+            let table = Rc::new(ConnectionTable::default());
+            let registration = table.enter(socket.as_raw_fd());
+            registration.begin(Phase::Body, Duration::from_millis(limit));
             let mut sweeps = 0;
-            while !member.slot().is_overdue() {
+            while !registration.slot().is_overdue() {
                 table.sweep(|_| ());
                 sweeps += 1;
             }

@@ -1,10 +1,10 @@
-//! SHARDS: one pinned thread per core, each with its own runtime, listener, auth cache and scratch space.
+//! The shards: one pinned thread per core, each with its own runtime, listener, auth cache and scratch space.
 //!
-//! Nothing in here takes a lock, blocks, or touches a database. What must wait for another thread (a key seen
-//! for the first time, a control request) is awaited through a oneshot; what must not be lost crosses
-//! the journal. Shard state is `Rc`, `Cell` and `RefCell`; no borrow is held across an await.
+//! Nothing in this crate blocks, touches a database or takes a lock of ours. A request that needs another thread (a key
+//! that this shard does not know, a control request) awaits a oneshot channel. An event that must not be lost crosses
+//! to the journal. Shard state is `Rc`, `Cell` and `RefCell`, and no borrow is held across an await.
 //!
-//! The way of an event is [`post_event`], top to bottom.
+//! [`post_event`] is the whole way of an event, top to bottom.
 
 mod accept_loop;
 mod address_sketch;
@@ -37,57 +37,57 @@ use millrace_journal::{AckToken, ClosedReason};
 use millrace_metrics::{CacheLookup, ValidationErrorKind};
 use millrace_tenant::Verdict;
 use millrace_tenant::auth_cache::{self, Lookup, Tenant};
-use millrace_tenant::rate_window::{Decision, Minute};
+use millrace_tenant::rate_window::{Decision, RatePolicy};
 use millrace_wire::http::{ContentType, Framing, Head};
 use millrace_wire::routes::{Scope, ShardRoute};
 
-use address_sketch::Cells;
-use connection::{Connection, Stop};
+use address_sketch::SketchCells;
+use connection::{Abort, Connection};
 use pending_acks::Accepted;
 use shard::Shard;
 
-/// Whom a request is from and what is left of their minute, for the answer's fields.
+/// Who sends a request, and what is left of their rate limit; the response's fields show it.
 #[derive(Default)]
-struct Standing {
+struct RequestContext {
     tenant: Option<Rc<Tenant>>,
-    decision: Option<(Minute, Decision)>,
+    decision: Option<(RatePolicy, Decision)>,
 }
 
-impl Standing {
-    /// What the request has taken of its organisation's minute of events, where that is limited.
+impl RequestContext {
+    /// The request that was counted against the organisation's limit of events, where there is a limit.
     fn charge(&self) -> Option<Charge> {
         let tenant = self.tenant.as_ref()?;
         let (_, decision) =
-            self.decision.filter(|(minute, decision)| *minute == Minute::Events && decision.is_admitted)?;
+            self.decision.filter(|(policy, decision)| *policy == RatePolicy::Events && decision.is_admitted)?;
         Some(Charge { tenant: Rc::clone(tenant), decision })
     }
 
-    /// Takes the charge back where the request was refused for want of room.
-    fn settle(&mut self, stop: &Stop) {
-        if let Stop::Refuse(problem) = stop
+    /// Uncounts the request if it was refused because there was no room for it.
+    fn settle(&mut self, abort: &Abort) {
+        if let Abort::Refuse(problem) = abort
             && problem.is_for_want_of_room()
             && let Some(charge) = self.charge()
         {
-            self.decision = Some((Minute::Events, charge.give_back()));
+            self.decision = Some((RatePolicy::Events, charge.give_back()));
         }
     }
 }
 
-/// One request of an organisation's minute.
+/// One request that counts against its organisation's limit.
 struct Charge {
     tenant: Rc<Tenant>,
     decision: Decision,
 }
 
 impl Charge {
-    /// Its event was refused for want of room. Returns what is left of the minute now.
+    /// Uncounts it, because its event was refused for want of room. Returns what is left of the limit now.
     fn give_back(self) -> Decision {
         let grant = &self.tenant.grant;
-        grant.minutes.events.give_back(self.decision, grant.rate_limit_per_minute)
+        grant.windows.events.give_back(self.decision, grant.rate_limit_per_minute)
     }
 }
 
-/// What a client is told where the journal takes nothing.
+/// The refusal that a client gets when the journal takes no events.
 fn journal_refusal(why: ClosedReason) -> Problem {
     match why {
         ClosedReason::Full => Problem::QueueFull,
@@ -99,11 +99,11 @@ fn journal_refusal(why: ClosedReason) -> Problem {
 async fn post_event<S: Stream>(
     connection: &mut Connection<S>,
     head: &Head,
-    standing: &mut Standing,
-) -> Result<Accepted, Stop> {
+    context: &mut RequestContext,
+) -> Result<Accepted, Abort> {
     let started = Instant::now();
-    let tenant = identify(connection, head, started, standing).await?;
-    admit(&connection.shard, &tenant, standing)?;
+    let tenant = identify(connection, head, started, context).await?;
+    admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Json)?;
     let body = connection.read_body(head, ShardRoute::PostEvent.row().body.max()).await?;
     let key = connection.idempotency_key(head);
@@ -112,12 +112,12 @@ async fn post_event<S: Stream>(
     Ok(Accepted { id, started })
 }
 
-/// Finds out whose key the request carries. Waits only for a key this shard has not seen lately.
+/// Finds the tenant of the key that the request carries. Waits only for a key that is not in this shard's cache.
 async fn identify<S: Stream>(
     connection: &Connection<S>,
     head: &Head,
     now: Instant,
-    standing: &mut Standing,
+    context: &mut RequestContext,
 ) -> Result<Rc<Tenant>, Problem> {
     let shard = &connection.shard;
     let presented = head.api_key.ok_or(Problem::MissingApiKey)?.slice(connection.request());
@@ -139,7 +139,7 @@ async fn identify<S: Stream>(
             tenant
         }
         Lookup::Refused => return Err(Problem::InvalidApiKey),
-        // Boxed: the way of a cached key should not carry the state of the other.
+        // Boxed, so that a request with a cached key does not carry the state of a verification.
         Lookup::Miss => {
             connection.wait_for_server();
             let from = (connection.client(head), connection.client_address(head));
@@ -150,24 +150,24 @@ async fn identify<S: Stream>(
     if tenant.grant.is_org_disabled {
         return Err(Problem::OrgDisabled);
     }
-    standing.tenant = Some(Rc::clone(&tenant));
+    context.tenant = Some(Rc::clone(&tenant));
     Ok(tenant)
 }
 
-/// Asks the verifier, together with all requests of this shard that carry the same key. An address that sent many wrong
-/// ones lately has to wait.
+/// Asks the verifier. Requests of this shard with the same key share one question. An address that sent too many wrong
+/// keys is throttled first.
 ///
-/// Counted is what the verifier refused, once for all who asked together. A key of the wrong shape costs nothing and is
-/// no guess, and one that was refused lately is answered from the cache: neither counts, so that one forgotten client
-/// with an old key does not shut out the others behind its gateway.
+/// Only a refusal by the verifier counts as a wrong key, once for all requests that shared the question. A key of the
+/// wrong shape costs nothing and is no guess, and a key in the cache of refused ones is answered from there. Neither
+/// counts, so that one forgotten client with an old key does not lock out the others behind its gateway.
 async fn verify(
     shard: &Rc<Shard>,
     hash: auth_cache::KeyHash,
     presented: &[u8; API_KEY_LEN],
-    (from, address): (Option<Cells>, IpAddr),
+    (from, address): (Option<SketchCells>, IpAddr),
 ) -> Result<Rc<Tenant>, Problem> {
     let id = key::parse(presented).ok_or(Problem::MalformedApiKey)?;
-    let addresses = &shard.neighbours.clients.addresses;
+    let addresses = &shard.shared.clients.addresses;
     if let Some(wait) = from.and_then(|from| addresses.must_wait(from, Instant::now())) {
         return Err(Problem::AuthThrottled { retry_after: wait.as_secs() as u32 + 1 });
     }
@@ -191,16 +191,16 @@ async fn verify(
     verdict
 }
 
-/// Waits until whole steps have passed since a lookup began, so that the time of a refusal does not tell what was found: a
-/// known id takes longer than an unknown one by some microseconds.
+/// Waits until a whole number of [`limits::AUTH_REFUSAL_STEP`]s has passed since a lookup began. A known key id takes some
+/// microseconds longer than an unknown one; the time of a refusal must not show which it was.
 async fn even_out(begun: Instant) {
     let taken = begun.elapsed();
     let steps = taken.as_micros() / limits::AUTH_REFUSAL_STEP.as_micros() + 1;
     monoio::time::sleep((limits::AUTH_REFUSAL_STEP * steps as u32).saturating_sub(taken)).await;
 }
 
-/// Has a key in use verified again before it expires, beside the request. Nothing comes of it where the verifier is
-/// busy: the entry is good for a while yet, and the next request tries again.
+/// Verifies a cached key again before its entry expires, while the request goes on. If the verifier is busy nothing
+/// happens: the entry stays valid for some time, and the next request tries again.
 fn refresh(shard: &Rc<Shard>, hash: auth_cache::KeyHash, presented: &[u8; API_KEY_LEN]) {
     if let Some(id) = key::parse(presented)
         && !shard.auth.borrow().is_pending(hash)
@@ -217,7 +217,7 @@ fn begin_verification(
 ) -> Result<auth_cache::Awaited, Problem> {
     let verdict = shard.verifier.submit(id, presented.to_vec().into())?;
     let answer = shard.auth.borrow_mut().begin(hash, id);
-    // A task of its own: the verdict must reach the others even if this connection ends first.
+    // In its own task: the verdict must reach the other requests even if this connection ends first.
     let shard = Rc::clone(shard);
     monoio::spawn(async move {
         let verdict = verdict.await.unwrap_or(Verdict::Unavailable(None));
@@ -226,42 +226,42 @@ fn begin_verification(
     Ok(answer)
 }
 
-/// Counts the request against its organisation's minute.
-fn admit(shard: &Shard, tenant: &Tenant, standing: &mut Standing) -> Result<(), Problem> {
+/// Counts the request against its organisation's limit of events a minute.
+fn admit(shard: &Shard, tenant: &Tenant, context: &mut RequestContext) -> Result<(), Problem> {
     let limit = tenant.grant.rate_limit_per_minute;
     if limit == 0 {
         return Ok(());
     }
     let started = Instant::now();
-    let decision = tenant.grant.minutes.events.admit(shard.second(started), limit);
-    standing.decision = Some((Minute::Events, decision));
+    let decision = tenant.grant.windows.events.admit(shard.second(started), limit);
+    context.decision = Some((RatePolicy::Events, decision));
     shard.metrics.rate_limit_check_latency_seconds.observe_nanos(started.elapsed().as_nanos() as u64);
     if decision.is_admitted { Ok(()) } else { Err(Problem::RateLimited { retry_after: decision.reset_seconds }) }
 }
 
-/// Counts a control request against a minute of its own, which every organisation has.
-fn admit_control(shard: &Shard, tenant: &Tenant, standing: &mut Standing, scope: Scope) -> Result<(), Problem> {
-    let minutes = &tenant.grant.minutes;
-    let (minute, window) = match scope {
-        Scope::Keys => (Minute::Keys, &minutes.keys),
-        Scope::Public | Scope::Ingest | Scope::Control => (Minute::Control, &minutes.control),
+/// Counts a control request against the limit of its scope, which is the same for every organisation.
+fn admit_control(shard: &Shard, tenant: &Tenant, context: &mut RequestContext, scope: Scope) -> Result<(), Problem> {
+    let windows = &tenant.grant.windows;
+    let (policy, window) = match scope {
+        Scope::Keys => (RatePolicy::Keys, &windows.keys),
+        Scope::Public | Scope::Ingest | Scope::Control => (RatePolicy::Control, &windows.control),
     };
-    let limit = control_limit(minute);
+    let limit = control_limit(policy);
     let decision = window.admit(shard.second(Instant::now()), limit);
-    standing.decision = Some((minute, decision));
+    context.decision = Some((policy, decision));
     let retry_after = decision.reset_seconds;
     if decision.is_admitted { Ok(()) } else { Err(Problem::ControlLimited { limit, retry_after }) }
 }
 
-/// Requests of a minute that is the same for every organisation.
-const fn control_limit(minute: Minute) -> u32 {
-    match minute {
-        Minute::Keys => limits::KEY_REQUESTS_PER_MINUTE_MAX,
-        Minute::Events | Minute::Control => limits::CONTROL_REQUESTS_PER_MINUTE_MAX,
+/// Control requests that an organisation may send in a minute.
+const fn control_limit(policy: RatePolicy) -> u32 {
+    match policy {
+        RatePolicy::Keys => limits::KEY_REQUESTS_PER_MINUTE_MAX,
+        RatePolicy::Events | RatePolicy::Control => limits::CONTROL_REQUESTS_PER_MINUTE_MAX,
     }
 }
 
-/// Refuses a body that cannot be an event before it is read.
+/// Refuses a request whose head shows that its body cannot be an event, before the body is read.
 fn expect_json(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     if head.framing == Framing::None {
         return Err(Problem::LengthRequired);
@@ -269,7 +269,7 @@ fn expect_json(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     refuse_other_media(head, wanted)
 }
 
-/// Refuses a body that is not declared to be JSON, or what is wanted instead.
+/// Refuses a body whose declared type is neither JSON nor `wanted`.
 fn refuse_other_media(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     if head.is_encoded {
         return Err(Problem::UnsupportedContentCoding);
@@ -284,7 +284,8 @@ fn refuse_other_media(head: &Head, wanted: ContentType) -> Result<(), Problem> {
     }
 }
 
-/// Makes an event of a body, or says what is wrong with it. `of_batch` is the `dedup_id` of an event that has none.
+/// Parses a body into an event, or says what is wrong with it. `of_batch` is the `dedup_id` for an event of a batch
+/// that carries none itself.
 fn parse(
     shard: &Shard,
     tenant: &Tenant,
@@ -307,8 +308,8 @@ fn parse(
     Ok(Event::new(id, org, received_at, &envelope.event_type, dedup_id, envelope.payload))
 }
 
-/// Takes a slot for the event and appends it to the journal; its 202 may leave when `ticket` says that it is durable.
-/// Without a journal it is handed over at once.
+/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ticket` says that the event is
+/// durable. Without a journal the event goes to the writers' queue at once.
 fn accept(shard: &Shard, event: Event, ticket: &Rc<AckToken>) -> Result<EventId, Problem> {
     let id = event.id;
     if let Some(journal) = &shard.journal {
@@ -320,7 +321,7 @@ fn accept(shard: &Shard, event: Event, ticket: &Rc<AckToken>) -> Result<EventId,
     Ok(id)
 }
 
-/// What a refused batch item counts as.
+/// Counts an invalid batch item.
 fn count_invalid(shard: &Shard, kind: ValidationErrorKind) {
     shard.metrics.validation_errors_total.inc(kind);
 }

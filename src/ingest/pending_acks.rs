@@ -1,4 +1,8 @@
-//! 202s that are in a connection's output and may not leave it yet: their events are not durable.
+//! Responses that are rendered but must not be sent until their events are durable.
+//!
+//! One connection's 202s for single events collect here, with the place in its output where each begins. The connection
+//! sends them, in order, when the journal has made their events durable. If the journal could not, the output is cut at
+//! the first such response.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -8,42 +12,42 @@ use millrace_journal::{AckToken, AppendError};
 
 use super::Charge;
 
-/// An event that was taken, and when its request began.
+/// An event that was accepted, and when its request began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accepted {
     pub id: EventId,
     pub started: Instant,
 }
 
-/// See the module.
+/// The pending acknowledgements of one connection.
 #[derive(Default)]
-pub(super) struct Promises {
+pub(super) struct PendingAcks {
     ticket: Rc<AckToken>,
-    /// Where in the output each of the answers begins.
+    /// Where in the output each response begins.
     begins: Vec<usize>,
-    /// What each took of its organisation's minute; ends early where the last took nothing.
+    /// The charge of each against its organisation's rate limit. Shorter than `begins` if the last have none.
     charges: Vec<Option<Charge>>,
-    /// When the request of the first began.
+    /// When the request of the first response began.
     since: Option<Instant>,
 }
 
-/// What became of all of them.
+/// The outcome for all of them.
 pub(super) struct Settled {
-    /// How many may leave, from the first on.
+    /// How many may be sent, counted from the first.
     pub kept: u32,
-    /// When the request of the first began.
+    /// When the request of the first response began.
     pub since: Instant,
-    /// Where the first that may not leave begins, and why.
+    /// Where the first that must not be sent begins, and why.
     pub broken: Option<(usize, AppendError)>,
 }
 
-impl Promises {
-    /// What the events are appended with.
+impl PendingAcks {
+    /// The token that their events are appended with.
     pub(super) fn ticket(&self) -> &Rc<AckToken> {
         &self.ticket
     }
 
-    /// Notes the answer that begins at `begins` of the output.
+    /// Adds the response that begins at `begins` of the output.
     pub(super) fn add(&mut self, begins: usize, started: Instant, charge: Option<Charge>) {
         self.since.get_or_insert(started);
         if charge.is_some() {
@@ -58,7 +62,7 @@ impl Promises {
         self.begins.is_empty()
     }
 
-    /// Waits until the events of all of them are settled, and forgets them. What was refused is not charged.
+    /// Waits until the fate of every event is known, and empties the list. Refused events are uncharged.
     pub(super) async fn settled(&mut self) -> Settled {
         self.ticket.settled().await;
         let since = self.since.take().unwrap_or_else(Instant::now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_base::event::EventId;
 use millrace_base::problem::{Problem, reason_phrase};
 use millrace_tenant::auth_cache::Tenant;
-use millrace_tenant::rate_window::{Decision, Minute};
+use millrace_tenant::rate_window::{Decision, RatePolicy};
 
 /// What every answer on one request shares.
 pub struct Frame<'a> {
@@ -18,7 +18,7 @@ pub struct Frame<'a> {
     /// Leave the body out (HEAD).
     pub is_head: bool,
     /// The rate limit as of this request, where it is counted in one.
-    pub rate: Option<(&'a Tenant, Minute, Decision)>,
+    pub rate: Option<(&'a Tenant, RatePolicy, Decision)>,
 }
 
 /// Whether a cache in between may keep an answer.
@@ -123,7 +123,7 @@ fn fields(out: &mut Vec<u8>, frame: &Frame<'_>) {
     out.extend_from_slice(b"\r\n");
     if let Some((tenant, minute, decision)) = frame.rate {
         let name = minute.name().as_bytes();
-        if minute == Minute::Events {
+        if minute == RatePolicy::Events {
             out.extend_from_slice(&tenant.policy_field);
         } else {
             out.extend_from_slice(b"RateLimit-Policy: \"");

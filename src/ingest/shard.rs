@@ -31,7 +31,7 @@ use millrace_journal::queue::Queue;
 use millrace_journal::{Appender, Journal};
 use millrace_metrics::{Metrics, ShardHandle, TimeoutPhase};
 use millrace_tenant::auth_cache::AuthCache;
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_tenant::verifier::Verifier;
 use millrace_wire::forwarded;
 
@@ -39,7 +39,7 @@ use super::accept_loop;
 use super::batch_key::BatchKeys;
 use super::client_identity::Clients;
 use super::connection::Connection;
-use super::connection_table::{Connections, Phase};
+use super::connection_table::{ConnectionTable, Phase};
 use super::envelope::Scratch;
 use super::reply::{http_date, keep_alive_field};
 use super::stream::Stream;
@@ -58,7 +58,7 @@ pub enum IoDriver {
 
 /// What all shards share, by reference counts only.
 #[derive(Clone)]
-pub struct Neighbours {
+pub struct SharedState {
     /// The crossing to the writers.
     pub queue: Queue,
     /// What makes a 202 durable; `None`: it is not.
@@ -68,7 +68,7 @@ pub struct Neighbours {
     /// The pool that verifies keys.
     pub verifier: Verifier,
     /// Credential changes.
-    pub feed: Arc<Feed>,
+    pub feed: Arc<ChangeFeed>,
     /// The pool that answers reading and managing requests.
     pub control: Arc<ControlPool>,
     /// The shards' cells are in there.
@@ -112,10 +112,10 @@ pub struct Shard {
     pub(super) metrics: ShardHandle,
     pub(super) scratch: RefCell<Scratch>,
     pub(super) ids: Ids,
-    pub(super) connections: Rc<Connections>,
+    pub(super) connections: Rc<ConnectionTable>,
     /// Bytes of request bodies that are not complete yet.
     pub(super) arriving_bytes: Rc<Cell<usize>>,
-    pub(super) neighbours: Neighbours,
+    pub(super) shared: SharedState,
     index: usize,
     /// The newest TLS configuration this shard has seen.
     tls: RefCell<Option<Arc<ServerConfig>>>,
@@ -146,27 +146,27 @@ impl Shard {
     ///
     /// # Errors
     /// Where the operating system has no randomness for the auth cache.
-    pub fn new(index: usize, neighbours: Neighbours) -> io::Result<Self> {
-        let journal = neighbours
+    pub fn new(index: usize, state: SharedState) -> io::Result<Self> {
+        let journal = state
             .journal
             .as_ref()
-            .map(|journal| Appender::new(journal.lane(index), neighbours.queue.clone(), neighbours.may_spill));
-        let auth = AuthCache::new(index, Arc::clone(&neighbours.feed)).map_err(io::Error::other)?;
+            .map(|journal| Appender::new(journal.lane(index), state.queue.clone(), state.may_spill));
+        let auth = AuthCache::new(index, Arc::clone(&state.feed)).map_err(io::Error::other)?;
         Ok(Self {
             auth: RefCell::new(auth),
-            verifier: neighbours.verifier.clone(),
-            queue: neighbours.queue.clone(),
+            verifier: state.verifier.clone(),
+            queue: state.queue.clone(),
             journal,
-            control: Arc::clone(&neighbours.control),
-            metrics: neighbours.metrics.shard(index),
+            control: Arc::clone(&state.control),
+            metrics: state.metrics.shard(index),
             scratch: RefCell::default(),
             ids: Ids::default(),
             connections: Rc::default(),
             arriving_bytes: Rc::default(),
             index,
-            tls: RefCell::new(neighbours.certificates.as_deref().map(Certificates::first)),
-            keep_alive_field: keep_alive_field(neighbours.keep_alive_timeout),
-            neighbours,
+            tls: RefCell::new(state.certificates.as_deref().map(Certificates::first)),
+            keep_alive_field: keep_alive_field(state.keep_alive_timeout),
+            shared: state,
             date: Cell::new(http_date(OffsetDateTime::now_utc())),
             spare_buffers: RefCell::default(),
             wrong_keys: Cell::new(LogThrottle::new(limits::WRONG_KEY_LOG_INTERVAL)),
@@ -176,13 +176,13 @@ impl Shard {
     /// Serves one client that has no address to its end. On the runtime of the shard's thread.
     ///
     /// A panic in it ends this connection, not the shard.
-    pub async fn attend(self: Rc<Self>, stream: impl Stream) {
-        let nobody = self.neighbours.clients.peer(forwarded::NOBODY);
-        accept_loop::contain(Connection::new(self, stream, nobody).serve()).await;
+    pub async fn serve_stream(self: Rc<Self>, stream: impl Stream) {
+        let nobody = self.shared.clients.peer(forwarded::NOBODY);
+        accept_loop::catch_panic(Connection::new(self, stream, nobody).serve()).await;
     }
 
     /// Moves the shard's end of the journal; a task for as long as the shard runs.
-    pub async fn tend_journal(self: Rc<Self>) {
+    pub async fn run_journal(self: Rc<Self>) {
         if let Some(journal) = &self.journal {
             journal.tend(|durable| self.metrics.events_ingested_total.add(durable.into())).await;
         }
@@ -190,12 +190,12 @@ impl Shard {
 
     /// Seconds on the rate limiter's clock.
     pub(super) fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.neighbours.started).as_secs()
+        now.saturating_duration_since(self.shared.started).as_secs()
     }
 
     /// What a new connection speaks TLS with, if it does.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
-        let certificates = self.neighbours.certificates.as_ref()?;
+        let certificates = self.shared.certificates.as_ref()?;
         let mut tls = self.tls.borrow_mut();
         if let Some(newer) = certificates.newer(self.index) {
             *tls = Some(newer);
@@ -204,11 +204,11 @@ impl Shard {
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.neighbours.draining.load(Ordering::Relaxed)
+        self.shared.draining.load(Ordering::Relaxed)
     }
 
     pub(super) fn readiness(&self) -> Readiness {
-        (self.neighbours.ready)()
+        (self.shared.ready)()
     }
 
     /// Says that the verifier refused a key; some of many, with how many were not named.
@@ -240,16 +240,16 @@ impl Shard {
     }
 }
 
-/// Runs shard `index` on the calling thread until [`Neighbours::draining`] is set and its connections are done.
+/// Runs shard `index` on the calling thread until [`SharedState::draining`] is set and its connections are done.
 /// Reports the driver, or why the shard could not start, through `started`.
 pub fn run(
     index: usize,
     listener: StdListener,
-    neighbours: Neighbours,
+    state: SharedState,
     wanted: IoDriver,
     started: &Sender<io::Result<Driver>>,
 ) {
-    let shard = match Shard::new(index, neighbours) {
+    let shard = match Shard::new(index, state) {
         Ok(shard) => Rc::new(shard),
         Err(error) => return drop(started.send(Err(error))),
     };
@@ -312,8 +312,8 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
 async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
-    monoio::spawn(accept_loop::accept(Rc::clone(&shard), Rc::clone(&listener)));
-    monoio::spawn(Rc::clone(&shard).tend_journal());
+    monoio::spawn(accept_loop::run(Rc::clone(&shard), Rc::clone(&listener)));
+    monoio::spawn(Rc::clone(&shard).run_journal());
     let mut auth_swept_at = Instant::now();
     let mut is_listening = true;
     loop {
@@ -336,7 +336,7 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
             if shard.connections.open() == 0 && is_settled {
                 return;
             }
-            if shard.neighbours.leaving.load(Ordering::Relaxed) {
+            if shard.shared.leaving.load(Ordering::Relaxed) {
                 return shard.connections.close_all();
             }
         }

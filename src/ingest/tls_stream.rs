@@ -155,7 +155,7 @@ impl TlsStream {
                     None
                 }
                 Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    // It is flushed before anything else is awaited.
+                    // It is flushed before anything else is track_wait.
                     transmit.done();
                     None
                 }
@@ -258,7 +258,7 @@ impl Stream for TlsStream {
         while buffer.len() == before && !self.is_ended {
             if reads == READS_IN_ROW_MAX {
                 reads = 0;
-                work_budget::rest().await;
+                work_budget::yield_now().await;
             }
             reads += 1;
             match self.fill().await {

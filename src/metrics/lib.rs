@@ -28,8 +28,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use self::journal::JournalMetrics;
 pub use self::labels::{
-    CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, StoreWay,
-    TimeoutPhase, TlsHandshake, ValidationErrorKind,
+    CacheLookup, DbOperation, DeliveryOutcome, HeldReason, JournalFailure, Label, RetryReason, StoreWay, TimeoutPhase,
+    TlsHandshake, ValidationErrorKind,
 };
 pub use self::names::{MetricKind, MetricRow, all_metrics};
 pub use self::shard::{HttpRequests, Rejections, ShardHandle, ShardMetrics};

@@ -30,7 +30,7 @@ use millrace_base::{critical_thread, limits};
 use millrace_control::ControlPool;
 use millrace_ingest::certificates::Certificates;
 use millrace_ingest::client_identity::Clients;
-use millrace_ingest::shard::{self, Driver, Neighbours};
+use millrace_ingest::shard::{self, Driver, SharedState};
 use millrace_journal::disk::{Disk, Storage};
 use millrace_journal::lock::{DirectoryLock, LockError};
 use millrace_journal::queue::{Accepted, queue};
@@ -38,7 +38,7 @@ use millrace_journal::{Journal, JournalConfig};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
 use millrace_store::open::{ServerStores, database_hosts, open_for_server};
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_tenant::verifier::Verifier;
 use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 use millrace_webhooks::{OwnAddresses, Webhooks};
@@ -125,14 +125,14 @@ pub fn serve(
     let (ops_addr, listen_addr, listeners) = listeners::start(&config, &ops_state)?;
 
     let thread_error = |error: std::io::Error| StartError(format!("a thread could not be started: {error}"));
-    let feed = Feed::new(config.shards);
+    let feed = ChangeFeed::new(config.shards);
     let verifier = Verifier::start(&store, &feed, config.rate_limit_per_minute, &metrics).map_err(thread_error)?;
     let own = own_addresses(&config, [listen_addr, ops_addr]);
     let deliver =
         Webhooks::start(&config.webhooks(), &config.data_dir, own, &store, &feed, &metrics).map_err(StartError)?;
     let control = start_control(&config, control_store, &metrics, &deliver).map_err(thread_error)?;
     let own_changes = control.own_changes();
-    let neighbours = Neighbours {
+    let for_shards = SharedState {
         batch_keys: Arc::default(),
         queue: queue.clone(),
         journal: journal.clone().filter(|_| is_journaling),
@@ -153,11 +153,11 @@ pub fn serve(
     let endpoints = deliver.endpoint_cache();
     let _ = webhooks.set(Arc::clone(&endpoints));
     let running = Running {
-        draining: Arc::clone(&neighbours.draining),
-        leaving: Arc::clone(&neighbours.leaving),
+        draining: Arc::clone(&for_shards.draining),
+        leaving: Arc::clone(&for_shards.leaving),
         stop: Arc::new(AtomicBool::new(false)),
         stage: Arc::clone(&stage),
-        shards: start_shards(&config, cores, listeners, &neighbours)?,
+        shards: start_shards(&config, cores, listeners, &for_shards)?,
         writers: start_writers(&config, &store, accepted, journal.as_ref(), &deliver, &metrics)
             .map_err(thread_error)?,
         deliver,
@@ -165,7 +165,7 @@ pub fn serve(
         is_journaling,
         grace: config.shutdown_grace,
     };
-    let tls = neighbours.certificates.is_some();
+    let tls = for_shards.certificates.is_some();
     let (kind, place) = (store.kind(), config.store_in_words());
     tracing::info!(listen = %listen_addr, tls, ops = %ops_addr, store = kind, place, "listening");
     let stop = Arc::clone(&running.stop);
@@ -349,20 +349,20 @@ fn start_shards(
     config: &Config,
     cores: &[CoreId],
     listeners: Vec<TcpListener>,
-    neighbours: &Neighbours,
+    state: &SharedState,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
     let (started, starts) = bounded(config.shards);
     let mut shards = Vec::with_capacity(config.shards);
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied().filter(|_| config.pin);
-        let (neighbours, started, wanted) = (neighbours.clone(), started.clone(), config.io_driver);
+        let (state, started, wanted) = (state.clone(), started.clone(), config.io_driver);
         let thread = critical_thread::spawn(&format!("shard-{index}"), move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
             {
                 tracing::warn!(shard = index, core = core.id, "the shard could not be pinned to its core");
             }
-            shard::run(index, listener, neighbours, wanted, &started);
+            shard::run(index, listener, state, wanted, &started);
         });
         shards.push(thread.map_err(|error| StartError(format!("shard {index} could not be started: {error}")))?);
     }

@@ -4,7 +4,7 @@
 //! can aim at an entry, and no key is held. Valid keys live [`limits::AUTH_CACHE_TTL`], refused ones
 //! [`limits::AUTH_CACHE_NEGATIVE_TTL`] in a cache of their own, so a flood of junk never evicts a good key.
 //!
-//! Runs on its shard only. Credential changes arrive through [`Feed`]; one relaxed comparison a lookup tells
+//! Runs on its shard only. Credential changes arrive through [`ChangeFeed`]; one relaxed comparison a lookup tells
 //! that there are none. With the database away an expired entry is served on, for at most
 //! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down. So where changes may have
 //! been missed, entries expire and are not dropped: the next outage may begin before they are asked about.
@@ -27,7 +27,7 @@ use millrace_base::limits;
 use millrace_base::problem::Problem;
 use millrace_store::StoreChange;
 
-use crate::change_feed::Feed;
+use crate::change_feed::ChangeFeed;
 use crate::{Grant, Verdict};
 
 /// An authenticated organisation, as a request carries it from `identify` on.
@@ -97,7 +97,7 @@ struct PendingKey {
 /// One shard's cache.
 pub struct AuthCache {
     shard: usize,
-    feed: Arc<Feed>,
+    feed: Arc<ChangeFeed>,
     seen_epoch: u64,
     hash_key: SipHasher24,
     valid: Cache<KeyHash, Entry, UnitWeighter, Untouched>,
@@ -120,7 +120,7 @@ impl AuthCache {
     ///
     /// # Errors
     /// Where the operating system has no randomness for the hash key.
-    pub fn new(shard: usize, feed: Arc<Feed>) -> Result<Self, getrandom::Error> {
+    pub fn new(shard: usize, feed: Arc<ChangeFeed>) -> Result<Self, getrandom::Error> {
         let mut seed = [0u8; 16];
         getrandom::fill(&mut seed)?;
         Ok(Self {
@@ -345,7 +345,7 @@ mod tests {
                 org: OrgId(Uuid::from_u128(org)),
                 is_org_disabled: false,
                 rate_limit_per_minute: 10,
-                minutes: Arc::default(),
+                windows: Arc::default(),
                 expires_at,
                 verified_at,
             }))
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn valid_and_refused_keys_live_their_own_time() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         assert_eq!(look(&mut cache, b"good", now), "miss");
         assert!(verified(&mut cache, b"good", grant(KEY, 1, None), now).is_ok());
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_key_in_use_is_verified_again_before_it_expires() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
         let aged = now + limits::AUTH_CACHE_REFRESH_AGE;
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_key_that_expires_is_refused_from_the_cache() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         let soon = Timestamp::now().plus(Duration::from_secs(10));
         assert!(verified(&mut cache, b"k", grant(KEY, 1, Some(soon)), now).is_ok());
@@ -436,7 +436,7 @@ mod tests {
             (StoreChange::Organization(OrgId(Uuid::from_u128(2))), ["hit", "miss"]),
             (StoreChange::Everything, ["miss", "miss"]),
         ] {
-            let feed = Feed::new(1);
+            let feed = ChangeFeed::new(1);
             let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
             let now = Instant::now();
             verified(&mut cache, b"a", grant(KEY, 1, None), now).unwrap();
@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn where_changes_may_have_been_missed_keys_are_asked_about_and_served_if_nobody_answers() {
-        let feed = Feed::new(1);
+        let feed = ChangeFeed::new(1);
         let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_verdict_overtaken_by_a_change_is_not_kept() {
-        let feed = Feed::new(1);
+        let feed = ChangeFeed::new(1);
         let mut cache = AuthCache::new(0, Arc::clone(&feed)).unwrap();
         let now = Instant::now();
         let hash = cache.hash(b"k");
@@ -481,7 +481,7 @@ mod tests {
 
     #[test]
     fn with_every_place_taken_a_new_key_still_gets_its_verdict() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         let (crowded, new) = (cache.hash(b"crowded"), cache.hash(b"new"));
         let mut answers = vec![cache.begin(crowded, KeyId::parse(KEY).unwrap())];
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn with_the_database_away_an_expired_key_is_served_for_a_bounded_time() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
         let expired = now + limits::AUTH_CACHE_TTL;
@@ -515,7 +515,7 @@ mod tests {
 
     #[test]
     fn what_another_shard_had_verified_counts_from_then() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let start = Instant::now();
         let known = grant(KEY, 1, None)(start);
         let now = start + Duration::from_secs(200);
@@ -536,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_refused_keys_leaves_valid_ones_alone_and_is_bounded() {
-        let mut cache = AuthCache::new(0, Feed::new(1)).unwrap();
+        let mut cache = AuthCache::new(0, ChangeFeed::new(1)).unwrap();
         let now = Instant::now();
         verified(&mut cache, b"good", grant(KEY, 1, None), now).unwrap();
         for n in 0..(REFUSED_ENTRIES_MAX as u32 * 3) {

@@ -15,7 +15,7 @@ use millrace_store::{Store, StoreChange};
 
 /// The side that publishes, shared with the verifier.
 #[derive(Debug)]
-pub struct Feed {
+pub struct ChangeFeed {
     /// Moves before a change is put into the inboxes and again after; see [`Self::publish`]. Written by the
     /// watching thread, read by every shard and verifier.
     epoch: AtomicU64,
@@ -57,7 +57,7 @@ impl Inbox {
     }
 }
 
-impl Feed {
+impl ChangeFeed {
     /// A feed for `shards` shards.
     pub fn new(shards: usize) -> Arc<Self> {
         let inboxes = (0..shards).map(|_| Inbox::new()).collect();

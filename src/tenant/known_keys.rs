@@ -4,7 +4,7 @@
 //! The rules are those of the shards' caches (`ingest::auth_cache`): a verified key is good for four minutes and then
 //! verified again; where changes may have been missed it is asked about again at once; with the database away it is
 //! served on, for at most [`limits::AUTH_CACHE_STALE_MAX`] after its verification. Its age goes with it to the shards, so
-//! nothing is served for longer by passing through here. Changes are taken from the [`Feed`] before each answer.
+//! nothing is served for longer by passing through here. Changes are taken from the [`ChangeFeed`] before each answer.
 //!
 //! What is under way is here, too: whoever asks about a key that is being verified waits for that verdict, unless a
 //! change has overtaken it. Used by the verifier's threads, under a lock of theirs. Keys are held as the SHA-256 digests
@@ -25,7 +25,7 @@ use millrace_base::key::KeyId;
 use millrace_base::limits;
 use millrace_store::StoreChange;
 
-use super::change_feed::Feed;
+use super::change_feed::ChangeFeed;
 use super::{Grant, Verdict};
 
 /// SHA-256 of a presented key.
@@ -33,7 +33,7 @@ pub(super) type Digest = [u8; 32];
 
 /// Names a verification that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ticket(u64);
+pub(super) struct VerificationId(u64);
 
 /// How long a refusal is remembered for the other shards that ask about the same key.
 const REFUSED_TTL: Duration = Duration::from_secs(1);
@@ -69,20 +69,20 @@ struct Pending {
 
 /// See the module.
 pub(super) struct KnownKeys {
-    feed: Arc<Feed>,
+    feed: Arc<ChangeFeed>,
     valid: Cache<Digest, Known, UnitWeighter, RandomState>,
     refused: HashMap<Digest, Instant>,
     /// Bounded by what the verifier has in hand and waiting, and each by the shards: one asks once.
-    pending: HashMap<Ticket, Pending>,
+    pending: HashMap<VerificationId, Pending>,
     /// The verifications that may be joined.
-    under_way: HashMap<Digest, Ticket>,
+    under_way: HashMap<Digest, VerificationId>,
     next_ticket: u64,
     swept_at: Instant,
 }
 
 impl KnownKeys {
     /// None.
-    pub(super) fn new(feed: Arc<Feed>) -> Self {
+    pub(super) fn new(feed: Arc<ChangeFeed>) -> Self {
         Self {
             feed,
             valid: Cache::with(
@@ -108,7 +108,7 @@ impl KnownKeys {
         key: KeyId,
         reply: oneshot::Sender<Verdict>,
         now: Instant,
-    ) -> Option<Ticket> {
+    ) -> Option<VerificationId> {
         self.apply_changes();
         self.sweep(now);
         if let Some(verdict) = self.verdict(&digest, now) {
@@ -120,7 +120,7 @@ impl KnownKeys {
             pending.replies.push(reply);
             return None;
         }
-        let ticket = Ticket(self.next_ticket);
+        let ticket = VerificationId(self.next_ticket);
         self.next_ticket += 1;
         self.under_way.insert(digest, ticket);
         self.pending.insert(ticket, Pending { key, digest, is_outdated: false, replies: vec![reply] });
@@ -128,7 +128,7 @@ impl KnownKeys {
     }
 
     /// Takes in the verdict and answers all who wait for it.
-    pub(super) fn complete(&mut self, ticket: Ticket, verdict: Verdict, now: Instant) {
+    pub(super) fn complete(&mut self, ticket: VerificationId, verdict: Verdict, now: Instant) {
         self.apply_changes();
         let Some(Pending { digest, is_outdated, replies, .. }) = self.pending.remove(&ticket) else { return };
         if !is_outdated {
@@ -240,7 +240,7 @@ mod tests {
             org: OrgId(Uuid::from_u128(1)),
             is_org_disabled: false,
             rate_limit_per_minute: 0,
-            minutes: Arc::default(),
+            windows: Arc::default(),
             expires_at: None,
             verified_at,
         })
@@ -248,18 +248,18 @@ mod tests {
 
     struct Shard {
         known: KnownKeys,
-        feed: Arc<Feed>,
+        feed: Arc<ChangeFeed>,
         now: Instant,
     }
 
     impl Shard {
         fn new() -> Self {
-            let feed = Feed::new(0);
+            let feed = ChangeFeed::new(0);
             Self { known: KnownKeys::new(Arc::clone(&feed)), feed, now: Instant::now() }
         }
 
         /// Asks; a ticket, or what was said at once.
-        fn ask(&mut self) -> (Option<Ticket>, oneshot::Receiver<Verdict>) {
+        fn ask(&mut self) -> (Option<VerificationId>, oneshot::Receiver<Verdict>) {
             let (reply, verdict) = oneshot::channel();
             (self.known.ask(DIGEST, key(), reply, self.now), verdict)
         }

@@ -19,7 +19,7 @@ use millrace_base::event::OrgId;
 use millrace_base::key::KeyId;
 use millrace_store::StoreChange;
 
-use crate::rate_window::Minutes;
+use crate::rate_window::OrgWindows;
 
 /// What a verified key allows.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Grant {
     /// Requests per minute; 0 is unlimited.
     pub rate_limit_per_minute: u32,
     /// The organisation's last minutes, shared by all shards.
-    pub minutes: Arc<Minutes>,
+    pub windows: Arc<OrgWindows>,
     /// When the key stops being valid.
     pub expires_at: Option<Timestamp>,
     /// When the database was asked about it: how long it may be served counts from then.

@@ -19,7 +19,7 @@ pub const WINDOW_SECONDS: u32 = 60;
 
 /// Which of an organisation's minutes a request is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Minute {
+pub enum RatePolicy {
     /// Events, a test event among them.
     Events,
     /// Reading and managing requests.
@@ -28,7 +28,7 @@ pub enum Minute {
     Keys,
 }
 
-impl Minute {
+impl RatePolicy {
     /// The name of its policy in `RateLimit` fields.
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,16 +41,16 @@ impl Minute {
 
 /// An organisation's last minutes.
 #[derive(Debug, Default)]
-pub struct Minutes {
-    /// See [`Minute::Events`].
-    pub events: Window,
-    /// See [`Minute::Control`].
-    pub control: Window,
-    /// See [`Minute::Keys`].
-    pub keys: Window,
+pub struct OrgWindows {
+    /// See [`RatePolicy::Events`].
+    pub events: RateWindow,
+    /// See [`RatePolicy::Control`].
+    pub control: RateWindow,
+    /// See [`RatePolicy::Keys`].
+    pub keys: RateWindow,
 }
 
-impl Minutes {
+impl OrgWindows {
     /// Whether nothing was admitted in any of them as of second `now`.
     pub fn are_idle(&self, now: u64) -> bool {
         [&self.events, &self.control, &self.keys].into_iter().all(|window| window.is_idle(now))
@@ -72,7 +72,7 @@ pub struct Decision {
 
 /// One organisation's last minute.
 #[derive(Debug)]
-pub struct Window {
+pub struct RateWindow {
     total: AtomicU32,
     /// The last second seen by any shard.
     newest: AtomicU64,
@@ -81,7 +81,7 @@ pub struct Window {
     buckets: [AtomicU32; BUCKETS as usize],
 }
 
-impl Default for Window {
+impl Default for RateWindow {
     fn default() -> Self {
         Self {
             total: AtomicU32::new(0),
@@ -92,7 +92,7 @@ impl Default for Window {
     }
 }
 
-impl Window {
+impl RateWindow {
     /// Counts one request at second `now` of a monotonic clock, if `limit` allows it.
     pub fn admit(&self, now: u64, limit: u32) -> Decision {
         self.expire(now);
@@ -186,7 +186,7 @@ mod tests {
             steps in prop::collection::vec((0u64..3_000, 1u32..5), 1..400),
             jump in 0u64..200_000,
         ) {
-            let window = Window::default();
+            let window = RateWindow::default();
             let mut log: VecDeque<u64> = VecDeque::new();
             let mut now_ms = jump;
             for (gap, requests) in steps {
@@ -212,7 +212,7 @@ mod tests {
         /// After `reset_seconds` without requests there is room again.
         #[test]
         fn reset_tells_when_there_is_room(limit in 1u32..20, gaps in prop::collection::vec(0u64..5, 20..60)) {
-            let window = Window::default();
+            let window = RateWindow::default();
             let mut now = 1_000;
             for gap in gaps {
                 now += gap;
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_long_silence_empties_the_window() {
-        let window = Window::default();
+        let window = RateWindow::default();
         for _ in 0..5 {
             assert!(window.admit(10, 5).is_admitted);
         }
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_was_never_counted() {
-        let window = Window::default();
+        let window = RateWindow::default();
         let kept = window.admit(100, 3);
         let counted = window.admit(110, 3);
         assert_eq!((kept.remaining, counted.remaining, counted.reset_seconds), (2, 1, 51));
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn threads_share_one_limit_exactly() {
-        let window = Window::default();
+        let window = RateWindow::default();
         let admitted: u32 = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..5_000).filter(|_| window.admit(100, 20_000).is_admitted).count() as u32))
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn threads_that_give_back_leave_the_exact_rest() {
-        let window = Window::default();
+        let window = RateWindow::default();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {

@@ -1,4 +1,4 @@
-//! Turns at Argon2id: organisation after organisation, and one verification of an organisation at a time. So whoever has
+//! VerificationQueue at Argon2id: organisation after organisation, and one verification of an organisation at a time. So whoever has
 //! a hundred keys to be verified has one worker at most, and another organisation's first use waits for no more than
 //! what the workers have in hand.
 //!
@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use millrace_base::event::OrgId;
 
 /// See the module.
-pub(super) struct Turns<T> {
+pub(super) struct VerificationQueue<T> {
     room: usize,
     state: Mutex<State<T>>,
     is_wanted: Condvar,
@@ -31,7 +31,7 @@ struct Lane<T> {
     is_in_hand: bool,
 }
 
-impl<T> Turns<T> {
+impl<T> VerificationQueue<T> {
     /// With room for so many.
     pub(super) fn new(room: usize) -> Self {
         let state = State { lanes: HashMap::new(), order: VecDeque::new(), waiting: 0, is_closed: false };
@@ -111,44 +111,44 @@ mod tests {
 
     #[test]
     fn an_organisation_has_one_in_hand_and_goes_behind_the_others() {
-        let turns = Turns::new(100);
+        let queue = VerificationQueue::new(100);
         for n in 0..3 {
-            turns.put(A, n).unwrap();
+            queue.put(A, n).unwrap();
         }
-        assert_eq!(turns.take(), Some((A, 0)));
-        turns.put(B, 10).unwrap();
-        assert_eq!(turns.take(), Some((B, 10)), "not the next of A, which has one in hand");
-        turns.put(C, 20).unwrap();
-        turns.done(A);
-        turns.done(B);
-        assert_eq!(turns.take(), Some((C, 20)));
-        assert_eq!(turns.take(), Some((A, 1)));
-        turns.done(A);
-        turns.done(C);
-        assert_eq!(turns.take(), Some((A, 2)));
-        turns.done(A);
-        turns.close();
-        assert_eq!(turns.take(), None);
-        assert!(turns.lock().lanes.is_empty());
+        assert_eq!(queue.take(), Some((A, 0)));
+        queue.put(B, 10).unwrap();
+        assert_eq!(queue.take(), Some((B, 10)), "not the next of A, which has one in hand");
+        queue.put(C, 20).unwrap();
+        queue.done(A);
+        queue.done(B);
+        assert_eq!(queue.take(), Some((C, 20)));
+        assert_eq!(queue.take(), Some((A, 1)));
+        queue.done(A);
+        queue.done(C);
+        assert_eq!(queue.take(), Some((A, 2)));
+        queue.done(A);
+        queue.close();
+        assert_eq!(queue.take(), None);
+        assert!(queue.lock().lanes.is_empty());
     }
 
     #[test]
     fn whoever_has_the_most_is_refused_and_others_find_room() {
-        let turns = Turns::new(100);
-        assert_eq!((0..100).filter(|n| turns.put(A, *n).is_ok()).count(), 50);
-        assert_eq!((0..100).filter(|n| turns.put(B, *n).is_ok()).count(), 25);
-        assert_eq!(turns.put(A, 7), Err(7));
-        assert_eq!(turns.put(C, 7), Ok(()));
+        let queue = VerificationQueue::new(100);
+        assert_eq!((0..100).filter(|n| queue.put(A, *n).is_ok()).count(), 50);
+        assert_eq!((0..100).filter(|n| queue.put(B, *n).is_ok()).count(), 25);
+        assert_eq!(queue.put(A, 7), Err(7));
+        assert_eq!(queue.put(C, 7), Ok(()));
     }
 
     #[test]
     fn whoever_waits_is_woken() {
-        let turns = Turns::new(100);
+        let queue = VerificationQueue::new(100);
         std::thread::scope(|scope| {
-            let taken = scope.spawn(|| (turns.take(), turns.take()));
-            turns.put(A, 1).unwrap();
-            turns.put(A, 2).unwrap();
-            turns.put(B, 3).unwrap();
+            let taken = scope.spawn(|| (queue.take(), queue.take()));
+            queue.put(A, 1).unwrap();
+            queue.put(A, 2).unwrap();
+            queue.put(B, 3).unwrap();
             assert_eq!(taken.join().unwrap(), (Some((A, 1)), Some((B, 3))));
         });
     }

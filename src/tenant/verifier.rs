@@ -3,7 +3,7 @@
 //! Two threads look keys up and two run Argon2id, so that nobody's lookup waits for somebody's Argon2. What any shard had
 //! verified is known to all of them ([`known_keys`](super::known_keys)), and concurrent first uses of one key share one
 //! verification. Only a key whose digest is right goes on to Argon2id: an unknown id and a wrong secret end at the lookup.
-//! There the organisations take turns ([`turns`](super::verification_queue)): with a hundred keys it has one of the two threads at most.
+//! There the organisations take queue ([`queue`](super::verification_queue)): with a hundred keys it has one of the two threads at most.
 //!
 //! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
 //! and nobody's first request should wait for it. What it cannot keep up with is not noted.
@@ -26,10 +26,10 @@ use millrace_base::{critical_thread, limits};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{KeyRecord, Store, StoreError};
 
-use crate::change_feed::Feed;
-use crate::known_keys::{KnownKeys, Ticket};
-use crate::verification_queue::Turns;
-use crate::window_registry::Windows;
+use crate::change_feed::ChangeFeed;
+use crate::known_keys::{KnownKeys, VerificationId};
+use crate::verification_queue::VerificationQueue;
+use crate::window_registry::WindowRegistry;
 use crate::{Grant, Verdict};
 
 /// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at
@@ -44,7 +44,7 @@ struct Job {
 
 /// A key that is in the database, with the right digest.
 struct Found {
-    ticket: Ticket,
+    ticket: VerificationId,
     record: KeyRecord,
     presented: Presented,
     looked_up_at: Instant,
@@ -65,7 +65,7 @@ impl Verifier {
     /// Where the operating system refuses a thread.
     pub fn start(
         store: &Arc<dyn Store>,
-        feed: &Arc<Feed>,
+        feed: &Arc<ChangeFeed>,
         default_limit: u32,
         metrics: &Arc<Metrics>,
     ) -> std::io::Result<Self> {
@@ -77,11 +77,11 @@ impl Verifier {
             store: Arc::clone(store),
             used_keys,
             known: Mutex::new(KnownKeys::new(Arc::clone(feed))),
-            turns: Turns::new(limits::AUTH_VERIFICATIONS_MAX),
+            queue: VerificationQueue::new(limits::AUTH_VERIFICATIONS_MAX),
             metrics: Arc::clone(metrics),
             default_limit,
             started,
-            windows: Windows::default(),
+            windows: WindowRegistry::default(),
             store_down_until_ms: AtomicU64::new(0),
         });
         let (jobs, to_look_up) = bounded(limits::AUTH_QUEUE_MAX);
@@ -119,11 +119,11 @@ struct Shared {
     store: Arc<dyn Store>,
     used_keys: Sender<KeyId>,
     known: Mutex<KnownKeys>,
-    turns: Turns<Found>,
+    queue: VerificationQueue<Found>,
     metrics: Arc<Metrics>,
     default_limit: u32,
     started: Instant,
-    windows: Windows,
+    windows: WindowRegistry,
     store_down_until_ms: AtomicU64,
 }
 
@@ -134,7 +134,7 @@ impl Shared {
         for job in jobs {
             self.look_up(job);
         }
-        self.turns.close();
+        self.queue.close();
     }
 
     /// Answers from what is known, or finds the key and lines it up for Argon2id.
@@ -145,35 +145,35 @@ impl Shared {
         let verdict = match self.find(key) {
             Ok(Some(record)) if is_usable(&record) && key::has_digest(&digest, &record.verifier) => {
                 let found = Found { ticket, record, presented, looked_up_at };
-                match self.turns.put(found.record.info.org, found) {
+                match self.queue.put(found.record.info.org, found) {
                     Ok(()) => return,
                     Err(_) => Verdict::Busy,
                 }
             }
             Ok(_) => Verdict::Invalid,
-            Err(Away) => Verdict::Unavailable(None),
+            Err(StoreAway) => Verdict::Unavailable(None),
         };
         self.known().complete(ticket, verdict, Instant::now());
     }
 
-    fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, Away> {
+    fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, StoreAway> {
         let now_ms = self.started.elapsed().as_millis() as u64;
         if now_ms < self.store_down_until_ms.load(Ordering::Relaxed) {
-            return Err(Away);
+            return Err(StoreAway);
         }
         let found = self.metrics.store.timed(DbOperation::FindKey, || self.store.find_key(key));
         found.map_err(|error: StoreError| {
             tracing::debug!(%error, "a key could not be looked up");
             let until = self.started.elapsed() + STORE_DOWN_PAUSE;
             self.store_down_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
-            Away
+            StoreAway
         })
     }
 
     fn verify_all(&self) {
-        while let Some((org, found)) = self.turns.take() {
+        while let Some((org, found)) = self.queue.take() {
             let is_right = is_usable(&found.record) && key::verify(&found.presented, &found.record.verifier);
-            self.turns.done(org);
+            self.queue.done(org);
             let verdict = if is_right {
                 // Full: not noted this time.
                 let _ = self.used_keys.try_send(found.record.info.id);
@@ -191,7 +191,7 @@ impl Shared {
             org: record.info.org,
             is_org_disabled: record.org_disabled,
             rate_limit_per_minute: record.rate_limit_per_minute.unwrap_or(self.default_limit),
-            minutes: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
+            windows: self.windows.get(record.info.org, self.started.elapsed().as_secs()),
             expires_at: record.info.expires_at,
             verified_at: *looked_up_at,
         }
@@ -203,7 +203,7 @@ impl Shared {
 }
 
 /// The database cannot be asked.
-struct Away;
+struct StoreAway;
 
 /// Neither revoked nor expired.
 fn is_usable(record: &KeyRecord) -> bool {

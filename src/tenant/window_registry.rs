@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_base::event::OrgId;
 
-use crate::rate_window::Minutes;
+use crate::rate_window::OrgWindows;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Windows(Mutex<HashMap<OrgId, Arc<Minutes>>>);
+pub struct WindowRegistry(Mutex<HashMap<OrgId, Arc<OrgWindows>>>);
 
-impl Windows {
+impl WindowRegistry {
     /// The windows of `org`, as of second `now` of the rate limiter's clock.
-    pub fn get(&self, org: OrgId, now: u64) -> Arc<Minutes> {
+    pub fn get(&self, org: OrgId, now: u64) -> Arc<OrgWindows> {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         windows.retain(|_, window| Arc::strong_count(window) > 1 || !window.are_idle(now));
         Arc::clone(windows.entry(org).or_default())
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_window_in_use_is_the_same_for_all_who_ask() {
-        let windows = Windows::default();
+        let windows = WindowRegistry::default();
         let held = windows.get(A, 0);
         assert!(Arc::ptr_eq(&held, &windows.get(A, 1_000_000)));
         assert!(!Arc::ptr_eq(&held, &windows.get(B, 0)));
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_minute_goes_on_when_every_cached_key_is_gone() {
-        let windows = Windows::default();
+        let windows = WindowRegistry::default();
         let first = windows.get(A, 0);
         // The key was verified long before its last request.
         assert!(first.events.admit(1_000, 1).is_admitted);
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_window_nobody_uses_is_forgotten_after_its_minute() {
-        let windows = Windows::default();
+        let windows = WindowRegistry::default();
         assert!(windows.get(A, 1_000).control.admit(1_000, 5).is_admitted);
         windows.get(B, 1_062);
         assert_eq!(windows.0.lock().unwrap().keys().collect::<Vec<_>>(), [&B]);

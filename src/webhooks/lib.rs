@@ -51,7 +51,7 @@ pub use self::endpoint::management::EndpointManagement;
 use millrace_base::{critical_thread, limits};
 use millrace_metrics::Metrics;
 use millrace_store::Store;
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 
 use self::client::WebhookClient;
 use self::delivery::clock::DeliveryClock;
@@ -102,7 +102,7 @@ impl Webhooks {
         data_dir: &Path,
         own: OwnAddresses,
         store: &Arc<dyn Store>,
-        feed: &Arc<Feed>,
+        feed: &Arc<ChangeFeed>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, String> {
         let secrets = Arc::new(config.open_secrets(data_dir)?);

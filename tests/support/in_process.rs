@@ -11,11 +11,11 @@ use millrace_base::key::{ApiKey, Argon2Cost};
 use millrace_base::limits;
 use millrace_control::ControlPool;
 use millrace_ingest::client_identity::Clients;
-use millrace_ingest::shard::Neighbours;
+use millrace_ingest::shard::SharedState;
 use millrace_journal::queue::{Accepted, queue};
 use millrace_metrics::Metrics;
 use millrace_store::open::{StoreConfig, open};
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_tenant::verifier::Verifier;
 use millrace_webhooks::endpoint::management::EndpointManagement;
 use millrace_webhooks::endpoint::secret::SecretBox;
@@ -28,7 +28,7 @@ const RATE_LIMIT_PER_MINUTE: u32 = limits::RATE_LIMIT_PER_MINUTE_MAX as u32;
 /// See the module.
 pub struct InProcess {
     /// For a shard; without a journal.
-    pub neighbours: Neighbours,
+    pub shared: SharedState,
     /// The writers' end of the queue.
     pub accepted: Accepted,
     /// The organisation's.
@@ -53,7 +53,7 @@ impl InProcess {
             )
             .expect("a first organisation");
         let metrics = Metrics::new(shards);
-        let feed = Feed::new(shards);
+        let feed = ChangeFeed::new(shards);
         let (queue, accepted) = queue(limits::QUEUE_EVENTS_DEFAULT);
         let secrets = SecretBox::from_config("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").expect("a key");
         let management = EndpointManagement {
@@ -71,7 +71,7 @@ impl InProcess {
         )
         .expect("a thread");
         let verifier = Verifier::start(&store, &feed, RATE_LIMIT_PER_MINUTE, &metrics).expect("threads");
-        let neighbours = Neighbours {
+        let state = SharedState {
             batch_keys: Arc::default(),
             queue,
             journal: None,
@@ -89,6 +89,6 @@ impl InProcess {
             clients: Clients::new(64, 64, Trust::default()),
             certificates: None,
         };
-        Self { neighbours, accepted, key, data_dir }
+        Self { shared: state, accepted, key, data_dir }
     }
 }

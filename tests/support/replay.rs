@@ -39,11 +39,11 @@ pub struct Replay {
 impl Replay {
     /// A shard that nothing was sent to yet.
     pub fn new() -> Self {
-        let InProcess { neighbours, accepted, key, data_dir } = InProcess::new(1);
+        let InProcess { shared: state, accepted, key, data_dir } = InProcess::new(1);
         Self {
             accepted,
             key,
-            shard: Rc::new(Shard::new(0, neighbours).expect("randomness")),
+            shard: Rc::new(Shard::new(0, state).expect("randomness")),
             runtime: RefCell::new(RuntimeBuilder::<LegacyDriver>::new().build().expect("an epoll descriptor")),
             _data_dir: data_dir,
         }
@@ -76,7 +76,7 @@ impl Replay {
             answered: Rc::clone(&answered),
             descriptor: File::open("/dev/null").expect("there is /dev/null"),
         };
-        self.runtime.borrow_mut().block_on(Rc::clone(&self.shard).attend(stream));
+        self.runtime.borrow_mut().block_on(Rc::clone(&self.shard).serve_stream(stream));
         answered.get()
     }
 
@@ -101,7 +101,7 @@ impl Replay {
                     counted.set(counted.get() + 1);
                 }
             });
-            shard.attend(stream).await;
+            shard.serve_stream(stream).await;
         });
         turns.get()
     }

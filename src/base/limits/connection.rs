@@ -17,15 +17,15 @@ pub const SPARE_BUFFER_NEW_BYTES: usize = 1024;
 pub const SPARE_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Responses gathered for pipelined requests before they are written, in bytes.
 pub const PIPELINED_ANSWERS_BYTES_MAX: usize = 64 * 1024;
-/// Work that one connection may cause within [`TURN_TIME_MIN`]. A connection that spends it sleeps until the next timer
+/// Work that one connection may cause within [`WORK_BUDGET_TIME_MIN`]. A connection that spends it sleeps until the next timer
 /// tick, a millisecond at most. A request that had arrived before it was awaited counts 1, so does a read that finds bytes,
-/// and so do each [`TURN_UNIT_BYTES`] received or sent. All of it is about 0.1 ms of a shard. A pipelining client gets about
+/// and so do each [`WORK_UNIT_BYTES`] received or sent. All of it is about 0.1 ms of a shard. A pipelining client gets about
 /// 60,000 requests/s or 250 MB/s through one connection.
-pub const TURN_WORK_MAX: u32 = 64;
-/// See [`TURN_WORK_MAX`].
-pub const TURN_UNIT_BYTES: usize = 4096;
-/// See [`TURN_WORK_MAX`].
-pub const TURN_TIME_MIN: Duration = Duration::from_millis(1);
+pub const WORK_BUDGET_MAX: u32 = 64;
+/// See [`WORK_BUDGET_MAX`].
+pub const WORK_UNIT_BYTES: usize = 4096;
+/// See [`WORK_BUDGET_MAX`].
+pub const WORK_BUDGET_TIME_MIN: Duration = Duration::from_millis(1);
 /// Connections that a shard accepts in a row with epoll before it serves open ones: about 0.3 ms. With `io_uring` it
 /// accepts one.
 pub const ACCEPTED_IN_ROW_MAX: u32 = 64;
@@ -106,4 +106,5 @@ const _: () = assert!(
     HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX as u128 * HANDSHAKE_WAIT_MAX.as_millis() / 1000
         <= CONNECTIONS_PER_ADDRESS_MAX as u128 / 2
 );
-const _: () = assert!(TURN_UNIT_BYTES.is_power_of_two() && TURN_WORK_MAX > 0 && TURN_TIME_MIN.as_micros() >= 1000);
+const _: () =
+    assert!(WORK_UNIT_BYTES.is_power_of_two() && WORK_BUDGET_MAX > 0 && WORK_BUDGET_TIME_MIN.as_micros() >= 1000);

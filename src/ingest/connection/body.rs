@@ -15,7 +15,7 @@ use millrace_base::problem::Problem;
 use millrace_wire::http::{ChunkedDecoder, Framing, Head};
 use millrace_wire::routes::Method;
 
-use super::{Connection, Member, Phase, Stop, Stream};
+use super::{Abort, Connection, Phase, Registration, Stream};
 
 /// Where a body is.
 pub(crate) enum Body {
@@ -47,7 +47,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Reads the whole body, of at most `max` bytes, saying `100 Continue` first where the client waits for it.
-    pub(crate) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Stop> {
+    pub(crate) async fn read_body(&mut self, head: &Head, max: usize) -> Result<Body, Abort> {
         match head.framing {
             Framing::None => Ok(Body::InPlace(head.len..head.len)),
             Framing::Length(length) if length > max as u64 => Err(Problem::PayloadTooLarge(max).into()),
@@ -65,19 +65,19 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Reads until the request has `end` bytes.
-    async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Stop> {
+    async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Abort> {
         self.continue_if_expected(head).await?;
-        let mut pace = BodyPace::begin(&self.member);
+        let mut pace = BodyPace::begin(&self.registration);
         let mut share = Share::of(&self.shard.arriving_bytes);
         while self.request().len() < end {
             let read = self.fill().await?;
-            pace.advance(&self.member, read)?;
+            pace.advance(&self.registration, read)?;
             share.grow(read)?;
         }
         Ok(())
     }
 
-    async fn read_chunks(&mut self, head: &Head, max: usize) -> Result<Vec<u8>, Stop> {
+    async fn read_chunks(&mut self, head: &Head, max: usize) -> Result<Vec<u8>, Abort> {
         let mut decoder = ChunkedDecoder::default();
         let mut body = Vec::new();
         let mut pace: Option<BodyPace> = None;
@@ -95,17 +95,17 @@ impl<S: Stream> Connection<S> {
                 if self.request().len() == head.len && body.is_empty() {
                     self.continue_if_expected(head).await?;
                 }
-                pace = Some(BodyPace::begin(&self.member));
+                pace = Some(BodyPace::begin(&self.registration));
             }
             let read = self.fill().await?;
             if let Some(pace) = &mut pace {
-                pace.advance(&self.member, read)?;
+                pace.advance(&self.registration, read)?;
             }
             share.grow(read)?;
         }
     }
 
-    async fn continue_if_expected(&mut self, head: &Head) -> Result<(), Stop> {
+    async fn continue_if_expected(&mut self, head: &Head) -> Result<(), Abort> {
         if head.expects_continue && self.request().len() == head.len {
             self.prepare_out();
             self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -135,19 +135,19 @@ impl<S: Stream> Connection<S> {
 
     /// Sends the answer, reads the `missing` rest of its request and keeps none of it: whoever sends it may be nobody.
     /// `false` where it does not come in time.
-    pub(super) async fn drop_body(&mut self, mut missing: usize) -> Result<bool, Stop> {
+    pub(super) async fn drop_body(&mut self, mut missing: usize) -> Result<bool, Abort> {
         self.flush().await?;
-        let mut pace = BodyPace::begin(&self.member);
+        let mut pace = BodyPace::begin(&self.registration);
         self.request_len = 0;
         while missing > 0 {
             self.buffer.clear();
             self.start = 0;
             let read = self.fill().await?;
-            match pace.advance(&self.member, read) {
+            match pace.advance(&self.registration, read) {
                 Ok(()) => {}
                 // It has its answer.
-                Err(Stop::Refuse(_)) => return Ok(false),
-                Err(Stop::Gone) => return Err(Stop::Gone),
+                Err(Abort::Refuse(_)) => return Ok(false),
+                Err(Abort::Gone) => return Err(Abort::Gone),
             }
             self.start = read.min(missing);
             missing -= self.start;
@@ -188,20 +188,20 @@ struct BodyPace {
 }
 
 impl BodyPace {
-    fn begin(member: &Member) -> Self {
-        member.begin(Phase::Body, limits::BODY_GRACE);
+    fn begin(registration: &Registration) -> Self {
+        registration.begin(Phase::Body, limits::BODY_GRACE);
         Self { began_at: Instant::now(), received: 0 }
     }
 
-    fn advance(&mut self, member: &Member, read: usize) -> Result<(), Stop> {
+    fn advance(&mut self, registration: &Registration, read: usize) -> Result<(), Abort> {
         if read == 0 {
-            let is_late = member.slot().is_overdue();
-            return Err(if is_late { Problem::RequestTimeout.into() } else { Stop::Gone });
+            let is_late = registration.slot().is_overdue();
+            return Err(if is_late { Problem::RequestTimeout.into() } else { Abort::Gone });
         }
         self.received += read as u64;
         let earned = Duration::from_millis(self.received * 1000 / limits::BODY_BYTES_PER_SECOND_MIN);
         let allowed = (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT);
-        member.extend(allowed.saturating_sub(self.began_at.elapsed()));
+        registration.extend(allowed.saturating_sub(self.began_at.elapsed()));
         Ok(())
     }
 }

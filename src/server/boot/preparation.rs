@@ -18,7 +18,7 @@ use millrace_journal::queue::Queue;
 use millrace_journal::{DroppedUntil, Journal};
 use millrace_metrics::{DbOperation, Metrics};
 use millrace_store::{Store, StoreError};
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 use millrace_webhooks::plan::endpoint_cache::EndpointCache;
 
 use super::Welcome;
@@ -32,7 +32,7 @@ pub(super) struct Preparation {
     pub(super) store: Arc<dyn Store>,
     pub(super) endpoints: Arc<EndpointCache>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) feed: Arc<Feed>,
+    pub(super) feed: Arc<ChangeFeed>,
     pub(super) own_changes: OwnChanges,
     pub(super) stage: Arc<Stage>,
     pub(super) config: Config,

@@ -30,7 +30,7 @@ use millrace_store::webhooks::{
     Attempt, AttemptResult, Claimed, Claims, DueEndpoint, Next, Orphan, Wanted, WebhookStore,
 };
 use millrace_store::{Store, StoreChange, StoreError};
-use millrace_tenant::change_feed::Feed;
+use millrace_tenant::change_feed::ChangeFeed;
 
 use crate::delivery::clock::DeliveryClock;
 use crate::delivery::fleet_schedule::FleetSchedule;
@@ -71,7 +71,7 @@ pub struct Claimer {
     /// To the sender. Bounded by the reservations of what it carries.
     pub sender: UnboundedSender<Vec<OutgoingDelivery>>,
     /// Reports which endpoints have changed.
-    pub feed: Arc<Feed>,
+    pub feed: Arc<ChangeFeed>,
     /// Receives when budget is free again, or when another event makes a scan worthwhile.
     pub wakeup: Receiver<()>,
     /// The clock of deliveries.

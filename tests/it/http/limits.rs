@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use millrace_base::limits::{
-    BODY_GRACE, HEADER_TIMEOUT, PIPELINED_ANSWERS_BYTES_MAX, SEND_BUFFER_BYTES, TURN_UNIT_BYTES, TURN_WORK_MAX,
+    BODY_GRACE, HEADER_TIMEOUT, PIPELINED_ANSWERS_BYTES_MAX, SEND_BUFFER_BYTES, WORK_BUDGET_MAX, WORK_UNIT_BYTES,
 };
 use support::server::{Client, Options, PATIENCE, Response, eventually, request};
 
@@ -216,7 +216,7 @@ fn a_client_that_pipelines_without_end_does_not_keep_others_waiting() {
 
 #[test]
 fn one_connection_gets_so_much_in_a_time_however_fast_it_asks() {
-    const PAGES: f64 = TURN_UNIT_BYTES as f64;
+    const PAGES: f64 = WORK_UNIT_BYTES as f64;
     on_both_drivers(&["--shards", "1"], |f| {
         let document = f.send_one(&request("GET", "/openapi.json", None, None)).body.len() as f64;
         for (path, work_of_each) in [("/health", 1.0), ("/openapi.json", document / PAGES)] {
@@ -237,7 +237,7 @@ fn one_connection_gets_so_much_in_a_time_however_fast_it_asks() {
             });
             // A turn may end with the largest answer, and a second one without a rest between comes first.
             let turns = took.as_millis() as f64 + 100.0;
-            let most = turns * (f64::from(TURN_WORK_MAX) / work_of_each + 1.0);
+            let most = turns * (f64::from(WORK_BUDGET_MAX) / work_of_each + 1.0);
             assert!(answers > 0.0 && answers < most, "{path}: {answers} answers in {took:?}, at most {most}");
         }
     });

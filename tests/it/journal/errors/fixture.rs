@@ -11,7 +11,7 @@ use crossbeam_channel::bounded;
 use tempfile::TempDir;
 
 use millrace_base::limits;
-use millrace_ingest::shard::{self, IoDriver, Neighbours};
+use millrace_ingest::shard::{self, IoDriver, SharedState};
 use millrace_journal::disk::Disk;
 use millrace_journal::queue::{Accepted, queue};
 use millrace_journal::segment::SEGMENT_BYTES_MIN;
@@ -113,19 +113,19 @@ impl Shards {
         let (queue, accepted) = queue(queue_capacity);
         journal.open();
         let draining = Arc::new(AtomicBool::new(false));
-        let neighbours = Neighbours {
+        let state = SharedState {
             batch_keys: Arc::default(),
             queue,
             journal: Some(Arc::clone(&journal)),
             metrics: Arc::clone(&metrics),
             draining: Arc::clone(&draining),
-            ..surroundings.neighbours.clone()
+            ..surroundings.shared.clone()
         };
         let addrs = (0..SHARDS).map(|index| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let addr = listener.local_addr().unwrap();
-            let (neighbours, (started, report)) = (neighbours.clone(), bounded(1));
-            thread::spawn(move || shard::run(index, listener, neighbours, IoDriver::Auto, &started));
+            let (state, (started, report)) = (state.clone(), bounded(1));
+            thread::spawn(move || shard::run(index, listener, state, IoDriver::Auto, &started));
             report.recv().unwrap().unwrap();
             addr
         });
