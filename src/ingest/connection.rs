@@ -21,6 +21,7 @@ use millrace_base::{health, limits};
 use millrace_control::{Caller, Job, Reply, ReplyPermit, Request};
 use millrace_journal::{AckToken, AppendError};
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
+use millrace_wire::response::{self, Caching, Frame};
 use millrace_wire::routes::{self, Body as BodyOf, ControlRoute, Route, RouteName, ShardRoute};
 
 use super::address_sketch::SketchCells;
@@ -28,7 +29,6 @@ use super::batch::Outcome;
 use super::client_identity::Peer;
 use super::connection_table::{Phase, Registration};
 use super::pending_acks::{Accepted, PendingAcks, Settled};
-use super::reply::{self, Caching, Frame};
 use super::shard::Shard;
 use super::stream::Stream;
 use super::wipe::wipe;
@@ -490,15 +490,14 @@ impl<S: Stream> Connection<S> {
     ) {
         self.prepare_out();
         let date = self.shard.date();
-        let rate = context.tenant.as_deref().zip(context.decision).map(|(tenant, (minute, is))| (tenant, minute, is));
         let is_head = head.method == routes::Method::Head;
         let keep_alive = keep_alive.then_some(&*self.shard.keep_alive_field);
-        let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate };
+        let frame = Frame { date: &date, keep_alive, is_http11: head.is_http11, is_head, rate: context.rate_limit() };
         let out = &mut self.out;
         let status = match answer {
             Ok(Answer::Accepted(Accepted { id, started })) => {
                 let begins = out.len();
-                reply::accepted(out, &frame, id);
+                response::accepted(out, &frame, id);
                 if self.shard.journal.is_some() {
                     // CountGuard when it may leave.
                     return self.pending_acks.add(begins, started, context.charge());
@@ -508,25 +507,25 @@ impl<S: Stream> Connection<S> {
                 202
             }
             Ok(Answer::Json { status, mut body, caching, location, permit }) => {
-                reply::json(out, &frame, status, &body, caching, location.as_deref());
+                response::json(out, &frame, status, &body, caching, location.as_deref());
                 wipe(&mut body);
                 self.permits.extend(permit);
                 status
             }
             Ok(Answer::Problem { status, body }) => {
-                reply::other(out, &frame, status, reply::PROBLEM_JSON, &body);
+                response::other(out, &frame, status, response::PROBLEM_JSON, &body);
                 status
             }
             Ok(Answer::Text { content_type, body }) => {
-                reply::other(out, &frame, 200, content_type, &body);
+                response::other(out, &frame, 200, content_type, &body);
                 200
             }
             Ok(Answer::Options(allow)) => {
-                reply::options(out, &frame, allow);
+                response::options(out, &frame, allow);
                 204
             }
             Err(Abort::Refuse(problem)) => {
-                reply::problem(out, &frame, &problem);
+                response::problem(out, &frame, &problem);
                 self.shard.metrics.rejected_total.inc(&problem);
                 problem.row().status
             }
@@ -547,7 +546,7 @@ impl<S: Stream> Connection<S> {
         self.prepare_out();
         let date = self.shard.date();
         let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
-        reply::problem(&mut self.out, &frame, problem);
+        response::problem(&mut self.out, &frame, problem);
         self.shard.metrics.rejected_total.inc(problem);
         self.shard.metrics.http_requests_total.inc(name, problem.row().status);
     }

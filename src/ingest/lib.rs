@@ -16,7 +16,6 @@ mod connection;
 mod connection_table;
 pub mod envelope;
 mod pending_acks;
-pub mod reply;
 pub mod shard;
 mod stream;
 mod tls_stream;
@@ -39,6 +38,7 @@ use millrace_tenant::Verdict;
 use millrace_tenant::auth_cache::{self, Lookup, Tenant};
 use millrace_tenant::rate_window::{Decision, RatePolicy};
 use millrace_wire::http::{ContentType, Framing, Head};
+use millrace_wire::response::{Policy, RateLimit};
 use millrace_wire::routes::{Scope, ShardRoute};
 
 use address_sketch::SketchCells;
@@ -60,6 +60,17 @@ impl RequestContext {
         let (_, decision) =
             self.decision.filter(|(policy, decision)| *policy == RatePolicy::Events && decision.is_admitted)?;
         Some(Charge { tenant: Rc::clone(tenant), decision })
+    }
+
+    /// The rate limit as the response shows it.
+    fn rate_limit(&self) -> Option<RateLimit<'_>> {
+        let (tenant, (policy, decision)) = self.tenant.as_deref().zip(self.decision)?;
+        let Decision { remaining, reset_seconds, .. } = decision;
+        let shown = match policy {
+            RatePolicy::Events => Policy::Line(&tenant.policy_field),
+            RatePolicy::Control | RatePolicy::Keys => Policy::PerMinute(control_limit(policy)),
+        };
+        Some(RateLimit { name: policy.name(), policy: shown, remaining, reset_seconds })
     }
 
     /// Uncounts the request if it was refused because there was no room for it.

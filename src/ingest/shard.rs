@@ -34,6 +34,7 @@ use millrace_tenant::auth_cache::AuthCache;
 use millrace_tenant::change_feed::ChangeFeed;
 use millrace_tenant::verifier::Verifier;
 use millrace_wire::forwarded;
+use millrace_wire::response::{http_date, keep_alive_field};
 
 use super::accept_loop;
 use super::batch_key::BatchKeys;
@@ -41,7 +42,6 @@ use super::client_identity::Clients;
 use super::connection::Connection;
 use super::connection_table::{ConnectionTable, Phase};
 use super::envelope::Scratch;
-use super::reply::{http_date, keep_alive_field};
 use super::stream::Stream;
 use crate::certificates::Certificates;
 

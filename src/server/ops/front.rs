@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 
 use millrace_base::limits;
 use millrace_base::problem::Problem;
-use millrace_ingest::reply::{self, Frame, http_date};
 use millrace_wire::http::{self, Framing, Head, HeadScanner};
+use millrace_wire::response::{self, Frame, http_date};
 use millrace_wire::routes::Method;
 
 use super::backend::Backend;
@@ -146,7 +146,7 @@ fn refuse(stream: &mut TcpStream, problem: &Problem, is_head: bool) {
     let date = http_date(OffsetDateTime::now_utc());
     let frame = Frame { date: &date, keep_alive: None, is_http11: true, is_head, rate: None };
     let mut answer = Vec::new();
-    reply::problem(&mut answer, &frame, problem);
+    response::problem(&mut answer, &frame, problem);
     if stream.write_all(&answer).is_ok() && stream.shutdown(Shutdown::Write).is_ok() {
         linger(stream);
     }

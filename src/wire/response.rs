@@ -1,30 +1,54 @@
-//! Answers as bytes, appended to the connection's output. No formatting machinery on the way of a 202.
+//! HTTP/1.1 responses as bytes, appended to a connection's output.
+//!
+//! Each function writes one whole response: status line, header fields, body. What they share, such as the date and the
+//! rate limit, comes in a [`Frame`]; nothing here knows tenants, limits or the clock. A 202 is written without any
+//! formatting machinery, because there is one for each event.
 
 use std::time::Duration;
 
 use millrace_base::event::EventId;
 use millrace_base::problem::{Problem, reason_phrase};
-use millrace_tenant::auth_cache::Tenant;
-use millrace_tenant::rate_window::{Decision, RatePolicy};
 
-/// What every answer on one request shares.
+/// What every response to one request has in common.
 pub struct Frame<'a> {
-    /// `Date` field value (RFC 9110, 5.6.7).
+    /// The value of `Date` (RFC 9110, 5.6.7).
     pub date: &'a [u8],
-    /// Where the connection stays open: the line that says for how long ([`keep_alive_field`]).
+    /// If the connection stays open: the whole line that says for how long ([`keep_alive_field`]).
     pub keep_alive: Option<&'a [u8]>,
-    /// Whether the client must be told so (HTTP/1.0), or that it closes.
+    /// Whether the client speaks 1.1: one of 1.0 must be told that the connection stays open.
     pub is_http11: bool,
-    /// Leave the body out (HEAD).
+    /// Whether to leave the body out (HEAD).
     pub is_head: bool,
-    /// The rate limit as of this request, where it is counted in one.
-    pub rate: Option<(&'a Tenant, RatePolicy, Decision)>,
+    /// The rate limit that the request counted against, if there is one.
+    pub rate: Option<RateLimit<'a>>,
 }
 
-/// Whether a cache in between may keep an answer.
+/// A rate limit, for the fields `RateLimit-Policy` and `RateLimit`.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimit<'a> {
+    /// The policy's name.
+    pub name: &'a str,
+    /// The policy.
+    pub policy: Policy<'a>,
+    /// Requests left.
+    pub remaining: u32,
+    /// Seconds until there are more.
+    pub reset_seconds: u32,
+}
+
+/// The policy of a rate limit.
+#[derive(Clone, Copy, Debug)]
+pub enum Policy<'a> {
+    /// The whole `RateLimit-Policy` line, with its end; empty if there is no limit.
+    Line(&'a [u8]),
+    /// Requests in a minute.
+    PerMinute(u32),
+}
+
+/// Whether a cache may keep a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caching {
-    /// As caches see fit.
+    /// As the cache decides.
     Default,
     /// Not at all.
     Never,
@@ -48,7 +72,7 @@ pub fn accepted(out: &mut Vec<u8>, frame: &Frame<'_>, id: EventId) {
     out.extend_from_slice(AFTER);
 }
 
-/// JSON; `location` is where what was made is.
+/// A JSON body; `location` is the path of a new resource.
 pub fn json(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, body: &[u8], caching: Caching, location: Option<&str>) {
     message(out, frame, status, APPLICATION_JSON, body, |out| {
         if let Some(location) = location {
@@ -60,17 +84,17 @@ pub fn json(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, body: &[u8], cach
     });
 }
 
-/// Any other answer with a body; never to be kept.
+/// Any other response with a body; caches must not keep it.
 pub fn other(out: &mut Vec<u8>, frame: &Frame<'_>, status: u16, content_type: &str, body: &[u8]) {
     message(out, frame, status, content_type, body, no_store);
 }
 
-/// The methods that are taken where `OPTIONS` asked.
+/// The answer to `OPTIONS`: the methods that the path takes.
 pub fn options(out: &mut Vec<u8>, frame: &Frame<'_>, allow: &str) {
     message(out, frame, 204, APPLICATION_JSON, b"", |out| field(out, "Allow", allow));
 }
 
-/// A refusal.
+/// A refusal, as a problem document.
 pub fn problem(out: &mut Vec<u8>, frame: &Frame<'_>, problem: &Problem) {
     let row = problem.row();
     let mut body = Vec::with_capacity(256);
@@ -121,23 +145,23 @@ fn fields(out: &mut Vec<u8>, frame: &Frame<'_>) {
     out.extend_from_slice(b"Date: ");
     out.extend_from_slice(frame.date);
     out.extend_from_slice(b"\r\n");
-    if let Some((tenant, minute, decision)) = frame.rate {
-        let name = minute.name().as_bytes();
-        if minute == RatePolicy::Events {
-            out.extend_from_slice(&tenant.policy_field);
-        } else {
-            out.extend_from_slice(b"RateLimit-Policy: \"");
-            out.extend_from_slice(name);
-            out.extend_from_slice(b"\";q=");
-            out.extend_from_slice(itoa::Buffer::new().format(super::control_limit(minute)).as_bytes());
-            out.extend_from_slice(b";w=60\r\n");
+    if let Some(RateLimit { name, policy, remaining, reset_seconds }) = frame.rate {
+        match policy {
+            Policy::Line(line) => out.extend_from_slice(line),
+            Policy::PerMinute(quota) => {
+                out.extend_from_slice(b"RateLimit-Policy: \"");
+                out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(b"\";q=");
+                out.extend_from_slice(itoa::Buffer::new().format(quota).as_bytes());
+                out.extend_from_slice(b";w=60\r\n");
+            }
         }
         out.extend_from_slice(b"RateLimit: \"");
-        out.extend_from_slice(name);
+        out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\";r=");
-        out.extend_from_slice(itoa::Buffer::new().format(decision.remaining).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(remaining).as_bytes());
         out.extend_from_slice(b";t=");
-        out.extend_from_slice(itoa::Buffer::new().format(decision.reset_seconds).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(reset_seconds).as_bytes());
         out.extend_from_slice(b"\r\n");
     }
     match frame.keep_alive {
@@ -151,14 +175,14 @@ fn fields(out: &mut Vec<u8>, frame: &Frame<'_>) {
     }
 }
 
-/// What is true for one client, or for a moment: a cache may keep a 404 or a 405 without being asked to, and none of them
-/// knows that `X-API-Key` tells one client from another.
+/// Forbids caches to keep the response. A cache may keep a 404 or a 405 without being asked to, and none knows that
+/// `X-API-Key` tells one client from another.
 fn no_store(out: &mut Vec<u8>) {
     field(out, "Cache-Control", "no-store");
 }
 
-/// The field that tells a client how long it may wait with its next request. Many pools heed it, and so do not send one on
-/// a connection that is just being closed.
+/// The `Keep-Alive` line, which tells a client how long the connection stays open without a request. Many connection pools
+/// heed it, and so do not send a request on a connection that is just being closed.
 pub fn keep_alive_field(timeout: Duration) -> Box<[u8]> {
     format!("Keep-Alive: timeout={}\r\n", timeout.as_secs()).into_bytes().into()
 }
