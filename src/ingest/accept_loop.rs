@@ -1,9 +1,10 @@
 //! The accept loop of a shard, and what happens to a connection before its first request.
 //!
 //! Before a byte is read, a connection counts against the server's limit; when its client address is known, it counts
-//! against the limit of that address. Both counts are guards, so every exit gives them back. A connection over a limit is
-//! told so. At most [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of those are waited for at a time, so that their descriptors
-//! stay within the reserve. When the process has no descriptors left, the loop pauses instead of spinning.
+//! against the limit of that address. Both counts are guards, so every exit gives them back. A connection over a
+//! limit is told so. At most [`limits::CONNECTIONS_TURNED_AWAY_MAX`] of those are waited for at a time, so that their
+//! descriptors stay within the reserve. When the process has no descriptors left, the loop pauses instead of
+//! spinning.
 
 use std::future::Future;
 use std::io;
@@ -115,8 +116,8 @@ async fn receive(
     drop((open, of_address));
 }
 
-/// How long a TLS connection must wait because its address opened many shortly before; `None`: it must be closed. A client
-/// that waits for responses before it connects again is slowed down by this, not refused.
+/// How long a TLS connection must wait because its address opened many shortly before; `None`: it must be closed. A
+/// client that waits for responses before it connects again is slowed down by this, not refused.
 fn handshake_wait(shard: &Shard, peer: Peer) -> Option<Duration> {
     // A trusted proxy carries many clients and is not throttled.
     let cells = peer.cells.filter(|_| shard.shared.certificates.is_some());
@@ -136,8 +137,8 @@ enum ProxyHeaderError {
     Malformed,
 }
 
-/// Reads the PROXY protocol header of a trusted proxy and not a byte more. Returns the client that it names; `None` if the
-/// proxy speaks for itself.
+/// Reads the PROXY protocol header of a trusted proxy and not a byte more. Returns the client that it names; `None`
+/// if the proxy speaks for itself.
 async fn read_proxy_header(shard: &Shard, stream: &mut TcpStream) -> Result<Option<IpAddr>, ProxyHeaderError> {
     // Registered while this runs, so that it has a deadline; the caller still holds the stream.
     let _registration = shard.connections.enter_for_handshake(stream.as_raw_fd());

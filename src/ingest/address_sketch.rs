@@ -1,17 +1,16 @@
-//! What the shards remember of clients' addresses: how many connections each has open, and how many wrong keys it has
-//! sent and TLS connections it has opened lately.
+//! Counts per client address in a table of fixed size: open connections, recent wrong keys, recent TLS handshakes.
 //!
-//! One table for all shards, of a size that does not depend on how many addresses there are: two rows of cells, and an
-//! address has one cell in each, found by a hash under a random key, so that nobody can aim at another's. AddressSketch that
-//! share a cell are counted together in it. What holds of an address is the lower of its two cells: never less than the
-//! truth, and more only where both are shared with others that are busy, which with [`limits::ADDRESS_CELLS`] a row
-//! takes a few hundred busy addresses to happen to one in ten thousand.
+//! A count-min sketch that all shards share: two rows of cells. An address has one cell in each row, found by a hash
+//! with a random key, so that nobody can aim at another's cell. Addresses in one cell are counted together. The count
+//! of an address is the lower of its two cells: never below the truth, and above it only if both cells are shared
+//! with busy addresses. With [`limits::ADDRESS_CELLS`] a row and a few hundred busy addresses, that happens to one
+//! address in ten thousand.
 //!
-//! Run by the shards, which only add and compare: no locks, nothing allocated. Touched when a connection opens or
-//! closes and when a key is not in the cache, never by a request whose key is.
+//! The shards only add and compare: no locks, no allocation. A connection touches it when it opens and closes, and a
+//! request only when its key is not in the cache.
 //!
-//! What happens too often is kept as a moment that each time moves on by the same step: as far as it is ahead of the
-//! present, so much has been done and not forgotten yet.
+//! A rate is kept as a point in time (a leaky bucket): each occurrence moves it on by one step, and its distance from
+//! now says how many are not forgotten yet.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
@@ -30,20 +29,20 @@ const FAILURES_HELD: Duration = Duration::from_secs(60);
 const HANDSHAKE_STEP: Duration =
     Duration::from_micros(1_000_000 / limits::HANDSHAKES_PER_ADDRESS_AND_SECOND_MAX as u64);
 
-/// Where an address is counted: its cell in each row.
+/// The cells of an address: one in each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SketchCells([u32; 2]);
 
-/// See the module.
+/// The sketch.
 #[derive(Debug)]
 pub struct AddressSketch {
     hasher: RandomState,
-    /// Open connections. Every shard adds and subtracts.
+    /// Open connections.
     connections: [Box<[AtomicU32]>; 2],
     connections_max: u32,
-    /// When all failures so far are forgiven, in microseconds since `started`. Every shard moves it forward.
+    /// When all wrong keys so far are forgiven, in microseconds since `started`.
     forgiven_at: [Box<[AtomicU64]>; 2],
-    /// When all handshakes so far are forgotten, likewise.
+    /// When all handshakes so far are forgotten, in microseconds since `started`.
     handshakes_until: [Box<[AtomicU64]>; 2],
     /// Handshakes that are not forgotten yet may add up to this.
     handshakes_held: Duration,
@@ -51,7 +50,7 @@ pub struct AddressSketch {
 }
 
 impl AddressSketch {
-    /// A table in which an address may hold `connections_max` connections, and open as many over TLS at once.
+    /// An empty sketch. An address may hold `connections_max` connections, and open as many over TLS at once.
     pub fn new(connections_max: u32) -> Self {
         fn row<T: Default>() -> Box<[T]> {
             (0..limits::ADDRESS_CELLS).map(|_| T::default()).collect()
@@ -67,7 +66,8 @@ impl AddressSketch {
         }
     }
 
-    /// Where `address` is counted. IPv6 clients own a /64 at least and can take any address in it: it counts as one.
+    /// The cells of `address`. An IPv6 client owns at least a /64 and can use any address in it, so a /64 counts as
+    /// one.
     pub fn cells(&self, address: IpAddr) -> SketchCells {
         let counted = match address.to_canonical() {
             IpAddr::V4(address) => u128::from(u32::from(address)) | u128::from(u16::MAX) << 32,
@@ -78,7 +78,7 @@ impl AddressSketch {
         SketchCells([cell(hash as u32), cell((hash >> 32) as u32)])
     }
 
-    /// Counts a connection for as long as the result lives; `None` where the address has as many as it may.
+    /// Counts a connection for as long as the result lives; `None` if the address has the most it may.
     pub fn connect(self: &Arc<Self>, cells: SketchCells) -> Option<OpenConnection> {
         let connected = OpenConnection { addresses: Arc::clone(self), cells };
         // Relaxed: only the count itself is shared, nothing is published by it.
@@ -86,31 +86,31 @@ impl AddressSketch {
         (first.min(second) < self.connections_max).then_some(connected)
     }
 
-    /// Notes a wrong key.
+    /// Counts a wrong key.
     pub fn note_failure(&self, cells: SketchCells, now: Instant) {
         let now = self.micros(now);
         for cell in of(&self.forgiven_at, cells) {
             let later = |at: u64| Some(at.max(now) + FORGIVEN_IN.as_micros() as u64);
-            // Relaxed, as above. Tried again where another shard was faster; it always returns `Some`.
+            // Relaxed, as above. `later` always returns `Some`, so this cannot fail.
             let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
         }
     }
 
-    /// How long the address must wait before it may present a key that is not known to be valid; `None`: it need not.
+    /// How long the address must wait before it may send a key that is not cached; `None` if it need not wait.
     pub fn must_wait(&self, cells: SketchCells, now: Instant) -> Option<Duration> {
         let [first, second] = of(&self.forgiven_at, cells).map(|cell| cell.load(Ordering::Relaxed));
         let held = Duration::from_micros(first.min(second).saturating_sub(self.micros(now)));
         held.checked_sub(FAILURES_HELD).filter(|wait| !wait.is_zero())
     }
 
-    /// Notes a connection that is to be spoken TLS on. How long it must wait for its turn: not at all where the address has not opened
-    /// too many lately; `None` where that would be longer than [`limits::HANDSHAKE_WAIT_MAX`].
+    /// Counts a TLS handshake and returns how long it must wait: zero unless the address opened too many shortly
+    /// before, `None` if the wait would exceed [`limits::HANDSHAKE_WAIT_MAX`].
     pub fn begin_handshake(&self, cells: SketchCells, now: Instant) -> Option<Duration> {
         let now = self.micros(now);
         let step = HANDSHAKE_STEP.as_micros() as u64;
         let latest = now + (self.handshakes_held + limits::HANDSHAKE_WAIT_MAX).as_micros() as u64;
         let [first, second] = of(&self.handshakes_until, cells).map(|cell| {
-            // Those that are refused are not noted.
+            // Refused ones do not count.
             let later = |until: u64| Some(until.max(now) + step).filter(|until| *until <= latest);
             // Relaxed, as above.
             let before = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
@@ -125,7 +125,7 @@ impl AddressSketch {
     }
 }
 
-/// An address's cell in each row.
+/// The cell of an address in each row.
 fn of<T>(rows: &[Box<[T]>; 2], cells: SketchCells) -> [&T; 2] {
     let SketchCells([first, second]) = cells;
     [&rows[0][first as usize], &rows[1][second as usize]]

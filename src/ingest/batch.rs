@@ -1,8 +1,9 @@
-//! `POST /api/events/batch`: a JSON array or NDJSON lines, each item answered for itself, in order.
+//! `POST /api/events/batch`: a JSON array or NDJSON lines; each event gets its own result, in order.
 //!
-//! The body is cut into items first and every item is parsed before the first is accepted, so a body that is
-//! not a JSON array is refused whole. With an `Idempotency-Key` their ids follow from it ([`batch_key`]). The shard goes back to its other connections every
-//! [`BYTES_PER_YIELD`] bytes of parsing: a large batch must not hold up small events.
+//! The body is cut into items first, and every item is parsed before the first is accepted, so a body that is not a
+//! JSON array is refused whole. With an `Idempotency-Key` the ids of the events follow from it ([`batch_key`]). A
+//! batch yields to the other connections of its shard every [`BYTES_PER_YIELD`] bytes of parsing, so that it does not
+//! hold up small events.
 
 use std::borrow::Cow;
 use std::hash::Hasher as _;
@@ -24,18 +25,18 @@ use super::{
     parse, work_budget,
 };
 
-/// Parsed between two turns of the other connections; about 100 µs.
+/// Bytes parsed before the shard's other connections run; about 100 µs of work.
 const BYTES_PER_YIELD: usize = 64 * 1024;
 
-/// What came of a batch, as the body of its answer.
+/// The outcome of a batch, with the body of its response.
 pub(super) enum Outcome {
     /// At least one event was accepted.
     Taken(Vec<u8>),
-    /// None was, through faults of their own: a problem document.
+    /// No event was accepted, each because of its own fault: a problem document.
     NothingTaken(Vec<u8>),
 }
 
-/// An event that was accepted, and what it took of the minute.
+/// An event that was accepted, and its charge against the rate limit.
 struct Taken {
     id: EventId,
     charge: Option<Charge>,
@@ -48,7 +49,7 @@ pub(super) async fn post_events<S: Stream>(
     context: &mut RequestContext,
 ) -> Result<Outcome, Abort> {
     let tenant = identify(connection, head, std::time::Instant::now(), context).await?;
-    // One request of the minute is taken before the body is read; each further event takes its own below.
+    // One event is counted before the body is read; each further event is counted below.
     admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Ndjson)?;
     let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
@@ -136,8 +137,8 @@ pub(super) async fn post_events<S: Stream>(
     if results.iter().any(Result::is_ok) {
         return Ok(Outcome::Taken(render(&connection.shard, &results)));
     }
-    // Nothing of it was taken. Where any of it only found no room: the clear no that a single event would get, and the
-    // whole may be sent again.
+    // Nothing was accepted. If an event was refused only for want of room, the batch gets the refusal that a single
+    // event would get, and the client may send all of it again.
     let may_pass = |problem: &&Problem| problem.is_for_want_of_room() || matches!(problem, Problem::RateLimited { .. });
     match results.iter().filter_map(|result| result.as_ref().err()).find(may_pass) {
         Some(problem) => Err(problem.clone().into()),
@@ -145,22 +146,22 @@ pub(super) async fn post_events<S: Stream>(
     }
 }
 
-/// Gives back what an event took of the minute.
+/// Uncounts an event against the rate limit.
 fn give_back(charge: Option<Charge>, context: &mut RequestContext) {
     if let Some(charge) = charge {
         context.decision = Some((RatePolicy::Events, charge.give_back()));
     }
 }
 
-/// Refuses a batch for its key.
+/// Refuses a batch because of its `Idempotency-Key`.
 fn bad_key(shard: &super::Shard, why: &'static str) -> Problem {
     count_invalid(shard, ValidationErrorKind::DedupIdInvalid);
     Problem::InvalidEvent(vec![FieldError { field: "Idempotency-Key".into(), message: why.into() }])
 }
 
-/// The body of a 202, or where nothing was accepted a problem document with the same members.
+/// The body of a 202, or a problem document with the same members if nothing was accepted.
 fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
-    /// Of one item that was accepted, and of what is around all of them.
+    /// The size of one accepted item, and of the text around all items.
     const ITEM_BYTES: usize = r#"{"id":"00000000-0000-0000-0000-000000000000"},"#.len();
     const FRAME_BYTES: usize = 64;
     #[derive(serde::Serialize)]
@@ -177,7 +178,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
         Id(#[serde(serialize_with = "id_text")] EventId),
         Error { code: &'a str, detail: String },
     }
-    /// Of all events.
+    /// The members of a problem document.
     #[derive(serde::Serialize)]
     struct Refusal {
         r#type: &'static str,
@@ -206,7 +207,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
     text
 }
 
-/// An id as text, without a `String` for each.
+/// Writes an id as text without allocating a `String`.
 fn id_text<S: serde::Serializer>(id: &EventId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }

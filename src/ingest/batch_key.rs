@@ -1,11 +1,12 @@
-//! The `Idempotency-Key` of a batch: event number N of it, counted from 0, has the `dedup_id` `KEY#N`, unless it has one of
-//! its own. So a retry gets the same ids and stores nothing new, on whatever server it arrives.
+//! The `Idempotency-Key` of a batch: event number N, counted from 0, gets the `dedup_id` `KEY#N` unless it has its own.
 //!
-//! A key stands for one body. Which body that was is remembered here: one table for the server, of fixed size, a newer key
-//! in the place of an older one, nothing on disk. Where it is not known any more (another server, a restart, thousands of
-//! keys later) the events that are stored stay what they are, as with any `dedup_id`.
+//! So a retry of the batch gets the same ids and stores nothing new, on whatever server it arrives.
 //!
-//! Read and written by the shards, without locks.
+//! A key stands for one body. The server remembers which, in one table of fixed size in memory: a newer key replaces
+//! an older one in its cell. After a restart, on another server, or thousands of keys later the body is not known;
+//! the events stored under the key keep their ids then, as with any `dedup_id`.
+//!
+//! The shards read and write the table without locks.
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -18,14 +19,14 @@ use super::envelope;
 
 /// Between the key and the number.
 const SEPARATOR: char = '#';
-/// Characters a key has at most, so that what is made of it is a `dedup_id`.
+/// The most characters of a key: with the number behind it, it must still be a `dedup_id`.
 const KEY_CHARS_MAX: usize = limits::DEDUP_ID_CHARS_MAX - 4;
 const _: () = assert!(limits::BATCH_EVENTS_MAX <= 1000 && KEY_CHARS_MAX == 251);
 
 /// The key in a header's raw value.
 ///
 /// # Errors
-/// What would be right.
+/// What the key must be, if it is not.
 pub(super) fn read(raw: &[u8]) -> Result<Cow<'_, str>, &'static str> {
     let key = envelope::idempotency_key(raw)?;
     if key.chars().count() > KEY_CHARS_MAX {
@@ -39,9 +40,9 @@ pub(super) fn dedup_id(key: &str, number: usize) -> String {
     format!("{key}{SEPARATOR}{number}")
 }
 
-/// Which body each of the newest keys stood for.
+/// The digest of the body that each recent key came with.
 pub struct BatchKeys {
-    /// A body's digest, and the same with its key's over it: halves that were not written together fit no key.
+    /// A body's digest, and that digest XOR the key's. Halves that were not written together fit no key.
     cells: Box<[[AtomicU64; 2]]>,
     random: RandomState,
 }
@@ -53,7 +54,7 @@ impl Default for BatchKeys {
     }
 }
 
-/// A key and the body it came with, as they are remembered.
+/// The digests of a key and of the body it came with.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
     key: u64,
@@ -61,7 +62,7 @@ pub(super) struct Use {
 }
 
 impl BatchKeys {
-    /// For a body's digest: its events one after the other, each followed by its length.
+    /// The hasher for a body's digest: write each event, then its length.
     pub(super) fn hasher(&self) -> impl Hasher + use<> {
         self.random.build_hasher()
     }
@@ -77,7 +78,7 @@ impl BatchKeys {
         body ^ mixed == using.key && body != using.body
     }
 
-    /// Remembers what the key stands for.
+    /// Remembers the body that the key stands for.
     pub(super) fn remember(&self, using: Use) {
         let [body, mixed] = self.cell(using);
         body.store(using.body, Ordering::Relaxed);

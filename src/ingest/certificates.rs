@@ -1,12 +1,12 @@
-//! The public listener's certificate: read at the start, and again at each SIGHUP, without a connection noticing.
+//! The public listener's certificate: read at the start and again at each SIGHUP, without closing a connection.
 //!
-//! Files are read on the main thread before anything starts and on the `certificates` thread after; never on a shard.
-//! A shard finds a newer configuration in an inbox of its own when it accepts a connection: no lock, one look. Files that
-//! cannot be used change nothing: the old certificate stays, and the log says so loudly.
+//! The main thread reads the files before anything starts; later the `certificates` thread reads them, never a shard.
+//! A shard finds a newer configuration in its own inbox when it accepts a connection, without a lock. Files that
+//! cannot be used change nothing: the old certificate stays, and the log says so.
 //!
-//! Session tickets make later handshakes short. Their key is made at the start, changed every six hours by rustls and
-//! survives a reload. rustls keeps it behind a read-write lock: a shard takes that lock in a handshake; it is written for
-//! the time of a swap four times a day.
+//! Session tickets make later handshakes short. Their key is made at the start, changed every six hours by rustls, and
+//! survives a reload. rustls keeps it behind a read-write lock, which a shard takes in a handshake; rustls holds it for
+//! writing only while it swaps the key.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use signal_hook::iterator::Signals;
 
 use millrace_base::critical_thread;
 
-/// Where the certificate is.
+/// The files of the certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The chain in PEM, the server's own certificate first.
@@ -36,7 +36,7 @@ impl CertificateFiles {
     /// Reads both.
     ///
     /// # Errors
-    /// Which of them cannot be used, why, and what mends it.
+    /// Which file cannot be used, why, and how to fix it.
     pub fn load(&self) -> Result<ServerConfig, String> {
         self.load_with(None)
     }
@@ -82,7 +82,7 @@ fn unusable(setting: &str, path: &Path, why: &dyn Display, advice: &str) -> Stri
     format!("{setting}, {}, cannot be used: {why}\n  fix: {advice}", path.display())
 }
 
-/// See the module.
+/// The certificate files and the TLS configuration made from them.
 pub struct Certificates {
     files: CertificateFiles,
     first: Arc<ServerConfig>,
@@ -90,7 +90,7 @@ pub struct Certificates {
     inboxes: Vec<Inbox>,
 }
 
-/// One shard's; holds the newest configuration it has not seen.
+/// The inbox of one shard; holds the newest configuration that the shard has not seen.
 struct Inbox {
     sender: Sender<Arc<ServerConfig>>,
     receiver: Receiver<Arc<ServerConfig>>,
@@ -100,7 +100,7 @@ impl Certificates {
     /// Reads the files, for this many shards.
     ///
     /// # Errors
-    /// What is wrong with them, and what mends it.
+    /// What is wrong with the files, and how to fix it.
     pub fn load(files: CertificateFiles, shards: usize) -> Result<Self, String> {
         let ticketer = ring::Ticketer::new().map_err(|error| format!("no randomness for session tickets: {error}"))?;
         let first = Arc::new(files.load_with(Some(Arc::clone(&ticketer)))?);
@@ -111,12 +111,12 @@ impl Certificates {
         Ok(Self { files, first, ticketer, inboxes: (0..shards).map(inbox).collect() })
     }
 
-    /// What shards begin with.
+    /// The configuration that shards start with.
     pub fn first(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.first)
     }
 
-    /// A newer one for shard `shard`, if there is one. Never waits.
+    /// A newer configuration for shard `shard`, if there is one. Never waits.
     pub fn newer(&self, shard: usize) -> Option<Arc<ServerConfig>> {
         self.inboxes[shard].receiver.try_recv().ok()
     }
@@ -154,7 +154,7 @@ impl Certificates {
 }
 
 impl Inbox {
-    /// In the place of what the shard has not looked at yet. One thread puts.
+    /// Replaces a configuration that the shard has not taken yet. Only one thread puts.
     fn put(&self, config: &Arc<ServerConfig>) {
         while let Err(TrySendError::Full(_)) = self.sender.try_send(Arc::clone(config)) {
             // The shard may be faster; either way there is room now.

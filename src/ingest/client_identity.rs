@@ -1,4 +1,7 @@
-//! What the shards share about who is connected, and whom a request is counted for.
+//! Which client a connection or request belongs to, and what the shards count about clients together.
+//!
+//! The client address of a connection is resolved before its first request; the client of a single request (behind a
+//! trusted proxy) only on an auth-cache miss.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,18 +12,18 @@ use millrace_wire::http::Head;
 
 use super::address_sketch::{AddressSketch, SketchCells};
 
-/// See the module. Cheap to clone.
+/// The counts of clients that all shards share, and the proxies that are trusted. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// Open connections of all shards; written at accept and close only.
+    /// Open connections of all shards; changes only when one is accepted or closed.
     pub(super) open: Arc<AtomicUsize>,
-    /// The most there may be.
+    /// The most that may be open.
     pub(super) open_max: usize,
-    /// ConnectionTable over that, or over their address's share, being told so; written as `open` is.
+    /// Connections that are being told that they are over a limit.
     pub(super) turned_away: Arc<AtomicUsize>,
-    /// What each client address has open and has done wrong.
+    /// Open connections, wrong keys and handshakes of each client address.
     pub(super) addresses: Arc<AddressSketch>,
-    /// Which proxies are believed.
+    /// The proxies that may name a client.
     pub(super) trust: Arc<Trust>,
 }
 
@@ -28,18 +31,18 @@ pub struct Clients {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     address: IpAddr,
-    /// Where it is counted; `None`: a trusted proxy, which stands for many.
+    /// The cells it is counted in; `None` for a trusted proxy, which carries many clients.
     pub cells: Option<SketchCells>,
 }
 
 impl Clients {
-    /// None yet; at most `open_max` connections, and `open_per_address_max` of one address.
+    /// No clients yet; at most `open_max` connections, and `open_per_address_max` from one address.
     pub fn new(open_max: usize, open_per_address_max: u32, trust: Trust) -> Self {
         let addresses = Arc::new(AddressSketch::new(open_per_address_max));
         Self { open: Arc::default(), open_max, turned_away: Arc::default(), addresses, trust: Arc::new(trust) }
     }
 
-    /// Who is at `address`.
+    /// The peer at `address`.
     pub(super) fn peer(&self, address: IpAddr) -> Peer {
         let address = address.to_canonical();
         Peer { address, cells: self.cells(address) }
@@ -49,13 +52,13 @@ impl Clients {
         (!self.trust.covers(address)).then(|| self.addresses.cells(address))
     }
 
-    /// Where the client of a request is counted, `request` being its bytes; `None`: nobody knows who it is, because a
-    /// trusted proxy does not say.
+    /// The cells in which the client of a request is counted; `request` is the request's bytes. `None` if a trusted
+    /// proxy does not name the client.
     pub(super) fn cells_of(&self, peer: Peer, head: &Head, request: &[u8]) -> Option<SketchCells> {
         peer.cells.or_else(|| self.cells(self.address_of(peer, head, request)))
     }
 
-    /// The address of a request's client; the trusted proxy's, where that does not say.
+    /// The client address of a request; the trusted proxy's own if it names none.
     pub(super) fn address_of(&self, peer: Peer, head: &Head, request: &[u8]) -> IpAddr {
         if peer.cells.is_some() {
             return peer.address;
@@ -69,10 +72,10 @@ impl Clients {
     }
 }
 
-/// One connection in a count that all shards share.
+/// One connection in a count that all shards share. Uncounted when dropped.
 pub(super) struct CountGuard {
     all: Arc<AtomicUsize>,
-    /// The count with it.
+    /// The count, this connection included.
     pub count: usize,
 }
 

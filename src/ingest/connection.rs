@@ -1,12 +1,14 @@
-//! One connection: bytes in, requests one after the other, answers out in their order.
+//! One connection: reads requests one after the other and sends the responses in the same order.
 //!
-//! A task on its shard. The read buffer is small while the connection is idle (a completion-based read pins it
-//! for the whole wait) and grows with what actually arrives, never ahead of it. Answers to pipelined requests
-//! are gathered and written together. After anything that makes the framing doubtful the connection is closed
-//! and nothing behind it is interpreted.
+//! A task on its shard. The read buffer is small while the connection is idle (a completion-based read pins it for
+//! the whole wait) and grows with the bytes that arrive, never ahead of them. Responses to pipelined requests are
+//! gathered and written together. After anything that makes the framing doubtful the connection is closed, and
+//! nothing behind that point is interpreted.
 //!
-//! Nothing is cancelled: deadlines shut the socket down (see [`connections`](super::connection_table)), so every
+//! Nothing is cancelled. A deadline shuts the socket down (see [`connection_table`](super::connection_table)), so every
 //! read and write ends by itself and gives its buffer back.
+//!
+//! Over 500 lines: the state of one connection and everything that moves it; reading bodies is in `connection/body.rs`.
 
 mod body;
 
@@ -22,7 +24,7 @@ use millrace_control::{Caller, Job, Reply, ReplyPermit, Request};
 use millrace_journal::{AckToken, AppendError};
 use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
 use millrace_wire::response::{self, Caching, Frame};
-use millrace_wire::routes::{self, Body as BodyOf, ControlRoute, Route, RouteName, ShardRoute};
+use millrace_wire::routes::{self, ControlRoute, Route, RouteName, ShardRoute};
 
 use super::address_sketch::SketchCells;
 use super::batch::Outcome;
@@ -35,12 +37,12 @@ use super::wipe::wipe;
 use super::work_budget::{self, WorkBudget};
 use super::{RequestContext, batch, journal_refusal, post_event};
 
-/// Why a request gets no ordinary answer.
+/// Why a request ends early.
 #[derive(Debug)]
 pub(super) enum Abort {
-    /// Say no.
+    /// It is refused.
     Refuse(Problem),
-    /// The client is gone: say nothing.
+    /// The client is gone, so there is nobody to answer.
     Gone,
 }
 
@@ -50,7 +52,7 @@ impl From<Problem> for Abort {
     }
 }
 
-/// A good answer.
+/// The answer to a request that was not refused.
 enum Answer {
     Accepted(Accepted),
     Json {
@@ -69,7 +71,7 @@ enum Answer {
         content_type: &'static str,
         body: Arc<[u8]>,
     },
-    /// The methods that are taken.
+    /// The methods that the path takes.
     Options(&'static str),
 }
 
@@ -93,18 +95,18 @@ pub(super) struct Connection<S> {
     pub(super) shard: Rc<Shard>,
     peer: Peer,
     buffer: Vec<u8>,
-    /// Where the present request starts in `buffer`.
+    /// Where the current request starts in `buffer`.
     start: usize,
-    /// How many bytes of it are done with when it is answered.
+    /// How many of its bytes are consumed when it is answered.
     request_len: usize,
     is_body_read: bool,
     scanner: HeadScanner,
     out: Vec<u8>,
-    /// Answers in `out` that must wait for the journal.
+    /// The responses in `out` that must wait for the journal.
     pending_acks: PendingAcks,
-    /// The shares of the control pool's reply bytes that are in `out`; given back when it is written.
+    /// Permits for the bytes of control replies in `out`; given back when `out` is written.
     permits: Vec<ReplyPermit>,
-    /// What a read buffer should hold, from the size of the last request.
+    /// The size of the next read buffer, from the size of the last request.
     read_hint: usize,
     budget: WorkBudget,
 }
@@ -130,7 +132,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Serves until the client or a rule ends the connection.
+    /// Serves requests until the client or a rule ends the connection.
     pub(super) async fn serve(mut self) {
         let ended_cleanly = loop {
             match self.next_head().await {
@@ -159,19 +161,20 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Says no before any request. Without `may_linger` a client that has sent something already may not see it.
+    /// Refuses the connection before any request. Without `may_linger` a client that has already sent something may not
+    /// see the refusal.
     pub(super) async fn turn_away(mut self, problem: &Problem, may_linger: bool) {
         self.refuse_unparsed(problem);
         if self.flush().await.is_ok() {
             self.finish_sending().await;
             if may_linger {
-                // Only so many may at a time, so none may for long.
+                // Few connections may linger at a time, so none may for long.
                 self.linger(limits::LINGER_SILENCE_MAX).await;
             }
         }
     }
 
-    /// Says that nothing more comes, where the stream has a word for it.
+    /// Tells the client that nothing more follows, if the stream can say so.
     async fn finish_sending(&mut self) {
         self.registration.begin(Phase::Write, limits::WRITE_TIMEOUT);
         self.stream.finish().await;
@@ -183,7 +186,7 @@ impl<S: Stream> Connection<S> {
         let mut may_skip_line = true;
         loop {
             let filled = &self.buffer[self.start..];
-            // One empty line before a request line is forgiven (RFC 9112, 2.2).
+            // One empty line before a request line is skipped (RFC 9112, 2.2).
             if may_skip_line && filled.starts_with(b"\r\n") {
                 self.start += 2;
                 may_skip_line = false;
@@ -191,7 +194,7 @@ impl<S: Stream> Connection<S> {
             }
             if filled.is_empty() || may_skip_line && filled == b"\r" {
                 self.flush().await?;
-                // Also while draining: the sweep ends idle connections, and what arrives before it is told 503.
+                // Also while draining: the sweep ends idle connections, and a request that arrives before it gets 503.
                 self.registration.begin(Phase::Idle, self.shard.shared.keep_alive_timeout);
             } else {
                 if let Some(len) = self.scanner.find_end(filled)? {
@@ -228,7 +231,7 @@ impl<S: Stream> Connection<S> {
                 let accepted = post_event(self, head, &mut context).await;
                 accepted.map(Answer::Accepted).inspect_err(|abort| context.settle(abort))
             }
-            // Boxed: the way of one event should not carry the state of the others.
+            // The other routes are boxed, so that a single event does not carry their state.
             Ok(Route::Shard(ShardRoute::PostEventBatch)) => Box::pin(self.batch(head, &mut context)).await,
             Ok(Route::Shard(ShardRoute::Root)) => Ok(Answer::json(200, routes::ROOT_BODY, Caching::Never)),
             Ok(Route::Shard(ShardRoute::Health)) => Ok(Answer::json(200, health::HEALTH_BODY, Caching::Never)),
@@ -245,13 +248,13 @@ impl<S: Stream> Connection<S> {
         if let Err(Abort::Gone) = answer {
             return Err(Abort::Gone);
         }
-        // Here, while the head is still where it was read: an idle connection keeps its buffer, not its key.
+        // Now, while the head is still where it was read: an idle connection keeps its buffer, but not the key in it.
         if let Some(key) = head.api_key {
             wipe(key.slice_mut(&mut self.buffer[self.start..]));
         }
         let unread = match &answer {
             _ if self.is_body_read => Some(0),
-            // Nothing more is read from a socket that was too slow.
+            // A socket that was too slow is not read from again.
             Err(Abort::Refuse(Problem::RequestTimeout)) => None,
             _ => self.unread_body(head),
         };
@@ -281,7 +284,7 @@ impl<S: Stream> Connection<S> {
         })
     }
 
-    /// Has the metrics rendered by the control pool, where they may be seen here.
+    /// Has the control pool render the metrics, if this listener may show them.
     async fn metrics_page(&mut self) -> Result<Answer, Abort> {
         if !self.shard.shared.are_metrics_public {
             return Err(Problem::NotFound.into());
@@ -292,7 +295,7 @@ impl<S: Stream> Connection<S> {
         Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
     }
 
-    /// Hands a reading or managing request to the control pool and waits.
+    /// Hands a control request to the control pool and waits for the reply.
     async fn control(
         &mut self,
         route: ControlRoute,
@@ -300,14 +303,14 @@ impl<S: Stream> Connection<S> {
         context: &mut RequestContext,
     ) -> Result<Answer, Abort> {
         let tenant = super::identify(self, head, Instant::now(), context).await?;
-        // Before the body is read, for which the head may move.
+        // Before the body is read, because that may move the head.
         let from = self.client_address(head);
         let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
         let query = String::from_utf8_lossy(query).into_owned();
         super::admit_control(&self.shard, &tenant, context, route.row().scope)?;
         let body = self.control_body(route.row().body, head).await?;
         if matches!(route, ControlRoute::TestEndpoint(_)) {
-            // It makes an event.
+            // A test creates an event, so it counts as one.
             super::admit(&self.shard, &tenant, context)?;
         }
         let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
@@ -324,9 +327,10 @@ impl<S: Stream> Connection<S> {
         Ok(Answer::Json { status, body, caching: Caching::Never, location, permit: Some(permit) })
     }
 
-    /// The body of a control request, where its route takes one; wiped here, because it may hold a webhook's secret.
-    async fn control_body(&mut self, takes: BodyOf, head: &Head) -> Result<Vec<u8>, Abort> {
-        let BodyOf::Json(max) = takes else { return Ok(Vec::new()) };
+    /// Reads the body of a control request, if its route takes one. The bytes are wiped from the read buffer, because
+    /// they may hold a webhook's secret.
+    async fn control_body(&mut self, takes: routes::Body, head: &Head) -> Result<Vec<u8>, Abort> {
+        let routes::Body::Json(max) = takes else { return Ok(Vec::new()) };
         if head.framing == Framing::None {
             return Ok(Vec::new());
         }
@@ -337,7 +341,7 @@ impl<S: Stream> Connection<S> {
         Ok(body)
     }
 
-    /// The bytes of the present request, from its head on.
+    /// The bytes of the current request, from its head on.
     pub(super) fn request(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -347,22 +351,22 @@ impl<S: Stream> Connection<S> {
         head.idempotency_key.map(|key| key.slice(self.request()))
     }
 
-    /// Where the client of the present request is counted, if anywhere.
+    /// The cells in which the client of the current request is counted; `None` if its address is not known.
     pub(super) fn client(&self, head: &Head) -> Option<SketchCells> {
         self.shard.shared.clients.cells_of(self.peer, head, self.request())
     }
 
-    /// The address of the present request's client.
+    /// The client address of the current request.
     pub(super) fn client_address(&self, head: &Head) -> IpAddr {
         self.shard.shared.clients.address_of(self.peer, head, self.request())
     }
 
-    /// What single events are appended to the journal with.
+    /// The token with which single events are appended to the journal.
     pub(super) fn ticket(&self) -> &Rc<AckToken> {
         self.pending_acks.ticket()
     }
 
-    /// No deadline of the client's runs while the server is at work.
+    /// Stops the client's deadline while the server works.
     pub(super) fn wait_for_server(&self) {
         self.registration.work();
     }
@@ -377,7 +381,8 @@ impl<S: Stream> Connection<S> {
         if buffer.is_empty() && buffer.capacity() != self.read_hint {
             buffer = Vec::with_capacity(self.read_hint);
         } else if buffer.capacity() - buffer.len() < LEAST_READ_BYTES {
-            // Never a read of a few bytes: a head of the right length would make a body cost a call for each.
+            // Never read only a few bytes: a head of an unlucky length would make a body cost one call for each of
+            // them.
             buffer.reserve(limits::CONNECTION_READ_BYTES);
         }
         self.budget.yield_if_spent().await;
@@ -387,7 +392,7 @@ impl<S: Stream> Connection<S> {
         read.map_err(|_| Abort::Gone)
     }
 
-    /// Done with the present request: the next starts behind it.
+    /// Consumes the current request: the next starts behind it.
     fn finish_request(&mut self) {
         let wanted = self.request_len.next_power_of_two();
         self.read_hint = wanted.clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
@@ -404,15 +409,15 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Writes what is gathered in `out`, when the journal lets it go.
+    /// Writes the responses in `out` once the journal has settled them.
     async fn flush(&mut self) -> Result<(), Abort> {
         self.settle_acks().await?;
         self.write_out().await
     }
 
-    /// Waits until every 202 in `out` is true. Where one will not be, it and what follows it are taken back, and the
-    /// connection ends: with a refusal where nothing of the event was written, else without a word, because nobody
-    /// knows.
+    /// Waits until the event of every 202 in `out` is durable. If one fails, its response and those behind it are
+    /// dropped and the connection ends: with a refusal if nothing of the event was written, otherwise without a
+    /// response, because nobody knows whether it was.
     async fn settle_acks(&mut self) -> Result<(), Abort> {
         if self.pending_acks.is_empty() {
             return Ok(());
@@ -450,7 +455,7 @@ impl<S: Stream> Connection<S> {
             self.registration.extend(limits::WRITE_TIMEOUT);
         }
         if !self.permits.is_empty() {
-            // A control answer may show a new key, and the buffer is kept for others.
+            // A control reply may show a new key, and the buffer is used again.
             wipe(&mut out);
             self.permits.clear();
         }
@@ -458,9 +463,9 @@ impl<S: Stream> Connection<S> {
         Ok(())
     }
 
-    /// Lets the client read the refusal before the socket closes: unread input would turn the close into a
-    /// reset, which may take the answer with it. Many clients look for an answer only when all of a body is sent, so
-    /// this goes on while bytes come, up to `limit`.
+    /// Reads and drops input so that the client can read the refusal before the socket closes: unread input would
+    /// turn the close into a reset, and a reset may discard the response. Many clients look for a response only when
+    /// they have sent the whole body, so this goes on while bytes come, up to `limit`.
     async fn linger(&mut self, limit: Duration) {
         self.registration.slot().finish_sending();
         let began_at = Instant::now();
@@ -471,9 +476,9 @@ impl<S: Stream> Connection<S> {
             self.start = 0;
             let Ok(read @ 1..) = self.fill().await else { return };
             dropped += read;
-            // Large reads only for those who send much.
+            // Large reads only for clients that send much.
             self.read_hint = (2 * read).clamp(limits::CONNECTION_READ_BYTES, KEPT_READ_BYTES_MAX);
-            // A server that leaves waits for no upload.
+            // A draining server does not wait for an upload.
             let limit = if self.shard.is_draining() { limits::LINGER_SILENCE_MAX } else { limit };
             let Some(left) = limit.checked_sub(began_at.elapsed()) else { return };
             self.registration.extend(left.min(limits::LINGER_SILENCE_MAX));
@@ -499,7 +504,7 @@ impl<S: Stream> Connection<S> {
                 let begins = out.len();
                 response::accepted(out, &frame, id);
                 if self.shard.journal.is_some() {
-                    // CountGuard when it may leave.
+                    // Counted when it may be sent.
                     return self.pending_acks.add(begins, started, context.charge());
                 }
                 let nanos = started.elapsed().as_nanos() as u64;
@@ -534,14 +539,14 @@ impl<S: Stream> Connection<S> {
         self.shard.metrics.http_requests_total.inc(name, status);
     }
 
-    /// Refuses bytes that are no request. Where they begin as a HEAD the answer has no body: whoever passed them on
-    /// waits for none.
+    /// Refuses bytes that are not a request. If they begin like a HEAD the response has no body: a proxy that passed
+    /// them on expects none.
     fn refuse_unparsed(&mut self, problem: &Problem) {
         let is_head = self.request().starts_with(b"HEAD ");
         self.refuse(RouteName::OTHER, problem, is_head);
     }
 
-    /// Refuses where there is no head to answer; the connection will close.
+    /// Refuses when there is no parsed head; the connection will close.
     fn refuse(&mut self, name: RouteName, problem: &Problem, is_head: bool) {
         self.prepare_out();
         let date = self.shard.date();

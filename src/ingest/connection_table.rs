@@ -1,9 +1,9 @@
 //! The open connections of one shard and their deadlines.
 //!
-//! A deadline is data, not a timer: a connection writes the sweep number it must be done by into its slot, which
-//! costs one store, and the shard's sweep looks at all slots four times a second. An overdue connection is not
-//! cancelled (a cancelled completion-based read may lose bytes): its socket is shut down, so the operation in
-//! flight completes and the connection's own task says what is to be said and ends.
+//! A deadline is data, not a timer. A connection stores in its slot the number of the sweep by which it must be done,
+//! which costs one store; the shard sweeps all slots four times a second. An overdue connection is not cancelled,
+//! because a cancelled completion-based read may lose bytes. Its socket is shut down instead: the operation in flight
+//! completes, and the connection's own task sends a response, if there is one to send, and ends.
 
 #![allow(unsafe_code, reason = "shutdown(2) on a raw descriptor: monoio's TcpStream offers no AsFd; see `shut`")]
 
@@ -35,7 +35,7 @@ pub enum Phase {
     Work,
 }
 
-/// One connection, seen from the sweep.
+/// One connection, as the sweep sees it.
 #[derive(Debug)]
 pub struct Slot {
     fd: RawFd,
@@ -51,24 +51,24 @@ impl Slot {
         self.is_overdue.get()
     }
 
-    /// Closes our sending side: the client sees the end of the answer, and may still be read from.
+    /// Closes the sending side: the client sees the end of the response, and can still be read from.
     pub fn finish_sending(&self) {
         shut(self.fd, Shutdown::Write);
     }
 }
 
-/// The table. Used by its shard's thread only.
+/// The table; only the thread of its shard uses it.
 #[derive(Debug, Default)]
 pub struct ConnectionTable {
     slots: RefCell<Vec<Option<Rc<Slot>>>>,
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
-    /// Members in [`Phase::Handshake`], which they stay in until they leave.
+    /// How many are in [`Phase::Handshake`]; they stay in it until they leave the table.
     handshakes: Cell<usize>,
     sweep: Cell<u64>,
 }
 
-/// Membership in the table; leaves it when dropped. Must be dropped before the socket is closed.
+/// The registration of one connection in the table. Must be dropped before the socket is closed.
 pub struct Registration {
     table: Rc<ConnectionTable>,
     index: usize,
@@ -81,7 +81,7 @@ impl ConnectionTable {
         self.open.get()
     }
 
-    /// Enters the connection on `fd`.
+    /// Registers the connection on `fd`.
     pub fn enter(self: &Rc<Self>, fd: RawFd) -> Registration {
         let slot =
             Rc::new(Slot { fd, phase: Cell::new(Phase::Work), due: Cell::new(u64::MAX), is_overdue: Cell::new(false) });
@@ -95,7 +95,7 @@ impl ConnectionTable {
         Registration { table: Rc::clone(self), index, slot }
     }
 
-    /// Shuts down what is overdue; returns each overdue connection's phase through `count`. Called every
+    /// Shuts down the sockets of overdue connections and calls `count` with the phase of each. Called every
     /// [`limits::TIMEOUT_SWEEP_INTERVAL`].
     pub fn sweep(&self, mut count: impl FnMut(Phase)) {
         let now = self.sweep.get() + 1;
@@ -107,7 +107,7 @@ impl ConnectionTable {
             let phase = slot.phase.get();
             count(phase);
             match phase {
-                // The task wakes from its read with end-of-file and answers 408.
+                // The task's read returns end-of-file, and it responds with 408.
                 Phase::Header | Phase::Body => shut(slot.fd, Shutdown::Read),
                 Phase::Handshake | Phase::Idle | Phase::Write | Phase::Linger | Phase::Work => {
                     shut(slot.fd, Shutdown::Both);
@@ -116,8 +116,8 @@ impl ConnectionTable {
         }
     }
 
-    /// Enters the connection on `fd` for its handshake and starts the clock. Where as many are under way as may be, the
-    /// one that has been at it for longest is ended.
+    /// Registers the connection on `fd` for its handshake and starts the deadline. If the most handshakes allowed are
+    /// under way, the oldest of them is ended.
     pub fn enter_for_handshake(self: &Rc<Self>, fd: RawFd) -> Registration {
         if self.handshakes.get() >= limits::HANDSHAKES_MAX {
             let slots = self.slots.borrow();
@@ -133,7 +133,7 @@ impl ConnectionTable {
         registration
     }
 
-    /// Ends the connections that wait for a request, or to make one; those in the middle of one go on.
+    /// Ends the connections that are idle or in a handshake; those in the middle of a request go on.
     pub fn close_idle(&self) {
         for slot in self.slots.borrow().iter().flatten() {
             match slot.phase.get() {
@@ -144,7 +144,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Ends every connection, whatever it is doing.
+    /// Ends every connection, in whatever phase.
     pub fn close_all(&self) {
         for slot in self.slots.borrow().iter().flatten() {
             shut(slot.fd, Shutdown::Both);
@@ -160,15 +160,15 @@ impl Registration {
         self.extend(limit);
     }
 
-    /// Moves the deadline of the present phase to `limit` from now. Never found overdue before; after it at the next
-    /// sweep, or the one behind that where `limit` is no multiple of their interval.
+    /// Moves the deadline of the current phase to `limit` from now. The connection is never overdue before that; it
+    /// is at the next sweep after it, or the one after that if `limit` is not a multiple of the interval.
     pub fn extend(&self, limit: Duration) {
         let sweeps = limit.as_millis().div_ceil(limits::TIMEOUT_SWEEP_INTERVAL.as_millis());
-        // One more: the next sweep may be due this very moment.
+        // One more, because the next sweep may be due at once.
         self.slot.due.set(self.table.sweep.get() + sweeps as u64 + 1);
     }
 
-    /// The server is at work: no deadline of the client's runs.
+    /// Stops the deadline while the server works.
     pub fn work(&self) {
         self.slot.phase.set(Phase::Work);
         self.slot.due.set(u64::MAX);
@@ -191,7 +191,7 @@ impl Drop for Registration {
     }
 }
 
-/// Shuts a socket down; one that is already gone is what we wanted.
+/// Shuts a socket down. An error is ignored: the socket is gone already.
 fn shut(fd: RawFd, how: Shutdown) {
     // SAFETY: a descriptor is in the table from `enter` until its `Registration` is dropped, and the connection's task
     // drops its `Registration` before the `Stream` that owns the descriptor, on this same thread. So it is open here.
@@ -199,7 +199,7 @@ fn shut(fd: RawFd, how: Shutdown) {
     let _ = shutdown(socket, how);
 }
 
-/// Ends the accept in flight on a listening socket; the port takes no more connections.
+/// Ends the accept in flight on a listening socket; the port accepts no more connections.
 pub(super) fn stop_listening(listener: RawFd) {
     shut(listener, Shutdown::Read);
 }

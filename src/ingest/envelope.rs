@@ -1,9 +1,8 @@
 //! From body bytes to a valid event: `{"type", "dedup_id"?, "payload"}`.
 //!
-//! simd-json reads a copy and proves the document to be JSON; the client's own bytes are then cut at the top
-//! level only, so the payload is stored as it was sent. What simd-json refuses for its own reasons (a number
-//! too large for a machine word, a lone surrogate escape) is still JSON and is accepted: [`json_syntax`] has
-//! the last word, and gives the offset of the first error.
+//! simd-json parses a copy, which proves that the document is JSON. The client's own bytes are then cut at the top
+//! level only, so the payload is stored as it was sent. simd-json refuses some valid JSON (a number too large for a
+//! machine word, a lone surrogate escape); [`json_syntax`] decides then, and finds the offset of the first error.
 //!
 //! Runs on a shard: linear in the body, no recursion, scratch space reused from event to event.
 
@@ -28,12 +27,12 @@ pub struct Envelope<'a> {
     pub payload: &'a [u8],
 }
 
-/// Why a body is not an event: the answer, and what to count.
+/// Why a body is not an event: the refusal, and the label to count it under.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Invalid {
-    /// The answer.
+    /// The refusal.
     pub problem: Problem,
-    /// The label to count it under.
+    /// The label of `validation_errors_total`.
     pub kind: ValidationErrorKind,
 }
 
@@ -55,11 +54,11 @@ impl Default for Scratch {
     }
 }
 
-/// What is known of a document that was proven to be JSON.
+/// What is known about a document that is JSON.
 struct Proven {
-    /// Members of the top-level object, where the fast path counted them.
+    /// Members of the top-level object, if the fast path counted them.
     members: Option<usize>,
-    /// Deepest nesting, where it may be over the limit.
+    /// The deepest nesting, if it may be over the limit.
     depth: usize,
 }
 
@@ -78,7 +77,7 @@ impl Scratch {
         if is_fast {
             return Ok(Proven { members, depth: 0 });
         }
-        // Not an object, not JSON, or JSON that simd-json does not take: the slow path tells which.
+        // Not an object, not JSON, or JSON that simd-json refuses: the slow path finds out which.
         json_syntax::check(body).map(|checked| Proven { members: None, depth: checked.depth_max })
     }
 }
@@ -108,7 +107,7 @@ pub fn parse<'a>(
 const TOO_DEEP: &str = "is nested deeper than 128 levels";
 const _: () = assert!(limits::PAYLOAD_DEPTH_MAX == 128);
 
-/// What the envelope holds so far, and everything wrong with it.
+/// The fields read so far, and everything wrong with them.
 #[derive(Default)]
 struct Found<'a> {
     event_type: Option<Cow<'a, str>>,
@@ -127,7 +126,7 @@ impl<'a> Found<'a> {
         message: impl Into<Cow<'static, str>>,
         kind: ValidationErrorKind,
     ) {
-        // A body of nothing but unknown fields must not become an answer of its size.
+        // A body full of unknown fields must not get a response of its own size.
         const ERRORS_MAX: usize = 16;
         self.first_kind.get_or_insert(kind);
         if self.errors.len() < ERRORS_MAX {
@@ -155,7 +154,7 @@ impl<'a> Found<'a> {
             let key = &body[at + 1..key_end - 1];
             let colon = skip_space(body, key_end);
             let start = skip_space(body, colon + 1);
-            // The last value of the object ends where the object does: no need to walk a large payload.
+            // The last value ends where the object ends, so a large payload need not be walked.
             let end = if members == Some(member) { last_value_end(body) } else { skip_value(body, start) };
             self.read_member(key, &body[start..end]);
             at = skip_space(body, end);
@@ -298,7 +297,7 @@ pub(super) fn idempotency_key(raw: &[u8]) -> Result<Cow<'_, str>, &'static str> 
     check_dedup_id(&key).map(|()| key)
 }
 
-/// The text of a JSON string; `None` for another value or for escapes that are no text (lone surrogates).
+/// The text of a JSON string; `None` for any other value and for escapes that are not text (lone surrogates).
 fn string_value(value: &[u8]) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if inner.contains(&b'\\') {

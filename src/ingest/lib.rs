@@ -202,8 +202,8 @@ async fn verify(
     verdict
 }
 
-/// Waits until a whole number of [`limits::AUTH_REFUSAL_STEP`]s has passed since a lookup began. A known key id takes some
-/// microseconds longer than an unknown one; the time of a refusal must not show which it was.
+/// Waits until a whole number of [`limits::AUTH_REFUSAL_STEP`]s has passed since a lookup began. A known key id takes
+/// some microseconds longer than an unknown one; the time of a refusal must not show which it was.
 async fn even_out(begun: Instant) {
     let taken = begun.elapsed();
     let steps = taken.as_micros() / limits::AUTH_REFUSAL_STEP.as_micros() + 1;
@@ -319,8 +319,8 @@ fn parse(
     Ok(Event::new(id, org, received_at, &envelope.event_type, dedup_id, envelope.payload))
 }
 
-/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ticket` says that the event is
-/// durable. Without a journal the event goes to the writers' queue at once.
+/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ticket` says that the event
+/// is durable. Without a journal the event goes to the writers' queue at once.
 fn accept(shard: &Shard, event: Event, ticket: &Rc<AckToken>) -> Result<EventId, Problem> {
     let id = event.id;
     if let Some(journal) = &shard.journal {

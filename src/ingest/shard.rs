@@ -1,8 +1,8 @@
 //! One shard: a pinned thread with its own runtime, listener and state.
 //!
-//! `io_uring` where the kernel allows it, epoll where it does not (containers often forbid it); which one runs,
-//! and why, is reported to `boot`. A panic in one connection's task ends that connection; a panic in the
-//! shard's own loop ends the process (see `boot`): a shard is never silently gone.
+//! The runtime uses `io_uring` where the kernel allows it and epoll where it does not (containers often forbid it). The
+//! shard reports to `boot` which one runs, and why. A panic in a connection's task ends that connection. A panic in the
+//! shard's own loop ends the process (see `boot`), so a server never runs on with a shard missing.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -59,9 +59,9 @@ pub enum IoDriver {
 /// What all shards share, by reference counts only.
 #[derive(Clone)]
 pub struct SharedState {
-    /// The crossing to the writers.
+    /// The queue to the writers.
     pub queue: Queue,
-    /// What makes a 202 durable; `None`: it is not.
+    /// The journal that makes a 202 durable; `None` if there is none.
     pub journal: Option<Arc<Journal>>,
     /// Whether events that find the queue full are accepted into the journal alone.
     pub may_spill: bool,
@@ -71,38 +71,38 @@ pub struct SharedState {
     pub feed: Arc<ChangeFeed>,
     /// The pool that answers reading and managing requests.
     pub control: Arc<ControlPool>,
-    /// The shards' cells are in there.
+    /// Holds the metric cells of every shard.
     pub metrics: Arc<Metrics>,
-    /// Whether `/metrics` is answered here, too.
+    /// Whether `/metrics` is answered on the public listener too.
     pub are_metrics_public: bool,
     /// How long a connection may be idle between requests, in whole seconds.
     pub keep_alive_timeout: Duration,
-    /// For `/ready`.
+    /// Answers `/ready`.
     pub ready: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// Set once by the main thread: stop accepting, finish, leave.
     pub draining: Arc<AtomicBool>,
     /// Set once by the main thread when the grace is over: leave now.
     pub leaving: Arc<AtomicBool>,
-    /// Who is connected, and how many may be.
+    /// Counts of connections and client addresses, their limits, and which proxies are trusted.
     pub clients: Clients,
-    /// What TLS is spoken with; `None`: it is not.
+    /// The certificates; `None` if the listener does not speak TLS.
     pub certificates: Option<Arc<Certificates>>,
-    /// What the keys of batches stood for.
+    /// Which body each recent `Idempotency-Key` of a batch came with.
     pub batch_keys: Arc<BatchKeys>,
     /// The zero of the rate limiter's clock.
     pub started: Instant,
 }
 
-/// Which driver a shard runs on, and why not a better one.
+/// The I/O driver that a shard runs on, and why not a better one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Driver {
     /// `"io_uring"` or `"epoll"`.
     pub name: &'static str,
-    /// Why, in words for the log.
+    /// The reason, for the log.
     pub reason: String,
 }
 
-/// One shard's state; see the module.
+/// The state of one shard.
 pub struct Shard {
     pub(super) auth: RefCell<AuthCache>,
     pub(super) verifier: Verifier,
@@ -120,10 +120,10 @@ pub struct Shard {
     /// The newest TLS configuration this shard has seen.
     tls: RefCell<Option<Arc<ServerConfig>>>,
     date: Cell<[u8; 29]>,
-    /// What an answer says of the time in which the next request may come, as a whole header line.
+    /// The whole `Keep-Alive` line of a response.
     pub(super) keep_alive_field: Box<[u8]>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
-    /// How often the log names a refused key.
+    /// Limits the log lines about refused keys.
     wrong_keys: Cell<LogThrottle>,
 }
 
@@ -132,7 +132,7 @@ pub struct Shard {
 pub struct Ids(ContextV7);
 
 impl Ids {
-    /// The present time and an id that sorts by it.
+    /// The time now, and an id that sorts by it.
     pub fn next(&self) -> (Timestamp, EventId) {
         let now = Timestamp::now();
         let micros = now.as_micros().max(0) as u64;
@@ -173,15 +173,14 @@ impl Shard {
         })
     }
 
-    /// Serves one client that has no address to its end. On the runtime of the shard's thread.
-    ///
-    /// A panic in it ends this connection, not the shard.
+    /// Serves a stream that has no client address until it ends, for tests and benches. Runs on the runtime of the
+    /// shard's thread. A panic in it ends this connection, not the shard.
     pub async fn serve_stream(self: Rc<Self>, stream: impl Stream) {
         let nobody = self.shared.clients.peer(forwarded::NOBODY);
         accept_loop::catch_panic(Connection::new(self, stream, nobody).serve()).await;
     }
 
-    /// Moves the shard's end of the journal; a task for as long as the shard runs.
+    /// Runs the shard's side of the journal, for as long as the shard runs.
     pub async fn run_journal(self: Rc<Self>) {
         if let Some(journal) = &self.journal {
             journal.tend(|durable| self.metrics.events_ingested_total.add(durable.into())).await;
@@ -193,7 +192,7 @@ impl Shard {
         now.saturating_duration_since(self.shared.started).as_secs()
     }
 
-    /// What a new connection speaks TLS with, if it does.
+    /// The TLS configuration for a new connection, if the listener speaks TLS.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         let certificates = self.shared.certificates.as_ref()?;
         let mut tls = self.tls.borrow_mut();
@@ -211,7 +210,7 @@ impl Shard {
         (self.shared.ready)()
     }
 
-    /// Says that the verifier refused a key; some of many, with how many were not named.
+    /// Logs that the verifier refused a key, at a limited rate; a line says how many were withheld before it.
     pub(super) fn log_wrong_key(&self, key: KeyId, from: IpAddr) {
         let mut throttle = self.wrong_keys.get();
         let withheld = throttle.pass();
@@ -273,20 +272,20 @@ pub fn run(
 
 type Uring = monoio::Runtime<monoio::time::TimeDriver<IoUringDriver>>;
 
-/// An `io_uring` runtime, with the flags of a single-threaded server where the kernel knows them.
+/// An `io_uring` runtime, with the flags for a single-threaded server if the kernel knows them.
 fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
     const ENTRIES: u32 = 4096;
     if wanted == IoDriver::Epoll {
         return Err("epoll was asked for".to_owned());
     }
     if !monoio::utils::detect_uring() {
-        // The probe gives no reason; a plain set-up does.
+        // The probe gives no reason, but setting up a ring does.
         return Err(match io_uring::IoUring::new(2) {
             Ok(_) => "this kernel's io_uring lacks an operation that is needed".to_owned(),
             Err(error) => format!("io_uring is not allowed or not there: {error}"),
         });
     }
-    // A sandbox may allow the set-up and refuse what follows, and a runtime does not notice that: it waits for ever.
+    // A sandbox may allow the set-up and refuse the first submission. A runtime would not notice and wait for ever.
     if let Err(error) = io_uring::IoUring::new(2).and_then(|ring| ring.submit()) {
         return Err(format!("io_uring can be set up and not be used: {error}"));
     }
@@ -308,7 +307,7 @@ fn uring(wanted: IoDriver) -> Result<(Uring, Driver), String> {
     }
 }
 
-/// The shard's own loop: accepts, sweeps, and in the end drains.
+/// The shard's own loop: starts the accept loop, sweeps four times a second, and drains at the end.
 async fn serve(shard: Rc<Shard>, listener: StdListener) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
     let listener = Rc::new(listener.expect("the listener was bound and is a TCP socket"));
@@ -327,11 +326,12 @@ async fn serve(shard: Rc<Shard>, listener: StdListener) {
         }
         if shard.is_draining() {
             if std::mem::take(&mut is_listening) {
-                // Ends the accept in flight; connections not yet accepted are refused by the kernel.
+                // Ends the accept in flight; the kernel refuses connections that are not accepted yet.
                 super::connection_table::stop_listening(listener.as_raw_fd());
             }
             shard.connections.close_idle();
-            // An event may outlive its connection on its way to the disk, and its copy goes to the writers from here.
+            // An event may still be on its way to the disk when its connection is gone; this shard then hands it to the
+            // writers.
             let is_settled = shard.journal.as_ref().is_none_or(Appender::is_settled);
             if shard.connections.open() == 0 && is_settled {
                 return;

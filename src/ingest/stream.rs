@@ -1,4 +1,4 @@
-//! What carries a connection's bytes: a socket, TLS over one, or whatever a bench or a test puts in its place.
+//! The byte stream under a connection: a socket, TLS over a socket, or what a bench or test puts in its place.
 
 use std::future::Future;
 use std::os::fd::AsRawFd;

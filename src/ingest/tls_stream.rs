@@ -1,14 +1,15 @@
 //! TLS over a socket: rustls' unbuffered state machine between a connection and its `TcpStream`.
 //!
-//! On its shard. Records are decrypted where they arrived and copied once, into the connection's own buffer; answers are
-//! encrypted into one buffer and written from it. Idle, a stream holds rustls' state and one small read buffer:
-//! `monoio-rustls` would pin two of 16 KiB beside rustls' own. `incoming` holds at most
-//! [`limits::TLS_INCOMING_BYTES_MAX`], a record with room for its neighbour.
+//! Runs on its shard. Records are decrypted where they arrived and copied once, into the connection's own buffer;
+//! responses are encrypted into one buffer and written from it. An idle stream holds rustls' state and one small read
+//! buffer, where `monoio-rustls` would pin two buffers of 16 KiB besides rustls' own. `incoming` holds at most
+//! [`limits::TLS_INCOMING_BYTES_MAX`]: a record, and room for the start of the next.
 //!
-//! **Between two calls `incoming` holds no complete record**: whoever reads decrypts all there is. What came decrypted
-//! when nobody asked (with the end of the handshake) waits in `ahead`.
+//! **Between two calls `incoming` holds no complete record**: every read decrypts all there is. Data that came with
+//! the end of the handshake, before anybody asked for it, waits in `ahead`.
 //!
-//! An end without a close notify is an end like any other: HTTP's framing tells a cut request from a whole one.
+//! A connection that ends without a close notify is treated like any other end: HTTP's own framing tells whether a
+//! request is complete.
 
 use std::io::{self, ErrorKind};
 use std::mem::take;
@@ -30,7 +31,7 @@ use super::work_budget;
 
 /// A record's header: type, version and length.
 const RECORD_HEADER_BYTES: usize = 5;
-/// What a short record adds to its text, in either version of TLS; where it is more, rustls says so.
+/// Bytes that encryption adds to a short record, in either version of TLS; if it needs more, rustls says so.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 /// A read has at least this much room.
 const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
@@ -38,16 +39,16 @@ const LEAST_READ_BYTES: usize = limits::CONNECTION_READ_BYTES / 4;
 const SENT_AT_ONCE_BYTES: usize = 16 * 1024;
 /// An output buffer above this is not kept: most answers are smaller.
 const KEPT_OUTPUT_BYTES: usize = 1024;
-/// Reads in a row that brought nothing to hand on, before the stream gives way: a client can send empty records for ever.
+/// Reads in a row without data before the stream yields: a client can send empty records for ever.
 const READS_IN_ROW_MAX: u32 = 32;
 
-/// See the module.
+/// A TLS connection.
 pub(super) struct TlsStream {
-    /// Boxed: a stream is moved into its connection, and futures keep room for it wherever it has been.
+    /// Boxed: a stream is moved into its connection, and a future keeps space for it at every place it was moved from.
     session: Box<UnbufferedServerConnection>,
     /// Records as they arrived, from the first that is not complete on.
     incoming: Vec<u8>,
-    /// What to make `incoming` with when it is empty.
+    /// The capacity for a new `incoming`.
     read_hint: usize,
     /// Decrypted, not yet received.
     ahead: Vec<u8>,
@@ -58,12 +59,12 @@ pub(super) struct TlsStream {
     tcp: TcpStream,
 }
 
-/// Why there is no TLS.
+/// Why a handshake failed.
 #[derive(Debug)]
 pub(super) enum HandshakeError {
     /// The client speaks HTTP without TLS.
     Plaintext,
-    /// It was gone, too slow, or wrong.
+    /// The client was gone, too slow, or broke the protocol.
     Failed,
 }
 
@@ -73,7 +74,7 @@ impl From<io::Error> for HandshakeError {
     }
 }
 
-/// What to do where application data may be sent.
+/// What to send once rustls lets application data be sent.
 #[derive(Clone, Copy)]
 enum Sending<'a> {
     Nothing,
@@ -94,7 +95,7 @@ impl TlsStream {
     /// TLS over `tcp`, from its first byte on.
     ///
     /// # Errors
-    /// What rustls has against the configuration.
+    /// If rustls refuses the configuration.
     pub(super) fn new(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         Ok(Self {
             session: Box::new(UnbufferedServerConnection::new(config)?),
@@ -112,20 +113,20 @@ impl TlsStream {
         self.tcp
     }
 
-    /// Shakes hands; whether a ticket made it short.
+    /// Runs the handshake; returns whether a session ticket made it short.
     pub(super) async fn handshake(&mut self) -> Result<HandshakeKind, HandshakeError> {
         loop {
             if self.fill().await? == 0 || self.is_ended {
                 return Err(HandshakeError::Failed);
             }
-            // A method, where a record would have its type.
+            // The letter of an HTTP method, where a TLS record has its type.
             if self.incoming[0].is_ascii_uppercase() {
                 return Err(HandshakeError::Plaintext);
             }
             let mut ahead = take(&mut self.ahead);
             let waits = self.advance(&mut ahead, Sending::Nothing);
             self.ahead = ahead;
-            // Also where it failed: an alert says why.
+            // Also after a failure, to send the alert that says why.
             self.flush().await?;
             match waits {
                 Ok(Waits::Handshake) => {}
@@ -155,7 +156,7 @@ impl TlsStream {
                     None
                 }
                 Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    // It is flushed before anything else is track_wait.
+                    // It is flushed before anything else is awaited.
                     transmit.done();
                     None
                 }
@@ -186,7 +187,7 @@ impl TlsStream {
                 break outcome;
             }
         };
-        // The alert that says why. Asked only while there is one: rustls must not see the input again.
+        // The alert that says why. Asked for only while there is one: rustls must not see the input again.
         while outcome.is_err()
             && session.wants_write()
             && let Ok(ConnectionState::EncodeTlsData(mut data)) =
@@ -283,7 +284,7 @@ impl Stream for TlsStream {
     }
 
     async fn finish(&mut self) {
-        // The client may be gone; it is not told, then.
+        // If the client is gone, there is nobody to tell.
         let _ = self.transmit(Sending::CloseNotify).await;
     }
 }

@@ -1,13 +1,16 @@
 //! The keys a shard knows: one hash and one lookup for a request whose key is cached.
 //!
-//! Entries are found by a keyed 128-bit hash of the presented key, with a random key per shard: nobody outside
-//! can aim at an entry, and no key is held. Valid keys live [`limits::AUTH_CACHE_TTL`], refused ones
+//! An entry is found by a 128-bit hash of the presented key under a random key of the shard, so nobody outside can
+//! aim at an entry, and no API key is stored. Valid keys live [`limits::AUTH_CACHE_TTL`]. Refused keys live
 //! [`limits::AUTH_CACHE_NEGATIVE_TTL`] in a cache of their own, so a flood of junk never evicts a good key.
 //!
-//! Runs on its shard only. Credential changes arrive through [`ChangeFeed`]; one relaxed comparison a lookup tells
-//! that there are none. With the database away an expired entry is served on, for at most
-//! [`limits::AUTH_CACHE_STALE_MAX`]: nobody can revoke a key in a database that is down. So where changes may have
-//! been missed, entries expire and are not dropped: the next outage may begin before they are asked about.
+//! Runs on its shard only. Changes of credentials arrive through the [`ChangeFeed`]; one comparison per lookup shows
+//! that there are none. While the database is away an expired entry is served on, for at most
+//! [`limits::AUTH_CACHE_STALE_MAX`], because nobody can revoke a key in a database that is down. For that reason,
+//! when changes may have been missed, entries are marked as expired and not dropped: the next outage may begin before
+//! they are verified again.
+//!
+//! Over 500 lines: half of them are tests.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -30,12 +33,12 @@ use millrace_store::StoreChange;
 use crate::change_feed::ChangeFeed;
 use crate::{Grant, Verdict};
 
-/// An authenticated organisation, as a request carries it from `identify` on.
+/// An authenticated organisation, as a request carries it after authentication.
 #[derive(Debug)]
 pub struct Tenant {
     /// What the key allows.
     pub grant: Arc<Grant>,
-    /// The organisation's `RateLimit-Policy` field, ready to send; empty where unlimited.
+    /// The organisation's `RateLimit-Policy` line, ready to send; empty if unlimited.
     pub policy_field: Box<[u8]>,
     expires_at: Option<Instant>,
 }
@@ -54,30 +57,30 @@ impl Tenant {
     }
 }
 
-/// What comes of waiting for a verdict.
+/// A verdict that is being waited for.
 pub type Awaited = oneshot::Receiver<Result<Rc<Tenant>, Problem>>;
 
 /// The keyed hash of a presented key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct KeyHash(u128);
 
-/// What the cache knows of a key.
+/// What the cache knows about a key.
 #[derive(Debug)]
 pub enum Lookup {
     /// Valid.
     Hit(Rc<Tenant>),
-    /// Valid, but not for long: to be verified again beside this request. Said once a while.
+    /// Valid, but soon to expire: verify it again while this request goes on. Returned at most once a second.
     Aging(Rc<Tenant>),
-    /// Refused lately.
+    /// In the cache of refused keys.
     Refused,
-    /// Not known, or not known lately.
+    /// Not known, or expired.
     Miss,
 }
 
 struct Entry {
     tenant: Rc<Tenant>,
     fresh_until: Cell<Instant>,
-    /// From then on a request that uses the entry has it verified again.
+    /// From then on a request that uses the entry starts another verification.
     refresh_at: Cell<Instant>,
 }
 
@@ -89,7 +92,7 @@ impl Entry {
 
 struct PendingKey {
     key: KeyId,
-    /// A change arrived while the verdict was under way: use it for those who wait, do not keep it.
+    /// A change arrived meanwhile: the verdict is given to those who wait, but not kept.
     is_outdated: bool,
     waiters: Vec<oneshot::Sender<Result<Rc<Tenant>, Problem>>>,
 }
@@ -100,17 +103,17 @@ pub struct AuthCache {
     feed: Arc<ChangeFeed>,
     seen_epoch: u64,
     hash_key: SipHasher24,
-    valid: Cache<KeyHash, Entry, UnitWeighter, Untouched>,
-    refused: Cache<KeyHash, Instant, UnitWeighter, Untouched>,
+    valid: Cache<KeyHash, Entry, UnitWeighter, IdentityHash>,
+    refused: Cache<KeyHash, Instant, UnitWeighter, IdentityHash>,
     pending: HashMap<KeyHash, PendingKey>,
     waiting: usize,
 }
 
 const REFUSED_ENTRIES_MAX: usize = limits::AUTH_CACHE_ENTRIES_MAX / 8;
-/// Between two attempts at that.
+/// The time between two attempts to refresh an entry.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// With the database away, how much longer an entry is served after each attempt to verify it again. Longer than an
-/// attempt on a hung database takes, so that requests do not wait for it.
+/// While the database is away, how much longer an entry is served after each attempt to verify it again. Longer than an
+/// attempt on a hung database takes, so that requests do not wait for the attempt.
 const STALE_EXTENSION: Duration = Duration::from_secs(30);
 const _: () =
     assert!(STALE_EXTENSION.as_secs() > limits::STORE_CONNECT_TIMEOUT.as_secs() + limits::STORE_CALL_TIMEOUT.as_secs());
@@ -119,7 +122,7 @@ impl AuthCache {
     /// An empty cache for shard number `shard`.
     ///
     /// # Errors
-    /// Where the operating system has no randomness for the hash key.
+    /// If the operating system gives no randomness for the hash key.
     pub fn new(shard: usize, feed: Arc<ChangeFeed>) -> Result<Self, getrandom::Error> {
         let mut seed = [0u8; 16];
         getrandom::fill(&mut seed)?;
@@ -132,10 +135,16 @@ impl AuthCache {
                 1024,
                 limits::AUTH_CACHE_ENTRIES_MAX as u64,
                 UnitWeighter,
-                Untouched,
+                IdentityHash,
                 DefaultLifecycle::default(),
             ),
-            refused: Cache::with(256, REFUSED_ENTRIES_MAX as u64, UnitWeighter, Untouched, DefaultLifecycle::default()),
+            refused: Cache::with(
+                256,
+                REFUSED_ENTRIES_MAX as u64,
+                UnitWeighter,
+                IdentityHash,
+                DefaultLifecycle::default(),
+            ),
             pending: HashMap::new(),
             waiting: 0,
         })
@@ -178,8 +187,8 @@ impl AuthCache {
         self.pending.contains_key(&hash)
     }
 
-    /// Waits for the verdict on a key with others, if one is under way; else `None`: the caller must start one
-    /// with [`Self::begin`].
+    /// Joins the verification of a key that is under way. `None` if there is none: the caller must start one with
+    /// [`Self::begin`].
     pub fn join(&mut self, hash: KeyHash) -> Option<Result<Awaited, Problem>> {
         let pending = self.pending.get_mut(&hash)?;
         if self.waiting >= limits::AUTH_WAITERS_MAX {
@@ -191,9 +200,9 @@ impl AuthCache {
         Some(Ok(receiver))
     }
 
-    /// Notes that a verdict on `hash` is under way, and waits for it. Whoever begins always has a place, beyond
-    /// [`limits::AUTH_WAITERS_MAX`] too: verdicts under way are bounded by the verifier's queues, and one that
-    /// nobody takes in would be waited for for ever. [`Self::complete`] must follow.
+    /// Records that a verification of `hash` is under way, and waits for it. [`Self::complete`] must follow. The
+    /// first to ask is always let in, even beyond [`limits::AUTH_WAITERS_MAX`]: verifications are bounded by the
+    /// verifier's queues, and a verdict that nobody records would be waited for for ever.
     pub fn begin(&mut self, hash: KeyHash, key: KeyId) -> Awaited {
         let (sender, receiver) = oneshot::channel();
         self.pending.insert(hash, PendingKey { key, is_outdated: false, waiters: vec![sender] });
@@ -201,7 +210,7 @@ impl AuthCache {
         receiver
     }
 
-    /// Takes in the verdict and answers all who wait.
+    /// Records the verdict and answers all who wait.
     pub fn complete(&mut self, hash: KeyHash, verdict: Verdict, now: Instant) {
         if self.feed.epoch() != self.seen_epoch {
             self.apply_changes();
@@ -210,7 +219,7 @@ impl AuthCache {
         self.waiting -= pending.waiters.len();
         let answer = match verdict {
             Verdict::Valid(grant) => {
-                // Counted from its verification, which may have been another shard's.
+                // Its age counts from the verification, which may have been for another shard.
                 let verified_at = grant.verified_at;
                 let tenant = Rc::new(Tenant::new(grant, now));
                 if !pending.is_outdated {
@@ -240,12 +249,12 @@ impl AuthCache {
             .ok_or(Problem::StoreUnavailable),
         };
         for waiter in pending.waiters {
-            // A waiter whose connection is gone has dropped its end.
+            // If its connection is gone, a waiter has dropped its end.
             let _ = waiter.send(answer.clone());
         }
     }
 
-    /// Serves what the verifier knows from other shards, as [`Self::serve_stale`] does what this one knows.
+    /// Serves a key that the verifier knows from other shards, as [`Self::serve_stale`] serves one known here.
     fn take_over(&mut self, hash: KeyHash, grant: Arc<Grant>, is_outdated: bool, now: Instant) -> Option<Rc<Tenant>> {
         let tenant = Rc::new(Tenant::new(grant, now));
         if is_outdated {
@@ -266,7 +275,7 @@ impl AuthCache {
         Some(Rc::clone(&entry.tenant))
     }
 
-    /// Drops what expired; called every [`limits::AUTH_CACHE_SWEEP_INTERVAL`].
+    /// Drops expired entries; called every [`limits::AUTH_CACHE_SWEEP_INTERVAL`].
     pub fn sweep(&mut self, now: Instant) {
         let is_connected = self.feed.is_connected();
         self.valid.retain(|_, entry| {
@@ -291,7 +300,7 @@ impl AuthCache {
             }
         });
         if !all_are_known {
-            // What was thrown away concerned somebody for certain.
+            // The changes that were dropped may have concerned any key.
             valid.clear();
             for pending in pending.values_mut() {
                 pending.is_outdated = true;
@@ -300,18 +309,18 @@ impl AuthCache {
     }
 }
 
-/// The cache keys are hashes already.
+/// Hashes nothing: the keys of the cache are hashes already.
 #[derive(Clone, Copy, Default)]
-struct Untouched;
+struct IdentityHash;
 
-impl BuildHasher for Untouched {
+impl BuildHasher for IdentityHash {
     type Hasher = LowHalf;
     fn build_hasher(&self) -> LowHalf {
         LowHalf(0)
     }
 }
 
-/// Takes the low half of a uniformly distributed `u128` for its hash.
+/// The low half of a uniformly distributed `u128`, as its hash.
 struct LowHalf(u64);
 
 impl Hasher for LowHalf {

@@ -1,8 +1,9 @@
-//! Carries changes from the database to every shard's cache of keys and to the webhooks' claiming thread, within a second.
+//! Carries changes from the database to every shard's cache of keys and to the thread that claims deliveries.
 //!
-//! One thread watches the store (`LISTEN` on Postgres, a version poll on SQLite) and puts each change into a
-//! bounded inbox per shard, and one for the verifier. A shard compares one counter per request with the last it has seen: unchanged means
-//! nothing to do. A full inbox turns into "drop everything", so a change is never lost, only made coarser.
+//! One thread watches the store (`LISTEN` on Postgres, polling a version on SQLite) and puts each change into a
+//! bounded inbox for each shard and one for the verifier, within a second. A shard compares one counter per request
+//! with the last value it saw; if it is the same, there is nothing to do. A full inbox becomes "drop everything", so
+//! a change is never lost, only made coarser.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,18 +14,18 @@ use millrace_base::limits;
 use millrace_base::retry::Backoff;
 use millrace_store::{Store, StoreChange};
 
-/// The side that publishes, shared with the verifier.
+/// The feed: one inbox for each receiver.
 #[derive(Debug)]
 pub struct ChangeFeed {
-    /// Moves before a change is put into the inboxes and again after; see [`Self::publish`]. Written by the
-    /// watching thread, read by every shard and verifier.
+    /// Incremented before a change is put into the inboxes and again after; see [`Self::publish`]. The watching thread
+    /// writes it; every shard and the verifier read it.
     epoch: AtomicU64,
-    /// Whether changes can reach us: written by the watching thread, read by shards when an entry expires.
+    /// Whether changes are being received. The watching thread writes it; shards read it when an entry expires.
     is_connected: AtomicBool,
     inboxes: Vec<Inbox>,
-    /// The verifier's, for what it knows of keys.
+    /// The verifier's inbox, for the keys it remembers.
     verifier: Inbox,
-    /// The claiming thread's: what concerns endpoints and deliveries.
+    /// The claiming thread's inbox: changes of endpoints and deliveries.
     webhooks: Inbox,
 }
 
@@ -47,7 +48,7 @@ impl Inbox {
         }
     }
 
-    /// `false` where there were others that did not fit.
+    /// `false` if others did not fit.
     fn drain(&self, mut apply: impl FnMut(StoreChange)) -> bool {
         let has_overflowed = self.overflowed.swap(false, Ordering::AcqRel);
         while let Ok(change) = self.receiver.try_recv() {
@@ -65,7 +66,7 @@ impl ChangeFeed {
         Arc::new(Self { epoch, is_connected, inboxes, verifier: Inbox::new(), webhooks: Inbox::new() })
     }
 
-    /// Moves with every change: two equal readings mean that no inbox got one between them.
+    /// Changes with every change of credentials: between two equal readings no inbox got one.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -75,46 +76,46 @@ impl ChangeFeed {
         self.is_connected.load(Ordering::Relaxed)
     }
 
-    /// Hands shard `shard` its waiting changes. `false` where there were others that did not fit its inbox.
+    /// Hands shard `shard` its waiting changes. `false` if others did not fit its inbox.
     pub fn drain(&self, shard: usize, apply: impl FnMut(StoreChange)) -> bool {
         self.inboxes[shard].drain(apply)
     }
 
-    /// Hands the verifier its waiting changes. `false` where there were others that did not fit.
+    /// Hands the verifier its waiting changes. `false` if others did not fit.
     pub fn drain_verifier(&self, apply: impl FnMut(StoreChange)) -> bool {
         self.verifier.drain(apply)
     }
 
-    /// Ready when changes wait for [`Self::drain_webhooks`]; not to be received from.
+    /// Ready when changes wait for [`Self::drain_webhooks`]; only for `select`, not to receive from.
     pub fn webhook_changes(&self) -> &Receiver<StoreChange> {
         &self.webhooks.receiver
     }
 
-    /// Hands the claiming thread what has changed of endpoints and deliveries. `false` where something did not fit.
+    /// Hands the claiming thread the waiting changes of endpoints and deliveries. `false` if others did not fit.
     pub fn drain_webhooks(&self, apply: impl FnMut(StoreChange)) -> bool {
         self.webhooks.drain(apply)
     }
 
-    /// As the watching thread does, for tests of the shards' side.
+    /// Publishes as the watching thread does, for tests.
     #[cfg(test)]
     pub fn publish_for_test(&self, change: StoreChange) {
         self.publish(change);
     }
 
     fn publish(&self, change: StoreChange) {
-        // Before the shards' inboxes: a shard may find the change while it looks for an earlier one, and what it asks the
-        // verifier from then on must not be answered from a verdict of before the change.
+        // Before the shards' inboxes: a shard may find this change while it looks for an earlier one. From then on the
+        // verifier must not answer it with a verdict from before the change.
         self.verifier.put(change);
         self.epoch.fetch_add(1, Ordering::Release);
         for inbox in &self.inboxes {
             inbox.put(change);
         }
-        // And after: a shard that sees this finds the change.
+        // And again after: a shard that sees this value finds the change.
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// Watches `store` until `stop`, reconnecting with backoff; `heard` is told of each change when all others were. Runs on a
-    /// thread of its own.
+    /// Watches `store` until `stop`, reconnecting with backoff. Calls `heard` with each change after the inboxes have
+    /// it. Runs on its own thread.
     pub fn watch(&self, store: &dyn Store, stop: &AtomicBool, heard: impl Fn(StoreChange)) {
         let mut backoff = Backoff::for_store();
         let mut is_failing = false;

@@ -1,14 +1,15 @@
-//! The keys that were verified for any shard: asked before the database and Argon2id are, and instead of them while the
+//! The keys that were verified for any shard: asked before the database and Argon2id, and instead of them while the
 //! database is away.
 //!
-//! The rules are those of the shards' caches (`ingest::auth_cache`): a verified key is good for four minutes and then
-//! verified again; where changes may have been missed it is asked about again at once; with the database away it is
-//! served on, for at most [`limits::AUTH_CACHE_STALE_MAX`] after its verification. Its age goes with it to the shards, so
-//! nothing is served for longer by passing through here. Changes are taken from the [`ChangeFeed`] before each answer.
+//! The rules are those of the shards' caches ([`auth_cache`](super::auth_cache)). A verified key is good for four
+//! minutes and then verified again. When changes may have been missed, it is verified again at once. While the
+//! database is away it is served on, for at most [`limits::AUTH_CACHE_STALE_MAX`] after its verification. The age of
+//! a verdict goes with it to the shards, so a key is not served longer because it passed through here. Changes are
+//! taken from the [`ChangeFeed`] before each answer.
 //!
-//! What is under way is here, too: whoever asks about a key that is being verified waits for that verdict, unless a
-//! change has overtaken it. Used by the verifier's threads, under a lock of theirs. Keys are held as the SHA-256 digests
-//! that the database has as well.
+//! Verifications under way are here too: a second question about the same key waits for the first one's verdict,
+//! unless a change came in between. The verifier's threads use this behind a mutex. Keys are held as the SHA-256
+//! digests that are in the database as well.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -31,21 +32,21 @@ use super::{Grant, Verdict};
 /// SHA-256 of a presented key.
 pub(super) type Digest = [u8; 32];
 
-/// Names a verification that is under way.
+/// Identifies a verification that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct VerificationId(u64);
 
 /// How long a refusal is remembered for the other shards that ask about the same key.
 const REFUSED_TTL: Duration = Duration::from_secs(1);
 const REFUSED_MAX: usize = 256;
-/// How long a key is served without another attempt after one that found the database away: a hung one takes seconds to
-/// find out about. When the database is back its changes are, too, and with them this is over.
+/// How long a key is served without another attempt after one that found the database away, because an attempt on a
+/// hung database takes seconds. When the database is back, the changes that it sends end this early.
 const AWAY_PAUSE: Duration = Duration::from_secs(30);
 
 struct Known {
     grant: Arc<Grant>,
     good_until: Cell<Instant>,
-    /// Until then the database is taken to be away still.
+    /// Until then the database is assumed to be away.
     away_until: Cell<Option<Instant>>,
 }
 
@@ -62,26 +63,26 @@ impl Known {
 struct Pending {
     key: KeyId,
     digest: Digest,
-    /// A change arrived meanwhile: the verdict is for those who wait, and is not kept.
+    /// A change arrived meanwhile: the verdict is given to those who wait, but not kept.
     is_outdated: bool,
     replies: Vec<oneshot::Sender<Verdict>>,
 }
 
-/// See the module.
+/// The keys, and the verifications under way.
 pub(super) struct KnownKeys {
     feed: Arc<ChangeFeed>,
     valid: Cache<Digest, Known, UnitWeighter, RandomState>,
     refused: HashMap<Digest, Instant>,
-    /// Bounded by what the verifier has in hand and waiting, and each by the shards: one asks once.
+    /// Bounded by the verifier's queues; each has at most one reply per shard, because a shard asks once.
     pending: HashMap<VerificationId, Pending>,
     /// The verifications that may be joined.
     under_way: HashMap<Digest, VerificationId>,
-    next_ticket: u64,
+    next_id: u64,
     swept_at: Instant,
 }
 
 impl KnownKeys {
-    /// None.
+    /// No keys yet.
     pub(super) fn new(feed: Arc<ChangeFeed>) -> Self {
         Self {
             feed,
@@ -95,13 +96,13 @@ impl KnownKeys {
             refused: HashMap::new(),
             pending: HashMap::new(),
             under_way: HashMap::new(),
-            next_ticket: 0,
+            next_id: 0,
             swept_at: Instant::now(),
         }
     }
 
-    /// Answers `reply` from what is known, or has it wait for the verdict under way. Otherwise the caller must verify the
-    /// key and call [`Self::complete`] with the ticket.
+    /// Answers `reply` if the key is known, or adds it to the verification under way. Otherwise the caller must
+    /// verify the key and call [`Self::complete`] with the id returned.
     pub(super) fn ask(
         &mut self,
         digest: Digest,
@@ -116,21 +117,21 @@ impl KnownKeys {
             let _ = reply.send(verdict);
             return None;
         }
-        if let Some(pending) = self.under_way.get(&digest).and_then(|ticket| self.pending.get_mut(ticket)) {
+        if let Some(pending) = self.under_way.get(&digest).and_then(|id| self.pending.get_mut(id)) {
             pending.replies.push(reply);
             return None;
         }
-        let ticket = VerificationId(self.next_ticket);
-        self.next_ticket += 1;
-        self.under_way.insert(digest, ticket);
-        self.pending.insert(ticket, Pending { key, digest, is_outdated: false, replies: vec![reply] });
-        Some(ticket)
+        let id = VerificationId(self.next_id);
+        self.next_id += 1;
+        self.under_way.insert(digest, id);
+        self.pending.insert(id, Pending { key, digest, is_outdated: false, replies: vec![reply] });
+        Some(id)
     }
 
-    /// Takes in the verdict and answers all who wait for it.
-    pub(super) fn complete(&mut self, ticket: VerificationId, verdict: Verdict, now: Instant) {
+    /// Records the verdict and answers all who wait for it.
+    pub(super) fn complete(&mut self, id: VerificationId, verdict: Verdict, now: Instant) {
         self.apply_changes();
-        let Some(Pending { digest, is_outdated, replies, .. }) = self.pending.remove(&ticket) else { return };
+        let Some(Pending { digest, is_outdated, replies, .. }) = self.pending.remove(&id) else { return };
         if !is_outdated {
             self.under_way.remove(&digest);
         }
@@ -180,7 +181,7 @@ impl KnownKeys {
         Some(Arc::clone(&known.grant))
     }
 
-    /// Drops what nobody will be given any more.
+    /// Drops what will not be served any more.
     fn sweep(&mut self, now: Instant) {
         self.refused.retain(|_, until| now < *until);
         if now.saturating_duration_since(self.swept_at) < limits::AUTH_CACHE_SWEEP_INTERVAL {
@@ -213,7 +214,7 @@ impl KnownKeys {
             outdate(&|pending| !matches!(change, StoreChange::Key(key) if key != pending.key));
         });
         if !all_are_known {
-            // What was thrown away concerned somebody for certain.
+            // The changes that were dropped may have concerned any key.
             valid.clear();
             outdate(&|_| true);
         }

@@ -1,7 +1,9 @@
-//! AUTH: what happens to a key the shards do not know yet, and how they learn that one they know has changed.
+//! Who may do what: keys, their organisations, rate limits, and how changes of them reach the shards.
 //!
-//! A few threads that may block: [`verifier`] looks keys up and runs Argon2id, [`change_feed`] carries credential
-//! changes from the database to every shard. Nothing here is touched by a request whose key is cached.
+//! A shard answers for a key in its own cache ([`auth_cache`]). A key that is not there goes to a few threads that
+//! may block: [`verifier`] looks it up in the database and runs Argon2id. [`change_feed`] carries changes of
+//! credentials from the database to every shard. [`rate_window`] counts an organisation's requests across all shards.
+//! A request whose key is cached touches no thread and no lock of these.
 
 pub mod auth_cache;
 pub mod change_feed;
@@ -32,16 +34,16 @@ pub struct Grant {
     pub is_org_disabled: bool,
     /// Requests per minute; 0 is unlimited.
     pub rate_limit_per_minute: u32,
-    /// The organisation's last minutes, shared by all shards.
+    /// The organisation's rate windows, shared by all shards.
     pub windows: Arc<OrgWindows>,
     /// When the key stops being valid.
     pub expires_at: Option<Timestamp>,
-    /// When the database was asked about it: how long it may be served counts from then.
+    /// When the database was asked about it; the time that it may be served counts from then.
     pub verified_at: Instant,
 }
 
 impl Grant {
-    /// Whether it may be another after this change.
+    /// Whether this change may have altered it.
     pub fn concerns(&self, change: StoreChange) -> bool {
         match change {
             StoreChange::Key(key) => self.key == key,
@@ -57,10 +59,10 @@ impl Grant {
 pub enum Verdict {
     /// It is valid.
     Valid(Arc<Grant>),
-    /// Unknown, wrong, expired or revoked; nobody is told which.
+    /// Unknown, wrong, expired or revoked; the client is not told which.
     Invalid,
     /// Its organisation has too many keys waiting for their first use.
     Busy,
-    /// The database cannot be asked; with what was known of the key before, where that may be served still.
+    /// The database cannot be asked. Carries what was known about the key before, if that may still be served.
     Unavailable(Option<Arc<Grant>>),
 }

@@ -1,12 +1,11 @@
 //! The sliding one-minute windows of one organisation, shared by every shard.
 //!
-//! A ring of one-second buckets and their running total. A request counts until the whole second it fell into
-//! has left the minute, so no 60-second interval ever holds more than the limit, and a client at its limit gets
-//! at least 60/61 of it. A check is one atomic read-modify-write on the total and one on a bucket; once a
-//! second one caller expires old buckets.
+//! A window is a ring of one-second buckets and their running total. A request counts until the whole second it fell
+//! into has left the minute, so no 60-second interval ever holds more than the limit, and a client at its limit gets
+//! at least 60/61 of it. A check costs one atomic read-modify-write on the total and one on a bucket; once a second
+//! one caller expires old buckets.
 //!
-//! The atomics are shared with the other shards' threads: one window per organisation, found through the
-//! cached key, so a check costs no lookup. Seconds are counted on the monotonic clock.
+//! The cached key holds the window, so a check needs no lookup. Seconds are counted on the monotonic clock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,14 +16,14 @@ const LIVE_SECONDS: u64 = 61;
 /// Length of the window as shown to clients.
 pub const WINDOW_SECONDS: u32 = 60;
 
-/// Which of an organisation's minutes a request is counted in.
+/// Which limit of its organisation a request counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RatePolicy {
     /// Events, a test event among them.
     Events,
-    /// Reading and managing requests.
+    /// Control requests: they read and manage.
     Control,
-    /// Those of keys: no loop over the others uses it up.
+    /// Requests about keys. Their own limit, so that a client in a loop cannot block the revocation of a key.
     Keys,
 }
 
@@ -39,7 +38,7 @@ impl RatePolicy {
     }
 }
 
-/// An organisation's last minutes.
+/// The windows of one organisation.
 #[derive(Debug, Default)]
 pub struct OrgWindows {
     /// See [`RatePolicy::Events`].
@@ -57,12 +56,12 @@ impl OrgWindows {
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether the request is within the limit (and was counted).
+    /// Whether the request is within the limit; only then is it counted.
     pub is_admitted: bool,
-    /// What is left of the limit after it.
+    /// Requests left after it.
     pub remaining: u32,
     /// Seconds until the oldest counted request leaves the window; at least 1.
     pub reset_seconds: u32,
@@ -70,7 +69,7 @@ pub struct Decision {
     pub second: u64,
 }
 
-/// One organisation's last minute.
+/// One limit's last minute.
 #[derive(Debug)]
 pub struct RateWindow {
     total: AtomicU32,
@@ -111,13 +110,13 @@ impl RateWindow {
         self.decision(now, limit, is_admitted, used)
     }
 
-    /// Gives back what [`Self::admit`] counted: the request came to nothing, and not by its own fault. Returns what is
+    /// Uncounts what [`Self::admit`] counted, for a request that failed through no fault of its own. Returns what is
     /// left of the limit now.
     pub fn give_back(&self, counted: Decision, limit: u32) -> Decision {
         let second = counted.second;
         let is_live = || second + LIVE_SECONDS > self.newest.load(Ordering::Relaxed);
         let bucket = self.bucket(second);
-        // Where it has left the window meanwhile it is in no total any more, and the bucket is another second's.
+        // If its second has left the window, it is not in the total any more and the bucket belongs to another second.
         if is_live() {
             let take_one = |held: u32| held.checked_sub(1);
             let taken = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one);
@@ -137,7 +136,7 @@ impl RateWindow {
         Decision { is_admitted, remaining: limit.saturating_sub(used), reset_seconds, second }
     }
 
-    /// Notes which second of those from `first` to `now` is the first that still holds requests.
+    /// Stores the first second from `first` to `now` that still holds requests.
     fn find_oldest(&self, first: u64, now: u64) {
         let oldest = (first..now).find(|second| self.bucket(*second).load(Ordering::Relaxed) > 0).unwrap_or(now);
         self.oldest.store(oldest, Ordering::Relaxed);
@@ -152,8 +151,8 @@ impl RateWindow {
         &self.buckets[(second % BUCKETS) as usize]
     }
 
-    /// Takes buckets that left the window out of the total. One caller a second does the work; the others may
-    /// see the total a moment too high, never too low.
+    /// Subtracts the buckets that left the window from the total. One caller a second does this; meanwhile others may
+    /// see a total that is too high, never one too low.
     fn expire(&self, now: u64) {
         let seen = self.newest.load(Ordering::Relaxed);
         if now <= seen || self.newest.compare_exchange(seen, now, Ordering::Relaxed, Ordering::Relaxed).is_err() {

@@ -1,16 +1,18 @@
-//! VerificationQueue at Argon2id: organisation after organisation, and one verification of an organisation at a time. So whoever has
-//! a hundred keys to be verified has one worker at most, and another organisation's first use waits for no more than
-//! what the workers have in hand.
+//! The queue of verifications in front of Argon2id: fair between organisations.
 //!
-//! Shared by the verifier's threads, which may lock. What waits is bounded: an organisation may have as many waiting as
-//! there is room left beside, so the one with the most is the one that is refused.
+//! Organisations take turns, and only one verification of an organisation runs at a time. An organisation with a
+//! hundred keys to verify occupies one worker, and the first use of another organisation's key waits only for the
+//! verifications that are running.
+//!
+//! The verifier's threads share it behind a mutex. It is bounded, and an organisation may have as many waiting as
+//! there is room left, so the organisation with the most is the one that is refused.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use millrace_base::event::OrgId;
 
-/// See the module.
+/// The queue.
 pub(super) struct VerificationQueue<T> {
     room: usize,
     state: Mutex<State<T>>,
@@ -19,26 +21,26 @@ pub(super) struct VerificationQueue<T> {
 
 struct State<T> {
     lanes: HashMap<OrgId, Lane<T>>,
-    /// Organisations with something waiting and nobody at work for them.
+    /// Organisations with something waiting and nothing running.
     order: VecDeque<OrgId>,
     waiting: usize,
     is_closed: bool,
 }
 
-/// There while something waits or is in hand.
+/// The work of one organisation; exists while something waits or runs.
 struct Lane<T> {
     waiting: VecDeque<T>,
-    is_in_hand: bool,
+    is_running: bool,
 }
 
 impl<T> VerificationQueue<T> {
-    /// With room for so many.
+    /// A queue with room for so many.
     pub(super) fn new(room: usize) -> Self {
         let state = State { lanes: HashMap::new(), order: VecDeque::new(), waiting: 0, is_closed: false };
         Self { room, state: Mutex::new(state), is_wanted: Condvar::new() }
     }
 
-    /// Lines `work` up for `org`; gives it back where the organisation's share of the room is full.
+    /// Queues `work` for `org`; gives it back if the organisation has used its share of the room.
     pub(super) fn put(&self, org: OrgId, work: T) -> Result<(), T> {
         let mut state = self.lock();
         let State { lanes, order, waiting, .. } = &mut *state;
@@ -46,25 +48,25 @@ impl<T> VerificationQueue<T> {
         if held >= self.room - *waiting {
             return Err(work);
         }
-        let lane = lanes.entry(org).or_insert_with(|| Lane { waiting: VecDeque::new(), is_in_hand: false });
+        let lane = lanes.entry(org).or_insert_with(|| Lane { waiting: VecDeque::new(), is_running: false });
         lane.waiting.push_back(work);
         *waiting += 1;
-        if held == 0 && !lane.is_in_hand {
+        if held == 0 && !lane.is_running {
             order.push_back(org);
             self.is_wanted.notify_one();
         }
         Ok(())
     }
 
-    /// Waits for the next turn; [`Self::done`] must follow. `None` when nothing will come any more.
+    /// Waits for the next work; [`Self::done`] must follow. `None` when the queue is closed and empty.
     pub(super) fn take(&self) -> Option<(OrgId, T)> {
         let mut state = self.lock();
         loop {
             if let Some(org) = state.order.pop_front() {
                 state.waiting -= 1;
-                let lane = state.lanes.get_mut(&org).expect("what is in order has a lane");
-                lane.is_in_hand = true;
-                let work = lane.waiting.pop_front().expect("what is in order has something waiting");
+                let lane = state.lanes.get_mut(&org).expect("an organisation in the order has a lane");
+                lane.is_running = true;
+                let work = lane.waiting.pop_front().expect("an organisation in the order has something waiting");
                 return Some((org, work));
             }
             if state.is_closed {
@@ -74,12 +76,12 @@ impl<T> VerificationQueue<T> {
         }
     }
 
-    /// What was taken for `org` is done: its next goes behind the others.
+    /// The work that was taken for `org` is done: the organisation's next goes behind the others.
     pub(super) fn done(&self, org: OrgId) {
         let mut state = self.lock();
         let State { lanes, order, .. } = &mut *state;
-        let lane = lanes.get_mut(&org).expect("what is in hand has a lane");
-        lane.is_in_hand = false;
+        let lane = lanes.get_mut(&org).expect("an organisation with something running has a lane");
+        lane.is_running = false;
         if lane.waiting.is_empty() {
             lanes.remove(&org);
         } else {
@@ -88,7 +90,7 @@ impl<T> VerificationQueue<T> {
         }
     }
 
-    /// Nothing more will be put.
+    /// No more work will come.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.is_wanted.notify_all();
@@ -110,14 +112,14 @@ mod tests {
     const C: OrgId = OrgId(Uuid::from_u128(3));
 
     #[test]
-    fn an_organisation_has_one_in_hand_and_goes_behind_the_others() {
+    fn an_organisation_has_one_running_and_goes_behind_the_others() {
         let queue = VerificationQueue::new(100);
         for n in 0..3 {
             queue.put(A, n).unwrap();
         }
         assert_eq!(queue.take(), Some((A, 0)));
         queue.put(B, 10).unwrap();
-        assert_eq!(queue.take(), Some((B, 10)), "not the next of A, which has one in hand");
+        assert_eq!(queue.take(), Some((B, 10)), "not the next of A, which has one running");
         queue.put(C, 20).unwrap();
         queue.done(A);
         queue.done(B);

@@ -1,15 +1,18 @@
-//! Verifies presented keys off the shards: what is known of them, one lookup, a digest, one Argon2id.
+//! Verifies presented keys off the shards: asks what is known, looks the key up, compares its digest, runs Argon2id.
 //!
-//! Two threads look keys up and two run Argon2id, so that nobody's lookup waits for somebody's Argon2. What any shard had
-//! verified is known to all of them ([`known_keys`](super::known_keys)), and concurrent first uses of one key share one
-//! verification. Only a key whose digest is right goes on to Argon2id: an unknown id and a wrong secret end at the lookup.
-//! There the organisations take queue ([`queue`](super::verification_queue)): with a hundred keys it has one of the two threads at most.
+//! Two threads look keys up and two run Argon2id, so that a lookup never waits for an Argon2id. A key that was
+//! verified for one shard is known to all ([`known_keys`](super::known_keys)), and concurrent first uses of a key
+//! share one verification. Only a key with the right digest goes on to Argon2id: an unknown id and a wrong secret end
+//! at the lookup. In front of Argon2id the organisations take turns
+//! ([`verification_queue`](super::verification_queue)): one with a hundred keys occupies one of the two threads at
+//! most.
 //!
-//! When a key was last used is noted by a thread of its own: that is a write, which can wait for a disk or a lock,
-//! and nobody's first request should wait for it. What it cannot keep up with is not noted.
+//! The last use of a key is recorded by a thread of its own. That is a write, which can wait for a disk or a lock,
+//! and no first request should wait for it. Uses that it cannot keep up with are not recorded.
 //!
-//! With the database away every job is answered `Unavailable` at once for a second after each failed attempt,
-//! instead of waiting in line for its own timeout; with what is known of the key, so that the shard may serve it.
+//! When the database is away, every job is answered `Unavailable` at once for a second after each failed attempt
+//! instead of waiting for its own timeout. The answer carries what is known about the key, so that the shard may
+//! serve it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,8 +35,8 @@ use crate::verification_queue::VerificationQueue;
 use crate::window_registry::WindowRegistry;
 use crate::{Grant, Verdict};
 
-/// A key as a client presented it; wiped when dropped. On the heap: moved on its way it would leave a copy behind at
-/// every step, in a stack and in a slot of the queue.
+/// A key as a client presented it; wiped when dropped. On the heap, because a value that is moved leaves copies
+/// behind in stacks and in the slots of queues.
 pub type Presented = Zeroizing<Vec<u8>>;
 
 struct Job {
@@ -44,13 +47,13 @@ struct Job {
 
 /// A key that is in the database, with the right digest.
 struct Found {
-    ticket: VerificationId,
+    id: VerificationId,
     record: KeyRecord,
     presented: Presented,
     looked_up_at: Instant,
 }
 
-/// The pool's entrance, shared by all shards.
+/// The handle to the verifier's threads, shared by all shards.
 #[derive(Clone)]
 pub struct Verifier {
     jobs: Sender<Job>,
@@ -58,8 +61,8 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Starts twice [`limits::AUTH_WORKERS`] threads and the one that notes uses. They end when the last `Verifier` is
-    /// dropped.
+    /// Starts twice [`limits::AUTH_WORKERS`] threads and the one that records uses. They end when the last `Verifier`
+    /// is dropped.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
@@ -98,7 +101,10 @@ impl Verifier {
         self.started
     }
 
-    /// Asks about a key. `AuthBusy` where too many are waiting.
+    /// Asks about a key.
+    ///
+    /// # Errors
+    /// [`Problem::AuthBusy`] if too many are waiting.
     pub fn submit(&self, key: KeyId, presented: Presented) -> Result<oneshot::Receiver<Verdict>, Problem> {
         let (reply, verdict) = oneshot::channel();
         self.jobs.try_send(Job { key, presented, reply }).map_err(|_| Problem::AuthBusy)?;
@@ -106,7 +112,7 @@ impl Verifier {
     }
 }
 
-/// Notes that keys were used, until the last worker is gone.
+/// Records that keys were used, until the last worker is gone.
 fn note_uses(store: &dyn Store, used_keys: &Receiver<KeyId>) {
     for key in used_keys {
         if let Err(error) = store.touch_key(key) {
@@ -137,14 +143,14 @@ impl Shared {
         self.queue.close();
     }
 
-    /// Answers from what is known, or finds the key and lines it up for Argon2id.
+    /// Answers from what is known, or looks the key up and queues it for Argon2id.
     fn look_up(&self, Job { key, presented, reply }: Job) {
         let digest = key::digest(&presented);
         let looked_up_at = Instant::now();
-        let Some(ticket) = self.known().ask(digest, key, reply, looked_up_at) else { return };
+        let Some(id) = self.known().ask(digest, key, reply, looked_up_at) else { return };
         let verdict = match self.find(key) {
             Ok(Some(record)) if is_usable(&record) && key::has_digest(&digest, &record.verifier) => {
-                let found = Found { ticket, record, presented, looked_up_at };
+                let found = Found { id, record, presented, looked_up_at };
                 match self.queue.put(found.record.info.org, found) {
                     Ok(()) => return,
                     Err(_) => Verdict::Busy,
@@ -153,7 +159,7 @@ impl Shared {
             Ok(_) => Verdict::Invalid,
             Err(StoreAway) => Verdict::Unavailable(None),
         };
-        self.known().complete(ticket, verdict, Instant::now());
+        self.known().complete(id, verdict, Instant::now());
     }
 
     fn find(&self, key: KeyId) -> Result<Option<KeyRecord>, StoreAway> {
@@ -175,13 +181,13 @@ impl Shared {
             let is_right = is_usable(&found.record) && key::verify(&found.presented, &found.record.verifier);
             self.queue.done(org);
             let verdict = if is_right {
-                // Full: not noted this time.
+                // If the queue is full, this use is not recorded.
                 let _ = self.used_keys.try_send(found.record.info.id);
                 Verdict::Valid(Arc::new(self.grant(&found)))
             } else {
                 Verdict::Invalid
             };
-            self.known().complete(found.ticket, verdict, Instant::now());
+            self.known().complete(found.id, verdict, Instant::now());
         }
     }
 

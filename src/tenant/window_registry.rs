@@ -1,12 +1,12 @@
-//! The rate limit windows of the organisations with a key in use: one each, whichever key or shard asks.
+//! The rate windows of every organisation with a key in use: one set for each, whichever key or shard asks.
 //!
-//! A cached key holds its organisation's window. Keys leave the caches (their time is over, a credential changed,
-//! the database came back) and are verified again, and then the minute must go on where it was: forgetting it would
-//! hand out the limit anew, and a client can rotate its key at will. So a window is forgotten only when no key
-//! holds it and nothing was admitted for its whole minute.
+//! A cached key holds the windows of its organisation. When a key leaves the caches (it expired, a credential
+//! changed, the database came back) and is verified again, its organisation's counts must go on: a fresh window would
+//! grant the limit again, and a client can rotate its key at will. So windows are dropped only when no key holds them
+//! and nothing was admitted for a whole minute.
 //!
-//! Used by the verifier's threads, once for each verified key; the lock is never taken on a shard. Size: the
-//! organisations whose keys are cached, and those of the last minute, of which verification lets in few.
+//! The verifier's threads use the registry once for each verified key; a shard never takes its lock. Size: the
+//! organisations with cached keys, and those of the last minute.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use millrace_base::event::OrgId;
 
 use crate::rate_window::OrgWindows;
 
-/// See the module.
+/// The registry.
 #[derive(Debug, Default)]
 pub struct WindowRegistry(Mutex<HashMap<OrgId, Arc<OrgWindows>>>);
 

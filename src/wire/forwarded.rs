@@ -1,13 +1,13 @@
-//! Whom a connection or a request is from, where proxies stand between: pure functions over addresses and field values.
+//! The client address of a connection or request behind proxies: pure functions over addresses and field values.
 //!
-//! **Only what a trusted proxy says is heard.** A peer that is not configured as one is itself the client, whatever it
-//! sends. Which field is read is configured, too: one that the proxy does not write is passed through from whoever
+//! **Only a trusted proxy is believed.** A peer that is not configured as one is itself the client, whatever it
+//! sends. The field to read is configured too, because a proxy passes on a field that it does not write from whoever
 //! wrote it.
 //!
-//! A field is read from its end, where the nearest proxy wrote, past the addresses of further trusted proxies, to the
-//! first that is not: the client. What does not parse ends the walk at the proxy that wrote it. Of a field that comes
-//! more than once the last line is read: proxies add to the end. At most [`limits::FORWARDED_HOPS_MAX`] proxies are
-//! walked past. Runs on the shards; nothing is allocated.
+//! A field is read from its end, which the nearest proxy wrote, past the addresses of further trusted proxies to the
+//! first address that is not one: the client. A part that does not parse ends the walk at the proxy that wrote it. If
+//! a field comes more than once, its last line is read, because proxies append. At most
+//! [`limits::FORWARDED_HOPS_MAX`] proxies are walked past. Runs on the shards; allocates nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ use millrace_base::limits;
 /// Which field names the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedField {
-    /// None: the connection's other end is the client.
+    /// None: the peer of the connection is the client.
     #[default]
     Off,
     /// `Forwarded` (RFC 7239).
@@ -27,14 +27,14 @@ pub enum ForwardedField {
     XForwardedFor,
 }
 
-/// Who is believed, and what.
+/// Which proxies are trusted, and how they name the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust {
     /// The proxies; at most [`limits::TRUSTED_PROXIES_MAX`] networks.
     pub proxies: Vec<IpNet>,
-    /// Whether they begin each connection with a PROXY protocol header, version 2.
+    /// Whether they start each connection with a PROXY protocol header, version 2.
     pub proxy_protocol: bool,
-    /// The field that they name the client in.
+    /// The field in which they name the client.
     pub field: ForwardedField,
 }
 
@@ -98,7 +98,7 @@ fn node(text: &[u8]) -> Option<IpAddr> {
     text.parse().ok().or_else(|| text.parse().ok().map(|socket: SocketAddr| socket.ip()))
 }
 
-/// What a peer without an address is taken for.
+/// The address of a peer that has none.
 pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! HTTP/1.1 request heads and chunked bodies, as pure functions over bytes: no I/O, no clock, no allocation.
 //!
-//! "Incomplete" is an answer, not an error. Everything RFC 9112 lets a recipient read in two ways is refused:
-//! a front proxy and this server must never disagree on where a request ends. httparse splits the lines; what
-//! it tolerates (bare LF, repeated framing fields, any target byte) is refused here.
+//! "Incomplete" is a result, not an error. Whatever RFC 9112 lets a recipient read in two ways is refused: a proxy in
+//! front and this server must never disagree on where a request ends. httparse splits the lines; what it tolerates
+//! (bare LF, repeated framing fields, any byte in the target) is refused here.
 //!
-//! Spans are offsets into the head, so that a parsed head borrows nothing and survives the buffer's growth.
+//! A [`Span`] is a pair of offsets into the head, so a parsed head borrows nothing and survives the buffer's growth.
 
 mod chunked;
 mod fault;
@@ -19,7 +19,7 @@ use millrace_base::problem::Problem;
 
 use crate::routes::Method;
 
-/// A stretch of the request's bytes.
+/// A range of the request's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     start: u32,
@@ -58,7 +58,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// What the client says its body is.
+/// The declared type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
     /// No such field.
@@ -105,10 +105,10 @@ pub struct Head {
     pub is_encoded: bool,
 }
 
-/// Looks for the end of a request head as bytes arrive, in one pass over all of them.
+/// Finds the end of a request head as bytes arrive, in one pass.
 ///
-/// A bare LF, a first byte that cannot begin a method and a first line without a version spoken here are refused at
-/// once, not when the header times out: that is where a TLS or HTTP/2 client, or one of HTTP/0.9, is told.
+/// A bare LF, a first byte that cannot begin a method, and a first line without a supported version are refused at once
+/// and not when the header times out. That is how a TLS, HTTP/2 or HTTP/0.9 client gets a response.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
     scanned: usize,
@@ -190,7 +190,7 @@ pub fn parse_head(head: &[u8]) -> Result<Head, Problem> {
     Ok(parsed)
 }
 
-/// The same head as one of 1.1 where its version is a later one, which httparse does not know: whoever speaks it can speak
+/// A head of a later minor version, which httparse does not know, rewritten as 1.1: a client that speaks it can speak
 /// 1.1 (RFC 9110, 6.2).
 fn as_http_1_1(head: &[u8]) -> Option<Vec<u8>> {
     let minor = memchr::memchr(b'\r', head)?.checked_sub(1)?;
@@ -201,7 +201,7 @@ fn as_http_1_1(head: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// Whether the request line ends in a version of HTTP/1. Another version is told apart from no version.
+/// Checks that the request line ends in a version of HTTP/1. Another version and no version are different refusals.
 fn check_version(line: &[u8]) -> Result<(), Problem> {
     if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
         return Ok(());
@@ -236,7 +236,7 @@ fn method(name: &str) -> Method {
     }
 }
 
-/// Fields seen so far that may come once only.
+/// The fields seen so far, for the rules about repeated and combined fields.
 #[derive(Default)]
 struct Fields {
     hosts: u32,
@@ -251,7 +251,7 @@ struct Fields {
 
 impl Fields {
     fn read(&mut self, name: &[u8], value: &[u8], head: &[u8], parsed: &mut Head) -> Result<(), Problem> {
-        // By length first: most fields of most clients are none of ours.
+        // By length first: most fields of most clients are of no interest here.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
@@ -344,8 +344,8 @@ impl Fields {
 const DISGUISED: Problem =
     Problem::BadRequest("a field name that another server may read as one of the framing fields");
 
-/// Whether `name` is a framing field's to a server that takes every separator for the same one (`Content_Length`). Such a
-/// name frames nothing here, and a request that it frames elsewhere must not be read without its body.
+/// Whether a server that treats every separator alike would read `name` as a framing field (`Content_Length`). Such a
+/// field frames nothing here, so a request that another server frames by it would be read without its body.
 fn is_framing(name: &[u8]) -> bool {
     let is_same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*b == b'-' && !a.is_ascii_alphanumeric());
     let reads_as = |field: &[u8]| name.len() == field.len() && name.iter().zip(field).all(is_same);
@@ -394,7 +394,7 @@ fn transfer_encoding(value: &[u8]) -> Result<(), Problem> {
     }
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
     let mut codings = value.rsplit(|b| *b == b',').map(<[u8]>::trim_ascii);
-    // Where the last is another the body has no end, whatever it is (RFC 9112, 6.3).
+    // If the last coding is not chunked, the body has no end (RFC 9112, 6.3).
     let has_end = codings.next().is_some_and(is_chunked);
     if has_end && codings.all(|coding| !coding.is_empty() && !is_chunked(coding)) {
         return Err(Problem::UnsupportedTransferCoding);

@@ -1,16 +1,16 @@
-//! The JSON grammar of RFC 8259, exactly: is this text JSON, and if not, where does it stop being so?
+//! The JSON grammar of RFC 8259, exactly: is this text JSON, and if not, where does it stop being JSON?
 //!
-//! The slow path of a shard, taken only for a body that the fast parser refused: it finds the byte to name in the
-//! 400, or finds that the text is grammatical and the parser's refusal had another reason (nesting, a number's
-//! magnitude, a lone surrogate), which is not a matter of grammar and not decided here.
+//! The slow path of a shard, only for a body that the fast parser refused. It finds the byte to name in the 400, or
+//! finds that the text is valid and the parser refused it for another reason (nesting, a number's magnitude, a lone
+//! surrogate).
 //!
-//! One pass, no recursion, no copy of the input. What is open is kept as one bit a level, so the deepest input costs
-//! an eighth of its length and nothing can overflow a stack. The text must be UTF-8 without a byte order mark; the
-//! first violation, of grammar or of encoding, is the one reported. Never panics, whatever the input.
+//! One pass, no recursion, no copy of the input. Each open container is one bit, so the deepest input costs an eighth
+//! of its length and nothing can overflow a stack. The text must be UTF-8 without a byte order mark; the first
+//! violation, of grammar or of encoding, is the one reported. Never panics, whatever the input.
 
 use std::fmt;
 
-/// What a grammatical text is known to be.
+/// What is known about a valid text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
     /// Most arrays and objects open at once; 0 for a scalar.
@@ -20,9 +20,9 @@ pub struct Checked {
 /// The first place where a text is not JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
-    /// Bytes before it; the input's length where the text ends too early.
+    /// Bytes before it; the length of the input if the text ends too early.
     pub offset: usize,
-    /// What would have been right there; reads well after "expected".
+    /// What was expected there, worded to follow "expected".
     pub expected: &'static str,
 }
 
@@ -37,7 +37,7 @@ impl std::error::Error for SyntaxError {}
 /// Checks a whole text: one value, with nothing but white space around it.
 ///
 /// # Errors
-/// The first violation, where `input` is not JSON in UTF-8.
+/// The first violation, if `input` is not JSON in UTF-8.
 pub fn check(input: &[u8]) -> Result<Checked, SyntaxError> {
     let mut scan = Scanner::new(input);
     let mut open = OpenContainers::default();

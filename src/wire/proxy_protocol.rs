@@ -1,9 +1,10 @@
-//! The header of the PROXY protocol, version 2: what a load balancer sends before a connection's own bytes to say whom it
-//! is from. A pure function over bytes: no I/O, nothing allocated.
+//! The header of the PROXY protocol, version 2: a load balancer sends it before a connection's own bytes to name the
+//! client.
 //!
-//! By the letter: a wrong signature, version, command, or a length that does not hold its addresses is refused, and the
-//! connection with it, because what follows would be read as something else. Version 1, a line of text, is not taken.
-//! What follows the addresses (TLVs) is skipped, and bounded by [`limits::PROXY_HEADER_BYTES_MAX`].
+//! A pure function over bytes. It is strict: a wrong signature, version or command, or a length that does not hold
+//! its addresses, is refused together with the connection, because the bytes that follow would be misread. Version 1,
+//! a line of text, is not supported. The TLVs behind the addresses are skipped; [`limits::PROXY_HEADER_BYTES_MAX`]
+//! bounds them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,16 +18,16 @@ const VERSION: u8 = 0x20;
 const LOCAL: u8 = 0;
 const PROXY: u8 = 1;
 
-/// The header is not one.
+/// The bytes are not a header of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// What the fixed part says.
+/// The fixed part of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed {
     is_local: bool,
     family: u8,
-    /// Bytes that follow it.
+    /// The number of bytes that follow it.
     pub rest_bytes: usize,
 }
 
@@ -34,7 +35,7 @@ impl Fixed {
     /// Reads the fixed part.
     ///
     /// # Errors
-    /// Where it is not one of this version, or longer than is taken.
+    /// If it is not a header of this version, or too long.
     pub fn parse(bytes: &[u8; FIXED_BYTES]) -> Result<Self, Malformed> {
         let rest_bytes = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
         let command = bytes[12] ^ VERSION;
@@ -45,11 +46,11 @@ impl Fixed {
         Ok(Self { is_local: command == LOCAL, family: bytes[13], rest_bytes })
     }
 
-    /// The client that the rest names. `None`: the proxy speaks for itself (its health checks), or for a client whose
-    /// family has no addresses here.
+    /// The client that the rest names. `None` if the proxy speaks for itself (a health check) or for a client of a
+    /// family without IP addresses.
     ///
     /// # Errors
-    /// Where `rest` is too short for its addresses, or the family does not exist.
+    /// If `rest` is too short for its addresses, or the family does not exist.
     pub fn client(self, rest: &[u8]) -> Result<Option<IpAddr>, Malformed> {
         if self.is_local {
             return Ok(None);

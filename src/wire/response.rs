@@ -181,8 +181,8 @@ fn no_store(out: &mut Vec<u8>) {
     field(out, "Cache-Control", "no-store");
 }
 
-/// The `Keep-Alive` line, which tells a client how long the connection stays open without a request. Many connection pools
-/// heed it, and so do not send a request on a connection that is just being closed.
+/// The `Keep-Alive` line, which tells a client how long the connection stays open without a request. Many connection
+/// pools heed it, and so do not send a request on a connection that is just being closed.
 pub fn keep_alive_field(timeout: Duration) -> Box<[u8]> {
     format!("Keep-Alive: timeout={}\r\n", timeout.as_secs()).into_bytes().into()
 }

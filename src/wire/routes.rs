@@ -207,7 +207,8 @@ macro_rules! control_route {
 }
 
 routes! {
-    // route                               method path                                  name                     scope   effect body          status
+    // route                               method path                                  name                     scope
+    // effect body          status
     shard {
         PostEvent:                         Post   "/api/events"                         "events_post"            Ingest  Write  Json(EVENT)   202;
         PostEventBatch:                    Post   "/api/events/batch"                   "events_batch"           Ingest  Write  Json(BATCH)   202;

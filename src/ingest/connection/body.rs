@@ -1,9 +1,10 @@
-//! The body of the present request: read whole, decoded from chunks, or got past.
+//! The body of the current request: read whole, decoded from chunks, or skipped.
 //!
-//! A part of [`Connection`], on its shard. A body is gathered only for a request that may have it, up to the route's
-//! limit, and as it arrives: a declared length reserves nothing. What belongs to a refused request is dropped as it
-//! arrives, or the connection closes. Bodies that are arriving hold at most [`limits::ARRIVING_BODIES_BYTES_MAX`] of a
-//! shard's memory together; past it they are refused like events without a slot. A body that comes slower than [`limits::BODY_BYTES_PER_SECOND_MIN`] is given up.
+//! Part of [`Connection`], on its shard. A body is read only for a request that may have one, up to its route's limit
+//! and as it arrives: a declared length reserves nothing. The body of a refused request is dropped as it arrives, or
+//! the connection closes. All bodies that are arriving hold at most [`limits::ARRIVING_BODIES_BYTES_MAX`] of a
+//! shard's memory; past that they are refused like events that find the queue full. A body slower than
+//! [`limits::BODY_BYTES_PER_SECOND_MIN`] times out.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -17,7 +18,7 @@ use millrace_wire::routes::Method;
 
 use super::{Abort, Connection, Phase, Registration, Stream};
 
-/// Where a body is.
+/// Where the bytes of a body are.
 pub(crate) enum Body {
     /// In the read buffer, behind the head.
     InPlace(Range<usize>),
@@ -25,12 +26,11 @@ pub(crate) enum Body {
     Decoded(Vec<u8>),
 }
 
-/// A body that belongs to a refused request is read and dropped behind its answer, up to this size, to keep the
-/// connection.
+/// The body of a refused request is read and dropped after its response, up to this size, to keep the connection.
 const SKIPPED_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 impl<S: Stream> Connection<S> {
-    /// A body's bytes.
+    /// The bytes of a body.
     pub(crate) fn body<'a>(&'a self, body: &'a Body) -> &'a [u8] {
         match body {
             Body::InPlace(range) => &self.request()[range.clone()],
@@ -68,11 +68,11 @@ impl<S: Stream> Connection<S> {
     async fn receive(&mut self, head: &Head, end: usize) -> Result<(), Abort> {
         self.continue_if_expected(head).await?;
         let mut pace = BodyPace::begin(&self.registration);
-        let mut share = Share::of(&self.shard.arriving_bytes);
+        let mut arriving = ArrivingBytes::of(&self.shard.arriving_bytes);
         while self.request().len() < end {
             let read = self.fill().await?;
             pace.advance(&self.registration, read)?;
-            share.grow(read)?;
+            arriving.grow(read)?;
         }
         Ok(())
     }
@@ -81,7 +81,7 @@ impl<S: Stream> Connection<S> {
         let mut decoder = ChunkedDecoder::default();
         let mut body = Vec::new();
         let mut pace: Option<BodyPace> = None;
-        let mut share = Share::of(&self.shard.arriving_bytes);
+        let mut arriving = ArrivingBytes::of(&self.shard.arriving_bytes);
         loop {
             let input = &self.buffer[self.start + head.len..];
             let (taken, is_complete) = decoder.decode(input, &mut body, max)?;
@@ -101,7 +101,7 @@ impl<S: Stream> Connection<S> {
             if let Some(pace) = &mut pace {
                 pace.advance(&self.registration, read)?;
             }
-            share.grow(read)?;
+            arriving.grow(read)?;
         }
     }
 
@@ -113,12 +113,12 @@ impl<S: Stream> Connection<S> {
         self.flush().await
     }
 
-    /// How many bytes of a body that nobody read are still to come; those that are here are done with. `None` where
-    /// the connection must close instead.
+    /// How many bytes of a body that was not read are still to come; those that are here are consumed. `None` if the
+    /// connection must close instead.
     ///
-    /// The answer does not wait for them: the client may wait for it. So a length must be worth believing: where
-    /// something in front took the request for one without a body, the bytes that come next are somebody else's
-    /// request. That is likely for a method that has no use for a body, so there the connection ends.
+    /// The response does not wait for them, because the client may wait for the response. So the declared length must
+    /// be credible: if a proxy took the request for one without a body, the bytes that come next are another client's
+    /// request. That is likely for a method that has no use for a body, so then the connection closes.
     pub(super) fn unread_body(&mut self, head: &Head) -> Option<usize> {
         let Framing::Length(length) = head.framing else { return (head.framing == Framing::None).then_some(0) };
         let end = length.saturating_add(head.len as u64);
@@ -133,8 +133,8 @@ impl<S: Stream> Connection<S> {
         is_worth_it.then_some(missing as usize)
     }
 
-    /// Sends the answer, reads the `missing` rest of its request and keeps none of it: whoever sends it may be nobody.
-    /// `false` where it does not come in time.
+    /// Sends the response, then reads the `missing` rest of its request and drops it: its sender is not authenticated.
+    /// `false` if it does not come in time.
     pub(super) async fn drop_body(&mut self, mut missing: usize) -> Result<bool, Abort> {
         self.flush().await?;
         let mut pace = BodyPace::begin(&self.registration);
@@ -145,7 +145,7 @@ impl<S: Stream> Connection<S> {
             let read = self.fill().await?;
             match pace.advance(&self.registration, read) {
                 Ok(()) => {}
-                // It has its answer.
+                // The request has its response already.
                 Err(Abort::Refuse(_)) => return Ok(false),
                 Err(Abort::Gone) => return Err(Abort::Gone),
             }
@@ -157,13 +157,13 @@ impl<S: Stream> Connection<S> {
     }
 }
 
-/// One arriving body's share of its shard's memory. Given back when dropped.
-struct Share {
+/// The bytes of one arriving body, counted against the memory of its shard. Uncounted when dropped.
+struct ArrivingBytes {
     all: Rc<Cell<usize>>,
     bytes: usize,
 }
 
-impl Share {
+impl ArrivingBytes {
     fn of(all: &Rc<Cell<usize>>) -> Self {
         Self { all: Rc::clone(all), bytes: 0 }
     }
@@ -175,13 +175,13 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for ArrivingBytes {
     fn drop(&mut self) {
         self.all.set(self.all.get() - self.bytes);
     }
 }
 
-/// The slowest a body may arrive: a deadline that moves with the bytes received.
+/// The least speed of a body: a deadline that moves with the bytes received.
 struct BodyPace {
     began_at: Instant,
     received: u64,
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn arriving_bodies_share_a_bound_and_give_it_back() {
         let all = Rc::new(Cell::new(0));
-        let (mut first, mut second) = (Share::of(&all), Share::of(&all));
+        let (mut first, mut second) = (ArrivingBytes::of(&all), ArrivingBytes::of(&all));
         assert_eq!(first.grow(limits::ARRIVING_BODIES_BYTES_MAX), Ok(()));
         assert_eq!(second.grow(1), Err(Problem::QueueFull));
         drop(first);

@@ -1,14 +1,14 @@
-//! The chunked transfer coding (RFC 9112, 7.1): a decoder that is fed as bytes arrive and keeps none of them.
+//! The chunked transfer coding (RFC 9112, 7.1): a decoder that takes bytes as they arrive and keeps none of them.
 //!
-//! Runs on a shard, inside the reading of a body. Every line is bounded, and so is what framing and trailers come to
-//! together ([`limits`]). Extensions and trailers are checked and ignored. After a refusal the decoder is of no use.
+//! Runs on a shard while a body is read. Every line is bounded, and so are framing and trailers in all ([`limits`]).
+//! Extensions and trailers are checked and ignored. After a refusal the decoder must not be used again.
 
 use millrace_base::limits;
 use millrace_base::problem::Problem;
 
 use super::is_framing;
 
-/// Decodes a chunked body in place of arrival: feed it the bytes after the head as they come.
+/// Decodes a chunked body: feed it the bytes after the head as they come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChunkedDecoder {
     state: ChunkState,
@@ -105,12 +105,12 @@ fn take_line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, Problem> {
     }
 }
 
-/// The size at the start of a chunk-size line. Its extensions are checked to be some, and ignored.
+/// The size at the start of a chunk-size line. Extensions are checked and ignored.
 fn chunk_size(line: &[u8]) -> Result<u64, Problem> {
     const WRONG: Problem = Problem::BadRequest("a chunk starts with its size in hexadecimal");
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
     let (size, extensions) = line.split_at(digits);
-    // 15 digits fit an u64 with room to spare. Zeros in front count: nobody needs more of them.
+    // 15 digits fit a u64 with room to spare. Leading zeros count as digits.
     if size.is_empty() || size.len() > 15 {
         return Err(WRONG);
     }
@@ -141,13 +141,13 @@ fn skip_blank(text: &[u8]) -> &[u8] {
     &text[blanks..]
 }
 
-/// What follows a token, where there is one.
+/// The text behind a token, if there is one.
 fn skip_token(text: &[u8]) -> Option<&[u8]> {
     let len = text.iter().take_while(|b| is_token(**b)).count();
     (len > 0).then(|| &text[len..])
 }
 
-/// What follows a quoted string, where there is one.
+/// The text behind a quoted string, if there is one.
 fn skip_quoted(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text.strip_prefix(b"\"")?;
     loop {
@@ -165,13 +165,13 @@ pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// What a field's value may hold: anything but control bytes, the tab aside.
+/// Whether a field's value may hold the byte: any but control bytes, except the tab.
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || byte >= 0x20 && byte != 0x7f
 }
 
-/// Trailers are never used, but must look like fields: anything else is a sign of a smuggled request. So is one that
-/// frames a message, for somebody who takes trailers for header fields.
+/// Checks a trailer. Trailers are never used, but must look like fields: anything else suggests a smuggled request. So
+/// does a framing field, for a server that reads trailers as header fields.
 fn check_trailer(line: &[u8]) -> Result<(), Problem> {
     match skip_token(line) {
         Some([b':', value @ ..]) if value.iter().all(|b| is_text(*b)) => {

@@ -1,22 +1,22 @@
-//! What is wrong with a head, in words that name the field and the byte. Only for refusals, so it may allocate.
+//! Describes what is wrong with a request head: names the field and the byte. Only for refusals, so it may allocate.
 //!
-//! Values are never said back: they may be secrets. Names are, as far as they are tokens.
+//! Values are never repeated, because they may be secrets. Names are repeated as far as they are tokens.
 
 use millrace_base::problem::Problem;
 
 use super::chunked::is_token;
 
-/// At most this much of a field's name is said back.
+/// The most bytes of a field's name that are repeated.
 const NAME_SHOWN_BYTES: usize = 64;
 
-/// The refusal of a head that httparse does not take.
+/// The refusal of a head that httparse refuses.
 pub(super) fn of_head(error: httparse::Error, head: &[u8]) -> Problem {
     match error {
         httparse::Error::TooManyHeaders => Problem::HeadersTooLarge,
         httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine => {
             of_fields(head).map_or(Problem::BadRequest("a header field is malformed"), Problem::BadHead)
         }
-        // The version is known to stand at the end of the line: what is wrong stands before it.
+        // The version at the end of the line was checked before, so the error is in front of it.
         httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
             Problem::BadRequest("the request line is a method, a target and a version, with one space between them")
         }

@@ -1,8 +1,8 @@
-//! The request target (RFC 9112, 3.2) and the Host field: which forms are taken, and what of them is used.
+//! The request target (RFC 9112, 3.2) and the Host field: which forms are accepted, and what is used of them.
 //!
-//! Origin-form and absolute-form give a path and a query; where the target names an authority, the Host field is
-//! ignored, as the RFC has it (nothing here depends on either). `*` is for OPTIONS only. Authority-form belongs to
-//! CONNECT, which is not known here for anything but a path.
+//! Origin-form and absolute-form give a path and a query. If the target names an authority, the Host field is
+//! ignored, as the RFC says; nothing here depends on either. `*` is for OPTIONS only. Authority-form is for CONNECT,
+//! which no route takes.
 
 use std::net::Ipv6Addr;
 
@@ -12,7 +12,7 @@ use millrace_base::problem::Problem;
 use super::{Span, fault};
 use crate::routes::Method;
 
-/// Path and query of the target; an absolute-form target may have an empty path, which no route has.
+/// The path and query of the target. An absolute-form target may have an empty path, which no route has.
 pub(super) fn split(target: &[u8], method: Method, head: &[u8]) -> Result<(Span, Option<Span>), Problem> {
     if target.len() > limits::REQUEST_TARGET_BYTES_MAX {
         return Err(Problem::UriTooLong);
@@ -52,13 +52,13 @@ fn absolute_form_path(target: &[u8]) -> Option<&[u8]> {
     is_authority(authority).then_some(origin)
 }
 
-/// Whether `value` may be a Host field's: an authority, or nothing at all (RFC 9112, 3.2).
+/// Whether `value` is valid in a Host field: an authority, or empty (RFC 9112, 3.2).
 pub(super) fn is_host(value: &[u8]) -> bool {
     value.is_empty() || is_authority(value)
 }
 
-/// `host [":" port]` (RFC 3986, 3.2) with a host and without user information. A comma, which a name may hold, is not
-/// taken: it is what two Host fields leave that something on the way made one of.
+/// `host [":" port]` (RFC 3986, 3.2) with a host and without user information. A comma is valid in a name but refused
+/// here: it is what remains when a proxy joins two Host fields.
 fn is_authority(text: &[u8]) -> bool {
     let (is_host, port) = if let Some(rest) = text.strip_prefix(b"[") {
         let Some(end) = memchr::memchr(b']', rest) else { return false };
@@ -75,8 +75,8 @@ fn is_authority(text: &[u8]) -> bool {
         }
 }
 
-/// An address, perhaps with the zone that it is good in: `%25` and its name as RFC 6874 has it, or a bare `%`, as people
-/// and some clients write it.
+/// An address, perhaps with the zone that it is good in: `%25` and its name as RFC 6874 has it, or a bare `%`, as
+/// people and some clients write it.
 fn is_zoned_ipv6(text: &[u8]) -> bool {
     let (address, zone) = match memchr::memchr(b'%', text) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
