@@ -14,10 +14,12 @@ use millrace_base::limits;
 use millrace_base::problem::{FieldError, Problem, reason_phrase};
 use millrace_journal::{AckToken, AppendError};
 use millrace_metrics::ValidationErrorKind;
+use millrace_tenant::auth_cache::Tenant;
 use millrace_tenant::rate_window::RatePolicy;
 use millrace_wire::http::{ContentType, Head};
 use millrace_wire::routes::ShardRoute;
 
+use super::batch_key::Use;
 use super::connection::{Abort, Connection};
 use super::envelope::skip_value;
 use super::{
@@ -54,50 +56,7 @@ pub(super) async fn post_events<S: Stream>(
     expect_json(head, ContentType::Ndjson)?;
     let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
     let read = read.inspect_err(|abort| context.settle(abort))?;
-    let is_ndjson = head.content_type == ContentType::Ndjson;
-    let keys = Rc::clone(&connection.shard).shared.batch_keys.clone();
-    let mut digest = keys.hasher();
-    let mut key = None;
-    let mut events: Vec<Result<Event, Problem>> = Vec::new();
-    {
-        let body = connection.body(&read);
-        let items = if is_ndjson { lines(body) } else { elements(body)? };
-        if items.is_empty() || items.len() > limits::BATCH_EVENTS_MAX {
-            count_invalid(&connection.shard, ValidationErrorKind::NotAnObject);
-            let message = format!("holds {} events; it must hold 1 to {}", items.len(), limits::BATCH_EVENTS_MAX);
-            let field = FieldError { field: "".into(), message: Cow::Owned(message) };
-            return Err(Problem::InvalidEvent(vec![field]).into());
-        }
-        if let Some(raw) = connection.idempotency_key(head) {
-            key = Some(batch_key::read(raw).map_err(|why| bad_key(&connection.shard, why))?);
-        }
-        events.reserve_exact(items.len());
-        let mut parsed_bytes = 0;
-        for (number, item) in items.into_iter().enumerate() {
-            let dedup_id = key.as_deref().map(|key| {
-                digest.write(&body[item.clone()]);
-                digest.write_usize(item.len());
-                batch_key::dedup_id(key, number)
-            });
-            let event = parse(&connection.shard, &tenant, None, dedup_id.as_deref(), &body[item.clone()]);
-            if let (Err(Problem::InvalidJson { offset, detail }), false) = (&event, is_ndjson) {
-                // One broken element means the body is not a JSON array at all.
-                let offset = offset.map(|offset| item.start + offset);
-                return Err(Problem::InvalidJson { offset, detail: detail.clone() }.into());
-            }
-            events.push(event);
-            parsed_bytes += item.len();
-            if parsed_bytes >= BYTES_PER_YIELD {
-                parsed_bytes = 0;
-                connection.wait_for_server();
-                work_budget::yield_now().await;
-            }
-        }
-    }
-    let using = key.map(|key| keys.using(tenant.grant.org, &key, digest.finish()));
-    if using.is_some_and(|using| keys.is_for_another(using)) {
-        return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
-    }
+    let (events, using) = parse_events(connection, head, &tenant, connection.body(&read)).await?;
     let ticket = Rc::new(AckToken::default());
     let mut is_first = true;
     let mut results: Vec<Result<Taken, Problem>> = events
@@ -120,9 +79,80 @@ pub(super) async fn post_events<S: Stream>(
     if let Some(using) = using
         && results.iter().any(Result::is_ok)
     {
-        keys.remember(using);
+        connection.shard.shared.batch_keys.remember(using);
     }
     connection.wait_for_server();
+    settle(&ticket, &mut results, context).await?;
+    if results.iter().any(Result::is_ok) {
+        return Ok(Outcome::Taken(render(&connection.shard, &results)));
+    }
+    // Nothing was accepted. If an event was refused only for want of room, the batch gets the refusal that a single
+    // event would get, and the client may send all of it again.
+    let may_pass = |problem: &&Problem| problem.is_for_want_of_room() || matches!(problem, Problem::RateLimited { .. });
+    match results.iter().filter_map(|result| result.as_ref().err()).find(may_pass) {
+        Some(problem) => Err(problem.clone().into()),
+        None => Ok(Outcome::NothingTaken(render(&connection.shard, &results))),
+    }
+}
+
+/// Cuts the body into items and parses each: an event, or why it is none. With an `Idempotency-Key` also returns the use
+/// of that key for this body.
+async fn parse_events<S: Stream>(
+    connection: &Connection<S>,
+    head: &Head,
+    tenant: &Tenant,
+    body: &[u8],
+) -> Result<(Vec<Result<Event, Problem>>, Option<Use>), Abort> {
+    let is_ndjson = head.content_type == ContentType::Ndjson;
+    let keys = &connection.shard.shared.batch_keys;
+    let mut digest = keys.hasher();
+    let mut key = None;
+    let mut events: Vec<Result<Event, Problem>> = Vec::new();
+    let items = if is_ndjson { lines(body) } else { elements(body)? };
+    if items.is_empty() || items.len() > limits::BATCH_EVENTS_MAX {
+        count_invalid(&connection.shard, ValidationErrorKind::NotAnObject);
+        let message = format!("holds {} events; it must hold 1 to {}", items.len(), limits::BATCH_EVENTS_MAX);
+        let field = FieldError { field: "".into(), message: Cow::Owned(message) };
+        return Err(Problem::InvalidEvent(vec![field]).into());
+    }
+    if let Some(raw) = connection.idempotency_key(head) {
+        key = Some(batch_key::read(raw).map_err(|why| bad_key(&connection.shard, why))?);
+    }
+    events.reserve_exact(items.len());
+    let mut parsed_bytes = 0;
+    for (number, item) in items.into_iter().enumerate() {
+        let dedup_id = key.as_deref().map(|key| {
+            digest.write(&body[item.clone()]);
+            digest.write_usize(item.len());
+            batch_key::dedup_id(key, number)
+        });
+        let event = parse(&connection.shard, tenant, None, dedup_id.as_deref(), &body[item.clone()]);
+        if let (Err(Problem::InvalidJson { offset, detail }), false) = (&event, is_ndjson) {
+            // One broken element means the body is not a JSON array at all.
+            let offset = offset.map(|offset| item.start + offset);
+            return Err(Problem::InvalidJson { offset, detail: detail.clone() }.into());
+        }
+        events.push(event);
+        parsed_bytes += item.len();
+        if parsed_bytes >= BYTES_PER_YIELD {
+            parsed_bytes = 0;
+            connection.wait_for_server();
+            work_budget::yield_now().await;
+        }
+    }
+    let using = key.map(|key| keys.using(tenant.grant.org, &key, digest.finish()));
+    if using.is_some_and(|using| keys.is_for_another(using)) {
+        return Err(bad_key(&connection.shard, "came with other events before; a key stands for one batch").into());
+    }
+    Ok((events, using))
+}
+
+/// Waits until every accepted event is durable or refused, and turns the refused ones into refusals.
+async fn settle(
+    ticket: &AckToken,
+    results: &mut [Result<Taken, Problem>],
+    context: &mut RequestContext,
+) -> Result<(), Abort> {
     ticket.settled().await;
     let mut taken = results.iter_mut().filter(|result| result.is_ok());
     let mut next = 0;
@@ -134,16 +164,7 @@ pub(super) async fn post_events<S: Stream>(
         }
         next = position + 1;
     }
-    if results.iter().any(Result::is_ok) {
-        return Ok(Outcome::Taken(render(&connection.shard, &results)));
-    }
-    // Nothing was accepted. If an event was refused only for want of room, the batch gets the refusal that a single
-    // event would get, and the client may send all of it again.
-    let may_pass = |problem: &&Problem| problem.is_for_want_of_room() || matches!(problem, Problem::RateLimited { .. });
-    match results.iter().filter_map(|result| result.as_ref().err()).find(may_pass) {
-        Some(problem) => Err(problem.clone().into()),
-        None => Ok(Outcome::NothingTaken(render(&connection.shard, &results))),
-    }
+    Ok(())
 }
 
 /// Uncounts an event against the rate limit.
@@ -165,7 +186,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
     const ITEM_BYTES: usize = r#"{"id":"00000000-0000-0000-0000-000000000000"},"#.len();
     const FRAME_BYTES: usize = 64;
     #[derive(serde::Serialize)]
-    struct Body<'a> {
+    struct BatchResult<'a> {
         #[serde(flatten)]
         refusal: Option<Refusal>,
         accepted: usize,
@@ -201,7 +222,7 @@ fn render(shard: &super::Shard, results: &[Result<Taken, Problem>]) -> Vec<u8> {
             Item::Error { code: problem.code().as_str(), detail: item_detail(problem) }
         }
     });
-    let body = Body { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };
+    let body = BatchResult { refusal, accepted, rejected: results.len() - accepted, results: items.collect() };
     let mut text = Vec::with_capacity(FRAME_BYTES + results.len() * ITEM_BYTES);
     serde_json::to_writer(&mut text, &body).expect("writing plain text into memory cannot fail");
     text

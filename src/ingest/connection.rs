@@ -7,27 +7,24 @@
 //!
 //! Nothing is cancelled. A deadline shuts the socket down (see [`connection_table`](super::connection_table)), so every
 //! read and write ends by itself and gives its buffer back.
-//!
-//! Over 500 lines: the state of one connection and everything that moves it; reading bodies is in `connection/body.rs`.
 
+mod answer;
 mod body;
 
 use std::mem::take;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_base::problem::Problem;
 use millrace_base::{health, limits};
-use millrace_control::{Caller, Job, Reply, ReplyPermit, Request};
+use millrace_control::ReplyPermit;
 use millrace_journal::{AckToken, AppendError};
-use millrace_wire::http::{self, ContentType, Framing, Head, HeadScanner};
+use millrace_wire::http::{self, Framing, Head, HeadScanner};
 use millrace_wire::response::{self, Caching, Frame};
-use millrace_wire::routes::{self, ControlRoute, Route, RouteName, ShardRoute};
+use millrace_wire::routes::{self, Route, RouteName, ShardRoute};
 
 use super::address_sketch::SketchCells;
-use super::batch::Outcome;
 use super::client_identity::Peer;
 use super::connection_table::{Phase, Registration};
 use super::pending_acks::{Accepted, PendingAcks, Settled};
@@ -35,7 +32,8 @@ use super::shard::Shard;
 use super::stream::Stream;
 use super::wipe::wipe;
 use super::work_budget::{self, WorkBudget};
-use super::{RequestContext, batch, journal_refusal, post_event};
+use super::{RequestContext, journal_refusal, post_event};
+use answer::Answer;
 
 /// Why a request ends early.
 #[derive(Debug)]
@@ -49,35 +47,6 @@ pub(super) enum Abort {
 impl From<Problem> for Abort {
     fn from(problem: Problem) -> Self {
         Self::Refuse(problem)
-    }
-}
-
-/// The answer to a request that was not refused.
-enum Answer {
-    Accepted(Accepted),
-    Json {
-        status: u16,
-        body: Vec<u8>,
-        caching: Caching,
-        location: Option<String>,
-        permit: Option<ReplyPermit>,
-    },
-    /// A refusal that says more than one [`Problem`] can.
-    Problem {
-        status: u16,
-        body: Vec<u8>,
-    },
-    Text {
-        content_type: &'static str,
-        body: Arc<[u8]>,
-    },
-    /// The methods that the path takes.
-    Options(&'static str),
-}
-
-impl Answer {
-    fn json(status: u16, body: &str, caching: Caching) -> Self {
-        Self::Json { status, body: body.as_bytes().to_vec(), caching, location: None, permit: None }
     }
 }
 
@@ -272,73 +241,6 @@ impl<S: Stream> Connection<S> {
             self.flush().await?;
         }
         Ok(keep_alive)
-    }
-
-    /// Answers a batch.
-    async fn batch(&mut self, head: &Head, context: &mut RequestContext) -> Result<Answer, Abort> {
-        Ok(match batch::post_events(self, head, context).await? {
-            Outcome::Taken(body) => {
-                Answer::Json { status: 202, body, caching: Caching::Default, location: None, permit: None }
-            }
-            Outcome::NothingTaken(body) => Answer::Problem { status: 422, body },
-        })
-    }
-
-    /// Has the control pool render the metrics, if this listener may show them.
-    async fn metrics_page(&mut self) -> Result<Answer, Abort> {
-        if !self.shard.shared.are_metrics_public {
-            return Err(Problem::NotFound.into());
-        }
-        let page = self.shard.control.metrics_page()?;
-        self.wait_for_server();
-        let body = page.await.map_err(|_| Problem::Internal)?;
-        Ok(Answer::Text { content_type: "text/plain; version=0.0.4", body })
-    }
-
-    /// Hands a control request to the control pool and waits for the reply.
-    async fn control(
-        &mut self,
-        route: ControlRoute,
-        head: &Head,
-        context: &mut RequestContext,
-    ) -> Result<Answer, Abort> {
-        let tenant = super::identify(self, head, Instant::now(), context).await?;
-        // Before the body is read, because that may move the head.
-        let from = self.client_address(head);
-        let query = head.query.map_or(&b""[..], |query| query.slice(self.request()));
-        let query = String::from_utf8_lossy(query).into_owned();
-        super::admit_control(&self.shard, &tenant, context, route.row().scope)?;
-        let body = self.control_body(route.row().body, head).await?;
-        if matches!(route, ControlRoute::TestEndpoint(_)) {
-            // A test creates an event, so it counts as one.
-            super::admit(&self.shard, &tenant, context)?;
-        }
-        let caller = Caller { org: tenant.grant.org, key: tenant.grant.key, from };
-        let request = Request { route, query, body: body.into() };
-        let reply = match self.shard.control.submit(Job { caller, request }) {
-            Ok(reply) => {
-                self.wait_for_server();
-                reply.await.unwrap_or(Err(Problem::Internal))
-            }
-            Err(problem) => Err(problem),
-        };
-        let reply = reply.map_err(Abort::Refuse).inspect_err(|abort| context.settle(abort))?;
-        let Reply { status, body, location, permit } = reply;
-        Ok(Answer::Json { status, body, caching: Caching::Never, location, permit: Some(permit) })
-    }
-
-    /// Reads the body of a control request, if its route takes one. The bytes are wiped from the read buffer, because
-    /// they may hold a webhook's secret.
-    async fn control_body(&mut self, takes: routes::Body, head: &Head) -> Result<Vec<u8>, Abort> {
-        let routes::Body::Json(max) = takes else { return Ok(Vec::new()) };
-        if head.framing == Framing::None {
-            return Ok(Vec::new());
-        }
-        super::refuse_other_media(head, ContentType::Json)?;
-        let mut read = self.read_body(head, max).await?;
-        let body = self.body(&read).to_vec();
-        wipe(self.body_mut(&mut read));
-        Ok(body)
     }
 
     /// The bytes of the current request, from its head on.
