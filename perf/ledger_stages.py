@@ -22,7 +22,7 @@ USER = [
     ("hand-off: queue", r"journal/(queue|shares)\.rs|/crossbeam-|ingest/lib\.rs:.*accept"),
     ("answer", r"wire/response\.rs|/itoa-|connection\.rs:.*write_answer"),
     ("metrics, clock", r"src/metrics/|base/clock\.rs|time/(unix|mod)\.rs|std/src/time\.rs"),
-    ("connection: state", r"ingest/(connection|connections|stream|entrance|shard|lib)\.rs|ingest/connection/"),
+    ("connection: state", r"ingest/(connection|connection_table|stream|accept_loop|shard|lib)\.rs|ingest/connection/"),
     ("runtime: monoio", r"/monoio-|/io-uring-|/flume-|/futures-|/mio-"),
     ("batch: gather, plan", r"src/write/|store/(lib|pool)\.rs|src/webhooks/"),
     ("batch: encode, protocol", r"store/|/tokio|/postgres|/bytes-|/r2d2|/mio-"),

@@ -57,7 +57,7 @@ pub(super) async fn post_events<S: Stream>(
     let read = connection.read_body(head, ShardRoute::PostEventBatch.row().body.max()).await;
     let read = read.inspect_err(|abort| context.settle(abort))?;
     let (events, using) = parse_events(connection, head, &tenant, connection.body(&read)).await?;
-    let ticket = Rc::new(AckToken::default());
+    let ack_token = Rc::new(AckToken::default());
     let mut is_first = true;
     let mut results: Vec<Result<Taken, Problem>> = events
         .into_iter()
@@ -67,7 +67,7 @@ pub(super) async fn post_events<S: Stream>(
                 admit(&connection.shard, &tenant, context)?;
             }
             let charge = context.charge();
-            match accept(&connection.shard, event, &ticket) {
+            match accept(&connection.shard, event, &ack_token) {
                 Ok(id) => Ok(Taken { id, charge }),
                 Err(problem) => {
                     give_back(charge, context);
@@ -82,7 +82,7 @@ pub(super) async fn post_events<S: Stream>(
         connection.shard.shared.batch_keys.remember(using);
     }
     connection.wait_for_server();
-    settle(&ticket, &mut results, context).await?;
+    settle(&ack_token, &mut results, context).await?;
     if results.iter().any(Result::is_ok) {
         return Ok(Outcome::Taken(render(&connection.shard, &results)));
     }
@@ -149,16 +149,16 @@ async fn parse_events<S: Stream>(
 
 /// Waits until every accepted event is durable or refused, and turns the refused ones into refusals.
 async fn settle(
-    ticket: &AckToken,
+    ack_token: &AckToken,
     results: &mut [Result<Taken, Problem>],
     context: &mut RequestContext,
 ) -> Result<(), Abort> {
-    ticket.settled().await;
+    ack_token.settled().await;
     let mut taken = results.iter_mut().filter(|result| result.is_ok());
     let mut next = 0;
-    for (position, trouble) in ticket.clear() {
-        let AppendError::Refused(why) = trouble else { return Err(Abort::Gone) };
-        let broken = taken.nth((position - next) as usize).expect("a ticket settles what was accepted with it");
+    for (position, failure) in ack_token.clear() {
+        let AppendError::Refused(why) = failure else { return Err(Abort::Gone) };
+        let broken = taken.nth((position - next) as usize).expect("a token settles what was accepted with it");
         if let Ok(Taken { charge, .. }) = std::mem::replace(broken, Err(journal_refusal(why))) {
             give_back(charge, context);
         }

@@ -264,8 +264,8 @@ impl<S: Stream> Connection<S> {
     }
 
     /// The token with which single events are appended to the journal.
-    pub(super) fn ticket(&self) -> &Rc<AckToken> {
-        self.pending_acks.ticket()
+    pub(super) fn ack_token(&self) -> &Rc<AckToken> {
+        self.pending_acks.ack_token()
     }
 
     /// Stops the client's deadline while the server works.
@@ -329,9 +329,9 @@ impl<S: Stream> Connection<S> {
         let metrics = &self.shard.metrics;
         metrics.event_ingestion_latency_seconds.observe_nanos_times(since.elapsed().as_nanos() as u64, kept.into());
         metrics.http_requests_total.add(EVENTS_POST, 202, kept.into());
-        let Some((begins, trouble)) = broken else { return Ok(()) };
+        let Some((begins, failure)) = broken else { return Ok(()) };
         self.out.truncate(begins);
-        if let AppendError::Refused(why) = trouble {
+        if let AppendError::Refused(why) = failure {
             self.refuse(EVENTS_POST, &journal_refusal(why), false);
         }
         self.write_out().await?;

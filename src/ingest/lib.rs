@@ -119,7 +119,7 @@ async fn post_event<S: Stream>(
     let body = connection.read_body(head, ShardRoute::PostEvent.row().body.max()).await?;
     let key = connection.idempotency_key(head);
     let event = parse(&connection.shard, &tenant, key, None, connection.body(&body))?;
-    let id = accept(&connection.shard, event, connection.ticket())?;
+    let id = accept(&connection.shard, event, connection.ack_token())?;
     Ok(Accepted { id, started })
 }
 
@@ -319,12 +319,12 @@ fn parse(
     Ok(Event::new(id, org, received_at, &envelope.event_type, dedup_id, envelope.payload))
 }
 
-/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ticket` says that the event
+/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ack_token` says that the event
 /// is durable. Without a journal the event goes to the writers' queue at once.
-fn accept(shard: &Shard, event: Event, ticket: &Rc<AckToken>) -> Result<EventId, Problem> {
+fn accept(shard: &Shard, event: Event, ack_token: &Rc<AckToken>) -> Result<EventId, Problem> {
     let id = event.id;
     if let Some(journal) = &shard.journal {
-        journal.accept(event, ticket).map_err(journal_refusal)?;
+        journal.accept(event, ack_token).map_err(journal_refusal)?;
     } else {
         shard.queue.offer(event).map_err(|_| Problem::QueueFull)?;
         shard.metrics.events_ingested_total.inc();

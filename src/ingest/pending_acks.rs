@@ -22,7 +22,7 @@ pub(super) struct Accepted {
 /// The pending acknowledgements of one connection.
 #[derive(Default)]
 pub(super) struct PendingAcks {
-    ticket: Rc<AckToken>,
+    ack_token: Rc<AckToken>,
     /// Where in the output each response begins.
     begins: Vec<usize>,
     /// The charge of each against its organisation's rate limit. Shorter than `begins` if the last have none.
@@ -43,8 +43,8 @@ pub(super) struct Settled {
 
 impl PendingAcks {
     /// The token that their events are appended with.
-    pub(super) fn ticket(&self) -> &Rc<AckToken> {
-        &self.ticket
+    pub(super) fn ack_token(&self) -> &Rc<AckToken> {
+        &self.ack_token
     }
 
     /// Adds the response that begins at `begins` of the output.
@@ -64,13 +64,13 @@ impl PendingAcks {
 
     /// Waits until the fate of every event is known, and empties the list. Refused events are uncharged.
     pub(super) async fn settled(&mut self) -> Settled {
-        self.ticket.settled().await;
+        self.ack_token.settled().await;
         let since = self.since.take().unwrap_or_else(Instant::now);
-        let troubles = self.ticket.clear();
-        let broken = troubles.first().map(|(position, trouble)| (self.begins[*position as usize], *trouble));
-        let kept = troubles.first().map_or(self.begins.len() as u32, |(position, _)| *position);
-        for (position, trouble) in &troubles {
-            if let AppendError::Refused(_) = trouble
+        let failures = self.ack_token.clear();
+        let broken = failures.first().map(|(position, failure)| (self.begins[*position as usize], *failure));
+        let kept = failures.first().map_or(self.begins.len() as u32, |(position, _)| *position);
+        for (position, failure) in &failures {
+            if let AppendError::Refused(_) = failure
                 && let Some(charge) = self.charges.get_mut(*position as usize).and_then(Option::take)
             {
                 charge.give_back();
