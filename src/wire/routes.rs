@@ -210,13 +210,13 @@ routes! {
     // route                               method path                                  name                     scope
     // effect body          status
     shard {
+        PostEvent:                         Post   "/api/events"                         "events_post"            Ingest  Write  Json(EVENT)   202;
+        PostEventBatch:                    Post   "/api/events/batch"                   "events_batch"           Ingest  Write  Json(BATCH)   202;
         Root:                              Get    "/"                                   "root"                   Public  Read   None          200;
         Health:                            Get    "/health"                             "health"                 Public  Read   None          200;
         Ready:                             Get    "/ready"                              "ready"                  Public  Read   None          200;
         Metrics:                           Get    "/metrics"                            "metrics"                Public  Read   None          200;
         OpenApi:                           Get    "/openapi.json"                       "openapi"                Public  Read   None          200;
-        PostEvent:                         Post   "/api/events"                         "events_post"            Ingest  Write  Json(EVENT)   202;
-        PostEventBatch:                    Post   "/api/events/batch"                   "events_batch"           Ingest  Write  Json(BATCH)   202;
     }
     control {
         ListEvents:                        Get    "/api/events"                         "events_list"            Control Read   None          200;

@@ -133,7 +133,7 @@ fn operations_are_described_as_their_rows_have_them() {
     }
 }
 
-fn method_name(row: &Row) -> &'static str {
+pub fn method_name(row: &Row) -> &'static str {
     match row.method {
         Method::Get => "GET",
         Method::Post => "POST",
