@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_organisation_has_one_job_under_way_and_the_others_go_past_it() {
+    fn an_organisation_runs_one_job_and_others_overtake_it() {
         let mut queue = FairQueue::default();
         for n in 0..3 {
             queue.push(org(1), n);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_anew_waits_for_one_turn_of_each_whatever_they_have_queued() {
+    fn a_newcomer_waits_for_one_turn_of_each_organisation() {
         let mut queue = FairQueue::default();
         for n in 0..50 {
             queue.push(org(1), n);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_asked_for_is_not_saved_up_and_what_was_used_is_not_held_against_anybody_for_long() {
+    fn unused_share_is_not_saved_and_used_share_is_soon_forgotten() {
         let mut queue = FairQueue::default();
         queue.push(org(1), ());
         queue.pop().unwrap();

@@ -2,6 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
+/// A longer name is cut in most terminals, and nobody greps for it.
+const NAME_MAX: usize = 60;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -29,6 +32,8 @@ impl Summary {
                 name = Some(of);
             } else if let Some(counts) = line.strip_prefix("test result: ") {
                 summary.binaries.push(Binary::of(name.take(), counts));
+            } else if let Some(test) = test_of(line).filter(|test| test.len() > NAME_MAX) {
+                summary.problems.push(format!("{test}: a test's name has at most {NAME_MAX} characters"));
             }
         }
         summary.judge(is_filtered);
@@ -68,6 +73,12 @@ fn name_of(line: &str) -> Option<String> {
     // target/debug/deps/millrace_base-0123456789abcdef
     let program = program.trim_end_matches(')').rsplit('/').next()?;
     Some(program.rsplit_once('-')?.0.to_owned())
+}
+
+/// The test whose result the line tells, without its modules: `test a::b::name ... ok`. An example in a document has none.
+fn test_of(line: &str) -> Option<&str> {
+    let (path, _) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    path.rsplit("::").next().filter(|name| !name.contains(' '))
 }
 
 impl Binary {
@@ -133,7 +144,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn failed_ignored_filtered_and_missing_tests_are_problems() {
+    fn failed_ignored_filtered_missing_and_long_tests_are_problems() {
         let problems = |log: &str, is_filtered| Summary::of(log, is_filtered).problems;
         assert_eq!(problems("", true), ["no test ran"]);
         let filtered = GOOD.replace("30 passed; 0 failed; 0 ignored", "0 passed; 0 failed; 0 ignored");
@@ -143,6 +154,9 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             problems(&filtered, false),
             ["millrace_base: 9 tests filtered out without a filter", "tests/it/main.rs: holds no test"]
         );
+        let long = "a_name".repeat(11);
+        let named = GOOD.replace("test a ... ok", &format!("test module::{long} ... ok"));
+        assert_eq!(problems(&named, false), [format!("{long}: a test's name has at most 60 characters")]);
         let bad = GOOD.replace("30 passed; 0 failed; 0 ignored", "27 passed; 1 failed; 2 ignored");
         assert_eq!(problems(&bad, false), ["1 tests failed", "2 tests were ignored"]);
     }
