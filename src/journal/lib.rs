@@ -128,6 +128,7 @@ impl Journal {
     /// # Errors
     /// The directory cannot be read, or the operating system refuses a thread or random bytes. A segment that cannot be
     /// made is no error here: appending reports it.
+    // Over 70 lines: it wires the threads and does not branch.
     pub fn start(storage: Arc<dyn Storage>, config: JournalConfig, metrics: &Arc<Metrics>) -> io::Result<Arc<Self>> {
         let listing = tidy_directory(&*storage)?;
         let newest = listing.segments.last().map_or(0, |id| id.stream.0);

@@ -87,6 +87,7 @@ pub type Welcome = fn(SocketAddr, &Path, &str) -> std::io::Result<()>;
 ///
 /// # Errors
 /// Where the server could not start, would have to replay its journal into another store, or lost events at the end.
+// Over 70 lines: the start in its order, a line or two a step; each step is a function of its own where it decides.
 pub fn serve(
     config: Config,
     certificates: Option<Arc<Certificates>>,

@@ -20,8 +20,6 @@
 //! **Webhooks never delay ingestion**, apart from the inserted rows: a delivery that does not fit in memory waits in the
 //! database. No lock is held across a request. No secret and no URL appears in a log line or a metric label.
 
-// Over 70 lines: `Webhooks::start` wires every part and does not branch.
-
 pub mod client;
 pub mod config;
 pub mod delivery;
@@ -97,6 +95,7 @@ impl Webhooks {
     ///
     /// # Errors
     /// What is wrong with the secret key or the certificates and how to fix it, or that a thread could not be started.
+    // Over 70 lines: it wires every part and does not branch.
     pub fn start(
         config: &WebhookConfig,
         data_dir: &Path,

@@ -21,6 +21,7 @@ mod ops;
 mod rate_limit;
 mod start;
 mod store;
+mod tidy;
 mod tls;
 mod webhook_client;
 mod webhook_routes;
