@@ -140,7 +140,7 @@ impl WebhookConfig {
 impl fmt::Debug for WebhookConfig {
     /// With its secrets masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeliverConfig")
+        f.debug_struct("WebhookConfig")
             .field("allow_insecure", &self.allow_insecure)
             .field("allowed_networks", &self.allowed_networks)
             .field("secret_key", &self.secret_key)

@@ -13,7 +13,7 @@
 //! **At least once.** The transaction that stores an event inserts its delivery rows. A row leaves `pending` only when the
 //! result of an attempt is recorded. Only the holder of a delivery's lease sends it, and a lease is longer than an attempt may
 //! take. When a holder dies its lease expires and the row is due again, so no delivery is lost. A delivery is sent twice only
-//! when its result could not be recorded before the lease expired and another server claimed it. While results wait to be
+//! when its result could not be recorded before the lease expired and another server claimed it. While results cannot be
 //! recorded this server claims nothing, and after a third of a lease it sends nothing. After a database outage it waits
 //! before it claims, so that other servers can record their results first.
 //!
@@ -91,7 +91,7 @@ pub struct Webhooks {
 
 impl Webhooks {
     /// Starts the threads. Nothing is sent until the endpoint cache is loaded, which the preparation of the database does.
-    /// Nothing is ever sent to the addresses in `own`.
+    /// Nothing is sent to the addresses in `own`, unless `config` allows insecure targets.
     ///
     /// # Errors
     /// What is wrong with the secret key or the certificates and how to fix it, or that a thread could not be started.
