@@ -19,19 +19,19 @@ use millrace_base::event::OrgId;
 use millrace_base::limits::CONTROL_ORG_SLOTS;
 use millrace_base::problem::Problem;
 
-use super::Line;
+use super::JobClass;
 
 /// What the organisations of one slot have.
 #[derive(Default)]
 struct OrgCounts {
-    jobs: [AtomicUsize; Line::ALL.len()],
+    jobs: [AtomicUsize; JobClass::ALL.len()],
     reply_bytes: AtomicUsize,
 }
 
 struct Counts {
     slots: Box<[OrgCounts]>,
     /// All jobs of each queue, waiting or running.
-    jobs: [AtomicUsize; Line::ALL.len()],
+    jobs: [AtomicUsize; JobClass::ALL.len()],
     reply_bytes: AtomicUsize,
     hasher: RandomState,
     jobs_max: usize,
@@ -59,15 +59,15 @@ impl Admission {
     ///
     /// # Errors
     /// [`Problem::TooManyWaiting`] where its share is used up, [`Problem::ControlBusy`] where the queue is full.
-    pub(super) fn queue_permit(&self, org: OrgId, line: Line) -> Result<QueuePermit, Problem> {
+    pub(super) fn queue_permit(&self, org: OrgId, class: JobClass) -> Result<QueuePermit, Problem> {
         let slot = self.0.hasher.hash_one(org) as usize % self.0.slots.len();
-        let (ours, all) = (&self.0.slots[slot].jobs[line as usize], &self.0.jobs[line as usize]);
+        let (ours, all) = (&self.0.slots[slot].jobs[class as usize], &self.0.jobs[class as usize]);
         let Some(before) = take(all, 1, self.0.jobs_max) else { return Err(Problem::ControlBusy) };
         if take(ours, 1, self.0.jobs_max - before).is_none() {
             all.fetch_sub(1, Ordering::Relaxed);
             return Err(Problem::TooManyWaiting);
         }
-        Ok(QueuePermit { counts: Arc::clone(&self.0), slot, line })
+        Ok(QueuePermit { counts: Arc::clone(&self.0), slot, class })
     }
 }
 
@@ -75,7 +75,7 @@ impl Admission {
 pub(super) struct QueuePermit {
     counts: Arc<Counts>,
     slot: usize,
-    line: Line,
+    class: JobClass,
 }
 
 impl QueuePermit {
@@ -100,8 +100,8 @@ impl QueuePermit {
 
 impl Drop for QueuePermit {
     fn drop(&mut self) {
-        self.counts.slots[self.slot].jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
-        self.counts.jobs[self.line as usize].fetch_sub(1, Ordering::Relaxed);
+        self.counts.slots[self.slot].jobs[self.class as usize].fetch_sub(1, Ordering::Relaxed);
+        self.counts.jobs[self.class as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -155,12 +155,16 @@ mod tests {
     fn an_organisation_gets_half_of_a_line_and_gives_it_back() {
         let admission = Admission::new(4, 0);
         let (a, b) = two_orgs(&admission);
-        let permit = |org, line| admission.queue_permit(org, line).err();
-        let permits = [(); 2].map(|()| admission.queue_permit(a, Line::Others).unwrap());
-        assert_eq!(permit(a, Line::Others), Some(Problem::TooManyWaiting));
-        assert_eq!((permit(a, Line::Keys), permit(b, Line::Others)), (None, None), "the other line, and the other");
+        let permit = |org, class| admission.queue_permit(org, class).err();
+        let permits = [(); 2].map(|()| admission.queue_permit(a, JobClass::Others).unwrap());
+        assert_eq!(permit(a, JobClass::Others), Some(Problem::TooManyWaiting));
+        assert_eq!(
+            (permit(a, JobClass::Keys), permit(b, JobClass::Others)),
+            (None, None),
+            "the other class, and the other"
+        );
         drop(permits);
-        assert_eq!(permit(a, Line::Others), None);
+        assert_eq!(permit(a, JobClass::Others), None);
     }
 
     #[test]
@@ -171,14 +175,14 @@ mod tests {
         // Each takes what it gets.
         for org in (0..).map(|n| OrgId(Uuid::from_u128(n))) {
             let before = permits.len();
-            permits.extend(std::iter::from_fn(|| admission.queue_permit(org, Line::Others).ok()));
+            permits.extend(std::iter::from_fn(|| admission.queue_permit(org, JobClass::Others).ok()));
             orgs += usize::from(permits.len() > before);
             if permits.len() == 8 {
                 break;
             }
         }
         assert_eq!(orgs, 4, "4, 2, 1 and 1");
-        let mut refused = (0..100).map(|n| admission.queue_permit(OrgId(Uuid::from_u128(n)), Line::Others).err());
+        let mut refused = (0..100).map(|n| admission.queue_permit(OrgId(Uuid::from_u128(n)), JobClass::Others).err());
         assert!(refused.all(|refused| refused == Some(Problem::ControlBusy)));
     }
 
@@ -186,8 +190,10 @@ mod tests {
     fn replies_are_bounded_for_each_and_for_all() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) =
-            (admission.queue_permit(a, Line::Others).unwrap(), admission.queue_permit(b, Line::Others).unwrap());
+        let (a, b) = (
+            admission.queue_permit(a, JobClass::Others).unwrap(),
+            admission.queue_permit(b, JobClass::Others).unwrap(),
+        );
         assert_eq!(a.reply_permit(51).err(), Some(Problem::TooManyWaiting), "more than half");
         let first = a.reply_permit(50).unwrap();
         assert_eq!(a.reply_permit(1).err(), Some(Problem::TooManyWaiting));
@@ -202,8 +208,10 @@ mod tests {
     fn the_whole_is_bounded_even_where_each_share_is_not_used_up() {
         let admission = Admission::new(8, 100);
         let (a, b) = two_orgs(&admission);
-        let (a, b) =
-            (admission.queue_permit(a, Line::Others).unwrap(), admission.queue_permit(b, Line::Others).unwrap());
+        let (a, b) = (
+            admission.queue_permit(a, JobClass::Others).unwrap(),
+            admission.queue_permit(b, JobClass::Others).unwrap(),
+        );
         admission.0.reply_bytes.fetch_add(60, Ordering::Relaxed);
         let _counted = a.reply_permit(40).unwrap();
         assert_eq!(b.reply_permit(1).err(), Some(Problem::ControlBusy));

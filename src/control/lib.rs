@@ -91,26 +91,26 @@ impl fmt::Debug for Request {
     }
 }
 
-/// The queue a request waits in.
+/// The class of a job. Each class has queues and permits of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum JobClass {
     /// The routes of [`Scope::Keys`]: cheap, and urgent if a key has leaked.
     Keys,
     /// All other routes.
     Others,
 }
 
-impl Line {
-    /// All queues; `line as usize` is the position.
+impl JobClass {
+    /// All classes; `class as usize` is the position.
     pub const ALL: [Self; 2] = [Self::Keys, Self::Others];
 }
 
 impl Request {
-    /// The queue it waits in.
-    pub const fn line(&self) -> Line {
+    /// The class of its job.
+    pub const fn class(&self) -> JobClass {
         match self.route.row().scope {
-            Scope::Keys => Line::Keys,
-            Scope::Public | Scope::Ingest | Scope::Control => Line::Others,
+            Scope::Keys => JobClass::Keys,
+            Scope::Public | Scope::Ingest | Scope::Control => JobClass::Others,
         }
     }
 }

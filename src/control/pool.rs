@@ -32,7 +32,7 @@ use super::admission::{Admission, QueuePermit, ReplyPermit};
 use super::failure_log::{Failure, FailureLog};
 use super::fair_queue::FairQueue;
 use super::metrics_page::MetricsPage;
-use super::{Handlers, Job, Line, OwnChanges, Reply};
+use super::{Handlers, Job, JobClass, OwnChanges, Reply};
 
 /// A job that waits for a worker.
 struct QueuedJob {
@@ -45,14 +45,14 @@ struct QueuedJob {
 /// A job that is assigned to a worker.
 struct AssignedJob {
     org: OrgId,
-    line: Line,
+    class: JobClass,
     waiting: QueuedJob,
 }
 
 /// Reports that a worker has finished a job.
 struct FinishedJob {
     org: OrgId,
-    line: Line,
+    class: JobClass,
     time_taken: Duration,
     kind: WorkerKind,
 }
@@ -91,7 +91,7 @@ impl ControlPool {
         let admission = Admission::new(queue_max, CONTROL_REPLY_BYTES_MAX);
         let metrics_page = MetricsPage::start(Arc::clone(&metrics))?;
         // Every job has a permit, so the channel has room for it.
-        let (jobs, submitted) = bounded(Line::ALL.len() * queue_max);
+        let (jobs, submitted) = bounded(JobClass::ALL.len() * queue_max);
         let (done, ended) = bounded(workers + CONTROL_KEY_WORKERS);
         let own_changes = OwnChanges::default();
         let (own, failure_log) = (own_changes.clone(), FailureLog::default());
@@ -109,7 +109,7 @@ impl ControlPool {
             Ok::<_, io::Error>(Workers { tasks, idle: number })
         };
         let mut dispatcher = Dispatcher {
-            lines: Line::ALL.map(|_| FairQueue::default()),
+            queues: JobClass::ALL.map(|_| FairQueue::default()),
             any: start(WorkerKind::Any, workers)?,
             keys: start(WorkerKind::Keys, CONTROL_KEY_WORKERS)?,
         };
@@ -123,7 +123,7 @@ impl ControlPool {
     /// [`Problem::TooManyWaiting`] where the organisation's share of the queue is used up, [`Problem::ControlBusy`] where the
     /// whole queue is. Both can also come through the receiver, as every other answer.
     pub fn submit(&self, job: Job) -> Result<oneshot::Receiver<Result<Reply, Problem>>, Problem> {
-        let permit = self.admission.queue_permit(job.caller.org, job.request.line())?;
+        let permit = self.admission.queue_permit(job.caller.org, job.request.class())?;
         let (answer, answered) = oneshot::channel();
         let waiting = QueuedJob { job, permit, queued_at: Instant::now(), answer };
         self.jobs.try_send(waiting).map_err(|_| Problem::ControlBusy)?;
@@ -152,7 +152,7 @@ struct Workers {
 
 /// Queues jobs and assigns them to workers. Runs on a thread of its own and shares nothing.
 struct Dispatcher {
-    lines: [FairQueue<QueuedJob>; Line::ALL.len()],
+    queues: [FairQueue<QueuedJob>; JobClass::ALL.len()],
     any: Workers,
     keys: Workers,
 }
@@ -163,7 +163,7 @@ impl Dispatcher {
         let mut is_open = true;
         loop {
             self.assign_jobs();
-            if !is_open && self.lines.iter().all(FairQueue::is_idle) {
+            if !is_open && self.queues.iter().all(FairQueue::is_idle) {
                 return;
             }
             select! {
@@ -180,12 +180,12 @@ impl Dispatcher {
     }
 
     fn enqueue(&mut self, waiting: QueuedJob) {
-        let line = waiting.job.request.line();
-        self.lines[line as usize].push(waiting.job.caller.org, waiting);
+        let class = waiting.job.request.class();
+        self.queues[class as usize].push(waiting.job.caller.org, waiting);
     }
 
-    fn on_finished(&mut self, FinishedJob { org, line, time_taken, kind }: FinishedJob) {
-        self.lines[line as usize].finish(org, time_taken);
+    fn on_finished(&mut self, FinishedJob { org, class, time_taken, kind }: FinishedJob) {
+        self.queues[class as usize].finish(org, time_taken);
         match kind {
             WorkerKind::Any => self.any.idle += 1,
             WorkerKind::Keys => self.keys.idle += 1,
@@ -195,20 +195,20 @@ impl Dispatcher {
     /// Assigns the next jobs to the workers that are idle.
     fn assign_jobs(&mut self) {
         while self.keys.idle > 0
-            && let Some(task) = self.next(Line::Keys)
+            && let Some(task) = self.next(JobClass::Keys)
         {
             self.keys.assign(task);
         }
         while self.any.idle > 0
-            && let Some(task) = self.next(Line::Keys).or_else(|| self.next(Line::Others))
+            && let Some(task) = self.next(JobClass::Keys).or_else(|| self.next(JobClass::Others))
         {
             self.any.assign(task);
         }
     }
 
     /// The next job that is still wanted. A cancelled or expired one costs its organisation no time.
-    fn next(&mut self, line: Line) -> Option<AssignedJob> {
-        let queue = &mut self.lines[line as usize];
+    fn next(&mut self, class: JobClass) -> Option<AssignedJob> {
+        let queue = &mut self.queues[class as usize];
         loop {
             let (org, waiting) = queue.pop()?;
             if waiting.answer.is_canceled() {
@@ -218,7 +218,7 @@ impl Dispatcher {
                 let _ = waiting.answer.send(Err(Problem::ControlBusy));
                 queue.finish(org, Duration::ZERO);
             } else {
-                return Some(AssignedJob { org, line, waiting });
+                return Some(AssignedJob { org, class, waiting });
             }
         }
     }
@@ -233,10 +233,10 @@ impl Workers {
 }
 
 fn work(handlers: &Handlers, kind: WorkerKind, tasks: &Receiver<AssignedJob>, done: &Sender<FinishedJob>) {
-    for AssignedJob { org, line, waiting } in tasks {
+    for AssignedJob { org, class, waiting } in tasks {
         let begun = Instant::now();
         serve(handlers, waiting);
-        if done.send(FinishedJob { org, line, time_taken: begun.elapsed(), kind }).is_err() {
+        if done.send(FinishedJob { org, class, time_taken: begun.elapsed(), kind }).is_err() {
             return;
         }
     }
@@ -283,16 +283,16 @@ mod tests {
     fn a_job_that_waited_too_long_is_refused_and_handed_to_nobody() {
         let caller =
             Caller { org: OrgId(Uuid::nil()), key: KeyId::parse("ourOwnKey000").unwrap(), from: [127, 0, 0, 1].into() };
-        let permit = Admission::new(2, 0).queue_permit(caller.org, Line::Others).unwrap();
+        let permit = Admission::new(2, 0).queue_permit(caller.org, JobClass::Others).unwrap();
         let queued_at = Instant::now().checked_sub(CONTROL_QUEUE_WAIT_MAX + Duration::from_millis(1)).unwrap();
         let (answer, mut answered) = oneshot::channel();
         let workers = || Workers { tasks: bounded(1).0, idle: 1 };
-        let lines = Line::ALL.map(|_| FairQueue::default());
-        let mut dispatcher = Dispatcher { lines, any: workers(), keys: workers() };
+        let queues = JobClass::ALL.map(|_| FairQueue::default());
+        let mut dispatcher = Dispatcher { queues, any: workers(), keys: workers() };
         let request = crate::tests::bare(ControlRoute::ListEvents);
         dispatcher.enqueue(QueuedJob { job: Job { caller, request }, permit, queued_at, answer });
         dispatcher.assign_jobs();
         assert_eq!(answered.try_recv().unwrap().unwrap().unwrap_err(), Problem::ControlBusy);
-        assert!(dispatcher.lines.iter().all(FairQueue::is_idle) && dispatcher.any.idle == 1);
+        assert!(dispatcher.queues.iter().all(FairQueue::is_idle) && dispatcher.any.idle == 1);
     }
 }
