@@ -20,7 +20,7 @@ USER = [
     ("journal: frame, pending acks", r"journal/(append|lane|record)\.rs|ingest/pending_acks\.rs|/crc32|crc32c::"),
     ("journal: commit", r"src/journal/(?!queue|shares)"),
     ("hand-off: queue", r"journal/(queue|shares)\.rs|/crossbeam-|ingest/lib\.rs:.*accept"),
-    ("answer", r"wire/response\.rs|/itoa-|connection\.rs:.*write_answer"),
+    ("answer", r"wire/response\.rs|ingest/connection/answer\.rs|/itoa-|connection\.rs:.*write_answer"),
     ("metrics, clock", r"src/metrics/|base/clock\.rs|time/(unix|mod)\.rs|std/src/time\.rs"),
     ("connection: state", r"ingest/(accept_loop|connection|connection_table|lib|shard|stream|work_budget)\.rs|ingest/connection/"),
     ("runtime: monoio", r"/monoio-|/io-uring-|/flume-|/futures-|/mio-"),
