@@ -112,11 +112,12 @@ async fn post_event<S: Stream>(
     head: &Head,
     context: &mut RequestContext,
 ) -> Result<Accepted, Abort> {
+    const BODY_BYTES_MAX: usize = ShardRoute::PostEvent.row().body.max();
     let started = Instant::now();
     let tenant = identify(connection, head, started, context).await?;
     admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Json)?;
-    let body = connection.read_body(head, ShardRoute::PostEvent.row().body.max()).await?;
+    let body = connection.read_body(head, BODY_BYTES_MAX).await?;
     let key = connection.idempotency_key(head);
     let event = parse(&connection.shard, &tenant, key, None, connection.body(&body))?;
     let id = accept(&connection.shard, event, connection.ack_token())?;

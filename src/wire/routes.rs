@@ -106,6 +106,7 @@ pub enum Body {
 
 impl Body {
     /// The most bytes it may have.
+    #[inline]
     pub const fn max(self) -> usize {
         match self {
             Self::None => 0,
@@ -165,6 +166,7 @@ macro_rules! routes {
         enum Position { $($shard,)* $($control,)* }
 
         impl ShardRoute {
+            #[inline]
             const fn position(self) -> usize {
                 match self { $(Self::$shard => Position::$shard as usize,)* }
             }
@@ -240,6 +242,7 @@ routes! {
 
 impl ShardRoute {
     /// Its row.
+    #[inline]
     pub const fn row(self) -> &'static Row {
         &TABLE[self.position()]
     }
