@@ -146,7 +146,7 @@ impl Certificates {
             Err(error) => {
                 tracing::error!(
                     %error,
-                    "THE CERTIFICATE WAS NOT RELOADED: the old one stays in use; mend the files and send SIGHUP again"
+                    "THE CERTIFICATE WAS NOT RELOADED: the old one stays in use; fix the files and send SIGHUP again"
                 );
             }
         }

@@ -46,7 +46,7 @@ use connection::{Abort, Connection};
 use pending_acks::Accepted;
 use shard::Shard;
 
-/// Who sends a request, and what is left of their rate limit; the response's fields show it.
+/// The tenant of a request and what is left of its rate limit, which the response shows.
 #[derive(Default)]
 struct RequestContext {
     tenant: Option<Rc<Tenant>>,
@@ -54,7 +54,7 @@ struct RequestContext {
 }
 
 impl RequestContext {
-    /// The request that was counted against the organisation's limit of events, where there is a limit.
+    /// The request, if it was counted against the organisation's limit of events.
     fn charge(&self) -> Option<Charge> {
         let tenant = self.tenant.as_ref()?;
         let (_, decision) =
@@ -112,11 +112,12 @@ async fn post_event<S: Stream>(
     head: &Head,
     context: &mut RequestContext,
 ) -> Result<Accepted, Abort> {
+    const BODY_BYTES_MAX: usize = ShardRoute::PostEvent.row().body.max();
     let started = Instant::now();
     let tenant = identify(connection, head, started, context).await?;
     admit(&connection.shard, &tenant, context)?;
     expect_json(head, ContentType::Json)?;
-    let body = connection.read_body(head, ShardRoute::PostEvent.row().body.max()).await?;
+    let body = connection.read_body(head, BODY_BYTES_MAX).await?;
     let key = connection.idempotency_key(head);
     let event = parse(&connection.shard, &tenant, key, None, connection.body(&body))?;
     let id = accept(&connection.shard, event, connection.ack_token())?;
@@ -319,8 +320,8 @@ fn parse(
     Ok(Event::new(id, org, received_at, &envelope.event_type, dedup_id, envelope.payload))
 }
 
-/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ack_token` says that the event
-/// is durable. Without a journal the event goes to the writers' queue at once.
+/// Reserves a slot for the event and appends it to the journal. Its 202 may be sent when `ack_token` says that the
+/// event is durable. Without a journal the event goes to the writers' queue at once.
 fn accept(shard: &Shard, event: Event, ack_token: &Rc<AckToken>) -> Result<EventId, Problem> {
     let id = event.id;
     if let Some(journal) = &shard.journal {

@@ -307,7 +307,7 @@ fn missing(incoming: &[u8]) -> usize {
 }
 
 /// Lets `write` fill room behind what is in `out`: `guess` bytes of it, and as much as it asks for where those are too
-/// few. `false` where that does not help.
+/// few. `false` if that does not help.
 fn append(out: &mut Vec<u8>, guess: usize, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) -> bool {
     let begin = out.len();
     out.resize(begin + guess, 0);

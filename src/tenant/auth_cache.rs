@@ -9,8 +9,6 @@
 //! [`limits::AUTH_CACHE_STALE_MAX`], because nobody can revoke a key in a database that is down. For that reason,
 //! when changes may have been missed, entries are marked as expired and not dropped: the next outage may begin before
 //! they are verified again.
-//!
-//! Over 500 lines: half of them are tests.
 
 use std::cell::Cell;
 use std::collections::HashMap;

@@ -76,7 +76,7 @@ fn a_key_in_use_is_verified_again_before_it_expires() {
     verified(&mut cache, b"k", grant(KEY, 1, None), now).unwrap();
     let aged = now + limits::AUTH_CACHE_REFRESH_AGE;
     assert_eq!([look(&mut cache, b"k", aged), look(&mut cache, b"k", aged)], ["aging", "hit"], "asked once");
-    assert_eq!(look(&mut cache, b"k", aged + REFRESH_INTERVAL), "aging", "and again where nothing came of it");
+    assert_eq!(look(&mut cache, b"k", aged + REFRESH_INTERVAL), "aging", "and again if the refresh failed");
     // An attempt that fails takes nothing of the entry's life.
     verified(&mut cache, b"k", away, aged).unwrap();
     assert_eq!(look(&mut cache, b"k", aged + 2 * REFRESH_INTERVAL), "aging");

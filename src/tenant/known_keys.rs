@@ -259,18 +259,18 @@ mod tests {
             Self { known: KnownKeys::new(Arc::clone(&feed)), feed, now: Instant::now() }
         }
 
-        /// Asks; a ticket, or what was said at once.
+        /// Asks; returns the id of a verification to run, or none if the key is answered at once or already under way.
         fn ask(&mut self) -> (Option<VerificationId>, oneshot::Receiver<Verdict>) {
             let (reply, verdict) = oneshot::channel();
             (self.known.ask(DIGEST, key(), reply, self.now), verdict)
         }
 
-        /// Asks, and has the question answered so where it comes to that.
+        /// Asks, and answers with `found` if the key has to be verified.
         fn verdict(&mut self, found: Verdict) -> &'static str {
-            let (ticket, mut verdict) = self.ask();
-            let is_asked = ticket.is_some();
-            if let Some(ticket) = ticket {
-                self.known.complete(ticket, found, self.now);
+            let (id, mut verdict) = self.ask();
+            let is_asked = id.is_some();
+            if let Some(id) = id {
+                self.known.complete(id, found, self.now);
             }
             match (is_asked, verdict.try_recv().unwrap().expect("answered")) {
                 (true, Verdict::Valid(_)) => "verified",

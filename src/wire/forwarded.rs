@@ -64,7 +64,7 @@ impl Trust {
     }
 }
 
-/// The address in the `for` parameter of one element of `Forwarded`; `None` where there is none, or more than one, or
+/// The address in the `for` parameter of one element of `Forwarded`; `None` if there is none, or more than one, or
 /// the element is malformed.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     let mut found = None;

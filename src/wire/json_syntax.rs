@@ -143,7 +143,7 @@ struct Scanner<'a> {
     input: &'a [u8],
     /// The next byte to look at; at most `input.len()`.
     at: usize,
-    /// Where the input stops being UTF-8; its length where it never does.
+    /// The offset at which the input stops being UTF-8; its length if it never does.
     utf8_up_to: usize,
 }
 

@@ -1,12 +1,12 @@
 //! The route table: one row a route, and everything that follows from a row.
 //!
-//! The rows are the call of `routes!` below. The macro makes of them the enums [`ShardRoute`] and [`ControlRoute`], the
-//! [`TABLE`], and the search in [`route`]. The label of `http_requests_total`, the limit of a body, the rate window and
-//! the line of the control pool are read from the row.
+//! The rows are the argument of `routes!` below. The macro turns them into the enums [`ShardRoute`] and
+//! [`ControlRoute`], the [`TABLE`], and the search in [`route`]. The label of `http_requests_total`, the limit of a
+//! body, the rate window and the line of the control pool are read from the row.
 //!
-//! A new route is a row here, an operation in `openapi.json`, and an arm where the compiler then misses one:
-//! `Connection::exchange` in ingest for a route of the shards, `Handlers::answer` in control for one of the control pool.
-//! `tests/it/openapi` holds the table and the document together.
+//! A new route needs a row here, an operation in `openapi.json`, and an arm where the compiler then reports a missing
+//! one: `Connection::exchange` in ingest for a route of the shards, `Handlers::answer` in control for one of the
+//! control pool. `tests/it/openapi` holds the table and the document together.
 //!
 //! [`route`] runs on the shards for every request: it neither allocates nor locks, and compares with `POST /api/events`
 //! first. Paths are compared as bytes, exactly as sent and without the query: no percent-decoding, no trailing slash,
@@ -63,7 +63,7 @@ pub struct Row {
     pub path: &'static str,
     /// Label `route` of `http_requests_total`. Routes may share one.
     pub name: &'static str,
-    /// Who may use it, and which rate window it counts against.
+    /// The key it needs, and the rate window it counts against.
     pub scope: Scope,
     /// Whether it changes anything.
     pub effect: Effect,
@@ -73,7 +73,7 @@ pub struct Row {
     pub status: u16,
 }
 
-/// Who may use a route, and which rate window it counts against.
+/// The key a route needs, and the rate window it counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Anybody, without a key and without a limit.
@@ -98,7 +98,7 @@ pub enum Effect {
 /// The body that a route reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// None: one that is sent is dropped.
+    /// None: a body that is sent is dropped.
     None,
     /// JSON of at most this many bytes (a batch may also be NDJSON).
     Json(usize),
@@ -106,6 +106,7 @@ pub enum Body {
 
 impl Body {
     /// The most bytes it may have.
+    #[inline]
     pub const fn max(self) -> usize {
         match self {
             Self::None => 0,
@@ -165,6 +166,7 @@ macro_rules! routes {
         enum Position { $($shard,)* $($control,)* }
 
         impl ShardRoute {
+            #[inline]
             const fn position(self) -> usize {
                 match self { $(Self::$shard => Position::$shard as usize,)* }
             }
@@ -196,7 +198,7 @@ macro_rules! routes {
     };
 }
 
-/// The control route that a path is, if it is this one.
+/// The control route, if the path matches its template.
 macro_rules! control_route {
     ($path:ident, $template:literal, $route:ident) => {
         ($path == $template.as_bytes()).then_some(ControlRoute::$route)
@@ -240,6 +242,7 @@ routes! {
 
 impl ShardRoute {
     /// Its row.
+    #[inline]
     pub const fn row(self) -> &'static Row {
         &TABLE[self.position()]
     }
@@ -284,13 +287,13 @@ impl Route {
     }
 }
 
-/// The name of a route, or of what is no route: a value of the label `route` of `http_requests_total`. Nothing in it
-/// comes from a request.
+/// The name of a route, or `other` for a request that reaches none: a value of the label `route` of
+/// `http_requests_total`. Nothing in it comes from a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteName(u8);
 
 impl RouteName {
-    /// What reaches no route.
+    /// The name for a request that reaches no route.
     pub const OTHER: Self = Self(TABLE.len() as u8);
     /// One more than the highest [`Self::index`].
     pub const INDEX_END: usize = TABLE.len() + 1;
@@ -307,7 +310,7 @@ impl RouteName {
         self.0 as usize
     }
 
-    /// As shown.
+    /// The text of the label.
     pub fn as_str(self) -> &'static str {
         TABLE.get(self.index()).map_or("other", |row| row.name)
     }
@@ -396,7 +399,7 @@ const _: () = {
 };
 
 impl Method {
-    /// Whether a row with this method answers a request with that.
+    /// Whether a row with this method serves a request with the method `asked`.
     fn serves(self, asked: Self) -> bool {
         self == asked || (self == Self::Get && asked == Self::Head)
     }
@@ -429,7 +432,7 @@ fn other_route(method: Method, path: &[u8]) -> Result<Route, Problem> {
     }
 }
 
-/// An id as it stands in a path.
+/// An id in a path.
 trait PathId: Sized {
     fn from_path(text: &[u8]) -> Option<Self>;
 }
