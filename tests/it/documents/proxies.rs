@@ -226,7 +226,7 @@ fn haproxy_with_the_proxy_protocol_as_the_page_has_it() {
 #[test]
 fn whoever_is_in_front_ends_idle_connections_first() {
     let kept = limits::KEEP_ALIVE_TIMEOUT_DEFAULT.as_secs();
-    assert!(PAGE.contains(&format!("ends one after {kept} s (`--keep-alive-timeout`)")));
+    assert!(PAGE.contains(&format!("closes one after {kept} s (`--keep-alive-timeout`)")));
     assert!(seconds("nginx", "nginx", "keepalive_timeout") < kept);
     // Without HTTP of its own it must not end what Millrace still uses.
     assert!(seconds("HAProxy, TCP", "haproxy", "timeout client") > kept);
