@@ -1,7 +1,7 @@
 //! Writes one INFO line to the log for each change of an endpoint, a key or an organisation.
 //!
 //! The line of a request says who asked, with which key and from where. A change made by a command or another server is heard
-//! of from the database ([`millrace_tenant::change_feed`]), which says what changed but not who changed it. This server's own
+//! of from the database (the tenants' `change_feed`), which says what changed but not who changed it. This server's own
 //! changes come back that way too. So they are noted here before they are made, and each change has one line.
 
 use std::collections::VecDeque;

@@ -131,8 +131,8 @@ pub trait Store: WebhookStore + QuarantineStore + Send + Sync + 'static {
     fn event(&self, org: OrgId, id: EventId) -> Result<Option<StoredEvent>, StoreError>;
 
     /// A page of an organisation's events, newest first, and the cursor of the next page; `None` at the end. The page is cut at
-    /// [`limits::LIST_BYTES_MAX`](millrace_base::limits::LIST_BYTES_MAX) payload bytes (never to none), and it may be short, or
-    /// empty, with a cursor: [`limits::LIST_SCAN_ROWS_MAX`](millrace_base::limits::LIST_SCAN_ROWS_MAX) events are looked at, and
+    /// [`limits::LIST_BYTES_MAX`] payload bytes (never to none), and it may be short, or
+    /// empty, with a cursor: [`limits::LIST_SCAN_ROWS_MAX`] events are looked at, and
     /// [a part](millrace_base::limits::LIST_TIME_PART) of the call's time is taken.
     fn events(&self, org: OrgId, query: &EventQuery) -> Result<(Vec<StoredEvent>, Option<EventPlace>), StoreError>;
 }

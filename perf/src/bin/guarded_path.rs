@@ -1,7 +1,9 @@
 //! What `perf/guard` counts the instructions of: one kind of request through a shard, in memory.
 //!
-//!     guarded_path            prints the names of the paths, with the requests and the events of one run
-//!     guarded_path PATH       sends that path's requests
+//! ```text
+//! guarded_path            prints the names of the paths, with the requests and the events of one run
+//! guarded_path PATH       sends that path's requests
+//! ```
 //!
 //! The whole production path from the request's first byte to the answer's last, with a cached key, a counted rate
 //! limit, validation and the queue; see `tests/support/replay.rs` for what is left out. Callgrind counts while

@@ -319,7 +319,7 @@ settings! {
         Keys, "argon2-iterations", "MILLRACE_ARGON2_ITERATIONS",
         "Passes over that memory";
 
-    /// A filter that [`logging::parse_filter`] takes.
+    /// A filter that [`parse_filter`](millrace_base::logging::parse_filter) takes.
     log: String = text("FILTER", "info", log_filter),
         Server, "log", "MILLRACE_LOG",
         "error, warn, info, debug, trace, off, or a filter such as info,millrace_store=debug";
