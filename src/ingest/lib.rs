@@ -1,6 +1,6 @@
 //! The shards: one pinned thread per core, each with its own runtime, listener, auth cache and scratch space.
 //!
-//! Nothing in this crate blocks, touches a database or takes a lock of ours. A request that needs another thread (a key
+//! Nothing on a shard blocks, touches a database or takes a lock of ours. A request that needs another thread (a key
 //! that this shard does not know, a control request) awaits a oneshot channel. An event that must not be lost crosses
 //! to the journal. Shard state is `Rc`, `Cell` and `RefCell`, and no borrow is held across an await.
 //!

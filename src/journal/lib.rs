@@ -1,17 +1,19 @@
 //! The journal: what makes a 202 mean durable. It is also the only path from shards to writers.
 //!
 //! Append-only segment files in `journal/` under the data directory. Each shard appends to its own lane ([`append`],
-//! [`lane`]). One thread, `journal`, makes the records of all lanes durable with one write and one fdatasync ([`commit`]). The
-//! `journal-pool` thread preallocates segments, and deletes them once the database has all their events ([`segment_pool`],
-//! [`segment_refs`]). After a start, events that earlier runs left are replayed while new ones arrive ([`replay`]).
+//! [`lane`]). One thread, `journal`, makes the records of all lanes durable with one write and one fdatasync
+//! ([`commit`]). The `journal-pool` thread preallocates segments, and deletes them once the database has all their
+//! events ([`segment_pool`], [`segment_refs`]). After a start, events that earlier runs left are replayed while new
+//! ones arrive ([`replay`]).
 //!
 //! Invariant of each lane, in records: **appended ≥ written ≥ durable ≥ released**, asserted at every completion.
 //! Invariant of each segment: **durable ≥ committed**; they are equal before the file is deleted.
 //!
-//! An event that [`queue::Queue::offer`] accepted holds a slot until a writer reports it stored or quarantined. The slot is
-//! taken before the client is promised anything, so a full queue is a clear refusal, and accepted events are bounded in count
-//! and bytes whatever the database does. Each organisation has a share of the slots ([`shares`]), so the organisation that
-//! sends more than is stored is the one that is refused.
+//! An event that [`append::Appender::accept`] took ([`queue::Queue::offer`] without a journal) holds a slot until a
+//! writer reports it stored or quarantined. The slot is taken before the client is promised anything, so a full queue
+//! is a clear refusal, and accepted events are bounded in count and bytes whatever the database does. Each organisation
+//! has a share of the slots ([`shares`]), so the organisation that sends more than is stored is the one that is
+//! refused.
 //!
 //! [`segment`] describes a file, [`record`] an event in it. All file operations go through [`disk`], which tests replace.
 

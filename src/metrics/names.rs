@@ -2,7 +2,7 @@
 //! depend on them.
 //!
 //! The structs that are written to, their registration and what a scrape shows follow from the rows. A new metric is one
-//! row here, and a line in the contract of `tests/metrics.rs`; a label that is new needs an enum in `labels.rs` too.
+//! row here, and a line in the contract of `tests/it/ops/metrics.rs`; a label that is new needs an enum in `labels.rs` too.
 //!
 //! There are three groups, by who writes and how often:
 //! - **Shards** write cells of their own, several times a request ([`shard_metrics`]).

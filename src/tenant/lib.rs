@@ -3,7 +3,7 @@
 //! A shard answers for a key in its own cache ([`auth_cache`]). A key that is not there goes to a few threads that
 //! may block: [`verifier`] looks it up in the database and runs Argon2id. [`change_feed`] carries changes of
 //! credentials from the database to every shard. [`rate_window`] counts an organisation's requests across all shards.
-//! A request whose key is cached touches no thread and no lock of these.
+//! A request whose key is cached waits for no thread and no lock of these.
 
 pub mod auth_cache;
 pub mod change_feed;

@@ -10,6 +10,9 @@
 //! Threads: `deliver` (a single-threaded tokio runtime that makes all requests), `deliver-claims` and `deliver-record` (which
 //! call the database). The planner runs on the writer threads. All of them read the endpoint cache.
 //!
+//! Whether an outcome is tried again is decided in [`delivery::outcome`], when in [`delivery::schedule`]; `send::next_step`
+//! puts the two together.
+//!
 //! **At least once.** The transaction that stores an event inserts its delivery rows. A row leaves `pending` only when the
 //! result of an attempt is recorded. Only the holder of a delivery's lease sends it, and a lease is longer than an attempt may
 //! take. When a holder dies its lease expires and the row is due again, so no delivery is lost. A delivery is sent twice only

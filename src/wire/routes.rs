@@ -6,7 +6,8 @@
 //!
 //! A new route needs a row here, an operation in `openapi.json`, and an arm where the compiler then reports a missing
 //! one: `Connection::exchange` in ingest for a route of the shards, `Handlers::answer` in control for one of the
-//! control pool. `tests/it/openapi` holds the table and the document together.
+//! control pool; and, if the database announces its change, one in `announced` of control's `changes.rs`.
+//! `tests/it/openapi` holds the table and the document together.
 //!
 //! [`route`] runs on the shards for every request: it neither allocates nor locks, and compares with `POST /api/events`
 //! first. Paths are compared as bytes, exactly as sent and without the query: no percent-decoding, no trailing slash,

@@ -19,9 +19,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tenant", &["base", "metrics", "store"]),
     ("webhooks", &["base", "metrics", "store", "tenant"]),
     ("write", &["base", "journal", "metrics", "store", "webhooks"]),
-    ("control", &["base", "metrics", "store", "tenant", "webhooks", "wire"]),
+    ("control", &["base", "metrics", "store", "webhooks", "wire"]),
     ("ingest", &["base", "control", "journal", "metrics", "tenant", "wire"]),
-    ("bench", &["base", "webhooks", "wire"]),
+    ("bench", &["base"]),
     (
         "server",
         &["base", "bench", "control", "ingest", "journal", "metrics", "store", "tenant", "webhooks", "wire", "write"],

@@ -5,8 +5,9 @@
 //! [`SettingKey`] and a line of [`SETTINGS`] from it. The flags, the help texts, the reading of the file and of the
 //! environment, `config check` and the settings' reference are all made from these, so they cannot disagree.
 //!
-//! A new setting is one new row. What a rule says about several settings is in [`Config::check`](super::Config::check).
-//! This is plain data: nothing here reads anything.
+//! A new setting is one new row, and its use; `docs/configuration.md` is then written again (see CONTRIBUTING.md). What
+//! a rule says about several settings is in [`Config::check`](super::Config::check). This is plain data: nothing here
+//! reads anything.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
