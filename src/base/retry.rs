@@ -3,8 +3,8 @@
 //! [`Backoff`] is the pause between two attempts: it doubles from a minimum to a maximum. [`LogThrottle`] lets one
 //! line through per interval and counts those it holds back. [`sleep_unless`] is a sleep that a stop flag ends.
 //!
-//! Everything that retries or repeats a log line uses these, so that pauses and log intervals are decided in one
-//! place. None of it takes a lock; a caller that shares a throttle between threads puts it behind its own.
+//! What retries or repeats a log line uses these, unless its pause is a rule of its own (a held event, a circuit, r2d2).
+//! None of it takes a lock; a caller that shares a throttle between threads puts it behind its own.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,7 +2,8 @@
 //!
 //! The rows are the argument of `routes!` below. The macro turns them into the enums [`ShardRoute`] and
 //! [`ControlRoute`], the [`TABLE`], and the search in [`route`]. The label of `http_requests_total`, the limit of a
-//! body, the rate window and the line of the control pool are read from the row.
+//! body and, for a route of the control pool, the key, the rate window and the line are read from the row. A route of the
+//! shards identifies and admits its client itself, in `Connection::exchange`: its scope is what the documents say.
 //!
 //! A new route needs a row here, an operation in `openapi.json`, and an arm where the compiler then reports a missing
 //! one: `Connection::exchange` in ingest for a route of the shards, `Handlers::answer` in control for one of the

@@ -103,7 +103,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Reads the body of a control request, if its route takes one. The bytes are wiped from the read buffer, because
-    /// they may permit a webhook's secret.
+    /// they may hold a webhook's secret.
     async fn control_body(&mut self, takes: routes::Body, head: &Head) -> Result<Vec<u8>, Abort> {
         let routes::Body::Json(max) = takes else { return Ok(Vec::new()) };
         if head.framing == Framing::None {

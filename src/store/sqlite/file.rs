@@ -104,7 +104,7 @@ impl StoreFile {
         if state.opened.is_some() {
             return Ok(());
         }
-        // Beforehand, because SQLite would let the umask try_write who reads it; its other files copy the mode.
+        // Beforehand, because SQLite would let the umask decide who reads it; its other files copy the mode.
         let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path);
         match created {
             Ok(_) => {}

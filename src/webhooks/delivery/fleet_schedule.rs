@@ -2,7 +2,8 @@
 //!
 //! **The longest schedule applies to all servers.** The server that makes a delivery's last attempt marks it as failed, so a
 //! server with fewer retries would cut off retries that another one is configured to make. Retrying for longer than
-//! configured does no harm. Every server logs an ERROR until the schedules agree.
+//! configured does no harm. Every server logs an ERROR when it finds that the schedules differ, and a line when
+//! they agree again.
 //!
 //! Each server writes its own schedule to the database every ten seconds and reads the others. A server that stops removes
 //! its entry; the entry of a killed server counts for another
