@@ -47,13 +47,12 @@ impl NameServer {
         Self::at("127.0.0.1", 0, answer)
     }
 
-    /// What does not fit into 512 bytes is only said over TCP, where its port is free there.
+    /// What does not fit into 512 bytes is only said over TCP: not at a port that was asked for and is taken there.
     pub fn at(address: &str, port: u16, answer: impl Fn(&str) -> Said + Send + 'static) -> Self {
         const UDP_BYTES_MAX: usize = 512;
-        let socket = UdpSocket::bind((address, port)).unwrap();
+        let (socket, listener) = sockets(address, port);
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let port = socket.local_addr().unwrap().port();
-        let listener = TcpListener::bind((address, port)).ok();
         let (asked, stopped) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
         let answer = Arc::new(Mutex::new(answer));
         let say = {
@@ -111,6 +110,18 @@ impl NameServer {
     pub fn files(&self, dir: &Path, more: &str, hosts: &str) -> ResolverFiles {
         let resolv_conf = format!("nameserver {}\noptions timeout:1 attempts:1\n{more}", self.address);
         files(dir, &resolv_conf, hosts, self.port)
+    }
+}
+
+/// A UDP and a TCP socket on one port. If the kernel may choose it (0), one is taken that is free for both: other tests'
+/// connections use TCP ports that are free for UDP.
+fn sockets(address: &str, port: u16) -> (UdpSocket, Option<TcpListener>) {
+    loop {
+        let socket = UdpSocket::bind((address, port)).unwrap();
+        let listener = TcpListener::bind((address, socket.local_addr().unwrap().port()));
+        if port != 0 || listener.is_ok() {
+            return (socket, listener.ok());
+        }
     }
 }
 
