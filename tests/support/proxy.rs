@@ -123,10 +123,12 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.stop.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
+        let Some(listener) = self.listener.take() else { return };
+        // Wakes the accepting thread; again while no port is free to connect from.
+        while !listener.is_finished() && TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            thread::sleep(Duration::from_millis(50));
         }
+        let _ = listener.join();
     }
 }
 

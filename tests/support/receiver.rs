@@ -213,11 +213,12 @@ impl Drop for Receiver {
         for tcp in self.shared.open.lock().unwrap().values() {
             let _ = tcp.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread.
-        drop(TcpStream::connect(self.address));
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
+        let Some(accepting) = self.accepting.take() else { return };
+        // Wakes the accepting thread; again while no port is free to connect from.
+        while !accepting.is_finished() && TcpStream::connect(self.address).is_err() {
+            thread::sleep(Duration::from_millis(50));
         }
+        let _ = accepting.join();
     }
 }
 

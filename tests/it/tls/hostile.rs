@@ -159,6 +159,8 @@ fn tls_handshakes_of_an_address_are_a_burst_and_then_a_rate() {
         let config = f.client_config(ALL_VERSIONS);
         let from = |last: u8| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // Closed with a RST: a port that was bound and is in TIME-WAIT is nobody's for a minute, and other tests connect.
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
             socket.bind(&SocketAddr::from(([127, 0, 9, last], 0)).into()).unwrap();
             socket.connect(&f.server.addr.into()).unwrap();
             TcpStream::from(socket)
